@@ -1,0 +1,63 @@
+//! What does the arithmetic of a step: the seam between scheduling and tensors.
+//!
+//! Three kinds implement it: a fake one (tests of the scheduler), CPU, CUDA.
+
+use std::sync::Arc;
+
+use crate::{Batch, SampledToken, Slot};
+
+/// Fixed sizes of a runner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunnerShape {
+    /// Tokens in one KV block.
+    pub block_tokens: u32,
+    /// KV blocks in all.
+    pub kv_blocks: u32,
+    /// Adapter slots in all.
+    pub adapter_slots: u32,
+    /// Tokens of a sequence, prompt and output.
+    pub context_tokens_max: u32,
+    /// Rows of a batch.
+    pub batch_rows_max: u32,
+    /// Tokens in the vocabulary; ids are below it.
+    pub vocabulary: u32,
+}
+
+/// A step or a load that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    /// The batch breaks a rule of [`Batch`] or of [`RunnerShape`]: a bug of the scheduler.
+    #[error("malformed batch: {0}")]
+    Malformed(String),
+    /// The adapter does not fit this base.
+    #[error("adapter does not fit: {0}")]
+    Adapter(String),
+    /// The device or library failed.
+    #[error("runner failed: {0}")]
+    Failed(String),
+}
+
+/// Runs batches over the base, its KV memory and its adapter slots.
+pub trait ModelRunner: Send + 'static {
+    /// An adapter in the form in which it waits in host memory.
+    type Adapter: Send + Sync + 'static;
+
+    /// The runner's sizes.
+    fn shape(&self) -> RunnerShape;
+
+    /// Puts an adapter into an empty slot.
+    ///
+    /// # Errors
+    /// If it does not fit the base or the slot.
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<Self::Adapter>) -> Result<(), RunnerError>;
+
+    /// Empties a slot; no batch names it until the next load.
+    fn unload_adapter(&mut self, slot: Slot);
+
+    /// Runs one step: writes the KV of every row, and appends one token to `sampled` for each of `batch.samples`, in
+    /// that order.
+    ///
+    /// # Errors
+    /// If the batch is malformed or the device fails; the KV of the rows is then undefined.
+    fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError>;
+}

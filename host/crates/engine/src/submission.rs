@@ -1,0 +1,110 @@
+//! What goes into the engine and what comes out, request by request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use types::{Blame, Digest, FinishReason, Usage, ValidPlan};
+
+/// A checked request, ready to be scheduled.
+#[derive(Debug)]
+pub struct Submission<A> {
+    /// What was checked: composition, sampling, stop conditions, deadline, budget.
+    pub plan: ValidPlan,
+    /// The prompt as tokens; not empty.
+    pub prompt: Vec<u32>,
+    /// Every adapter that the plan's composition names, held until the sequence ends.
+    pub adapters: Vec<(Digest, Arc<A>)>,
+    /// Seed of the draw.
+    pub seed: u64,
+}
+
+/// Why a submission was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Too many requests wait already.
+    #[error("{waiting} requests wait already")]
+    QueueFull {
+        /// How many.
+        waiting: usize,
+    },
+    /// The prompt is empty or leaves no room for output.
+    #[error("the prompt has {tokens} tokens; it must have at least 1 and at most {max}, which leaves room to answer")]
+    PromptLength {
+        /// Length of the prompt.
+        tokens: usize,
+        /// The most that fits.
+        max: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token {id} is outside the vocabulary of {vocabulary}")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Its size.
+        vocabulary: u32,
+    },
+    /// More adapters than the runner has slots.
+    #[error("the composition names {adapters} adapters, the runner has {slots} slots")]
+    TooManyAdapters {
+        /// How many.
+        adapters: usize,
+        /// How many there are.
+        slots: u32,
+    },
+    /// A composition names an adapter that was not handed over with it.
+    #[error("adapter {0} was not handed over with the plan")]
+    MissingAdapter(Digest),
+    /// The engine has stopped.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+impl SubmitError {
+    /// A stable word for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::QueueFull { .. } => "queue_full",
+            Self::PromptLength { .. } => "context_length_exceeded",
+            Self::UnknownToken { .. } => "unknown_token",
+            Self::TooManyAdapters { .. } => "limit_exceeded",
+            Self::MissingAdapter(_) => "internal",
+            Self::Stopped => "shutting_down",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub const fn blame(&self) -> Blame {
+        match self {
+            Self::QueueFull { .. } | Self::Stopped => Blame::Capacity,
+            Self::PromptLength { .. } | Self::UnknownToken { .. } | Self::TooManyAdapters { .. } => Blame::Caller,
+            Self::MissingAdapter(_) => Blame::Host,
+        }
+    }
+}
+
+/// What a sequence has to say, in order; `Finished` or `Failed` is the last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenEvent {
+    /// One token. The token that ended the sequence (end of sequence, a stop token) is not sent.
+    Token {
+        /// Its number.
+        id: u32,
+        /// Its log-probability, if asked.
+        logprob: Option<f32>,
+        /// Alternatives, if asked.
+        top: Vec<(u32, f32)>,
+    },
+    /// The end.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// What was used.
+        usage: Usage,
+        /// From submission to the first step that had rows of this sequence.
+        queued: Duration,
+    },
+    /// The runner failed.
+    Failed(String),
+}
