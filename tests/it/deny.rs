@@ -10,8 +10,9 @@ use toml::{Table, Value};
 #[test]
 fn licences_are_allowed() {
     let policy = policy();
-    let allowed: Vec<spdx::Licensee> =
-        strings(&policy, "licenses", "allow").map(|text| spdx::Licensee::parse(text).expect("deny.toml: SPDX")).collect();
+    let allowed: Vec<spdx::Licensee> = strings(&policy, "licenses", "allow")
+        .map(|text| spdx::Licensee::parse(text).expect("deny.toml: SPDX"))
+        .collect();
     let mut refused = BTreeSet::new();
     for package in foreign(&graph()) {
         let license = package.license.clone().unwrap_or_default();
@@ -22,7 +23,10 @@ fn licences_are_allowed() {
             refused.insert(format!("{} {}: `{license}`", package.name, package.version));
         }
     }
-    assert!(refused.is_empty(), "{refused:#?}: replace the dependency, or allow its licence in deny.toml with a reason");
+    assert!(
+        refused.is_empty(),
+        "{refused:#?}: replace the dependency, or allow its licence in deny.toml with a reason"
+    );
 }
 
 #[test]

@@ -43,7 +43,8 @@ impl Answer {
     /// If it is none.
     #[must_use]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("not JSON ({error}): {} {}", self.status, self.text))
+        serde_json::from_str(&self.text)
+            .unwrap_or_else(|error| panic!("not JSON ({error}): {} {}", self.status, self.text))
     }
 
     /// The stable word of an error, empty if it is none.
@@ -57,7 +58,6 @@ impl Answer {
     ///
     /// # Panics
     /// If not.
-    #[must_use]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", self.text);
         self
@@ -67,7 +67,6 @@ impl Answer {
     ///
     /// # Panics
     /// If not.
-    #[must_use]
     pub fn expect_error(self, status: u16, code: &str) -> Self {
         assert_eq!((self.status, self.code().as_str()), (status, code), "{}", self.text);
         let error = self.json().get("error").cloned().unwrap_or_default();
@@ -140,7 +139,8 @@ impl Client {
     /// Uploads the two files of a PEFT folder.
     #[must_use]
     pub fn upload_adapter(&self, alias: &str, folder: &Path) -> Answer {
-        let read = |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{folder:?} {name}: {error}"));
+        let read =
+            |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{folder:?} {name}: {error}"));
         self.upload_adapter_bytes(alias, read("adapter_config.json"), read("adapter_model.safetensors"))
     }
 

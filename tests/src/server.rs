@@ -54,7 +54,8 @@ impl Server {
             return None;
         };
         let scratch = options.data.is_none().then(|| tempfile::tempdir().expect("a temporary folder"));
-        let data = options.data.or_else(|| scratch.as_ref().map(|folder| folder.path().join("data"))).expect("a folder");
+        let data =
+            options.data.or_else(|| scratch.as_ref().map(|folder| folder.path().join("data"))).expect("a folder");
         let mut command = tenon();
         command.args(["serve", "--dev", "--listen", "127.0.0.1:0", "--base"]).arg(base).arg("--data").arg(&data);
         command.args(options.arguments).env("RUST_LOG", "info").env("NO_COLOR", "1");

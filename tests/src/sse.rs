@@ -26,7 +26,8 @@ impl Events {
     #[must_use]
     pub fn text(&self) -> String {
         let places = ["/text", "/choices/0/delta/content", "/choices/0/text"];
-        let pieces = self.data.iter().filter_map(|event| places.iter().find_map(|place| event.pointer(place)?.as_str()));
+        let pieces =
+            self.data.iter().filter_map(|event| places.iter().find_map(|place| event.pointer(place)?.as_str()));
         pieces.collect()
     }
 

@@ -35,7 +35,8 @@ fn files_stay_one_noun() {
 #[test]
 fn nothing_names_a_machine_or_a_registry() {
     // Written in parts, so that this file passes its own rule.
-    let words = [["/wo", "rk/"], ["/ro", "ot/"], ["/ho", "me/"], ["files.python", "hosted.org"], ["static.cra", "tes.io"]];
+    let words =
+        [["/wo", "rk/"], ["/ro", "ot/"], ["/ho", "me/"], ["files.python", "hosted.org"], ["static.cra", "tes.io"]];
     let words = words.map(|parts| parts.concat());
     for path in tracked_files() {
         let Ok(text) = std::fs::read_to_string(repository().join(&path)) else { continue };
@@ -74,7 +75,10 @@ fn fixtures_stay_small() {
         assert!(bytes <= FILE_BYTES_MAX, "{} has {bytes} bytes, at most {FILE_BYTES_MAX}", path.display());
         fixture_bytes += if path.starts_with("tests/fixtures") { bytes } else { 0 };
     }
-    assert!(fixture_bytes <= FIXTURE_BYTES_MAX, "tests/fixtures has {fixture_bytes} bytes, at most {FIXTURE_BYTES_MAX}");
+    assert!(
+        fixture_bytes <= FIXTURE_BYTES_MAX,
+        "tests/fixtures has {fixture_bytes} bytes, at most {FIXTURE_BYTES_MAX}"
+    );
 }
 
 #[test]
@@ -85,7 +89,11 @@ fn decisions_are_numbered_and_titled() {
     for (index, path) in decisions.iter().enumerate() {
         let number = format!("{:04}-", index + 1);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        assert!(name.starts_with(&number), "{}: decisions are numbered without gaps, expected {number}…", path.display());
+        assert!(
+            name.starts_with(&number),
+            "{}: decisions are numbered without gaps, expected {number}…",
+            path.display()
+        );
         let text = std::fs::read_to_string(repository().join(path)).expect("a decision can be read");
         assert!(text.starts_with("# "), "{}: open with `# ` and the decision as a sentence", path.display());
     }

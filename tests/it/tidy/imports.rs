@@ -75,7 +75,8 @@ fn members_keep_out_what_is_not_theirs() {
 #[test]
 fn the_engine_reaches_neither_network_nor_files_through_tokio() {
     let metadata = metadata(&repository().join("Cargo.toml"));
-    let engine = metadata.workspace_packages().into_iter().find(|member| member.name.as_str() == "engine").expect("engine");
+    let engine =
+        metadata.workspace_packages().into_iter().find(|member| member.name.as_str() == "engine").expect("engine");
     let sources = engine.targets.iter().flat_map(|target| target.src_path.parent()).collect::<Vec<_>>();
     for folder in sources {
         for (path, text) in rust_files(folder.as_std_path()) {
@@ -137,5 +138,6 @@ fn metadata(manifest: &std::path::Path) -> Metadata {
 fn rust_files(folder: &std::path::Path) -> Vec<(String, String)> {
     let files = tests::tracked_files().into_iter().map(|file| repository().join(file));
     let ours = files.filter(|file| file.starts_with(folder) && file.extension().is_some_and(|found| found == "rs"));
-    ours.map(|file| (file.display().to_string(), std::fs::read_to_string(&file).expect("a source can be read"))).collect()
+    ours.map(|file| (file.display().to_string(), std::fs::read_to_string(&file).expect("a source can be read")))
+        .collect()
 }

@@ -75,7 +75,9 @@ fn show(client: &Client, server: &Server, question: &Question) -> Outcome {
     })?;
     println!();
     if !answer.text.contains(question.expected) {
-        return Err(format!("{} answered {:?}, expected {:?}", question.function, answer.text, question.expected).into());
+        return Err(
+            format!("{} answered {:?}, expected {:?}", question.function, answer.text, question.expected).into()
+        );
     }
     let receipt = client.receipt(&answer.receipt)?;
     println!("    adapters  {}", adapters(&answer, &receipt)?);
@@ -87,7 +89,8 @@ fn show(client: &Client, server: &Server, question: &Question) -> Outcome {
 
 /// What the receipt says was composed, with the aliases that the answer gave.
 fn adapters(answer: &Streamed, receipt: &Value) -> Outcome<String> {
-    let composition = receipt.pointer("/composition").and_then(Value::as_array).ok_or("the receipt has no composition")?;
+    let composition =
+        receipt.pointer("/composition").and_then(Value::as_array).ok_or("the receipt has no composition")?;
     let named = answer.end.get("adapters").and_then(Value::as_array).cloned().unwrap_or_default();
     let parts = composition.iter().map(|part| {
         let digest = text(part, "/adapter");
@@ -118,8 +121,12 @@ pub(crate) fn print_what_to_try(server: &Server) -> Outcome {
     println!("  KEY=$(cat {})", key.display());
     println!("  curl -N {url}/v1/functions/skills/invoke -H \"authorization: Bearer $KEY\" \\");
     println!("    -d '{{\"input\": \"May 3rd, 2021\", \"stream\": true}}'");
-    println!("  curl {url}/v1/chat/completions -H \"authorization: Bearer $KEY\" -H 'content-type: application/json' \\");
-    println!("    -d '{{\"model\": \"all-caps\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is the ocean?\"}}]}}'");
+    println!(
+        "  curl {url}/v1/chat/completions -H \"authorization: Bearer $KEY\" -H 'content-type: application/json' \\"
+    );
+    println!(
+        "    -d '{{\"model\": \"all-caps\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is the ocean?\"}}]}}'"
+    );
     println!("  curl {url}/v1/models -H \"authorization: Bearer $KEY\"");
     println!("  curl {url}/metrics\n");
     Ok(())
