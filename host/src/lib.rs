@@ -1,1 +1,4 @@
 //! Placeholder.
+
+// State: what lasts, and what is made of it.
+pub mod store;
