@@ -1,4 +1,6 @@
 //! Placeholder.
 
 // State: what lasts, and what is made of it.
+pub mod artifacts;
 pub mod store;
+pub mod tenants;
