@@ -2,5 +2,6 @@
 
 // State: what lasts, and what is made of it.
 pub mod artifacts;
+pub mod registry;
 pub mod store;
 pub mod tenants;
