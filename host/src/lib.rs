@@ -1,4 +1,7 @@
 //! Placeholder.
 
 // State: what lasts, and what is made of it.
+pub mod artifacts;
+pub mod registry;
 pub mod store;
+pub mod tenants;

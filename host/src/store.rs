@@ -3,9 +3,9 @@
 //! Everything durable but the receipt log goes through [`Store`], so that a bucket with conditional writes can stand in for the
 //! embedded one. Not here: what the bytes mean.
 
-mod embedded;
 #[cfg(test)]
 pub(crate) mod conformance;
+mod embedded;
 #[cfg(test)]
 pub(crate) mod memory;
 

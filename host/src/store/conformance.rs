@@ -107,7 +107,9 @@ async fn swaps_race_and_none_is_lost(store: Arc<dyn Store>) {
 async fn add_one(store: &dyn Store) -> bool {
     let found = store.get("p/count").await.expect("get");
     let (count, version) = match &found {
-        Some((value, version)) => (std::str::from_utf8(value).expect("text").parse().expect("a number"), Some(*version)),
+        Some((value, version)) => {
+            (std::str::from_utf8(value).expect("text").parse().expect("a number"), Some(*version))
+        }
         None => (0_u32, None),
     };
     match store.swap("p/count", version, Some(bytes(&(count + 1).to_string()))).await {
