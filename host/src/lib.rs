@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Tenon's host.
+
+pub mod receipt;
