@@ -4,9 +4,17 @@
 //! [`ModelRunner`].
 
 mod batch;
+mod config;
+mod engine;
+mod handle;
 mod runner;
 mod submission;
+mod thread;
 
 pub use batch::{Batch, BatchSequence, LoraSegment, SampleRequest, SampledToken, Slot};
+pub use config::{EngineConfig, EngineError};
+pub use engine::Engine;
+pub use handle::{Clock, EngineHandle, EngineStats, TokenStream};
 pub use runner::{ModelRunner, RunnerError, RunnerShape};
 pub use submission::{Submission, SubmitError, TokenEvent};
+pub use thread::{EngineThread, Started, start};
