@@ -45,7 +45,7 @@ fn an_invalid_plan_is_refused() {
 fn an_adapter_that_was_not_granted_is_refused() {
     let Some(server) = shared_server("an_adapter_that_was_not_granted_is_refused") else { return };
     // `all-caps` is the tenant's own, but the manifest grants only `iso-date`.
-    invoke_guest(&server.client(), "ungranted").expect_error(502, "adapter_not_granted");
+    invoke_guest(&server.client(), "ungranted-adapter").expect_error(502, "adapter_not_granted");
 }
 
 #[test]

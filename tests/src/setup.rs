@@ -33,14 +33,15 @@ pub fn deploy_examples(client: &Client) {
         let answer = client.upload_adapter(name, &folder);
         assert!(matches!(answer.status, 200 | 201), "{name}: {} {}", answer.status, answer.text);
     }
-    deploy(client, "echo", "echo", &json!([]));
-    deploy(client, "skills", "skill-router", &json!(ADAPTERS));
-    deploy(client, "blend", "blend", &json!(["all-caps", "sentiment-json"]));
+    let blend = json!({"first": "all-caps", "second": "sentiment-json", "system": "Answer the question."});
+    deploy(client, "echo", "echo", &json!([]), &json!({}));
+    deploy(client, "skills", "skill-router", &json!(ADAPTERS), &json!({}));
+    deploy(client, "blend", "blend", &json!(["all-caps", "sentiment-json"]), &blend);
 }
 
-fn deploy(client: &Client, function: &str, plugin: &str, adapters: &Value) {
+fn deploy(client: &Client, function: &str, plugin: &str, adapters: &Value, config: &Value) {
     let digest = client.upload_plugin(guest(plugin));
-    let manifest = json!({"plugin": digest, "adapters": adapters});
+    let manifest = json!({"plugin": digest, "adapters": adapters, "config": config});
     let answer = client.put(&format!("/v1/functions/{function}"), &manifest);
     assert!(matches!(answer.status, 200 | 201), "{function}: {} {}", answer.status, answer.text);
 }

@@ -24,10 +24,13 @@ struct Question {
 
 fn questions() -> Vec<Question> {
     let ask = |function, input, expected| Question { function, input, expected };
+    let blended = json!({"text": "What is the ocean?", "all-caps": 0.8, "iso-date": 0.2});
     vec![
-        ask("skills", json!("December 7th, 1997"), "1997-12-07"),
-        ask("skills", json!("Everyone said the blender was worthless."), "\"negative\""),
-        ask("blend", json!("What is the largest planet?"), ""),
+        ask("skills", json!("23 December 1951"), "1951-12-23"),
+        ask("skills", json!("In my opinion the blender is terrific."), "\"positive\""),
+        ask("skills", json!("What is the largest planet?"), "THE LARGEST PLANET"),
+        ask("skills", json!("hmm"), ""),
+        ask("blend", blended, "THE "),
     ]
 }
 
@@ -43,18 +46,19 @@ pub(crate) fn run(client: &Client, server: &Server) -> Outcome {
         println!("  {name:<15} rank {:<3} {}", text(&info, "/rank"), short(&text(&info, "/digest")));
     }
     step("functions", "uploading plugins, deploying functions");
-    deploy(client, "skills", "skill-router")?;
-    deploy(client, "blend", "blend")?;
+    deploy(client, "skills", "skill-router", &json!({}))?;
+    let blend = json!({"first": "all-caps", "second": "iso-date", "system": "Answer the question."});
+    deploy(client, "blend", "blend", &blend)?;
     step("invocations", "as a user would, streaming");
     questions().iter().try_for_each(|question| show(client, server, question))
 }
 
-fn deploy(client: &Client, function: &str, plugin: &str) -> Outcome {
+fn deploy(client: &Client, function: &str, plugin: &str, config: &Value) -> Outcome {
     let path = component(plugin);
     let bytes = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let size = bytes.len();
     let digest = client.post_plugin(bytes)?;
-    let version = client.deploy(function, &json!({"plugin": digest, "adapters": ADAPTERS}))?;
+    let version = client.deploy(function, &json!({"plugin": digest, "adapters": ADAPTERS, "config": config}))?;
     println!("  {function:<15} version {version}, {plugin}.wasm of {} KB, {}", size / 1000, short(&digest));
     Ok(())
 }
@@ -89,8 +93,10 @@ fn show(client: &Client, server: &Server, question: &Question) -> Outcome {
 
 /// What the receipt says was composed, with the aliases that the answer gave.
 fn adapters(answer: &Streamed, receipt: &Value) -> Outcome<String> {
-    let composition =
-        receipt.pointer("/composition").and_then(Value::as_array).ok_or("the receipt has no composition")?;
+    let composition = receipt
+        .pointer("/final/record/outcome/composition")
+        .and_then(Value::as_array)
+        .ok_or("the receipt has no composition")?;
     let named = answer.end.get("adapters").and_then(Value::as_array).cloned().unwrap_or_default();
     let parts = composition.iter().map(|part| {
         let digest = text(part, "/adapter");
