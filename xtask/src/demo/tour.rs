@@ -94,7 +94,7 @@ fn show(client: &Client, server: &Server, question: &Question) -> Outcome {
 /// What the receipt says was composed, with the aliases that the answer gave.
 fn adapters(answer: &Streamed, receipt: &Value) -> Outcome<String> {
     let composition = receipt
-        .pointer("/final/record/outcome/composition")
+        .pointer("/receipt/outcome/composition")
         .and_then(Value::as_array)
         .ok_or("the receipt has no composition")?;
     let named = answer.end.get("adapters").and_then(Value::as_array).cloned().unwrap_or_default();
