@@ -108,7 +108,7 @@ impl<R: ModelRunner> Engine<R> {
 
     fn receive(&mut self, message: Message<R::Adapter>) {
         match message {
-            Message::Arrival(arrival) => self.scheduler.add(Sequence::new(*arrival)),
+            Message::Arrival(arrival) => self.scheduler.add(*arrival),
             // What was sent before the inbox closed still comes out of it.
             Message::Drain => self.inbox.close(),
             Message::Abort => {

@@ -13,6 +13,7 @@ use types::Digest;
 
 use crate::adapter_slots::{AdapterSlots, SlotLoad};
 use crate::block_manager::BlockManager;
+use crate::handle::Arrival;
 use crate::sequence::Sequence;
 use crate::{RunnerShape, Slot};
 
@@ -26,6 +27,7 @@ pub(crate) struct Scheduler<A> {
     slots: AdapterSlots,
     rows_max: usize,
     running_max: usize,
+    arrivals: u64,
     preemptions: u64,
 }
 
@@ -40,12 +42,14 @@ impl<A> Scheduler<A> {
             rows_max,
             // A sequence that decodes needs a row in every step.
             running_max: running_max.min(rows_max),
+            arrivals: 0,
             preemptions: 0,
         }
     }
 
-    pub(crate) fn add(&mut self, sequence: Sequence<A>) {
-        self.waiting.push_back(sequence);
+    pub(crate) fn add(&mut self, arrival: Arrival<A>) {
+        self.waiting.push_back(Sequence::new(self.arrivals, arrival));
+        self.arrivals += 1;
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -55,16 +59,15 @@ impl<A> Scheduler<A> {
     /// Plans the next step: sets `planned` of every running sequence and reserves the blocks and slots for it. The
     /// loads have to be done before the step.
     pub(crate) fn schedule(&mut self) -> Vec<SlotLoad> {
-        let preempted = self.plan_running();
-        // After a preemption the freed blocks are for those that run.
-        if preempted { Vec::new() } else { self.admit() }
+        self.plan_running();
+        // Whoever was preempted is first in line, and what it left does not suffice for it: nothing is lost and taken
+        // back in one step.
+        self.admit()
     }
 
-    /// Answers whether a sequence was preempted.
-    fn plan_running(&mut self) -> bool {
+    fn plan_running(&mut self) {
         let decoding = self.running.iter().filter(|sequence| sequence.remaining() == 1).count();
         let mut prompt_rows = self.rows_max.saturating_sub(decoding);
-        let preemptions = self.preemptions;
         let mut index = 0;
         while let Some(sequence) = self.running.get_mut(index) {
             sequence.planned = match sequence.remaining() {
@@ -81,7 +84,6 @@ impl<A> Scheduler<A> {
                 self.preempt_youngest();
             }
         }
-        self.preemptions > preemptions
     }
 
     fn preempt_youngest(&mut self) {
@@ -174,10 +176,13 @@ impl<A> Scheduler<A> {
         self.preemptions
     }
 
-    /// What must hold between steps: blocks and slots are conserved, those that wait hold nothing, those that run hold
+    /// What must hold between steps: whoever runs is older than whoever waits and nobody is there twice; blocks and slots are conserved, those that wait hold nothing, those that run hold
     /// enough.
     pub(crate) fn check_integrity(&self) -> Result<(), String> {
         let all = || self.running.iter().chain(&self.waiting);
+        if !all().is_sorted_by(|one, two| one.number < two.number) {
+            return Err("the sequences are not in order of arrival".into());
+        }
         self.blocks.check_integrity(all().map(|sequence| &sequence.blocks))?;
         self.slots.check_integrity(all().flat_map(|sequence| &sequence.slots))?;
         let idle = |sequence: &Sequence<A>| sequence.slots.is_empty() && sequence.blocks.blocks().is_empty();

@@ -13,6 +13,8 @@ use crate::{SampleRequest, SampledToken, Slot, TokenEvent};
 
 /// A sequence of tokens that is being continued.
 pub(crate) struct Sequence<A> {
+    /// Order of arrival: a smaller number is older.
+    pub(crate) number: u64,
     plan: ValidPlan,
     seed: u64,
     adapters: Vec<(Digest, Arc<A>)>,
@@ -37,9 +39,10 @@ pub(crate) struct Sequence<A> {
 }
 
 impl<A> Sequence<A> {
-    pub(crate) fn new(arrival: Arrival<A>) -> Self {
+    pub(crate) fn new(number: u64, arrival: Arrival<A>) -> Self {
         let Arrival { submission, submitted, events, place } = arrival;
         Self {
+            number,
             plan: submission.plan,
             seed: submission.seed,
             adapters: submission.adapters,

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use types::{CompositionPart, Digest, FinishReason, Grants, LayerRange, ModuleSet, Plan, PlanEntry, PlanLimits};
+use types::{
+    CompositionPart, Digest, FinishReason, Grants, LayerRange, Module, ModuleSet, Plan, PlanEntry, PlanLimits,
+};
 use types::{Prompt, Usage, ValidPlan};
 
 use crate::*;
@@ -35,6 +37,8 @@ pub(crate) struct Request {
     pub(crate) prompt: Vec<u32>,
     pub(crate) output: u32,
     pub(crate) adapters: Vec<(&'static str, f32)>,
+    /// Only the query and value projections.
+    pub(crate) narrow: bool,
     pub(crate) seed: Option<u64>,
     pub(crate) stop: Vec<u32>,
     pub(crate) ignore_eos: bool,
@@ -44,7 +48,7 @@ pub(crate) struct Request {
 pub(crate) fn request(prompt: impl IntoIterator<Item = u32>, output: u32) -> Request {
     let prompt = prompt.into_iter().collect();
     let (adapters, stop) = (Vec::new(), Vec::new());
-    Request { prompt, output, adapters, seed: None, stop, ignore_eos: true, deadline_ms: None }
+    Request { prompt, output, adapters, narrow: false, seed: None, stop, ignore_eos: true, deadline_ms: None }
 }
 
 fn value_of(name: &str) -> u64 {
@@ -57,9 +61,17 @@ impl Request {
         self
     }
 
+    fn modules(&self) -> ModuleSet {
+        if self.narrow { [Module::Q, Module::V].into_iter().collect() } else { ModuleSet::ALL }
+    }
+
     pub(crate) fn submission(&self) -> Submission<FakeAdapter> {
         let mut plan = Plan::new(Prompt::Tokens(self.prompt.clone()));
-        plan.composition = self.adapters.iter().map(|(name, weight)| PlanEntry::whole(*name, *weight)).collect();
+        let entry = |(name, weight): &(&str, f32)| {
+            let modules = self.narrow.then(|| self.modules());
+            PlanEntry { modules, ..PlanEntry::whole(*name, *weight) }
+        };
+        plan.composition = self.adapters.iter().map(entry).collect();
         plan.sampling.temperature = if self.seed.is_some() { 1.0 } else { 0.0 };
         plan.stop.token_ids = self.stop.clone();
         plan.stop.ignore_eos = self.ignore_eos;
@@ -75,7 +87,7 @@ impl Request {
     pub(crate) fn expected(&self, shape: &RunnerShape, eos: &[u32]) -> (Vec<u32>, FinishReason, Usage) {
         let part = |name: &str, weight| {
             let adapter = Digest::of(name.as_bytes());
-            (value_of(name), CompositionPart { adapter, weight, modules: ModuleSet::ALL, layers: LayerRange::ALL })
+            (value_of(name), CompositionPart { adapter, weight, modules: self.modules(), layers: LayerRange::ALL })
         };
         let mut parts: Vec<_> = self.adapters.iter().map(|(name, weight)| part(name, *weight)).collect();
         parts.sort_by_key(|(_, part)| (part.adapter, part.weight.to_bits()));

@@ -32,11 +32,13 @@ fn requests() -> impl Strategy<Value = Request> {
     let seed = prop::option::of(any::<u64>());
     let prompt = prop::collection::vec(0..VOCABULARY, 1..20);
     let deadline_ms = prop::option::weighted(0.1, 0..40u32);
-    (prompt, 1..25u32, adapters, seed, any::<bool>(), prop::option::of(0..VOCABULARY), deadline_ms).prop_map(
-        |(prompt, output, adapters, seed, ignore_eos, stop, deadline_ms)| {
+    let stop = prop::option::of(0..VOCABULARY);
+    (prompt, 1..25u32, adapters, any::<bool>(), seed, any::<bool>(), stop, deadline_ms).prop_map(
+        |(prompt, output, adapters, narrow, seed, ignore_eos, stop, deadline_ms)| {
             let adapters = adapters.into_iter().map(|(i, weight)| (NAMES[if i == 19 { 4 } else { i % 4 }], weight));
             let adapters = adapters.collect();
-            Request { prompt, output, adapters, seed, stop: stop.into_iter().collect(), ignore_eos, deadline_ms }
+            let stop = stop.into_iter().collect();
+            Request { prompt, output, adapters, narrow, seed, stop, ignore_eos, deadline_ms }
         },
     )
 }
@@ -110,7 +112,7 @@ fn check(case: &Case, request: &Request, stream: &mut TokenStream) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn survivors_are_as_if_alone(case in cases()) {

@@ -42,11 +42,13 @@ fn stop_finishes_what_is_there_and_refuses_what_comes() {
 #[test]
 fn abort_fails_what_is_there() {
     let (handle, thread) = started(FakeRunner::new(shape()));
-    let streams: Vec<_> = (0..40).map(|i| handle.submit(request([i], 100).submission()).expect("accepted")).collect();
+    let streams: Vec<_> =
+        (0..200).map(|i| handle.submit(request([i % VOCABULARY], 100).submission()).expect("accepted")).collect();
     thread.abort().expect("a good end");
     let failed = TokenEvent::Failed("the engine was stopped".into());
     let lasts: Vec<_> = streams.into_iter().map(|stream| read_to_end(stream).1).collect();
     assert!(lasts.iter().all(|last| *last == failed || is_length(last)), "{lasts:?}");
+    assert!(lasts.contains(&failed), "200 requests are too many to finish by now");
 }
 
 #[test]
