@@ -8,6 +8,7 @@ mod base;
 mod chat_template;
 mod config;
 mod error;
+mod gguf;
 mod runner;
 mod tokenizer;
 
