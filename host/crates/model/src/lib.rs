@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod gguf;
 mod runner;
+mod sampler;
 mod tokenizer;
 
 pub use adapter::{AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, canonical_adapter};
