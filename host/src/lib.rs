@@ -1,6 +1,7 @@
 //! Placeholder.
 
 // State: what lasts, and what is made of it.
+pub mod adapters;
 pub mod artifacts;
 pub mod registry;
 pub mod store;

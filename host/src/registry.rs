@@ -18,6 +18,7 @@ use types::{Blame, Digest, FunctionName, TenantId};
 
 use crate::store::{Store, StoreError};
 
+pub(crate) use manifest::digest_text;
 pub use manifest::{Manifest, ManifestError, ManifestLimits};
 
 /// Functions of one tenant.
@@ -141,11 +142,18 @@ impl Head {
 type VersionKey = (TenantId, FunctionName, u32);
 
 /// Functions and plugins, by tenant.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Registry {
     store: Arc<dyn Store>,
     /// Written once, so never stale; whether a version exists is asked of the head each time.
     manifests: Cache<VersionKey, Arc<Manifest>>,
+}
+
+/// Manifests hold what tenants configured; they do not belong in a log.
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("store", &self.store).finish_non_exhaustive()
+    }
 }
 
 impl Registry {
