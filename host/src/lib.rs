@@ -1,4 +1,6 @@
-//! Placeholder.
+//! Tenon's host.
+
+pub mod receipt;
 
 // State: what lasts, and what is made of it.
 pub mod adapters;
