@@ -67,6 +67,9 @@ pub enum Error {
     /// The engine.
     #[error(transparent)]
     Submit(#[from] engine::SubmitError),
+    /// Nothing could be answered in time.
+    #[error("the deadline passed before the adapters were there")]
+    Deadline,
     /// The runner failed in mid-stream.
     #[error("generation failed: {0}")]
     Generation(String),
@@ -131,6 +134,7 @@ impl Error {
             Self::Plan { source, .. } => source.code(),
             Self::Plugin(error) => error.code(),
             Self::Submit(error) => error.code(),
+            Self::Deadline => "deadline_exceeded",
             Self::Generation(_) => "generation_failed",
             Self::Model(error) => error.code(),
             Self::Adapter(error) => error.code(),
@@ -153,7 +157,7 @@ impl Error {
             | Self::NotFound(_)
             | Self::TooLarge { .. }
             | Self::Rejected { .. } => Blame::Caller,
-            Self::Unavailable(_) => Blame::Capacity,
+            Self::Unavailable(_) | Self::Deadline => Blame::Capacity,
             Self::Plan { by_caller: true, .. } => Blame::Caller,
             Self::Plan { source, .. } => source.blame(),
             Self::Plugin(error) => error.blame(),

@@ -107,7 +107,8 @@ async fn submit(
     let by_caller = function.is_none();
     let plan = ValidPlan::check(plan, &grants, &limits).map_err(|source| Error::Plan { source, by_caller })?;
     let adapters_started = Instant::now();
-    let leases = lease_adapters(host, principal, &plan).await?;
+    let leasing = lease_adapters(host, principal, &plan);
+    let leases = tokio::time::timeout(plan.deadline(), leasing).await.map_err(|_| Error::Deadline)??;
     let stages = Stages { started, plugin, adapters: adapters_started.elapsed() };
     let templates = function.as_ref().map(|call| &call.manifest.templates);
     let prompt = prompt::tokenise(host, plan.prompt(), templates).await?;

@@ -17,6 +17,9 @@ pub(crate) async fn health() -> Json<Value> {
 /// The base is loaded.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     match app.ready() {
+        Some(host) if host.engine.is_stopped() => {
+            Error::Internal("the engine has stopped; restart the host".into()).into_response()
+        }
         Some(host) if !host.is_draining() => (StatusCode::OK, Json(json!({"status": "ready"}))).into_response(),
         Some(_) => Error::Unavailable("draining").into_response(),
         None => Error::Unavailable("the base is still loading").into_response(),
