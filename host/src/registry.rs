@@ -7,6 +7,7 @@
 //! written once, `plugins/TENANT/DIGEST` the ownership of a plugin. A number is never given out twice, not even after the function
 //! was deleted, because receipts cite it.
 
+mod error;
 mod manifest;
 
 use std::sync::Arc;
@@ -14,10 +15,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use moka::future::Cache;
 use serde::{Deserialize, Serialize};
-use types::{Blame, Digest, FunctionName, TenantId};
+use types::{Digest, FunctionName, TenantId};
 
 use crate::store::{Store, StoreError};
 
+pub use error::RegistryError;
+pub(crate) use manifest::digest_text;
 pub use manifest::{Manifest, ManifestError, ManifestLimits};
 
 /// Functions of one tenant.
@@ -28,72 +31,6 @@ pub const VERSIONS_PER_FUNCTION_MAX: u32 = 1000;
 pub const PLUGINS_PER_TENANT_MAX: usize = 10_000;
 /// Manifests kept in memory, in bytes of their JSON.
 const MANIFEST_CACHE_BYTES_MAX: u64 = 64 << 20;
-
-/// Why something about functions failed.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// No such function.
-    #[error("there is no function `{0}`")]
-    UnknownFunction(FunctionName),
-    /// No such version.
-    #[error("function `{function}` has no version {version}")]
-    UnknownVersion {
-        /// The function.
-        function: FunctionName,
-        /// The version.
-        version: u32,
-    },
-    /// Not uploaded, or not by this tenant.
-    #[error("there is no plugin {0}; upload it first")]
-    UnknownPlugin(Digest),
-    /// The manifest is wrong.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// Over a limit.
-    #[error("{what} is over the limit {limit} of {max}; delete what is not needed")]
-    OverLimit {
-        /// What.
-        what: &'static str,
-        /// The limit's name.
-        limit: &'static str,
-        /// The limit.
-        max: usize,
-    },
-    /// A record that this version did not write.
-    #[error("the stored record `{0}` cannot be read")]
-    BadRecord(String),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl RegistryError {
-    /// A stable word for programs.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::UnknownFunction(_) => "function_not_found",
-            Self::UnknownVersion { .. } => "version_not_found",
-            Self::UnknownPlugin(_) => "plugin_not_found",
-            Self::Manifest(error) => error.code(),
-            Self::OverLimit { .. } => "limit_exceeded",
-            Self::BadRecord(_) => "internal",
-            Self::Store(error) => error.code(),
-        }
-    }
-
-    /// Whose fault it is.
-    #[must_use]
-    pub const fn blame(&self) -> Blame {
-        match self {
-            Self::UnknownFunction(_) | Self::UnknownVersion { .. } | Self::UnknownPlugin(_) => Blame::Caller,
-            Self::Manifest(error) => error.blame(),
-            Self::OverLimit { .. } => Blame::Caller,
-            Self::BadRecord(_) => Blame::Host,
-            Self::Store(error) => error.blame(),
-        }
-    }
-}
 
 /// One deployed version.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,11 +78,18 @@ impl Head {
 type VersionKey = (TenantId, FunctionName, u32);
 
 /// Functions and plugins, by tenant.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Registry {
     store: Arc<dyn Store>,
     /// Written once, so never stale; whether a version exists is asked of the head each time.
     manifests: Cache<VersionKey, Arc<Manifest>>,
+}
+
+/// Manifests hold what tenants configured; they do not belong in a log.
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("store", &self.store).finish_non_exhaustive()
+    }
 }
 
 impl Registry {

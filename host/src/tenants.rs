@@ -4,6 +4,7 @@
 //! (`registry`, `adapters`).
 
 mod dev_key;
+mod error;
 mod rights;
 
 use std::sync::Arc;
@@ -11,11 +12,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
-use types::{Blame, Digest, TenantId};
+use types::{Digest, TenantId};
 use zeroize::Zeroizing;
 
 use crate::store::{Store, StoreError};
 
+pub use error::TenantError;
 pub use rights::{Right, Rights, RightsError};
 
 /// Keys of one tenant, the revoked ones included.
@@ -27,79 +29,6 @@ const SECRET_DOMAIN: &str = "tenon 2026-11 api key secret";
 const SECRET_BYTES: usize = 32;
 /// `tk_`, 26 characters of identifier, `_`, 64 hexadecimal digits.
 const KEY_TEXT_BYTES: usize = 3 + 26 + 1 + 2 * SECRET_BYTES;
-
-/// Why something about tenants or keys failed.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum TenantError {
-    /// The name is taken.
-    #[error("tenant `{0}` exists already")]
-    TenantExists(TenantId),
-    /// No such tenant.
-    #[error("there is no tenant `{0}`; create it first")]
-    UnknownTenant(TenantId),
-    /// No such key, or it is another tenant's.
-    #[error("there is no key `{0}`")]
-    UnknownKey(KeyId),
-    /// Not the form of a key's identifier.
-    #[error("a key's identifier has 26 of 0-9 a-z, as `key list` shows it")]
-    BadKeyId,
-    /// Over a limit.
-    #[error("{what} is over the limit {limit} of {max}")]
-    OverLimit {
-        /// What.
-        what: &'static str,
-        /// The limit's name.
-        limit: &'static str,
-        /// The limit.
-        max: usize,
-    },
-    /// The operating system gave no randomness.
-    #[error("the operating system gave no random bytes: {0}")]
-    Random(String),
-    /// The file of the development key.
-    #[error("could not {doing} `{path}`")]
-    DevKeyFile {
-        /// What it was doing.
-        doing: &'static str,
-        /// The file.
-        path: String,
-        /// Why it failed.
-        source: Arc<std::io::Error>,
-    },
-    /// A record that this version did not write.
-    #[error("the stored record of {0} cannot be read")]
-    BadRecord(String),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl TenantError {
-    /// A stable word for programs.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::TenantExists(_) => "tenant_exists",
-            Self::UnknownTenant(_) => "tenant_not_found",
-            Self::UnknownKey(_) => "key_not_found",
-            Self::BadKeyId => "invalid_key_id",
-            Self::OverLimit { .. } => "limit_exceeded",
-            Self::Random(_) | Self::DevKeyFile { .. } | Self::BadRecord(_) => "internal",
-            Self::Store(error) => error.code(),
-        }
-    }
-
-    /// Whose fault it is.
-    #[must_use]
-    pub const fn blame(&self) -> Blame {
-        match self {
-            Self::TenantExists(_) | Self::UnknownTenant(_) | Self::UnknownKey(_) | Self::BadKeyId => Blame::Caller,
-            Self::OverLimit { .. } => Blame::Caller,
-            Self::Random(_) | Self::DevKeyFile { .. } | Self::BadRecord(_) => Blame::Host,
-            Self::Store(error) => error.blame(),
-        }
-    }
-}
 
 /// The public half of a key: sortable by time of creation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -375,97 +304,4 @@ fn read_record<T: serde::de::DeserializeOwned>(value: &[u8], id: &KeyId) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::EmbeddedStore;
-    use crate::store::memory::MemoryStore;
-
-    async fn tenants() -> (Tenants, TenantId) {
-        let tenants = Tenants::new(Arc::new(MemoryStore::default()));
-        let tenant: TenantId = "acme".parse().expect("a name");
-        tenants.create_tenant(&tenant).await.expect("create");
-        (tenants, tenant)
-    }
-
-    #[tokio::test]
-    async fn a_key_says_whose_it_is() {
-        let (tenants, tenant) = tenants().await;
-        let rights = Rights::NONE.with(Right::Invoke);
-        let key = tenants.create_key(&tenant, rights, "laptop").await.expect("create");
-        assert_eq!(key.text.len(), KEY_TEXT_BYTES);
-        assert!(!format!("{key:?}").contains(key.text.as_str()));
-        let principal = tenants.authenticate(&key.text).await.expect("authenticate").expect("known");
-        assert_eq!(principal, Principal { tenant: tenant.clone(), key_id: key.id.clone(), rights });
-        assert!(principal.rights.has(Right::Invoke) && !principal.rights.has(Right::Admin));
-        let listed = tenants.list_keys(Some(&tenant)).await.expect("list");
-        assert_eq!(listed.iter().map(|key| (&key.id, key.label.as_str())).collect::<Vec<_>>(), [(&key.id, "laptop")]);
-        assert_eq!(tenants.list_tenants().await.expect("list"), [tenant]);
-    }
-
-    #[tokio::test]
-    async fn wrong_keys_all_get_the_same_answer() {
-        let (tenants, tenant) = tenants().await;
-        let key = tenants.create_key(&tenant, Rights::ALL, "").await.expect("create");
-        let other = tenants.create_key(&tenant, Rights::ALL, "").await.expect("create");
-        let (id, secret) = parse_key(&key.text).expect("a key");
-        let flipped = if secret.starts_with('0') { secret.replacen('0', "1", 1) } else { format!("0{}", &secret[1..]) };
-        let unknown_id = "0".repeat(26);
-        for wrong in [
-            String::new(),
-            "tk_".to_owned(),
-            format!("tk_{id}_"),
-            format!("tk_{id}_{flipped}"),
-            format!("tk_{}_{secret}", other.id),
-            format!("tk_{unknown_id}_{secret}"),
-            key.text.to_uppercase(),
-            format!("{} ", *key.text),
-            format!("tk_{}_{secret}", "../../../../../../../../ab"),
-            "ä".repeat(47),
-        ] {
-            assert_eq!(tenants.authenticate(&wrong).await.expect("no failure"), None, "{wrong}");
-        }
-        assert!(tenants.authenticate(&key.text).await.expect("authenticate").is_some());
-    }
-
-    #[tokio::test]
-    async fn a_revoked_key_is_dead_at_once() {
-        let (tenants, tenant) = tenants().await;
-        let stranger: TenantId = "stranger".parse().expect("a name");
-        let key = tenants.create_key(&tenant, Rights::ALL, "").await.expect("create");
-        let error = tenants.revoke_key(Some(&stranger), &key.id).await.expect_err("not theirs");
-        assert_eq!(error.code(), "key_not_found");
-        assert!(tenants.authenticate(&key.text).await.expect("authenticate").is_some());
-        tenants.revoke_key(Some(&tenant), &key.id).await.expect("revoke");
-        assert_eq!(tenants.authenticate(&key.text).await.expect("authenticate"), None);
-        tenants.revoke_key(None, &key.id).await.expect("again is no error");
-        let listed = tenants.list_keys(None).await.expect("list");
-        assert!(listed.iter().all(|key| key.revoked_unix_ms.is_some()));
-    }
-
-    #[tokio::test]
-    async fn the_secret_is_not_at_rest_and_a_restart_keeps_the_key() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let tenant: TenantId = "acme".parse().expect("a name");
-        let open = || async { Tenants::new(Arc::new(EmbeddedStore::open(folder.path()).await.expect("open"))) };
-        let tenants = open().await;
-        tenants.create_tenant(&tenant).await.expect("create");
-        let key = tenants.create_key(&tenant, Rights::ALL, "").await.expect("create");
-        drop(tenants);
-        let state = std::fs::read(folder.path().join("state.redb")).expect("the file");
-        let (_, secret) = parse_key(&key.text).expect("a key");
-        assert!(!state.windows(16).any(|window| window == &secret.as_bytes()[..16]));
-        let tenants = open().await;
-        assert!(tenants.authenticate(&key.text).await.expect("authenticate").is_some());
-        assert_eq!(tenants.create_tenant(&tenant).await.expect_err("there").code(), "tenant_exists");
-    }
-
-    #[tokio::test]
-    async fn a_key_needs_its_tenant() {
-        let (tenants, _) = tenants().await;
-        let nobody = "nobody".parse().expect("a name");
-        let error = tenants.create_key(&nobody, Rights::ALL, "").await.expect_err("no tenant");
-        assert_eq!(error.code(), "tenant_not_found");
-        let error = tenants.create_key(&nobody, Rights::ALL, &"x".repeat(201)).await.expect_err("a long label");
-        assert_eq!(error.code(), "limit_exceeded");
-    }
-}
+mod tests;

@@ -74,6 +74,12 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let staged = path.with_extension(format!("key.{}.tmp", std::process::id()));
     let write = || -> io::Result<()> {
+        // What an earlier process of this number left when it died.
+        if let Err(error) = fs::remove_file(&staged)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
         writeln!(file, "{text}")?;
         file.sync_all()?;

@@ -101,6 +101,9 @@ impl<A> EngineHandle<A> {
     /// If the request can never run, the queue is full, or the engine has stopped.
     pub fn submit(&self, submission: Submission<A>) -> Result<TokenStream, SubmitError> {
         self.check(&submission)?;
+        if self.is_stopped() {
+            return Err(SubmitError::Stopped);
+        }
         let Ok(place) = Arc::clone(&self.queue).try_acquire_owned() else {
             return Err(SubmitError::QueueFull { waiting: self.waiting_requests_max });
         };

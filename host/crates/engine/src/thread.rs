@@ -1,5 +1,6 @@
 //! The thread that an engine lives on: started, asleep while there is nothing to do, stopped and joined.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -33,8 +34,16 @@ pub fn start<R: ModelRunner>(
     let (handle, mut engine) = Engine::new(runner, config, Arc::clone(&clock))?;
     let inbox = handle.inbox().downgrade();
     let run = move || {
-        while engine.wait() {
-            engine.step(clock());
+        // After a panic the engine is only emptied and dropped.
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| {
+            while engine.wait() {
+                engine.step(clock());
+            }
+        }));
+        if let Err(panic) = ended {
+            engine.abandon();
+            drop(engine);
+            panic::resume_unwind(panic);
         }
     };
     let thread = thread::Builder::new().name("engine".into()).spawn(run).map_err(EngineError::Thread)?;

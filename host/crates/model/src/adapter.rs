@@ -57,6 +57,15 @@ impl LoraAdapter {
         Err(AdapterRejection::Unsupported("not written yet".into()))
     }
 
+    pub(crate) fn check_fits(&self, _config: &ModelConfig) -> Result<(), AdapterRejection> {
+        Ok(())
+    }
+    pub(crate) fn scale(&self) -> f32 {
+        1.0
+    }
+    pub(crate) fn pair(&self, _layer: usize, _module: types::Module) -> Option<&kernels::LoraPair> {
+        None
+    }
     /// Its rank.
     #[must_use]
     pub fn rank(&self) -> u32 {
