@@ -48,7 +48,7 @@ pub fn base() -> Option<PathBuf> {
 #[must_use]
 pub fn guest(name: &str) -> Vec<u8> {
     let committed = repository().join("tests/fixtures/guests").join(format!("{name}.wasm"));
-    let built = target().join("guests").join(format!("{name}.wasm"));
+    let built = repository().join("target/guests").join(format!("{name}.wasm"));
     let path = if built.is_file() { built } else { committed };
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask guests`", path.display()))
 }
@@ -80,13 +80,6 @@ pub fn skip(test: &str, reason: &str) {
     let Some(log) = std::env::var_os("TENON_SKIP_LOG") else { return };
     let file = std::fs::OpenOptions::new().append(true).create(true).open(log);
     file.and_then(|mut file| writeln!(file, "{test}: {reason}")).expect("the log of skips can be written");
-}
-
-/// Where cargo put this test's executable, and so the binaries beside it.
-pub(crate) fn target() -> PathBuf {
-    let executable = std::env::current_exe().expect("a running test has a path");
-    // target/debug/deps/it-0123456789abcdef
-    executable.ancestors().nth(3).expect("tests run in target/PROFILE/deps").to_path_buf()
 }
 
 /// The folder of the profile, where binaries lie.

@@ -25,7 +25,7 @@ impl Events {
     /// The text of all events, one after the other: of our own invocations, of chats and of completions.
     #[must_use]
     pub fn text(&self) -> String {
-        let places = ["/text", "/choices/0/delta/content", "/choices/0/text"];
+        let places = ["/delta", "/choices/0/delta/content", "/choices/0/text"];
         let pieces =
             self.data.iter().filter_map(|event| places.iter().find_map(|place| event.pointer(place)?.as_str()));
         pieces.collect()

@@ -103,8 +103,8 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
 /// # Errors
 /// If they cannot be built and fixtures are to be updated, or none are committed.
 pub(crate) fn guests(update_fixtures: bool) -> Outcome {
-    match guests::build(update_fixtures) {
-        Ok(folder) => println!("guests: built into {}", folder.display()),
+    match guests::build(&shell::root(), update_fixtures) {
+        Ok(components) => println!("guests: {} built", components.len()),
         Err(error) if update_fixtures => return Err(error),
         Err(error) => {
             println!("guests: {error}; going on with the committed ones in {}", committed_guests().display());
@@ -113,8 +113,15 @@ pub(crate) fn guests(update_fixtures: bool) -> Outcome {
     Ok(())
 }
 
+/// A component by name: as it was built last, or the committed one.
+pub(crate) fn component(name: &str) -> PathBuf {
+    let file = format!("{name}.wasm");
+    let built = shell::root().join("target").join("guests").join(&file);
+    if built.is_file() { built } else { committed_guests().join(file) }
+}
+
 /// The components that are in the tree.
-pub(crate) fn committed_guests() -> PathBuf {
+fn committed_guests() -> PathBuf {
     shell::root().join("tests").join("fixtures").join("guests")
 }
 

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -54,20 +53,13 @@ pub(crate) fn run(client: &Client, server: &Server) -> Outcome {
 }
 
 fn deploy(client: &Client, function: &str, plugin: &str, config: &Value) -> Outcome {
-    let path = component(plugin);
+    let path = suite::component(plugin);
     let bytes = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let size = bytes.len();
     let digest = client.post_plugin(bytes)?;
     let version = client.deploy(function, &json!({"plugin": digest, "adapters": ADAPTERS, "config": config}))?;
     println!("  {function:<15} version {version}, {plugin}.wasm of {} KB, {}", size / 1000, short(&digest));
     Ok(())
-}
-
-/// As built just now, or the committed one.
-fn component(plugin: &str) -> PathBuf {
-    let file = format!("{plugin}.wasm");
-    let built = shell::target().join("guests").join(&file);
-    if built.is_file() { built } else { suite::committed_guests().join(file) }
 }
 
 fn show(client: &Client, server: &Server, question: &Question) -> Outcome {
@@ -94,7 +86,7 @@ fn show(client: &Client, server: &Server, question: &Question) -> Outcome {
 /// What the receipt says was composed, with the aliases that the answer gave.
 fn adapters(answer: &Streamed, receipt: &Value) -> Outcome<String> {
     let composition = receipt
-        .pointer("/final/record/outcome/composition")
+        .pointer("/receipt/outcome/composition")
         .and_then(Value::as_array)
         .ok_or("the receipt has no composition")?;
     let named = answer.end.get("adapters").and_then(Value::as_array).cloned().unwrap_or_default();
