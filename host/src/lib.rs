@@ -1,3 +1,5 @@
 //! Tenon's host.
 
+// Receipts, configuration, metrics.
+pub mod config;
 pub mod receipt;
