@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use tests::{Client, Options, Server, deploy_examples};
 
 /// Blocks of KV memory that sequences hold; 0 when nothing runs.
-const KV_BLOCKS_USED: &str = "tenon_kv_blocks_used";
+fn kv_blocks_used(client: &Client) -> f64 {
+    let metric = |name| client.metric(name).unwrap_or_else(|| panic!("/metrics has no {name}"));
+    metric("tenon_kv_blocks_total") - metric("tenon_kv_blocks_free")
+}
 
 fn long_completion() -> Value {
     json!({"model": "base", "prompt": "Once upon a time", "max_tokens": 1500, "temperature": 0, "ignore_eos": true,
@@ -32,7 +35,7 @@ fn begin_stream(client: &Client) -> std::io::BufReader<reqwest::blocking::Respon
 fn a_client_that_hangs_up_frees_its_blocks() {
     let Some(server) = Server::start("a_client_that_hangs_up_frees_its_blocks", Options::default()) else { return };
     let client = server.client();
-    let used = || client.metric(KV_BLOCKS_USED).unwrap_or_else(|| panic!("/metrics has no {KV_BLOCKS_USED}"));
+    let used = || kv_blocks_used(&client);
     assert_eq!(used(), 0.0);
     let stream = begin_stream(&client);
     assert!(used() > 0.0);

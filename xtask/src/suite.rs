@@ -28,15 +28,16 @@ pub(crate) enum Stage {
     Build,
     /// Run the tests of the workspace
     Workspace,
-    /// Run the tests of the Rust SDK, natively
-    Sdk,
-    /// Run the tests of the plugins, natively
+    /// Run the tests of the Rust SDK and of the plugins, natively
     Plugins,
     /// `cargo clippy` with warnings as errors
     Clippy,
     /// `cargo deny`, where it is installed
     Deny,
 }
+
+/// The workspace of the SDK and the plugins.
+const GUESTS: &str = "plugins/Cargo.toml";
 
 /// What test runners counted.
 #[derive(Default)]
@@ -78,9 +79,7 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
     match stage {
         Stage::Fmt => {
             shell::run(&mut shell::cargo(&["fmt", "--all", "--check"]))?;
-            ["sdk/rust/Cargo.toml", "plugins/Cargo.toml"].iter().try_for_each(|manifest| {
-                shell::run(&mut shell::cargo(&["fmt", "--all", "--check", "--manifest-path", manifest]))
-            })
+            shell::run(&mut shell::cargo(&["fmt", "--all", "--check", "--manifest-path", GUESTS]))
         }
         Stage::Guests => guests(false),
         Stage::Base => base::ensure().map(|path| println!("base: {}", path.display())),
@@ -88,8 +87,7 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
             shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--lib", "--bins", "--tests"]))
         }
         Stage::Workspace => tests(shell::cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), totals),
-        Stage::Sdk => tests(native(&["test", "--manifest-path", "sdk/rust/Cargo.toml"]), totals),
-        Stage::Plugins => tests(native(&["test", "--workspace", "--manifest-path", "plugins/Cargo.toml"]), totals),
+        Stage::Plugins => tests(native(&["test", "--locked", "--workspace", "--manifest-path", GUESTS]), totals),
         Stage::Clippy => {
             let arguments = ["clippy", "--locked", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
             shell::run(&mut shell::cargo(&arguments))
@@ -133,7 +131,7 @@ pub(crate) fn tidy() -> Outcome {
     shell::run(&mut shell::cargo(&["test", "--locked", "--workspace", "--test", "it", "tidy::"]))
 }
 
-/// A cargo command for the SDK and the plugins, which are workspaces of their own, built for this machine.
+/// A cargo command for the SDK and the plugins, built for this machine and apart from the host.
 fn native(arguments: &[&str]) -> Command {
     let mut command = shell::cargo(arguments);
     command.env("CARGO_TARGET_DIR", shell::target().join("sdk"));
