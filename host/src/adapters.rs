@@ -79,6 +79,27 @@ pub struct AdapterInfo {
     pub residency: Residency,
 }
 
+/// Names that were resolved for one request of one tenant: the proof of ownership that the request goes on with. Not to be kept
+/// longer than the request.
+#[derive(Clone, Debug)]
+pub struct ResolvedAdapters {
+    tenant: TenantId,
+    digests: HashMap<String, Digest>,
+}
+
+impl ResolvedAdapters {
+    /// The content behind one of the names.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Digest> {
+        self.digests.get(name).copied()
+    }
+
+    /// The names and their content, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Digest)> {
+        self.digests.iter().map(|(name, digest)| (name.as_str(), *digest))
+    }
+}
+
 /// Adapters, by tenant.
 #[derive(Debug)]
 pub struct AdapterStore {
@@ -206,33 +227,30 @@ impl AdapterStore {
         Ok(self.owners.find(tenant, alias_or_digest).await?.map(|(_, record)| record.digest))
     }
 
-    /// The same for many names at once; those that the tenant does not own are missing from the answer.
+    /// The same for many names at once, as what one request may use. Names that the tenant does not own are missing from it.
     ///
     /// # Errors
     /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
-    pub async fn resolve_all(
-        &self,
-        tenant: &TenantId,
-        names: &[String],
-    ) -> Result<HashMap<String, Digest>, AdapterError> {
+    pub async fn resolve_all(&self, tenant: &TenantId, names: &[String]) -> Result<ResolvedAdapters, AdapterError> {
+        let tenant = tenant.clone();
         let mut digests = HashMap::new();
         if names.len() <= RESOLVED_ONE_BY_ONE_MAX {
             for name in names {
-                if let Some(digest) = self.resolve(tenant, name).await? {
+                if let Some(digest) = self.resolve(&tenant, name).await? {
                     digests.insert(name.clone(), digest);
                 }
             }
-            return Ok(digests);
+            return Ok(ResolvedAdapters { tenant, digests });
         }
-        let owned = self.owners.list(tenant).await?;
-        let aliases: HashMap<&str, Digest> =
-            owned.iter().map(|(alias, record)| (alias.as_str(), record.digest)).collect();
+        let owned = self.owners.list(&tenant).await?;
+        let aliases: HashMap<_, _> = owned.iter().map(|(alias, record)| (alias.as_str(), record.digest)).collect();
         let owned: HashSet<Digest> = aliases.values().copied().collect();
         let digest = |name: &str| match name.parse() {
             Ok(digest) => owned.get(&digest).copied(),
             Err(_) => aliases.get(name).copied(),
         };
-        Ok(names.iter().filter_map(|name| Some((name.clone(), digest(name)?))).collect())
+        digests.extend(names.iter().filter_map(|name| Some((name.clone(), digest(name)?))));
+        Ok(ResolvedAdapters { tenant, digests })
     }
 
     /// Removes an alias. With the last alias of a digest goes the right to use it; leases that are out stay good.
@@ -254,6 +272,22 @@ impl AdapterStore {
             return Err(AdapterError::NotFound(digest.to_string()));
         }
         self.memory.lease(tenant, digest, self.load(digest)).await
+    }
+
+    /// The same for a request whose names were resolved, and ownership with them, when it began: an alias that was moved or removed
+    /// since does not fail it.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`] if the digest is none of those; [`AdapterError::Rejected`] if it does not fit this base.
+    pub async fn lease_resolved(
+        &self,
+        resolved: &ResolvedAdapters,
+        digest: Digest,
+    ) -> Result<AdapterLease, AdapterError> {
+        if !resolved.digests.values().any(|owned| *owned == digest) {
+            return Err(AdapterError::NotFound(digest.to_string()));
+        }
+        self.memory.lease(&resolved.tenant, digest, self.load(digest)).await
     }
 
     /// Bytes of packed adapters in the cache.

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Options};
+use crate::config::{Config, Precision, RawConfig};
 use crate::error::Error;
 
 /// One resident base model, thousands of skills.
@@ -61,7 +61,7 @@ pub(crate) const COMPILE_COMMAND: &str = "__compile-plugin";
 #[derive(Debug, Args)]
 struct ServeArgs {
     /// Configuration file (TOML)
-    #[arg(long, env = "TENON_CONFIG", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The base model, a GGUF file
     #[arg(long, value_name = "FILE")]
@@ -77,10 +77,10 @@ struct ServeArgs {
     dev: bool,
     /// f32 (the reference) or quantised
     #[arg(long)]
-    precision: Option<String>,
+    precision: Option<Precision>,
     /// Threads of the runner
     #[arg(long)]
-    threads: Option<usize>,
+    threads: Option<u64>,
     /// Folder below which `file://` adapters may lie
     #[arg(long, value_name = "DIR")]
     adapters_root: Option<PathBuf>,
@@ -127,7 +127,7 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(arguments: ServeArgs) -> Result<(), Error> {
-    let options = Options {
+    let flags = RawConfig {
         base: arguments.base,
         data: arguments.data,
         listen: arguments.listen,
@@ -136,9 +136,9 @@ fn serve(arguments: ServeArgs) -> Result<(), Error> {
         threads: arguments.threads,
         adapters_root: arguments.adapters_root,
         log: arguments.log,
-        ..Options::default()
+        ..RawConfig::default()
     };
-    let config = Config::load(arguments.config.as_deref(), std::env::vars_os(), options)?;
+    let config = Config::load(arguments.config.as_deref(), std::env::vars_os(), &flags)?;
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .map_err(|error| Error::invalid("invalid_config", "log", format!("log filter: {error}")))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

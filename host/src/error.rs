@@ -7,6 +7,7 @@ use types::Blame;
 
 use crate::adapters::AdapterError;
 use crate::artifacts::ArtifactError;
+use crate::config::ConfigError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
 use crate::store::StoreError;
@@ -94,6 +95,9 @@ pub enum Error {
     /// Receipts.
     #[error(transparent)]
     Receipt(#[from] ReceiptError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Starting or running the host.
     #[error("{what}: {source}")]
     Io {
@@ -143,6 +147,7 @@ impl Error {
             Self::Tenant(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
+            Self::Config(error) => error.code(),
             Self::Io { .. } | Self::Internal(_) => "internal",
         }
     }
@@ -169,6 +174,7 @@ impl Error {
             Self::Tenant(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
+            Self::Config(error) => error.blame(),
             Self::Generation(_) | Self::Io { .. } | Self::Internal(_) => Blame::Host,
         }
     }

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::{EngineConfig, EngineHandle, EngineThread};
-use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter};
+use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelConfig};
 use plugin::{CompilerCommand, PluginHost, PluginHostConfig, PluginLimits, Residency};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use types::PlanLimits;
 use crate::adapters::{self, AdapterInfo, AdapterStore, AdapterStoreConfig};
 use crate::artifacts::Artifacts;
 use crate::cli::COMPILE_COMMAND;
-use crate::config::Config;
+use crate::config::{self, Config, KvSize};
 use crate::error::Error;
 use crate::http::{self, App, Listener};
 use crate::metrics::Metrics;
@@ -80,11 +80,14 @@ impl Host {
         let plugins = open_plugins(config)?;
         let (base, runner) = open_base(config).await?;
         let layers = u32::try_from(base.config().layers).unwrap_or(u32::MAX);
-        let plan_limits = PlanLimits { layers, ..config.limits.plan.clone() };
+        let plan_limits = PlanLimits { layers, ..config.plan_limits.clone() };
         let adapter_config = AdapterStoreConfig {
             adapters_root: config.adapters_root.clone(),
             host_bytes_max: config.adapter_cache_bytes_max,
-            limits: AdapterLimits { file_bytes_max: config.limits.http.adapter_bytes_max, ..AdapterLimits::default() },
+            limits: AdapterLimits {
+                file_bytes_max: usize::try_from(config.http_limits.adapter_bytes_max).unwrap_or(usize::MAX),
+                ..AdapterLimits::default()
+            },
             ..AdapterStoreConfig::new(base.config().clone())
         };
         let adapters = AdapterStore::new(store.clone(), artifacts.clone(), adapter_config).await?;
@@ -98,7 +101,7 @@ impl Host {
             .map_err(|error| Error::Internal(error.to_string()))?;
         let key = ReceiptKey::open(&config.data)?;
         let receipt_keys = key.public();
-        let receipts = ReceiptLog::open(store.database(), key, config.node.clone())?;
+        let receipts = ReceiptLog::open(store.database(), key, node_name())?;
         let host = Self {
             tenants,
             registry,
@@ -121,7 +124,7 @@ impl Host {
 fn open_plugins(config: &Config) -> Result<PluginHost, Error> {
     let program = std::env::current_exe().map_err(Error::io("cannot find this program's own file"))?;
     let compiler = CompilerCommand { program, arguments: vec![COMPILE_COMMAND.into()] };
-    let limits = PluginLimits { upload_bytes_max: config.limits.http.upload_bytes_max, ..PluginLimits::default() };
+    let limits = PluginLimits { upload_bytes_max: config.http_limits.upload_bytes_max, ..PluginLimits::default() };
     Ok(PluginHost::new(PluginHostConfig {
         cache_dir: config.data.join("plugin-cache"),
         compiler,
@@ -134,34 +137,52 @@ fn open_plugins(config: &Config) -> Result<PluginHost, Error> {
 /// Loading takes seconds of CPU: off the async threads.
 async fn open_base(config: &Config) -> Result<(Arc<Base>, CpuRunner), Error> {
     let path = config.base.clone();
-    let runner = CpuRunnerConfig {
-        precision: config.precision,
-        block_tokens: config.block_tokens,
-        kv_blocks: config.kv_blocks,
-        adapter_slots: config.adapter_slots,
-        batch_rows_max: config.batch_rows_max,
-        threads: config.threads,
-    };
+    let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || {
         let base = Base::open(&path)?;
-        let runner = CpuRunner::new(&base, runner)?;
+        let runner = CpuRunner::new(&base, runner_config(&config, base.config()))?;
         Ok::<_, Error>((base, runner))
     });
     opened.await.map_err(|error| Error::Internal(format!("loading the base did not return: {error}")))?
 }
 
+fn runner_config(config: &Config, base: &ModelConfig) -> CpuRunnerConfig {
+    // Keys and values of one token over all layers, in f32.
+    let token_bytes = 2 * base.layers * base.kv_heads * base.head_dim * size_of::<f32>();
+    let block_bytes = token_bytes as u64 * u64::from(config.block_tokens);
+    let kv_blocks = match config.kv {
+        KvSize::Blocks(blocks) => blocks,
+        KvSize::Bytes(bytes) => u32::try_from(bytes / block_bytes.max(1)).unwrap_or(u32::MAX),
+    };
+    CpuRunnerConfig {
+        precision: match config.precision {
+            config::Precision::F32 => model::Precision::F32,
+            config::Precision::Quantised => model::Precision::Quantised,
+        },
+        block_tokens: config.block_tokens,
+        kv_blocks,
+        adapter_slots: config.adapter_slots,
+        batch_rows_max: u32::try_from(config.batch_rows_max).unwrap_or(u32::MAX),
+        threads: config.threads,
+    }
+}
+
+/// How this machine calls itself; written into receipts.
+fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().chars().take(64).collect()
+}
+
 /// Serves until SIGTERM or SIGINT, then drains: the listener closes, what is in flight ends, receipts become durable.
 pub(crate) async fn serve(config: Config) -> Result<(), Error> {
     let metrics = Arc::new(Metrics::new());
-    let app = App::new(Arc::clone(&metrics), config.limits.http.clone());
+    let app = App::new(Arc::clone(&metrics), config.http_limits.clone());
     let listener = Listener::bind(config.listen).await?;
     println!("tenon: listening on http://{}", listener.address());
     let (stop, mut stopped) = watch::channel(false);
     let stopping = async move {
         let _sender_gone = stopped.wait_for(|stop| *stop).await;
     };
-    let drain = Duration::from_millis(config.drain_ms_max);
-    let serving = http::serve(listener, http::router(app.clone()), config.limits.http.clone(), stopping, drain);
+    let serving = http::serve(listener, http::router(app.clone()), config.http_limits.clone(), stopping, config.drain);
     let serving = tokio::spawn(serving);
     let running = tokio::select! {
         running = Host::open(&config, &metrics) => running.map(Some),

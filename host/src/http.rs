@@ -82,7 +82,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
     use Right::{Adapters, Admin, Deploy, Invoke, Receipts};
     let route = |path, access, methods| Route { path, access, methods };
     let plugin_body = DefaultBodyLimit::max(limits.upload_bytes_max);
-    let adapter_body = DefaultBodyLimit::max(limits.adapter_bytes_max);
+    let adapter_body = DefaultBodyLimit::max(adapters::adapter_bytes_max(limits));
     vec![
         route("/health", Public, get(operations::health)),
         route("/ready", Public, get(operations::ready)),

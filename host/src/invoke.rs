@@ -90,8 +90,8 @@ pub(crate) async fn invoke(host: &Arc<Host>, invocation: Invocation) -> Result<G
 
 /// A plan that the caller wrote: it may name every adapter of its tenant.
 async fn direct(host: &Arc<Host>, principal: &Principal, plan: Plan) -> Result<Draft, Error> {
-    let names = plan.composition.iter().map(|entry| entry.adapter.clone()).collect();
-    let grants = ResolvedGrants::of_tenant(host, &principal.tenant, names).await?;
+    let names: Vec<String> = plan.composition.iter().map(|entry| entry.adapter.clone()).collect();
+    let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &names).await?;
     Ok(Draft { plan, grants, limits: host.plan_limits.clone(), function: None })
 }
 
@@ -107,7 +107,7 @@ async fn submit(
     let by_caller = function.is_none();
     let plan = ValidPlan::check(plan, &grants, &limits).map_err(|source| Error::Plan { source, by_caller })?;
     let adapters_started = Instant::now();
-    let leasing = lease_adapters(host, principal, &plan);
+    let leasing = lease_adapters(host, &grants, &plan);
     let leases = tokio::time::timeout(plan.deadline(), leasing).await.map_err(|_| Error::Deadline)??;
     let stages = Stages { started, plugin, adapters: adapters_started.elapsed() };
     let templates = function.as_ref().map(|call| &call.manifest.templates);
@@ -128,12 +128,16 @@ async fn submit(
     .await
 }
 
-async fn lease_adapters(host: &Arc<Host>, principal: &Principal, plan: &ValidPlan) -> Result<Vec<AdapterLease>, Error> {
+async fn lease_adapters(
+    host: &Arc<Host>,
+    grants: &ResolvedGrants,
+    plan: &ValidPlan,
+) -> Result<Vec<AdapterLease>, Error> {
     let mut digests: Vec<_> = plan.composition().parts().iter().map(|part| part.adapter).collect();
     digests.dedup();
     let mut leases = Vec::with_capacity(digests.len());
     for digest in digests {
-        leases.push(host.adapters.lease(&principal.tenant, digest));
+        leases.push(host.adapters.lease_resolved(grants.adapters(), digest));
     }
     Ok(try_join_all(leases).await?)
 }

@@ -17,7 +17,7 @@ use moka::future::Cache;
 use serde::{Deserialize, Serialize};
 use types::{Digest, FunctionName, TenantId};
 
-use crate::store::{Store, StoreError};
+use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError};
 
 pub use error::RegistryError;
 pub(crate) use manifest::digest_text;
@@ -189,7 +189,7 @@ impl Registry {
     ) -> Result<u32, RegistryError> {
         let value = record("manifest", manifest)?;
         let mut version = self.head(tenant, function).await?.map_or(0, |head| head.latest);
-        loop {
+        for _ in 0..SWAP_ATTEMPTS_MAX {
             version = version.checked_add(1).ok_or_else(|| RegistryError::BadRecord(function.to_string()))?;
             match self.store.swap(&version_key(tenant, function, version), None, Some(value.clone())).await {
                 Ok(_) => return Ok(version),
@@ -197,6 +197,7 @@ impl Registry {
                 Err(error) => return Err(error.into()),
             }
         }
+        Err(StoreError::contended(&version_key(tenant, function, version)).into())
     }
 
     async fn note_version(
@@ -348,7 +349,7 @@ impl Registry {
         mut change: impl FnMut(&mut Head) -> Result<(), RegistryError>,
     ) -> Result<(), RegistryError> {
         let key = head_key(tenant, function);
-        loop {
+        for _ in 0..SWAP_ATTEMPTS_MAX {
             let found = self.store.get(&key).await?;
             let (mut head, version) = match found {
                 Some((value, version)) => (read_record(&key, &value)?, Some(version)),
@@ -360,6 +361,7 @@ impl Registry {
                 swapped => return Ok(swapped.map(|_| ())?),
             }
         }
+        Err(StoreError::contended(&key).into())
     }
 
     async fn read_version(

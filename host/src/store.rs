@@ -27,6 +27,10 @@ pub const POINTER_KEY_BYTES_MAX: usize = 512;
 /// Pointers in one scan.
 pub const SCAN_ENTRIES_MAX: usize = 100_000;
 
+/// Times that a record is read and swapped again because someone came between. Each failure is another's success, so this many mean
+/// that something is wrong.
+pub const SWAP_ATTEMPTS_MAX: u32 = 1000;
+
 /// The state of a pointer at one moment. No two states of a key share a version, not even across a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Version(u64);
@@ -90,6 +94,11 @@ impl StoreError {
     /// Wraps a failure of what lies beneath.
     pub(crate) fn backend(doing: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
         Self::Backend { doing, source: Arc::new(source) }
+    }
+
+    /// Gave up after [`SWAP_ATTEMPTS_MAX`].
+    pub(crate) fn contended(key: &str) -> Self {
+        Self::Conflict { key: key.to_owned() }
     }
 
     /// A stable word for programs.

@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq;
 use types::{Digest, TenantId};
 use zeroize::Zeroizing;
 
-use crate::store::{Store, StoreError};
+use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError};
 
 pub use error::TenantError;
 pub use rights::{Right, Rights, RightsError};
@@ -190,7 +190,7 @@ impl Tenants {
     /// [`TenantError::UnknownKey`].
     pub async fn revoke_key(&self, within: Option<&TenantId>, id: &KeyId) -> Result<(), TenantError> {
         let unknown = || TenantError::UnknownKey(id.clone());
-        loop {
+        for _ in 0..SWAP_ATTEMPTS_MAX {
             let (value, version) = self.store.get(&key_key(id)).await?.ok_or_else(unknown)?;
             let mut key: KeyRecord = read_record(&value, id)?;
             if within.is_some_and(|tenant| tenant.as_str() != key.tenant) {
@@ -205,6 +205,7 @@ impl Tenants {
                 swapped => return Ok(swapped.map(|_| ())?),
             }
         }
+        Err(StoreError::contended(&key_key(id)).into())
     }
 
     /// The keys of one tenant or of all, the oldest first, revoked ones included.

@@ -14,7 +14,7 @@ use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
 
 use super::AdapterError;
 use crate::registry::digest_text;
-use crate::store::{Store, StoreError, Version};
+use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 
 /// What an alias names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +47,7 @@ impl Owners {
     ) -> Result<Option<Digest>, AdapterError> {
         let key = alias_key(tenant, alias);
         let value = to_bytes(&key, record)?;
-        loop {
+        for _ in 0..SWAP_ATTEMPTS_MAX {
             let found = self.read(&key).await?;
             self.touch_index(tenant, record.digest, alias).await?;
             let (before, expected) = match found {
@@ -70,12 +70,13 @@ impl Owners {
             }
             return Ok(before);
         }
+        Err(StoreError::contended(&key).into())
     }
 
     /// Removes an alias; the digest that it named.
     pub(super) async fn remove(&self, tenant: &TenantId, alias: &AdapterAlias) -> Result<Option<Digest>, AdapterError> {
         let key = alias_key(tenant, alias);
-        loop {
+        for _ in 0..SWAP_ATTEMPTS_MAX {
             let Some((found, version)) = self.read(&key).await? else { return Ok(None) };
             let stale = self.index_version(tenant, found.digest, alias).await?;
             match self.store.swap(&key, Some(version), None).await {
@@ -86,6 +87,7 @@ impl Owners {
             self.drop_index(tenant, found.digest, alias, stale).await?;
             return Ok(Some(found.digest));
         }
+        Err(StoreError::contended(&key).into())
     }
 
     /// By alias or digest.
@@ -141,13 +143,14 @@ impl Owners {
     /// Writes the entry, also when it is there: its version must change.
     async fn touch_index(&self, tenant: &TenantId, digest: Digest, alias: &AdapterAlias) -> Result<(), AdapterError> {
         let key = index_key(tenant, digest, alias);
-        loop {
+        for _ in 0..SWAP_ATTEMPTS_MAX {
             let version = self.index_version(tenant, digest, alias).await?;
             match self.store.swap(&key, version, Some(Bytes::from_static(b"{}"))).await {
                 Err(StoreError::Conflict { .. }) => {}
                 swapped => return Ok(swapped.map(|_| ())?),
             }
         }
+        Err(StoreError::contended(&key).into())
     }
 
     async fn index_version(

@@ -13,6 +13,7 @@ use super::App;
 use super::auth::Caller;
 use super::wire::{self, AdapterSource, RawBody};
 use crate::adapters::AdapterInfo;
+use crate::config::HttpLimits;
 use crate::error::Error;
 
 /// The files of a PEFT folder, by their names there.
@@ -53,7 +54,7 @@ struct Upload {
 async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
     let broken = |error: axum::extract::multipart::MultipartError| match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
-            Error::TooLarge { limit: "adapter_bytes_max", max: app.limits().adapter_bytes_max }
+            Error::TooLarge { limit: "adapter_bytes_max", max: adapter_bytes_max(app.limits()) }
         }
         _ => Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())),
     };
@@ -63,7 +64,7 @@ async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
     let (mut config, mut weights, mut expected) = (None, None, None);
     while let Some(field) = parts.next_field().await.map_err(broken)? {
         let name = part_name(&field);
-        let max = if name == WEIGHTS { app.limits().adapter_bytes_max } else { CONFIG_BYTES_MAX };
+        let max = if name == WEIGHTS { adapter_bytes_max(app.limits()) } else { CONFIG_BYTES_MAX };
         let place = match name.as_str() {
             CONFIG => &mut config,
             WEIGHTS => &mut weights,
@@ -86,6 +87,11 @@ async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
         weights: weights.ok_or_else(|| missing(WEIGHTS))?,
         digest: expected,
     })
+}
+
+/// The limit as a length in memory.
+pub(crate) fn adapter_bytes_max(limits: &HttpLimits) -> usize {
+    usize::try_from(limits.adapter_bytes_max).unwrap_or(usize::MAX)
 }
 
 /// A PEFT configuration is a page of JSON.

@@ -95,6 +95,6 @@ type Connection = hyper::server::conn::http1::Connection<TokioIo<TcpStream>, Tow
 fn connection(stream: TcpStream, router: Router, limits: &HttpLimits) -> Connection {
     let _best_effort = stream.set_nodelay(true);
     let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_millis(limits.header_ms_max)).max_headers(100);
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_headers(100);
     builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
 }

@@ -40,9 +40,8 @@ pub(crate) async fn route(
     request.function = name.to_string();
     request.version = live.version;
     let manifest = live.manifest;
-    let grants = ResolvedGrants::of_tenant(host, &principal.tenant, manifest.adapters.clone())
-        .await?
-        .with_templates(manifest.templates.keys());
+    let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
+    let grants = grants.with_templates(&manifest.templates);
     let plugin_seed = random_seed()?;
     let session = session(host, principal, name, &manifest, plugin_seed, started).await?;
     let source = StoredComponents(host.artifacts.clone());

@@ -53,9 +53,7 @@ fn render(name: &str, source: &str, arguments: &[(String, String)]) -> Result<St
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
     let arguments: BTreeMap<String, String> = arguments.iter().cloned().collect();
     let rendered = environment.render_str(source, arguments);
-    rendered.map_err(|error| {
-        Error::invalid("template_failed", "", format!("prompt template `{name}` failed: {error}"))
-    })
+    rendered.map_err(|error| Error::invalid("template_failed", "", format!("prompt template `{name}` failed: {error}")))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use redb::Database;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use types::TenantId;
 
 use super::commitment::Salts;
@@ -72,6 +72,7 @@ pub struct ReceiptLog {
     db: Arc<Database>,
     counters: Arc<Counters>,
     orders: mpsc::Sender<Order>,
+    ended: watch::Receiver<()>,
     writer: Mutex<Option<(Place, JoinHandle<()>)>>,
 }
 
@@ -97,11 +98,15 @@ impl ReceiptLog {
         // An open receipt holds the place of its final record, and for a moment that of its started one.
         let (orders, inbox) = mpsc::channel(open_max.saturating_mul(2).saturating_add(1));
         let close = orders.clone().try_reserve_owned().map_err(|_| ReceiptError::Closed)?;
+        let (running, ended) = watch::channel(());
         let thread = std::thread::Builder::new()
             .name("receipts".to_owned())
-            .spawn(move || writer.run(inbox))
+            .spawn(move || {
+                writer.run(inbox);
+                drop(running);
+            })
             .map_err(|error| ReceiptError::Storage(Arc::new(redb::Error::Io(error))))?;
-        Ok(Self { db, counters, orders, writer: Mutex::new(Some((close, thread))) })
+        Ok(Self { db, counters, orders, ended, writer: Mutex::new(Some((close, thread))) })
     }
 
     /// Writes a started record; it is durable when this returns.
@@ -116,8 +121,9 @@ impl ReceiptLog {
         let (id, started) = (ReceiptId::generate(), Arc::new(started));
         first.send(Order::Start { id: id.clone(), started: Arc::clone(&started), reply });
         // Made before the wait: if the caller gives up meanwhile, dropping it cancels the receipt.
-        let mut open = OpenReceipt { id, started, draft: Final::default(), place: Some(last) };
-        let result = answer.await.unwrap_or(Err(ReceiptError::Closed));
+        let mut open =
+            OpenReceipt { id, started, draft: Final::default(), place: Some(last), ended: self.ended.clone() };
+        let result = wait(answer, &mut open.ended).await;
         if result.is_err() {
             open.place = None;
         }
@@ -205,6 +211,7 @@ pub struct OpenReceipt {
     draft: Final,
     /// Its place in the writer's queue, so that the final record cannot be turned away.
     place: Option<Place>,
+    ended: watch::Receiver<()>,
 }
 
 impl fmt::Debug for OpenReceipt {
@@ -235,7 +242,7 @@ impl OpenReceipt {
         let (reply, answer) = oneshot::channel();
         self.draft = last;
         self.send(Some(reply));
-        answer.await.unwrap_or(Err(ReceiptError::Closed))
+        wait(answer, &mut self.ended).await
     }
 
     fn send(&mut self, reply: Option<super::writer::Reply>) {
@@ -252,5 +259,17 @@ impl Drop for OpenReceipt {
     }
 }
 
+/// Waits for the writer's answer. What is sent after its last look into the queue is never answered, so its end counts too.
+async fn wait(
+    mut answer: oneshot::Receiver<Result<(), ReceiptError>>,
+    ended: &mut watch::Receiver<()>,
+) -> Result<(), ReceiptError> {
+    tokio::select! {
+        biased;
+        result = &mut answer => result.unwrap_or(Err(ReceiptError::Closed)),
+        _ = ended.changed() => answer.try_recv().unwrap_or(Err(ReceiptError::Closed)),
+    }
+}
+
 #[cfg(test)]
-mod tests;
+pub(in crate::receipt) mod tests;

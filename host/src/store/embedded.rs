@@ -47,10 +47,11 @@ impl EmbeddedStore {
     }
 
     fn open_blocking(directory: PathBuf) -> Result<Self, StoreError> {
-        make_private(&directory)?;
+        make_private(&directory, directory.join("state.redb").exists())?;
         let database = open_database(&directory)?;
         let blobs = directory.join("blobs");
-        make_private(&blobs)?;
+        make_private(&blobs, true)?;
+        sync_directory(&directory).map_err(|error| StoreError::backend("make the data directory durable", error))?;
         // The database's lock is held from here on: no other process is in the middle of a write.
         remove_leftovers(&blobs, 0).map_err(|error| StoreError::backend("clean the blob directory", error))?;
         let blobs = LocalFileSystem::new_with_prefix(&blobs)
@@ -221,16 +222,27 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
 
 /// Makes the directory, for its owner alone. One that is there already is narrowed only if it is empty or ours: `--data /tmp` must
 /// not take `/tmp` away from the others.
-fn make_private(directory: &Path) -> Result<(), StoreError> {
+fn make_private(directory: &Path, ours: bool) -> Result<(), StoreError> {
     let make = || -> std::io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let empty = fs::read_dir(directory)?.next().is_none();
-        if empty || directory.join("state.redb").exists() || directory.ends_with("blobs") {
+        if empty || ours {
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
         }
         Ok(())
     };
     make().map_err(|error| StoreError::backend("make the data directory", error))
+}
+
+/// The names in it, and its own in its parent, are on the disk.
+fn sync_directory(directory: &Path) -> std::io::Result<()> {
+    let directory = directory.canonicalize()?;
+    fs::File::open(&directory)?.sync_all()?;
+    // A parent that cannot be read was not made by us.
+    if let Some(parent) = directory.parent().and_then(|parent| fs::File::open(parent).ok()) {
+        parent.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Folders below `blobs`: kind, fan-out.
@@ -339,7 +351,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("foreign"), b"").expect("a file");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        make_private(folder.path()).expect("nothing to do");
+        make_private(folder.path(), false).expect("nothing to do");
         let mode = fs::metadata(folder.path()).expect("metadata").permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
     }
