@@ -2,4 +2,5 @@
 
 // Receipts, configuration, metrics.
 pub mod config;
+pub mod metrics;
 pub mod receipt;
