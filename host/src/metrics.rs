@@ -1,5 +1,6 @@
 //! What the host counts, as OpenMetrics text. `/metrics` needs no key, so no label names a tenant, a function or an
-//! adapter. Gauges are fed when they are read ([`Load`]); those that inference routers look for have vLLM's names.
+//! adapter. Gauges are fed just before they are read (the `observe_` functions); those that inference routers look for
+//! have vLLM's names.
 //!
 //! Not here: when something is counted, and the receipts, which are what is charged by.
 
@@ -7,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use engine::EngineStats;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -31,33 +33,6 @@ pub enum PluginCall {
     chunk,
     /// The last call.
     finish,
-}
-
-/// What the host is doing now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Requests that no step has touched yet.
-    pub waiting: usize,
-    /// Sequences that have begun.
-    pub running: usize,
-    /// KV blocks that belong to no sequence.
-    pub kv_blocks_free: u32,
-    /// KV blocks in all.
-    pub kv_blocks_total: u32,
-    /// Tokens of a KV block.
-    pub block_tokens: u32,
-    /// Adapter slots that running sequences hold.
-    pub adapter_slots_used: u32,
-    /// Adapter slots in all.
-    pub adapter_slots_total: u32,
-    /// Adapters in the host's memory.
-    pub adapters_cached: u64,
-    /// Their bytes.
-    pub adapter_cache_bytes: u64,
-    /// Sequences that were set back, since the start.
-    pub preemptions: u64,
-    /// Receipts since the start.
-    pub receipts: ReceiptCounts,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,7 +79,7 @@ pub struct Metrics {
     fed: Fed,
 }
 
-/// What is taken from [`Load`].
+/// What is fed when it is read.
 #[derive(Debug, Default)]
 struct Fed {
     waiting: Gauge,
@@ -113,9 +88,10 @@ struct Fed {
     cache_config: Family<CacheConfigLabels, Gauge>,
     adapter_slots_used: Gauge,
     adapter_slots: Gauge,
-    adapters_cached: Gauge,
     adapter_cache_bytes: Gauge,
+    adapter_leases: Gauge,
     preemptions: Counter,
+    engine_steps: Counter,
     receipts: Family<KindLabel, Counter>,
     receipt_transactions: Counter,
 }
@@ -172,7 +148,7 @@ impl Metrics {
     }
 
     /// Notes the time between two tokens.
-    pub fn next_token(&self, after: Duration) {
+    pub fn inter_token(&self, after: Duration) {
         self.inter_token.observe(after.as_secs_f64());
     }
 
@@ -188,10 +164,49 @@ impl Metrics {
         self.adapter_lookups.get_or_create(&ResultLabel { result }).inc();
     }
 
+    /// Feeds what the engine is doing.
+    pub fn observe_engine(&self, stats: &EngineStats) {
+        self.fed.waiting.set(gauge(stats.waiting));
+        self.fed.running.set(gauge(stats.running));
+        let used = stats.kv_blocks_total.saturating_sub(stats.kv_blocks_free);
+        self.fed.kv_usage.set(f64::from(used) / f64::from(stats.kv_blocks_total.max(1)));
+        self.fed.adapter_slots_used.set(stats.adapter_slots_used.into());
+        self.fed.adapter_slots.set(stats.adapter_slots_total.into());
+        // Each of these only grows in the engine, so a counter may be set to it.
+        self.fed.preemptions.inner().store(stats.preemptions, Relaxed);
+        self.fed.engine_steps.inner().store(stats.steps, Relaxed);
+    }
+
+    /// Feeds the size of the KV memory, known once the base is loaded. There is one series of it.
+    pub fn observe_kv_size(&self, block_tokens: u32, blocks: u32) {
+        self.fed.cache_config.clear();
+        let labels = CacheConfigLabels { block_size: block_tokens, num_gpu_blocks: blocks };
+        self.fed.cache_config.get_or_create(&labels).set(1);
+    }
+
+    /// Feeds what lies in the host's adapter memory.
+    pub fn observe_adapter_cache(&self, bytes: u64, leases: usize) {
+        self.fed.adapter_cache_bytes.set(gauge(bytes));
+        self.fed.adapter_leases.set(gauge(leases));
+    }
+
+    /// Feeds what the receipt log has written.
+    pub fn observe_receipts(&self, counts: &ReceiptCounts) {
+        for (kind, count) in [
+            ("started", counts.started),
+            ("finished", counts.finished),
+            ("cancelled", counts.cancelled),
+            ("failed", counts.failed),
+            ("recovered", counts.recovered),
+        ] {
+            self.fed.receipts.get_or_create(&KindLabel { kind }).inner().store(count, Relaxed);
+        }
+        self.fed.receipt_transactions.inner().store(counts.transactions, Relaxed);
+    }
+
     /// Everything as OpenMetrics text, of media type [`CONTENT_TYPE`].
     #[must_use]
-    pub fn render(&self, load: &Load) -> String {
-        self.fed.feed(load);
+    pub fn render(&self) -> String {
         let mut text = String::new();
         match text::encode(&mut text, &self.registry) {
             Ok(()) => text,
@@ -210,8 +225,9 @@ impl Fed {
             cache_config: add(r, "vllm:cache_config_info", "Size of the KV memory, as labels", Family::default()),
             adapter_slots_used: add(r, "tenon_adapter_slots_used", "Adapter slots in use", Gauge::default()),
             adapter_slots: add(r, "tenon_adapter_slots", "Adapter slots", Gauge::default()),
-            adapters_cached: add(r, "tenon_adapters_cached", "Adapters in memory", Gauge::default()),
             adapter_cache_bytes: add(r, "tenon_adapter_cache_bytes", "Bytes of adapters in memory", Gauge::default()),
+            adapter_leases: add(r, "tenon_adapter_leases", "Adapters in use", Gauge::default()),
+            engine_steps: add(r, "tenon_engine_steps", "Steps of the engine", Counter::default()),
             preemptions: add(r, "tenon_preemptions", "Sequences that were set back", Counter::default()),
             receipts: add(r, "tenon_receipts", "Receipt records that are durable", Family::default()),
             receipt_transactions: add(
@@ -221,35 +237,6 @@ impl Fed {
                 Counter::default(),
             ),
         }
-    }
-
-    fn feed(&self, load: &Load) {
-        self.waiting.set(gauge(load.waiting));
-        self.running.set(gauge(load.running));
-        let used = load.kv_blocks_total.saturating_sub(load.kv_blocks_free);
-        self.kv_usage.set(f64::from(used) / f64::from(load.kv_blocks_total.max(1)));
-        let labels = CacheConfigLabels { block_size: load.block_tokens, num_gpu_blocks: load.kv_blocks_total };
-        if self.cache_config.get(&labels).is_none() {
-            // Readers expect one series; the size is known only once the base is loaded.
-            self.cache_config.clear();
-        }
-        self.cache_config.get_or_create(&labels).set(1);
-        self.adapter_slots_used.set(load.adapter_slots_used.into());
-        self.adapter_slots.set(load.adapter_slots_total.into());
-        self.adapters_cached.set(gauge(load.adapters_cached));
-        self.adapter_cache_bytes.set(gauge(load.adapter_cache_bytes));
-        self.preemptions.inner().store(load.preemptions, Relaxed);
-        let counts = &load.receipts;
-        for (kind, count) in [
-            ("started", counts.started),
-            ("finished", counts.finished),
-            ("cancelled", counts.cancelled),
-            ("failed", counts.failed),
-            ("recovered", counts.recovered),
-        ] {
-            self.receipts.get_or_create(&KindLabel { kind }).inner().store(count, Relaxed);
-        }
-        self.receipt_transactions.inner().store(counts.transactions, Relaxed);
     }
 }
 
@@ -266,15 +253,20 @@ fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metri
 mod tests {
     use super::*;
 
-    fn load() -> Load {
+    fn fed() -> Metrics {
+        let metrics = Metrics::new();
+        let kv = EngineStats { kv_blocks_free: 75, kv_blocks_total: 100, ..EngineStats::default() };
+        metrics.observe_engine(&EngineStats { waiting: 5, running: 2, ..kv });
+        metrics.observe_kv_size(16, 100);
+        metrics.observe_adapter_cache(1 << 20, 3);
         let receipts = ReceiptCounts { started: 3, finished: 2, transactions: 4, ..ReceiptCounts::default() };
-        let load = Load { waiting: 5, running: 2, kv_blocks_free: 75, kv_blocks_total: 100, ..Load::default() };
-        Load { block_tokens: 16, receipts, ..load }
+        metrics.observe_receipts(&receipts);
+        metrics
     }
 
     #[test]
     fn routers_find_what_they_look_for() {
-        let text = Metrics::new().render(&load());
+        let text = fed().render();
         for line in [
             "vllm:num_requests_waiting 5\n",
             "vllm:num_requests_running 2\n",
@@ -291,7 +283,7 @@ mod tests {
     /// Prometheus' older text parser, which routers use, knows no other types.
     #[test]
     fn types_are_those_that_every_reader_knows() {
-        let text = Metrics::new().render(&load());
+        let text = fed().render();
         for line in text.lines().filter(|line| line.starts_with("# TYPE")) {
             let kind = line.rsplit(' ').next().unwrap_or_default();
             assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
@@ -305,10 +297,10 @@ mod tests {
         metrics.request("/v1/functions/{name}", 200);
         metrics.tokens(7, 5);
         metrics.first_token(Duration::from_millis(30));
-        metrics.next_token(Duration::from_millis(3));
+        metrics.inter_token(Duration::from_millis(3));
         metrics.plugin_call(PluginCall::compose, true, Duration::from_micros(90));
         metrics.adapter_lookup(true);
-        let text = metrics.render(&load());
+        let text = metrics.render();
         for line in [
             "tenon_requests_total{route=\"/v1/functions/{name}\",status=\"200\"} 2\n",
             "tenon_prompt_tokens_total 7\n",
@@ -324,9 +316,8 @@ mod tests {
 
     #[test]
     fn there_is_one_series_of_the_cache_size() {
-        let metrics = Metrics::new();
-        let _ = metrics.render(&Load::default());
-        let text = metrics.render(&load());
-        assert_eq!(text.matches("vllm:cache_config_info{").count(), 1);
+        let metrics = fed();
+        metrics.observe_kv_size(16, 200);
+        assert_eq!(metrics.render().matches("vllm:cache_config_info{").count(), 1);
     }
 }

@@ -129,7 +129,7 @@ impl PublicKeys {
     }
 
     /// Reads the JSON list; every entry must be an Ed25519 key under its own id.
-    fn parse(json: &str) -> Result<Self, String> {
+    pub(crate) fn parse(json: &str) -> Result<Self, String> {
         let entries: Vec<PublicKeyEntry> =
             serde_json::from_str(json).map_err(|error| format!("it is not a list of public keys: {error}"))?;
         entries
