@@ -8,7 +8,9 @@ mod base;
 mod chat_template;
 mod config;
 mod error;
+mod gguf;
 mod runner;
+mod sampler;
 mod tokenizer;
 
 pub use adapter::{AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, canonical_adapter};
