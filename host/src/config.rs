@@ -7,14 +7,13 @@ mod check;
 mod raw;
 mod sources;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use types::{Blame, PlanLimits};
 
-pub use raw::{Precision, RawConfig, RawLimits};
+pub use raw::{Precision, PrecisionError, RawConfig, RawLimits};
 pub use sources::Source;
 
 /// What the host is to do, checked.
@@ -165,15 +164,6 @@ impl Config {
         let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let settings = sources::read(file, environment, flags)?;
         check::check(&settings)
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Quantised => "quantised",
-        })
     }
 }
 

@@ -17,7 +17,7 @@ pub mod store;
 pub mod tenants;
 
 // Records.
-mod metrics;
+pub mod metrics;
 pub mod receipt;
 
 pub use error::Error;

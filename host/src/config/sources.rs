@@ -15,8 +15,17 @@ use super::{ConfigError, RawConfig};
 
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 const PREFIX: &str = "TENON_";
-/// Variables that are not keys: the file's name, the command line client's server and key, and the tests' data.
-const NOT_KEYS: [&str; 4] = ["TENON_CONFIG", "TENON_URL", "TENON_KEY", "TENON_SHARED"];
+/// Variables that are not keys: the file's name; what the command line's client, the tests and the build read.
+const NOT_KEYS: [&str; 8] = [
+    "TENON_CONFIG",
+    "TENON_URL",
+    "TENON_KEY",
+    "TENON_KEY_FILE",
+    "TENON_SHARED",
+    "TENON_SKIP_LOG",
+    "TENON_GUEST_TOOLCHAIN_DIR",
+    "TENON_GUEST_TOOLCHAIN_FORCE",
+];
 const PATH_KEYS: [&str; 3] = ["base", "data", "adapters_root"];
 
 /// Who set a value. Later ones win over earlier ones.
