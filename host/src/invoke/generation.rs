@@ -20,6 +20,7 @@ use super::stop::StopMatcher;
 use crate::adapters::AdapterLease;
 use crate::error::Error;
 use crate::host::Host;
+use crate::metrics::PluginCall;
 use crate::receipt::{self, Claims, Final, OpenReceipt, Started};
 use crate::tenants::Principal;
 
@@ -238,8 +239,10 @@ impl Generation {
             Some((call, state)) => {
                 let told = tokens.iter().map(|token| ChunkToken { id: token.id, logprob: token.logprob }).collect();
                 let begun = Instant::now();
-                let actions = call.instance.chunk(Chunk { text: text.clone(), tokens: told }).await?;
+                let actions = call.instance.chunk(Chunk { text: text.clone(), tokens: told }).await;
                 self.progress.post_processing += begun.elapsed();
+                self.host.metrics.plugin_call(PluginCall::chunk, actions.is_ok(), begun.elapsed());
+                let actions = actions?;
                 let PostOutcome { text, stop } = state.apply(&text, actions)?;
                 (text, stop)
             }
@@ -270,8 +273,10 @@ impl Generation {
                 finish: reason,
             };
             let begun = Instant::now();
-            ending = call.instance.finish(told).await?;
+            let result = call.instance.finish(told).await;
             self.progress.post_processing += begun.elapsed();
+            self.host.metrics.plugin_call(PluginCall::finish, result.is_ok(), begun.elapsed());
+            ending = result?;
             tail = state.apply("", std::mem::take(&mut ending.actions))?.text;
         }
         self.progress.claims = Claims::check(ending.claims)?;
@@ -281,6 +286,7 @@ impl Generation {
             let outcome = receipt::Outcome { finish: Some(reason), ..self.progress.outcome() };
             receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
         }
+        self.host.metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
         self.ready.push_back(Piece::End(Ended { reason, usage, metadata: ending.metadata }));
         Ok(())
     }
