@@ -294,7 +294,6 @@ mod tests {
             "tenon_time_to_first_token_seconds_count 1\n",
             "tenon_inter_token_seconds_count 1\n",
             "tenon_plugin_call_seconds_count{call=\"compose\",outcome=\"ok\"} 1\n",
-            "tenon_adapter_cache_lookups_total{result=\"hit\"} 1\n",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
