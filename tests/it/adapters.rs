@@ -24,7 +24,7 @@ fn an_adapter_is_named_by_its_content() {
         listed["data"].as_array().unwrap().iter().filter_map(|one| one["alias"].as_str()).collect();
     assert!(aliases.contains(&"twice-a") && aliases.contains(&"twice-b"), "{aliases:?}");
     client.delete("/v1/adapters/twice-a").expect(204);
-    client.get("/v1/adapters/twice-a").expect_error(404, "not_found");
+    client.get("/v1/adapters/twice-a").expect_not_found();
     client.get("/v1/adapters/twice-b").expect(200);
     client.delete("/v1/adapters/twice-b").expect(204);
 }
@@ -69,7 +69,7 @@ fn malformed_adapters_are_refused_with_their_reason() {
     let as_text = String::from_utf8(config).unwrap();
     refused(as_text.replace("\"r\": 4", "\"r\": 5").into_bytes(), weights.clone());
     refused(as_text.replace("\"LORA\"", "\"IA3\"").into_bytes(), weights);
-    client.get("/v1/adapters/broken").expect_error(404, "not_found");
+    client.get("/v1/adapters/broken").expect_not_found();
 }
 
 #[test]

@@ -23,9 +23,9 @@ fn the_first_version_is_live_and_later_ones_by_promote() {
     let versions = client.get("/v1/functions/versioned/versions").expect(200).json();
     assert_eq!(versions["live"], json!(1));
     assert_eq!(versions["data"].as_array().map(Vec::len), Some(2));
-    client.post("/v1/functions/versioned/promote", &json!({"version": 3})).expect_error(404, "not_found");
+    client.post("/v1/functions/versioned/promote", &json!({"version": 3})).expect_not_found();
     client.delete("/v1/functions/versioned").expect(204);
-    client.get("/v1/functions/versioned").expect_error(404, "not_found");
+    client.get("/v1/functions/versioned").expect_not_found();
 }
 
 #[test]
@@ -36,13 +36,13 @@ fn a_manifest_that_names_what_is_not_there_is_refused() {
     let refused = |manifest: Value, status, code: &str| {
         client.put("/v1/functions/refused", &manifest).expect_error(status, code);
     };
-    refused(json!({"plugin": "0".repeat(64)}), 404, "not_found");
-    refused(json!({"plugin": plugin, "adapters": ["nobody"]}), 404, "not_found");
+    client.put("/v1/functions/refused", &json!({"plugin": "0".repeat(64)})).expect_not_found();
+    client.put("/v1/functions/refused", &json!({"plugin": plugin, "adapters": ["nobody"]})).expect_not_found();
     refused(json!({"plugin": "echo"}), 400, "invalid_request");
     refused(json!({"plugin": plugin, "adapter": ["iso-date"]}), 400, "invalid_request");
     let bad_name = client.put("/v1/functions/no%20spaces", &json!({"plugin": plugin}));
     bad_name.expect_error(400, "invalid_request");
-    client.get("/v1/functions/refused").expect_error(404, "not_found");
+    client.get("/v1/functions/refused").expect_not_found();
 }
 
 #[test]

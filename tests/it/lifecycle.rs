@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::{Client, Options, Server, deploy_examples};
 
-/// Blocks of KV memory that sequences hold; 0 when nothing runs.
-fn kv_blocks_used(client: &Client) -> f64 {
-    let metric = |name| client.metric(name).unwrap_or_else(|| panic!("/metrics has no {name}"));
-    metric("tenon_kv_blocks_total") - metric("tenon_kv_blocks_free")
+/// The share of KV memory that sequences hold; 0 when nothing runs.
+fn kv_share_used(client: &Client) -> f64 {
+    const NAME: &str = "vllm:kv_cache_usage_perc";
+    client.metric(NAME).unwrap_or_else(|| panic!("/metrics has no {NAME}"))
 }
 
 fn long_completion() -> Value {
@@ -35,7 +35,7 @@ fn begin_stream(client: &Client) -> std::io::BufReader<reqwest::blocking::Respon
 fn a_client_that_hangs_up_frees_its_blocks() {
     let Some(server) = Server::start("a_client_that_hangs_up_frees_its_blocks", Options::default()) else { return };
     let client = server.client();
-    let used = || kv_blocks_used(&client);
+    let used = || kv_share_used(&client);
     assert_eq!(used(), 0.0);
     let stream = begin_stream(&client);
     assert!(used() > 0.0);

@@ -5,6 +5,7 @@ mod deny;
 mod tidy;
 
 mod adapters;
+mod cli;
 mod compositions;
 mod functions;
 mod lifecycle;

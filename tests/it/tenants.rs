@@ -13,12 +13,12 @@ fn stranger(operator: &Client, name: &str) -> Client {
 fn another_tenants_functions_and_aliases_are_not_found() {
     let Some(server) = shared_server("another_tenants_functions_and_aliases_are_not_found") else { return };
     let stranger = stranger(&server.client(), "stranger-names");
-    stranger.get("/v1/functions/skills").expect_error(404, "not_found");
-    stranger.post("/v1/functions/skills/invoke", &json!({"input": "hello"})).expect_error(404, "not_found");
-    stranger.delete("/v1/functions/skills").expect_error(404, "not_found");
-    stranger.post("/v1/functions/skills/promote", &json!({"version": 1})).expect_error(404, "not_found");
-    stranger.get("/v1/adapters/iso-date").expect_error(404, "not_found");
-    stranger.delete("/v1/adapters/iso-date").expect_error(404, "not_found");
+    stranger.get("/v1/functions/skills").expect_not_found();
+    stranger.post("/v1/functions/skills/invoke", &json!({"input": "hello"})).expect_not_found();
+    stranger.delete("/v1/functions/skills").expect_not_found();
+    stranger.post("/v1/functions/skills/promote", &json!({"version": 1})).expect_not_found();
+    stranger.get("/v1/adapters/iso-date").expect_not_found();
+    stranger.delete("/v1/adapters/iso-date").expect_not_found();
     let models = stranger.get("/v1/models").expect(200).text;
     assert!(!models.contains("skills") && !models.contains("iso-date"), "{models}");
     let functions = stranger.get("/v1/functions").expect(200).json();
@@ -43,10 +43,10 @@ fn a_digest_is_not_a_permission() {
         message(&unknown.text, &"0".repeat(64)),
         "whether it exists is not observable"
     );
-    stranger.get(&format!("/v1/adapters/{adapter}")).expect_error(404, "not_found");
+    stranger.get(&format!("/v1/adapters/{adapter}")).expect_not_found();
     let plugin = owner.upload_plugin(guest("echo"));
     let manifest = json!({"plugin": plugin});
-    stranger.put("/v1/functions/stolen", &manifest).expect_error(404, "not_found");
+    stranger.put("/v1/functions/stolen", &manifest).expect_not_found();
     // Who has the bytes may upload them, and then use them.
     assert_eq!(stranger.upload_plugin(guest("echo")), plugin);
     stranger.put("/v1/functions/own", &manifest).expect(201);
@@ -79,7 +79,7 @@ fn another_tenants_receipt_is_not_found() {
     let body = json!({"input": "hello", "max_tokens": 1});
     let receipt = owner.post("/v1/functions/echo/invoke", &body).expect(200).receipt.expect("a receipt");
     owner.get(&format!("/v1/receipts/{receipt}")).expect(200);
-    stranger.get(&format!("/v1/receipts/{receipt}")).expect_error(404, "not_found");
+    stranger.get(&format!("/v1/receipts/{receipt}")).expect_not_found();
     let listed = stranger.get("/v1/receipts").expect(200).text;
     assert!(!listed.contains(&receipt), "{listed}");
 }

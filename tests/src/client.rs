@@ -1,6 +1,7 @@
 //! A caller: one HTTP request at a time, answers as values. Not here: what the answers should be.
 
-use std::io::BufReader;
+use std::io::{BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,19 @@ impl Answer {
     /// If not.
     pub fn expect_error(self, status: u16, code: &str) -> Self {
         assert_eq!((self.status, self.code().as_str()), (status, code), "{}", self.text);
+        self.expect_error_where(status, |found| found == code)
+    }
+
+    /// This answer, if it says that something is not there; the code may say what (`function_not_found`).
+    ///
+    /// # Panics
+    /// If not.
+    pub fn expect_not_found(self) -> Self {
+        self.expect_error_where(404, |code| code.ends_with("not_found"))
+    }
+
+    fn expect_error_where(self, status: u16, is_right: impl Fn(&str) -> bool) -> Self {
+        assert!(self.status == status && is_right(&self.code()), "{} {}: {}", self.status, self.code(), self.text);
         let error = self.json().get("error").cloned().unwrap_or_default();
         for field in ["message", "type", "code", "param"] {
             assert!(error.get(field).is_some(), "the error has no `{field}`: {}", self.text);
@@ -192,6 +206,34 @@ impl Client {
             rest.is_some_and(|rest| rest.starts_with([' ', '{']))
         });
         samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).reduce(|sum, value| sum + value)
+    }
+
+    /// Sends a request with a body of this many zeros, and reads the answer while sending: a host may answer and hang up
+    /// before it has read everything. The answer is its status and text.
+    ///
+    /// # Panics
+    /// If there is no answer.
+    #[must_use]
+    pub fn post_zeros(&self, path: &str, bytes: usize) -> (u16, String) {
+        let host = self.url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(host).expect("the server listens");
+        let key = self.key.as_deref().unwrap_or_default();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {bytes}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("the head is taken");
+        let mut writer = stream.try_clone().expect("a second handle");
+        let sending = std::thread::spawn(move || {
+            let chunk = vec![b'0'; 1 << 16];
+            (0..bytes / chunk.len()).try_for_each(|_| writer.write_all(&chunk))
+        });
+        let mut text = String::new();
+        // An error after the answer is the hang-up.
+        drop(stream.read_to_string(&mut text));
+        drop(sending.join());
+        let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.unwrap_or_else(|| panic!("no answer: {text:?}")), text)
     }
 
     fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Answer {

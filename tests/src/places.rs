@@ -56,7 +56,7 @@ pub fn guest(name: &str) -> Vec<u8> {
 /// The folder of an adapter in PEFT's form: committed, or in the larger set beside the checkout.
 #[must_use]
 pub fn adapter_folder(name: &str) -> Option<PathBuf> {
-    let committed = repository().join("tests/fixtures/lora/adapters").join(name);
+    let committed = repository().join("tests/fixtures/lora").join(name);
     let larger = shared().map(|shared| shared.join("lora/adapters").join(name));
     std::iter::once(committed).chain(larger).find(|folder| folder.is_dir())
 }
@@ -67,7 +67,7 @@ pub fn adapter_folder(name: &str) -> Option<PathBuf> {
 /// If neither is there.
 #[must_use]
 pub fn golden() -> Value {
-    let committed = repository().join("tests/fixtures/lora/golden.json");
+    let committed = repository().join("tests/fixtures/lora/golden/golden.json");
     let larger = shared().map(|shared| shared.join("lora/golden/golden.json")).filter(|path| path.is_file());
     let path = larger.unwrap_or(committed);
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

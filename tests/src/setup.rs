@@ -29,7 +29,7 @@ pub fn shared_server(test: &str) -> Option<&'static Server> {
 /// If anything is refused.
 pub fn deploy_examples(client: &Client) {
     for name in ADAPTERS {
-        let folder = adapter_folder(name).unwrap_or_else(|| panic!("tests/fixtures/lora/adapters/{name} is missing"));
+        let folder = adapter_folder(name).unwrap_or_else(|| panic!("tests/fixtures/lora/{name} is missing"));
         let answer = client.upload_adapter(name, &folder);
         assert!(matches!(answer.status, 200 | 201), "{name}: {} {}", answer.status, answer.text);
     }

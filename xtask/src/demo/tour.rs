@@ -40,7 +40,7 @@ fn questions() -> Vec<Question> {
 pub(crate) fn run(client: &Client, server: &Server) -> Outcome {
     step("adapters", "uploading three LoRA adapters as PEFT folders");
     for name in ADAPTERS {
-        let folder = shell::root().join("tests/fixtures/lora/adapters").join(name);
+        let folder = shell::root().join("tests/fixtures/lora").join(name);
         let info = client.put_adapter(name, &folder)?;
         println!("  {name:<15} rank {:<3} {}", text(&info, "/rank"), short(&text(&info, "/digest")));
     }

@@ -146,7 +146,9 @@ impl ModelRunner for CpuRunner {
     }
 
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>) -> Result<(), RunnerError> {
-        adapter.check_fits(&self.config).map_err(|reason| RunnerError::Adapter(reason.to_string()))?;
+        if !adapter.fits(&self.config) {
+            return Err(RunnerError::Adapter("it was packed for another base".into()));
+        }
         let place = self.slots.get_mut(slot.0 as usize);
         match place {
             Some(place @ None) => *place = Some(Arc::clone(adapter)),

@@ -286,3 +286,94 @@ fn f32_equals_the_goldens_alone_and_in_one_mixed_batch() {
         println!("{config}: largest logit error {error:.1e}");
     }
 }
+
+/// log softmax, in f64.
+fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+    let normaliser = kernels::log_sum_exp(logits);
+    logits.iter().map(|logit| f64::from(*logit) - normaliser).collect()
+}
+
+/// Σ p (ln p - ln q)
+fn divergence(p: &[f64], q: &[f64]) -> f64 {
+    p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+#[test]
+fn quantised_equals_f32_over_goldens_and_a_text() {
+    let Some(base) = base() else { return };
+    let (golden, adapters) = golden_root();
+    let cases = cases(&golden);
+    let text = json(&golden.join("perplexity.json"));
+    let text_of = |config: &str| {
+        let adapters = cases.iter().find(|case| case.name.starts_with(&format!("{config}/"))).unwrap().adapters.clone();
+        Case { adapters, prompt: ids(&text["ids"]), ..cases[0].clone() }
+    };
+    let mut f32_bench = Bench::new(&base, &adapters, &cases, Precision::F32);
+    let mut quantised_bench = Bench::new(&base, &adapters, &cases, Precision::Quantised);
+
+    let (mut divergences, mut errors) = (Vec::new(), Vec::new());
+    let (f32_outputs, quantised_outputs) = (f32_bench.generate(&cases, 1), quantised_bench.generate(&cases, 1));
+    for (case, (f32_output, quantised_output)) in cases.iter().zip(f32_outputs.iter().zip(&quantised_outputs)) {
+        let ours = log_probabilities(&quantised_output.0);
+        divergences.push(divergence(&log_probabilities(&f32_output.0), &ours));
+        let expected = |logit: f32| f64::from(logit) - f64::from(case.log_sum_exp);
+        errors.extend(case.top.iter().map(|(id, logit)| (ours[*id as usize] - expected(*logit)).abs()));
+        assert!(f32_output.0 == quantised_output.0, "{}: other bits than f32", case.name);
+    }
+    for (config, expected) in text["configs"].as_object().unwrap() {
+        // The text's mixed configuration is in no other golden.
+        if !cases.iter().any(|case| case.name.starts_with(&format!("{config}/"))) {
+            continue;
+        }
+        let case = text_of(config);
+        let (f32_logits, logits) = (f32_bench.text_logits(&case), quantised_bench.text_logits(&case));
+        let (mut total, mut worst) = (0.0, 0.0f64);
+        let expected = expected["logprobs"].as_array().unwrap();
+        let rows = logits.chunks_exact(base.config().vocabulary).zip(f32_logits.chunks_exact(base.config().vocabulary));
+        for ((row, f32_row), (id, expected)) in rows.zip(case.prompt[1..].iter().zip(expected)) {
+            let ours = log_probabilities(row);
+            divergences.push(divergence(&log_probabilities(f32_row), &ours));
+            total -= ours[*id as usize];
+            worst = worst.max((ours[*id as usize] - expected.as_f64().unwrap()).abs());
+        }
+        let perplexity = (total / expected.len() as f64).exp();
+        println!("{config}: perplexity {perplexity:.3}, largest log-probability error {worst:.1e}");
+        assert!(worst < 1e-3, "{config}: log-probability of the text differs by {worst}");
+    }
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let max = errors.iter().copied().fold(0.0, f64::max);
+    println!(
+        "quantised, log-probability error over {} top tokens: max {max:.1e}, mean {:.1e}",
+        errors.len(),
+        mean(&errors)
+    );
+    println!("quantised, mean KL to f32 over {} positions: {:.1e}", divergences.len(), mean(&divergences));
+    assert!(max < 1e-3 && mean(&divergences).abs() < 1e-9);
+}
+
+#[test]
+fn speed_is_printed() {
+    let Some(base) = base() else { return };
+    let mut case = Case {
+        name: "speed".into(),
+        adapters: Vec::new(),
+        prompt: (0..128).map(|id| 1000 + id * 7).collect(),
+        top: Vec::new(),
+        log_sum_exp: 0.0,
+        greedy: None,
+        logits: None,
+    };
+    for precision in [Precision::F32, Precision::Quantised] {
+        let mut bench = Bench::new(&base, Path::new(""), &[], precision);
+        bench.generate(std::slice::from_ref(&case), 2);
+        let started = Instant::now();
+        bench.generate(std::slice::from_ref(&case), 1);
+        let prefill = started.elapsed().as_secs_f64();
+        case.prompt.truncate(8);
+        let started = Instant::now();
+        bench.generate(std::slice::from_ref(&case), GREEDY_TOKENS);
+        let decode = started.elapsed().as_secs_f64();
+        println!("{precision}: prefill {:.0} tokens/s, decode {:.1} tokens/s", 128.0 / prefill, 32.0 / decode);
+        case.prompt = (0..128).map(|id| 1000 + id * 7).collect();
+    }
+}

@@ -71,11 +71,11 @@ pub enum PluginError {
     /// No component of this digest is stored.
     #[error("there is no plugin {0}; upload it again")]
     NotFound(Digest),
-    /// All instances are in use.
-    #[error("all {instances_max} plugin instances are in use; try again shortly")]
+    /// Everything of its kind is in use.
+    #[error("the plugin host is busy: {limit} is reached; try again shortly")]
     Busy {
-        /// How many instances there are.
-        instances_max: u32,
+        /// The limit's name.
+        limit: &'static str,
     },
     /// The host failed.
     #[error("the plugin host failed: {0}")]

@@ -27,15 +27,14 @@ pub struct PluginLimits {
     pub start_cpu_ms_max: u64,
     /// Bytes of log lines for each request; what is over is dropped and counted.
     pub log_bytes_max: usize,
-    /// Calls of host functions for each request.
+    /// Calls of host functions during one call of the guest.
     pub host_calls_max: u32,
-    /// Bytes of lists and strings that one call of a host function may pass to the host.
-    pub host_call_bytes_max: usize,
+    /// Bytes of lists and strings that a guest may pass to the host at once: the arguments of one host function, or the
+    /// answer to one call.
+    pub transfer_bytes_max: usize,
     /// Random bytes for each request.
     pub random_bytes_max: u32,
-    /// Bytes of lists and strings that one call of a guest function may return.
-    pub answer_bytes_max: usize,
-    /// Actions that one chunk may be answered with.
+    /// Actions that one chunk may be answered with, and pairs of metadata or claims.
     pub actions_max: usize,
     /// CPU seconds of the child that compiles.
     pub compile_cpu_seconds_max: u64,
@@ -62,10 +61,9 @@ impl Default for PluginLimits {
             call_wall_ms_max: 2_000,
             start_cpu_ms_max: 200,
             log_bytes_max: 64 << 10,
-            host_calls_max: 4096,
-            host_call_bytes_max: 4 << 20,
+            host_calls_max: 1024,
+            transfer_bytes_max: 4 << 20,
             random_bytes_max: 64 << 10,
-            answer_bytes_max: 4 << 20,
             actions_max: 64,
             compile_cpu_seconds_max: 60,
             compile_memory_bytes_max: 4 << 30,

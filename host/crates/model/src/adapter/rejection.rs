@@ -15,6 +15,18 @@ pub struct AdapterLimits {
     pub rank_max: u32,
     /// Tensors in the file.
     pub tensors_max: usize,
+    /// Scale · ‖A‖ · ‖B‖ (Frobenius) of each module, a bound on how far it can move its output. Trained adapters stay
+    /// below 100.
+    pub delta_norm_max: u32,
+}
+
+impl AdapterLimits {
+    pub(super) fn check(&self, what: &'static str, value: usize, max: usize) -> Result<(), AdapterRejection> {
+        if value <= max {
+            return Ok(());
+        }
+        Err(AdapterRejection::TooLarge { what, value: value as u64, max: max as u64 })
+    }
 }
 
 impl Default for AdapterLimits {
@@ -25,6 +37,7 @@ impl Default for AdapterLimits {
             header_bytes_max: 1 << 20,
             rank_max: 256,
             tensors_max: 8192,
+            delta_norm_max: 10_000,
         }
     }
 }
