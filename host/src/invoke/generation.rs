@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use engine::{TokenEvent, TokenStream};
 use model::TextDecoder;
-use types::{Chunk, ChunkToken, Digest, Ending, FinishReason, HookUsage, InvocationRequest, Usage, ValidPlan};
+use types::{
+    Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, Usage, ValidPlan,
+};
 
 use super::Stages;
 use super::function::FunctionCall;
@@ -110,7 +112,7 @@ impl Generation {
         request: &InvocationRequest,
         mut parts: Parts,
     ) -> Result<Self, Error> {
-        let subject = record::subject(host, request, parts.function.as_ref());
+        let subject = record::subject(host, request, parts.function.as_ref(), parts.plan.composition());
         let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?;
@@ -160,7 +162,7 @@ impl Generation {
         text: String,
         stages: Stages,
     ) -> Result<Self, Error> {
-        let subject = record::subject(host, request, Some(&call));
+        let subject = record::subject(host, request, Some(&call), &Composition::default());
         let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let receipt_id = receipt.id().to_string();
         let asked = Rendered { tokens: Vec::new(), committed: request.input_json.clone().into_bytes() };

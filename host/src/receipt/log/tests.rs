@@ -4,7 +4,7 @@ use futures::future::join_all;
 use types::{Digest, FinishReason};
 
 use super::*;
-use crate::receipt::{Claims, Commitment, Committer, FunctionRef, Kind, Receipt, TokenCounts, verify};
+use crate::receipt::{AdapterPart, Claims, Commitment, Committer, FunctionRef, Kind, Receipt, TokenCounts, verify};
 
 pub(in crate::receipt) struct Bench {
     pub(in crate::receipt) folder: tempfile::TempDir,
@@ -43,6 +43,7 @@ pub(in crate::receipt) fn started(name: &str, request: &str) -> Started {
         base: Digest::of(b"base"),
         runner: "cpu".to_owned(),
         precision: "f32".to_owned(),
+        adapters: vec![AdapterPart { adapter: Digest::of(b"adapter"), weight: 0.5, modules: None, layers: None }],
     };
     Started { tenant: tenant(name), subject }
 }
