@@ -1,4 +1,5 @@
 //! Admission of adapters: made-up small ones, and the hostile set where `../shared` (or `TENON_SHARED`) has it.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
