@@ -6,6 +6,7 @@ mod local;
 mod output;
 mod receipts;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -141,7 +142,8 @@ fn serve(arguments: ServeArgs) -> Result<(), Error> {
     let config = Config::load(arguments.config.as_deref(), std::env::vars_os(), &flags)?;
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .map_err(|error| Error::invalid("invalid_config", "log", format!("log filter: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     block_on(crate::host::serve(config))
 }
 

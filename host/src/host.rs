@@ -61,9 +61,12 @@ impl Host {
     /// Where an adapter of the caller's own catalogue lies now.
     pub(crate) fn residency(&self, info: &AdapterInfo) -> Residency {
         match info.residency {
-            _ if self.engine.stats().resident_adapters.contains(&info.digest) => Residency::Device,
-            adapters::Residency::Memory => Residency::Memory,
+            // A slot that another tenant's use filled must not show.
             adapters::Residency::Storage => Residency::Storage,
+            adapters::Residency::Memory if self.engine.stats().resident_adapters.contains(&info.digest) => {
+                Residency::Device
+            }
+            adapters::Residency::Memory => Residency::Memory,
         }
     }
 

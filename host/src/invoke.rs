@@ -11,6 +11,8 @@ mod prompt;
 mod record;
 mod stop;
 
+pub(crate) use prompt::check_templates;
+
 pub(crate) use generation::{AdapterUse, Ended, Generation, Piece, TokenOut};
 
 use std::sync::Arc;

@@ -53,11 +53,6 @@ struct KindLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabel {
-    result: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CacheConfigLabels {
     block_size: u32,
     num_gpu_blocks: u32,
@@ -75,7 +70,6 @@ pub struct Metrics {
     first_token: Histogram,
     inter_token: Histogram,
     plugin_calls: Family<CallLabels, Histogram>,
-    adapter_lookups: Family<ResultLabel, Counter>,
     fed: Fed,
 }
 
@@ -123,7 +117,6 @@ impl Metrics {
                 "Calls into plugins",
                 Family::new_with_constructor(calls as fn() -> Histogram),
             ),
-            adapter_lookups: add(r, "tenon_adapter_cache_lookups", "Adapters asked for", Family::default()),
             fed: Fed::new(r),
             registry,
         }
@@ -156,12 +149,6 @@ impl Metrics {
     pub fn plugin_call(&self, call: PluginCall, ok: bool, took: Duration) {
         let outcome = if ok { "ok" } else { "error" };
         self.plugin_calls.get_or_create(&CallLabels { call, outcome }).observe(took.as_secs_f64());
-    }
-
-    /// Counts an adapter that was asked for, and whether it was in memory.
-    pub fn adapter_lookup(&self, hit: bool) {
-        let result = if hit { "hit" } else { "miss" };
-        self.adapter_lookups.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// Feeds what the engine is doing.
@@ -299,7 +286,6 @@ mod tests {
         metrics.first_token(Duration::from_millis(30));
         metrics.inter_token(Duration::from_millis(3));
         metrics.plugin_call(PluginCall::compose, true, Duration::from_micros(90));
-        metrics.adapter_lookup(true);
         let text = metrics.render();
         for line in [
             "tenon_requests_total{route=\"/v1/functions/{name}\",status=\"200\"} 2\n",
@@ -308,7 +294,6 @@ mod tests {
             "tenon_time_to_first_token_seconds_count 1\n",
             "tenon_inter_token_seconds_count 1\n",
             "tenon_plugin_call_seconds_count{call=\"compose\",outcome=\"ok\"} 1\n",
-            "tenon_adapter_cache_lookups_total{result=\"hit\"} 1\n",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

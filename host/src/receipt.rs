@@ -27,8 +27,8 @@ pub use envelope::{Envelope, EnvelopeSignature, Fault, PAYLOAD_TYPE, pae};
 pub use key::{PublicKeys, ReceiptKey};
 pub use log::{Final, OpenReceipt, ReceiptCounts, ReceiptLog, Started, StoredReceipt};
 pub use record::{
-    AdapterUse, Claim, Claims, Ending, FunctionRef, Kind, Outcome, Receipt, ReceiptId, SamplingRecord, Subject,
-    Timings, TokenCounts,
+    AdapterPart, AdapterUse, Claim, Claims, Ending, FunctionRef, Kind, Outcome, Receipt, ReceiptId, SamplingRecord,
+    Subject, Timings, TokenCounts,
 };
 pub use verify::{Break, Head, Verified, Verifier, verify};
 

@@ -144,13 +144,12 @@ mod x86 {
         let input_rows: [*const f32; X] = std::array::from_fn(|j| inputs.row(x + j).as_ptr());
         let mut sums = [[[_mm256_setzero_ps(); 2]; X]; W];
         for at in (0..weights.width).step_by(LANES) {
-            for half in 0..2 {
-                // SAFETY: `at + 16 <= width`, as the width is a multiple of 16, and each row has `width` values.
-                let values: [__m256; X] =
-                    std::array::from_fn(|j| unsafe { _mm256_loadu_ps(input_rows[j].add(at + 8 * half)) });
+            for (half, at) in [at, at + 8].into_iter().enumerate() {
+                // SAFETY: `at + 8 <= width`, as the width is a multiple of 16, and each row has `width` values.
+                let values: [__m256; X] = std::array::from_fn(|j| unsafe { _mm256_loadu_ps(input_rows[j].add(at)) });
                 for i in 0..W {
                     // SAFETY: as above.
-                    let weight = unsafe { _mm256_loadu_ps(weight_rows[i].add(at + 8 * half)) };
+                    let weight = unsafe { _mm256_loadu_ps(weight_rows[i].add(at)) };
                     for j in 0..X {
                         sums[i][j][half] = _mm256_fmadd_ps(weight, values[j], sums[i][j][half]);
                     }

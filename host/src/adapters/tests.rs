@@ -11,11 +11,11 @@ use crate::store::{BlobWrite, EmbeddedStore};
 fn base() -> ModelConfig {
     ModelConfig {
         layers: 2,
-        hidden: 8,
-        intermediate: 16,
+        hidden: 64,
+        intermediate: 64,
         heads: 2,
         kv_heads: 1,
-        head_dim: 4,
+        head_dim: 32,
         vocabulary: 32,
         context_tokens_max: 64,
         rope_theta: 10_000.0,
@@ -27,12 +27,12 @@ fn base() -> ModelConfig {
 fn peft(fill: f32) -> (Bytes, Bytes) {
     let config = r#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["v_proj"],"bias":"none"}"#;
     let values = |count: usize| fill.to_le_bytes().repeat(count);
-    let (a, b) = (values(2 * 8), values(4 * 2));
+    let (a, b) = (values(2 * 64), values(32 * 2));
     let mut tensors = Vec::new();
     for layer in 0..2 {
         let name = |half: &str| format!("base_model.model.model.layers.{layer}.self_attn.v_proj.lora_{half}.weight");
-        tensors.push((name("A"), TensorView::new(Dtype::F32, vec![2, 8], &a).expect("a tensor")));
-        tensors.push((name("B"), TensorView::new(Dtype::F32, vec![4, 2], &b).expect("a tensor")));
+        tensors.push((name("A"), TensorView::new(Dtype::F32, vec![2, 64], &a).expect("a tensor")));
+        tensors.push((name("B"), TensorView::new(Dtype::F32, vec![32, 2], &b).expect("a tensor")));
     }
     let weights = safetensors::serialize(tensors, None).expect("a file");
     (Bytes::from_static(config.as_bytes()), weights.into())

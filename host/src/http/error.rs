@@ -51,6 +51,7 @@ pub(crate) fn body(error: &Error) -> Value {
 pub(crate) fn log(error: &Error, request_id: &str) {
     match error.blame() {
         Blame::Host => tracing::error!(request_id, code = error.code(), "{error}"),
+        _ if matches!(error, Error::Unavailable(_)) => tracing::debug!(request_id, code = error.code(), "{error}"),
         Blame::Function | Blame::Capacity => tracing::warn!(request_id, code = error.code(), "{error}"),
         Blame::Caller => tracing::debug!(request_id, code = error.code(), "{error}"),
     }

@@ -11,6 +11,7 @@ use super::auth::Caller;
 use super::wire::{self, Promote, RawBody};
 use crate::artifacts::ArtifactKind;
 use crate::error::Error;
+use crate::invoke;
 use crate::registry::{FunctionInfo, FunctionVersion, Manifest, RegistryError};
 
 /// A name from a path.
@@ -45,6 +46,7 @@ pub(crate) async fn put(
     let name = name(&path)?;
     let manifest: Manifest = wire::parse(&body)?;
     manifest.check().map_err(RegistryError::from)?;
+    invoke::check_templates(&manifest.templates)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
     for adapter in &manifest.adapters {
         if host.adapters.resolve(tenant, adapter).await?.is_none() {

@@ -77,8 +77,14 @@ fn function(generation: &Generation) -> (Option<&str>, Option<u32>) {
 
 /// The composition in its canonical order.
 pub(crate) fn adapters(adapters: &[AdapterUse]) -> Value {
-    let one = |one: &AdapterUse| json!({"name": one.alias, "digest": one.digest.to_string(), "weight": one.weight});
+    let one =
+        |one: &AdapterUse| json!({"name": one.alias, "digest": one.digest.to_string(), "weight": shortest(one.weight)});
     adapters.iter().map(one).collect()
+}
+
+/// A number as it was written: the shortest text that reads back as the same f32, not its f64 neighbour.
+pub(crate) fn shortest(number: f32) -> Value {
+    number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 /// Token counts in OpenAI's shape.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use crate::error::Error;
+use crate::metrics::CONTENT_TYPE;
 
 /// The process answers.
 pub(crate) async fn health() -> Json<Value> {
@@ -29,8 +30,11 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
 /// Prometheus text.
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
     if let Some(host) = app.ready() {
+        let shape = host.engine.shape();
         app.metrics.observe_engine(&host.engine.stats());
+        app.metrics.observe_kv_size(shape.block_tokens, shape.kv_blocks);
+        app.metrics.observe_adapter_cache(host.adapters.memory_bytes(), host.adapters.leases());
+        app.metrics.observe_receipts(&host.receipts.counts());
     }
-    let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    (kind, app.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.metrics.render()).into_response()
 }

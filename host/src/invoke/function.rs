@@ -17,6 +17,7 @@ use super::{Draft, Routed, random_seed};
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::error::Error;
 use crate::host::Host;
+use crate::metrics::PluginCall;
 use crate::registry::Manifest;
 use crate::tenants::Principal;
 
@@ -46,11 +47,17 @@ pub(crate) async fn route(
     let session = session(host, principal, name, &manifest, plugin_seed, started).await?;
     let source = StoredComponents(host.artifacts.clone());
     let mut instance = host.plugins.start(manifest.plugin, &source, session).await?;
-    let decision = instance.route(request).await?;
+    let begun = Instant::now();
+    let decision = instance.route(request).await;
+    host.metrics.plugin_call(PluginCall::route, decision.is_ok(), begun.elapsed());
+    let decision = decision?;
     let mut call = FunctionCall { name: name.clone(), version: live.version, manifest, instance };
     match decision {
         Decision::Serve => {
-            let mut plan = call.instance.compose(request).await?;
+            let begun = Instant::now();
+            let plan = call.instance.compose(request).await;
+            host.metrics.plugin_call(PluginCall::compose, plan.is_ok(), begun.elapsed());
+            let mut plan = plan?;
             let limits = call.manifest.limits.narrow(&host.plan_limits);
             let default = limits.output_tokens_default.min(limits.output_tokens_max);
             if let Some(max_tokens) = request.max_tokens {

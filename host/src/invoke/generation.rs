@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use engine::{TokenEvent, TokenStream};
 use model::TextDecoder;
-use types::{Chunk, ChunkToken, Digest, Ending, FinishReason, HookUsage, InvocationRequest, Usage, ValidPlan};
+use types::{
+    Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, Usage, ValidPlan,
+};
 
 use super::Stages;
 use super::function::FunctionCall;
@@ -20,6 +22,7 @@ use super::stop::StopMatcher;
 use crate::adapters::AdapterLease;
 use crate::error::Error;
 use crate::host::Host;
+use crate::metrics::PluginCall;
 use crate::receipt::{self, Claims, Final, OpenReceipt, Started};
 use crate::tenants::Principal;
 
@@ -109,7 +112,7 @@ impl Generation {
         request: &InvocationRequest,
         mut parts: Parts,
     ) -> Result<Self, Error> {
-        let subject = record::subject(host, request, parts.function.as_ref());
+        let subject = record::subject(host, request, parts.function.as_ref(), parts.plan.composition());
         let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?;
@@ -159,7 +162,7 @@ impl Generation {
         text: String,
         stages: Stages,
     ) -> Result<Self, Error> {
-        let subject = record::subject(host, request, Some(&call));
+        let subject = record::subject(host, request, Some(&call), &Composition::default());
         let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let receipt_id = receipt.id().to_string();
         let asked = Rendered { tokens: Vec::new(), committed: request.input_json.clone().into_bytes() };
@@ -238,8 +241,10 @@ impl Generation {
             Some((call, state)) => {
                 let told = tokens.iter().map(|token| ChunkToken { id: token.id, logprob: token.logprob }).collect();
                 let begun = Instant::now();
-                let actions = call.instance.chunk(Chunk { text: text.clone(), tokens: told }).await?;
+                let actions = call.instance.chunk(Chunk { text: text.clone(), tokens: told }).await;
                 self.progress.post_processing += begun.elapsed();
+                self.host.metrics.plugin_call(PluginCall::chunk, actions.is_ok(), begun.elapsed());
+                let actions = actions?;
                 let PostOutcome { text, stop } = state.apply(&text, actions)?;
                 (text, stop)
             }
@@ -270,8 +275,10 @@ impl Generation {
                 finish: reason,
             };
             let begun = Instant::now();
-            ending = call.instance.finish(told).await?;
+            let result = call.instance.finish(told).await;
             self.progress.post_processing += begun.elapsed();
+            self.host.metrics.plugin_call(PluginCall::finish, result.is_ok(), begun.elapsed());
+            ending = result?;
             tail = state.apply("", std::mem::take(&mut ending.actions))?.text;
         }
         self.progress.claims = Claims::check(ending.claims)?;
@@ -281,6 +288,7 @@ impl Generation {
             let outcome = receipt::Outcome { finish: Some(reason), ..self.progress.outcome() };
             receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
         }
+        self.host.metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
         self.ready.push_back(Piece::End(Ended { reason, usage, metadata: ending.metadata }));
         Ok(())
     }

@@ -56,6 +56,17 @@ fn render(name: &str, source: &str, arguments: &[(String, String)]) -> Result<St
     rendered.map_err(|error| Error::invalid("template_failed", "", format!("prompt template `{name}` failed: {error}")))
 }
 
+/// Checks the syntax of a manifest's templates, before anybody is served by them.
+pub(crate) fn check_templates(templates: &BTreeMap<String, String>) -> Result<(), Error> {
+    let environment = minijinja::Environment::new();
+    for (name, source) in templates {
+        if let Err(error) = environment.template_from_str(source) {
+            return Err(Error::invalid("invalid_template", "templates", format!("prompt template `{name}`: {error}")));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::render;

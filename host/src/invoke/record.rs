@@ -12,7 +12,8 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::metrics::Metrics;
 use crate::receipt::{
-    AdapterUse, Claims, Commitment, Committer, FunctionRef, Outcome, SamplingRecord, Subject, Timings, TokenCounts,
+    AdapterPart, AdapterUse, Claims, Commitment, Committer, FunctionRef, Outcome, SamplingRecord, Subject, Timings,
+    TokenCounts,
 };
 
 /// What is known so far about a request that is being answered.
@@ -107,7 +108,12 @@ impl Progress {
 }
 
 /// What a receipt is about.
-pub(crate) fn subject(host: &Arc<Host>, request: &InvocationRequest, function: Option<&FunctionCall>) -> Subject {
+pub(crate) fn subject(
+    host: &Arc<Host>,
+    request: &InvocationRequest,
+    function: Option<&FunctionCall>,
+    composition: &Composition,
+) -> Subject {
     Subject {
         request: request.id.clone(),
         function: function.map(|call| FunctionRef {
@@ -118,5 +124,6 @@ pub(crate) fn subject(host: &Arc<Host>, request: &InvocationRequest, function: O
         base: host.base.digest(),
         runner: "cpu".to_owned(),
         precision: host.precision.clone(),
+        adapters: composition.parts().iter().map(AdapterPart::from).collect(),
     }
 }

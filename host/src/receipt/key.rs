@@ -85,8 +85,7 @@ impl ReceiptKey {
     }
 
     fn save(&self, path: &Path) -> io::Result<()> {
-        let hex = Zeroizing::new(blake3::Hash::from_bytes(*self.signing.as_bytes()).to_hex().to_string() + "\n");
-        replace_file(path, hex.as_bytes(), 0o600)
+        replace_file(path, to_hex(self.signing.as_bytes()).as_bytes(), 0o600)
     }
 
     /// Adds the public half to the list unless it is there.
@@ -182,9 +181,30 @@ fn read_secret(path: &Path) -> io::Result<Zeroizing<[u8; 32]>> {
     // Room for the whole file at once: a buffer that grows would leave copies of the secret behind.
     let mut hex = Zeroizing::new(String::with_capacity(KEY_FILE_BYTES_MAX as usize));
     file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut hex)?;
-    let secret = blake3::Hash::from_hex(hex.trim_ascii_end())
-        .map_err(|_| io::Error::other("it is damaged; restore it, or move it away for a fresh one"))?;
-    Ok(Zeroizing::new(*secret.as_bytes()))
+    from_hex(hex.trim_ascii_end())
+        .ok_or_else(|| io::Error::other("it is damaged; restore it, or move it away for a fresh one"))
+}
+
+/// By hand, so that no copy of the secret stays in memory.
+fn to_hex(secret: &[u8; 32]) -> Zeroizing<String> {
+    let mut hex = Zeroizing::new(String::with_capacity(65));
+    let digits = secret.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    hex.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
+    hex.push('\n');
+    hex
+}
+
+fn from_hex(hex: &str) -> Option<Zeroizing<[u8; 32]>> {
+    let mut secret = Zeroizing::new([0; 32]);
+    if hex.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in secret.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+        for digit in digits {
+            *byte = *byte << 4 | u8::try_from(char::from(*digit).to_digit(16)?).ok()?;
+        }
+    }
+    Some(secret)
 }
 
 /// Writes a file whole or not at all, durably. The data folder has one owner (the database's lock), so that nobody races.
@@ -218,11 +238,10 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let keys = PublicKeys::read(&folder.path().join(PUBLIC_FILE)).expect("keys");
         assert_eq!(keys, first.public());
-        assert!(!format!("{first:?}").contains(&hex(&first)));
-    }
-
-    fn hex(key: &ReceiptKey) -> String {
-        blake3::Hash::from_bytes(*key.signing.as_bytes()).to_hex().to_string()
+        let secret = blake3::Hash::from_bytes(*first.signing.as_bytes()).to_hex().to_string();
+        assert!(!format!("{first:?}").contains(&secret));
+        let file = fs::read_to_string(folder.path().join(KEY_FILE)).expect("key");
+        assert_eq!(file, secret + "\n");
     }
 
     #[test]

@@ -24,7 +24,7 @@ const LIST_RECORDS_MAX: usize = 1000;
 type Place = mpsc::OwnedPermit<Order>;
 
 /// What is known when a request is admitted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Started {
     /// Whose chain.
     pub tenant: TenantId,

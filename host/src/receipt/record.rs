@@ -87,7 +87,7 @@ pub struct FunctionRef {
 }
 
 /// What a receipt is about; equal in both records of a receipt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subject {
     /// The request's identifier, as in `x-request-id`.
@@ -102,22 +102,56 @@ pub struct Subject {
     pub runner: String,
     /// The runner's precision.
     pub precision: String,
+    /// The adapters that are to contribute, in canonical order: known before the first byte, so that a record that was
+    /// recovered after a crash names them too. How much each did is in the outcome.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterPart>,
 }
 
-/// One adapter of the composition.
+/// One term of a composition: an adapter, its weight and what it is limited to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AdapterUse {
+pub struct AdapterPart {
     /// The adapter's content.
     #[serde(with = "text::digest")]
     pub adapter: Digest,
     /// wᵢ.
     #[serde(with = "text::finite")]
     pub weight: f32,
-    /// The modules it was limited to, by their PEFT names; absent for all.
+    /// The modules it is limited to, by their PEFT names; absent for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modules: Option<Vec<String>>,
-    /// The layers `[first, end)` it was limited to; absent for all.
+    /// The layers `[first, end)` it is limited to; absent for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<[u32; 2]>,
+}
+
+impl From<&CompositionPart> for AdapterPart {
+    fn from(part: &CompositionPart) -> Self {
+        let names = || part.modules.iter().map(|module| module.name().to_owned()).collect();
+        Self {
+            adapter: part.adapter,
+            weight: part.weight,
+            modules: (part.modules != ModuleSet::ALL).then(names),
+            layers: (part.layers != LayerRange::ALL).then_some([part.layers.first, part.layers.end]),
+        }
+    }
+}
+
+/// One term of the composition and how much it did. (Flat, because serde cannot both flatten and refuse unknown fields.)
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterUse {
+    /// As in [`AdapterPart`].
+    #[serde(with = "text::digest")]
+    pub adapter: Digest,
+    /// As in [`AdapterPart`].
+    #[serde(with = "text::finite")]
+    pub weight: f32,
+    /// As in [`AdapterPart`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules: Option<Vec<String>>,
+    /// As in [`AdapterPart`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<[u32; 2]>,
     /// Tokens of prompt and output that were computed with it.
@@ -128,14 +162,8 @@ impl AdapterUse {
     /// What is said about one part of a composition.
     #[must_use]
     pub fn new(part: &CompositionPart, tokens_active: u32) -> Self {
-        let names = || part.modules.iter().map(|module| module.name().to_owned()).collect();
-        Self {
-            adapter: part.adapter,
-            weight: part.weight,
-            modules: (part.modules != ModuleSet::ALL).then(names),
-            layers: (part.layers != LayerRange::ALL).then_some([part.layers.first, part.layers.end]),
-            tokens_active,
-        }
+        let AdapterPart { adapter, weight, modules, layers } = part.into();
+        Self { adapter, weight, modules, layers, tokens_active }
     }
 }
 

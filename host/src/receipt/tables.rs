@@ -9,6 +9,12 @@ use super::log::{Final, Started};
 use super::record::{Ending, Kind, Outcome, Receipt, ReceiptId, Subject};
 use super::{Envelope, RECORD_BYTES_MAX, ReceiptError, ReceiptKey};
 
+/// Of the prompt and of the answer.
+type SaltPair = (Option<[u8; 32]>, Option<[u8; 32]>);
+
+/// Characters of an error's code; a plugin may have chosen it.
+const ERROR_CODE_CHARS_MAX: usize = 96;
+
 /// (tenant, sequence) -> envelope, one line of JSON.
 pub(super) const RECORDS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("receipt_records");
 /// id -> (tenant, sequence of the started record, sequence of the final one or 0).
@@ -16,7 +22,7 @@ const IDS: TableDefinition<'_, &str, (&str, u64, u64)> = TableDefinition::new("r
 /// tenant -> (sequence, payload digest) of the chain's last record.
 const HEADS: TableDefinition<'_, &str, (u64, [u8; 32])> = TableDefinition::new("receipt_heads");
 /// id -> salts of the prompt's and the answer's commitments. Private: never exported.
-const SALTS: TableDefinition<'_, &str, (Option<[u8; 32]>, Option<[u8; 32]>)> = TableDefinition::new("receipt_salts");
+const SALTS: TableDefinition<'_, &str, SaltPair> = TableDefinition::new("receipt_salts");
 /// Ids without a final record.
 const OPEN: TableDefinition<'_, &str, ()> = TableDefinition::new("receipt_open");
 
@@ -39,7 +45,7 @@ pub(super) struct Tables<'txn> {
     records: Table<'txn, (&'static str, u64), &'static [u8]>,
     ids: Table<'txn, &'static str, (&'static str, u64, u64)>,
     heads: Table<'txn, &'static str, (u64, [u8; 32])>,
-    salts: Table<'txn, &'static str, (Option<[u8; 32]>, Option<[u8; 32]>)>,
+    salts: Table<'txn, &'static str, SaltPair>,
     open: Table<'txn, &'static str, ()>,
 }
 
@@ -156,7 +162,7 @@ fn outcome(last: &Final) -> (Kind, Outcome) {
     let (kind, error) = match &last.ending {
         Ending::Finished => (Kind::Finished, None),
         Ending::Cancelled => (Kind::Cancelled, None),
-        Ending::Failed(code) => (Kind::Failed, Some(code.clone())),
+        Ending::Failed(code) => (Kind::Failed, Some(code.chars().take(ERROR_CODE_CHARS_MAX).collect())),
     };
     (kind, Outcome { error, ..last.outcome.clone() })
 }

@@ -106,3 +106,18 @@ impl Base {
         info.read(&mut *file, content.tensor_data_offset, &Device::Cpu).map_err(malformed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_is_shared_between_threads_and_a_missing_file_is_named() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Base>();
+        shared::<crate::LoraAdapter>();
+        let error = Base::open(Path::new("absent.gguf")).err().map(|error| (error.code(), error.to_string()));
+        let (code, text) = error.unwrap();
+        assert!(code == "base_unreadable" && text.contains("absent.gguf"));
+    }
+}

@@ -94,12 +94,15 @@ impl CpuRunner {
             ));
         }
         let model = base.config().clone();
+        // A sequence cannot be longer than the KV memory, whatever the base could do.
+        let kv_tokens = (config.kv_blocks as usize).saturating_mul(config.block_tokens as usize);
+        let context_tokens_max = model.context_tokens_max.min(kv_tokens);
         let small = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
         let shape = RunnerShape {
             block_tokens: config.block_tokens,
             kv_blocks: config.kv_blocks,
             adapter_slots: config.adapter_slots,
-            context_tokens_max: small(model.context_tokens_max),
+            context_tokens_max: small(context_tokens_max),
             batch_rows_max: config.batch_rows_max,
             vocabulary: small(model.vocabulary),
         };
@@ -110,7 +113,7 @@ impl CpuRunner {
             isa: Isa::detect(),
             pool,
             weights: Weights::load(base, config.precision)?,
-            rope: RopeTable::new(model.context_tokens_max, model.head_dim, model.rope_theta),
+            rope: RopeTable::new(context_tokens_max, model.head_dim, model.rope_theta),
             kv: KvMemory::new(&model, config.kv_blocks as usize, config.block_tokens as usize)?,
             slots: (0..config.adapter_slots).map(|_| None).collect(),
             buffers: Buffers::default(),

@@ -1,5 +1,6 @@
 //! The runner against what torch, transformers and PEFT compute: `tests/fixtures/lora`, and the complete set where
 //! `../shared` (or `TENON_SHARED`) has it. Without the base in the cache everything here is skipped, with the reason.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -124,7 +125,9 @@ impl Bench {
         for (name, _) in cases.iter().flat_map(|case| &case.adapters) {
             if !slots.contains_key(name) {
                 let slot = Slot(slots.len() as u32);
-                runner.load_adapter(slot, &Arc::new(adapter(base, &adapters.join(name)))).unwrap();
+                let adapter = Arc::new(adapter(base, &adapters.join(name)));
+                runner.load_adapter(slot, &adapter).unwrap();
+                assert!(runner.load_adapter(slot, &adapter).is_err(), "a slot holds one adapter");
                 slots.insert(name.clone(), slot);
             }
         }
@@ -260,6 +263,7 @@ fn f32_equals_the_goldens_alone_and_in_one_mixed_batch() {
     let cases = cases(&golden);
     let mut bench = Bench::new(&base, &adapters, &cases, Precision::F32);
 
+    assert!(bench.runner.step_logits(&Batch::default()).unwrap().is_empty());
     let started = Instant::now();
     let mixed = bench.generate(&cases, GREEDY_TOKENS);
     println!("{} sequences in one batch: {:.1?}", cases.len(), started.elapsed());
@@ -352,6 +356,7 @@ fn quantised_equals_f32_over_goldens_and_a_text() {
 }
 
 #[test]
+#[ignore = "prints tokens/s; run it alone on a quiet machine"]
 fn speed_is_printed() {
     let Some(base) = base() else { return };
     let mut case = Case {

@@ -11,7 +11,7 @@ use moka::future::Cache;
 use tokio::sync::Semaphore;
 use types::Digest;
 use wasmtime::Engine;
-use wasmtime::component::Linker;
+use wasmtime::component::{Component, Linker};
 
 use crate::artefacts::Artefacts;
 use crate::bindings::PolicyPre;
@@ -20,6 +20,10 @@ use crate::deserialize::OwnArtefact;
 use crate::state::InstanceState;
 use crate::ticker::Ticker;
 use crate::{PluginError, PluginInstance, PluginLimits, Session, sandbox};
+
+/// What a component may import; the linker decides about versions and functions. The `wasi` ones are inert.
+const IMPORT_PREFIXES: [&str; 7] =
+    ["tenon:plugin/", "wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
 
 /// How to start the child that compiles: a program that calls [`crate::compiler_main`].
 #[derive(Clone, Debug)]
@@ -182,9 +186,18 @@ impl PluginHost {
 /// Checks what only the loaded component shows: that it fits the pool, its imports, its exports.
 fn link(shared: &Shared, artefact: &OwnArtefact) -> Result<Prepared, PluginError> {
     let component = artefact.load(&shared.engine).map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
+    check_imports(shared, &component)?;
     let linked = shared.linker.instantiate_pre(&component).map_err(|error| unknown_import(&error))?;
     let plugin = PolicyPre::new(linked).map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
     Ok(Prepared { plugin, bytes: u32::try_from(artefact.bytes().len()).unwrap_or(u32::MAX) })
+}
+
+/// The linker looks at what is used of an import; this looks at its name, which also refuses what is not used.
+fn check_imports(shared: &Shared, component: &Component) -> Result<(), PluginError> {
+    let types = component.component_type();
+    let mut names = types.imports(&shared.engine).map(|(name, _)| name);
+    let unknown = names.find(|name| !IMPORT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
+    unknown.map_or(Ok(()), |name| Err(PluginError::ImportUnknown(name.to_owned())))
 }
 
 /// wasmtime names the import between backticks.

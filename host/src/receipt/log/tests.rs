@@ -4,7 +4,7 @@ use futures::future::join_all;
 use types::{Digest, FinishReason};
 
 use super::*;
-use crate::receipt::{Claims, Commitment, Committer, FunctionRef, Kind, Receipt, TokenCounts, verify};
+use crate::receipt::{AdapterPart, Claims, Commitment, Committer, FunctionRef, Kind, Receipt, TokenCounts, verify};
 
 pub(in crate::receipt) struct Bench {
     pub(in crate::receipt) folder: tempfile::TempDir,
@@ -43,6 +43,7 @@ pub(in crate::receipt) fn started(name: &str, request: &str) -> Started {
         base: Digest::of(b"base"),
         runner: "cpu".to_owned(),
         precision: "f32".to_owned(),
+        adapters: vec![AdapterPart { adapter: Digest::of(b"adapter"), weight: 0.5, modules: None, layers: None }],
     };
     Started { tenant: tenant(name), subject }
 }
@@ -208,6 +209,33 @@ async fn what_was_open_at_the_end_is_recovered_at_the_start() {
     assert!(verified.open.is_empty());
     drop(log);
     assert_eq!(bench.open().counts().recovered, 0, "once is enough");
+}
+
+/// The file as it is when `start` and `finish` return, without any closing: what a power cut would leave.
+#[tokio::test]
+async fn what_was_answered_is_in_the_file() {
+    let bench = Bench::new();
+    let log = bench.open();
+    let running = log.start(started("a", "r")).await.expect("started");
+    log.start(started("a", "s")).await.expect("started").finish(finished()).await.expect("finished");
+    std::fs::copy(bench.folder.path().join("db"), bench.folder.path().join("copy")).expect("copied");
+    drop(running);
+    let db = Arc::new(Database::create(bench.folder.path().join("copy")).expect("repaired"));
+    let log = ReceiptLog::open(db, ReceiptKey::open(bench.folder.path()).expect("key"), "node-1").expect("log");
+    let (receipts, verified) = bench.check(&log, "a");
+    assert_eq!(kinds(&receipts), [Kind::Started, Kind::Started, Kind::Finished, Kind::Recovered]);
+    assert!(verified.open.is_empty());
+}
+
+#[tokio::test]
+async fn a_code_that_a_plugin_chose_is_cut() {
+    let bench = Bench::new();
+    let log = bench.open();
+    let open = log.start(started("a", "r")).await.expect("started");
+    let ending = Ending::Failed("ä".repeat(1 << 20));
+    open.finish(Final { ending, ..Final::default() }).await.expect("finished");
+    let (receipts, _) = bench.check(&log, "a");
+    assert_eq!(receipts[1].outcome.as_ref().and_then(|o| o.error.as_ref()).map(|code| code.chars().count()), Some(96));
 }
 
 #[tokio::test]

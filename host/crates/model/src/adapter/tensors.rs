@@ -134,7 +134,8 @@ pub(super) fn check(
         let Some(b) = tensors.get(&Place { factor: Factor::B, ..*place }) else { continue };
         let norm = norm(a) * norm(b) * scale.abs();
         if !norm.is_finite() {
-            return Err(AdapterRejection::NotFinite(format!("A or B of {}", describe(*place))));
+            let module = place.module.name();
+            return Err(AdapterRejection::NotFinite(format!("A or B of {module} in layer {}", place.layer)));
         }
         let max = u64::from(limits.delta_norm_max);
         if norm > max as f64 {

@@ -108,7 +108,7 @@ mod tests {
             |batch| batch.sequences[1].rows = 2..4,
             |batch| batch.sequences[1].rows = 3..9,
             |batch| batch.sequences[1].rows = 3..3,
-            |batch| drop(batch.sequences.pop()),
+            |batch| batch.sequences.truncate(1),
             |batch| batch.sequences[0].blocks = 0..1,
             |batch| batch.sequences[1].blocks = 2..4,
             |batch| batch.block_tables[1] = 10,
