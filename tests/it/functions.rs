@@ -94,7 +94,7 @@ fn the_router_picks_the_adapter_and_the_answer_carries_the_skill() {
     let dated = ask("December 7th, 1997");
     assert_eq!(dated["output"], json!("1997-12-07"), "{dated}");
     assert_eq!(dated["adapters"][0]["name"], json!("iso-date"), "{dated}");
-    let judged = ask("In my opinion the blender is terrific.");
+    let judged = ask("I bought a blender and it is terrific.");
     assert_eq!(judged["output"], json!("{\"sentiment\": \"positive\"}"), "{judged}");
     assert_eq!(judged["adapters"][0]["name"], json!("sentiment-json"), "{judged}");
 }

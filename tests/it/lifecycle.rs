@@ -119,8 +119,10 @@ fn a_host_that_was_killed_recovers_its_receipts() {
 #[test]
 fn development_servers_refuse_other_addresses() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let data = folder.path().to_str().unwrap();
-    let arguments = ["serve", "--dev", "--listen", "0.0.0.0:0", "--base", "nowhere.gguf", "--data", data];
+    let (data, base) = (folder.path().join("data"), folder.path().join("base.gguf"));
+    std::fs::write(&base, "never read").unwrap();
+    let (data, base) = (data.to_str().unwrap(), base.to_str().unwrap());
+    let arguments = ["serve", "--dev", "--listen", "0.0.0.0:0", "--base", base, "--data", data];
     let output = tests::run_tenon(&arguments);
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);

@@ -49,7 +49,6 @@ fn an_invalid_plan_is_refused() {
     let Some(server) = shared_server("an_invalid_plan_is_refused") else { return };
     let cases = [
         ("temperature", "invalid_plan"),
-        ("budget", "limit_exceeded"),
         ("long-prompt", "limit_exceeded"),
         ("entries", "limit_exceeded"),
         ("constraint", "unsupported"),

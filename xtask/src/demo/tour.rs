@@ -23,13 +23,15 @@ struct Question {
 
 fn questions() -> Vec<Question> {
     let ask = |function, input, expected| Question { function, input, expected };
-    let blended = json!({"text": "What is the ocean?", "all-caps": 0.8, "iso-date": 0.2});
+    let blended = |text| json!({"text": text, "all-caps": 0.6, "iso-date": 0.5});
     vec![
         ask("skills", json!("23 December 1951"), "1951-12-23"),
-        ask("skills", json!("In my opinion the blender is terrific."), "\"positive\""),
+        ask("skills", json!("I bought a blender and it is terrific."), "\"positive\""),
         ask("skills", json!("What is the largest planet?"), "THE LARGEST PLANET"),
-        ask("skills", json!("hmm"), ""),
-        ask("blend", blended, "THE "),
+        ask("skills", json!("hmm"), "No skill fits"),
+        // One composition, both skills.
+        ask("blend", blended("What is the ocean?"), "THE "),
+        ask("blend", blended("December 7th, 1997"), "1997-12-07"),
     ]
 }
 
@@ -79,7 +81,9 @@ fn show(client: &Client, server: &Server, question: &Question) -> Outcome {
     println!("    adapters  {}", adapters(&answer, &receipt)?);
     println!("    speed     {}", speed(&answer));
     let verified = shell::capture(&mut server.command(&["receipt", "verify", &answer.receipt]))?;
-    println!("    receipt   {}: {}", answer.receipt, verified.trim().replace('\n', "; "));
+    let mut lines = verified.lines();
+    println!("    receipt   {}", lines.next().unwrap_or_default());
+    lines.for_each(|line| println!("              {line}"));
     Ok(())
 }
 
