@@ -99,6 +99,20 @@ fn decisions_are_numbered_and_titled() {
     }
 }
 
+#[test]
+fn documents_name_files_that_are_there() {
+    const TREES: [&str; 7] = ["host/", "kernels/", "sdk/", "plugins/", "tests/", "wit/", "docs/"];
+    for document in tracked_files().into_iter().filter(|path| is(path, "md")) {
+        let text = std::fs::read_to_string(repository().join(&document)).expect("a document is UTF-8");
+        let quoted = text.split('`').skip(1).step_by(2);
+        for path in quoted.filter(|word| TREES.iter().any(|tree| word.starts_with(tree)) && !word.contains([' ', '*']))
+        {
+            let is_there = repository().join(path).exists();
+            assert!(is_there, "{} names `{path}`, which is not there: say where it is now", document.display());
+        }
+    }
+}
+
 fn rust() -> Vec<(PathBuf, String)> {
     let files = tracked_files().into_iter().filter(|path| is(path, "rs"));
     files.map(|path| (path.clone(), std::fs::read_to_string(repository().join(path)).expect("UTF-8"))).collect()
