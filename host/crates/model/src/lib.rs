@@ -1,1 +1,22 @@
-//! Placeholder.
+//! The model side of the host: opening a base, its tokenizer and chat template, admission of adapters, and the runner
+//! that executes batches on the CPU.
+//!
+//! Not here: which sequence runs (that is `engine`), the arithmetic itself (that is `kernels`), WebAssembly, HTTP, async.
+
+mod adapter;
+mod base;
+mod chat_template;
+mod config;
+mod error;
+mod gguf;
+mod runner;
+mod sampler;
+mod tokenizer;
+
+pub use adapter::{AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, canonical_adapter};
+pub use base::Base;
+pub use chat_template::ChatTemplate;
+pub use config::ModelConfig;
+pub use error::ModelError;
+pub use runner::{CpuRunner, CpuRunnerConfig, Precision};
+pub use tokenizer::{TextDecoder, Tokenizer};

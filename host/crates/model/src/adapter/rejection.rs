@@ -1,0 +1,90 @@
+//! Why an adapter is refused, and the limits it is held to.
+
+use types::Blame;
+
+/// What an adapter may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterLimits {
+    /// Bytes of `adapter_config.json`.
+    pub config_bytes_max: usize,
+    /// Bytes of the safetensors file.
+    pub file_bytes_max: usize,
+    /// Bytes of the safetensors header.
+    pub header_bytes_max: usize,
+    /// Its rank.
+    pub rank_max: u32,
+    /// Tensors in the file.
+    pub tensors_max: usize,
+    /// Scale · ‖A‖ · ‖B‖ (Frobenius) of each module, a bound on how far it can move its output. Trained adapters stay
+    /// below 100.
+    pub delta_norm_max: u32,
+}
+
+impl AdapterLimits {
+    pub(super) fn check(&self, what: &'static str, value: usize, max: usize) -> Result<(), AdapterRejection> {
+        if value <= max {
+            return Ok(());
+        }
+        Err(AdapterRejection::TooLarge { what, value: value as u64, max: max as u64 })
+    }
+}
+
+impl Default for AdapterLimits {
+    fn default() -> Self {
+        Self {
+            config_bytes_max: 64 << 10,
+            file_bytes_max: 512 << 20,
+            header_bytes_max: 1 << 20,
+            rank_max: 256,
+            tensors_max: 8192,
+            delta_norm_max: 10_000,
+        }
+    }
+}
+
+/// Why an adapter was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdapterRejection {
+    /// The files are not what they should be.
+    #[error("the adapter is malformed: {0}")]
+    Malformed(String),
+    /// The adapter is sound, but of a kind that is not executed exactly here.
+    #[error("the adapter is not supported: {0}")]
+    Unsupported(String),
+    /// A tensor's shape or place does not fit the base.
+    #[error("the adapter does not fit the base: {0}")]
+    ShapeMismatch(String),
+    /// NaN or infinity in a tensor or in the scale.
+    #[error("the adapter is not finite: {0}")]
+    NotFinite(String),
+    /// A limit was met.
+    #[error("the adapter is too large: {what} is {value}, at most {max} is allowed")]
+    TooLarge {
+        /// Of what, with its unit.
+        what: &'static str,
+        /// How much there is.
+        value: u64,
+        /// How much may be.
+        max: u64,
+    },
+}
+
+impl AdapterRejection {
+    /// A stable word for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "adapter_malformed",
+            Self::Unsupported(_) => "adapter_unsupported",
+            Self::ShapeMismatch(_) => "adapter_shape_mismatch",
+            Self::NotFinite(_) => "adapter_not_finite",
+            Self::TooLarge { .. } => "adapter_too_large",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub const fn blame(&self) -> Blame {
+        Blame::Caller
+    }
+}

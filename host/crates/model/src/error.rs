@@ -1,0 +1,59 @@
+//! What can go wrong with a base: opening it, its tokenizer, its chat template. Not here: adapters, which are refused with
+//! an [`AdapterRejection`](crate::AdapterRejection), and steps, which fail with an `engine::RunnerError`.
+
+use std::path::PathBuf;
+
+use types::Blame;
+
+/// A base that cannot be used, or text that it cannot take.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file cannot be read.
+    #[error("cannot read the base {path}: check the path and its permissions")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not a sound GGUF file.
+    #[error("the base is not a sound GGUF file: {0}")]
+    Malformed(String),
+    /// The file is sound but holds something that this runner does not know.
+    #[error("the base is not supported: {0}")]
+    Unsupported(String),
+    /// Text could not be turned into tokens.
+    #[error("cannot tokenise the text: {0}")]
+    Tokenize(String),
+    /// The chat template refused the messages, or did not end in time.
+    #[error("the chat template refused the messages: {0}")]
+    ChatTemplate(String),
+    /// The runner's own sizes do not fit together.
+    #[error("the runner's configuration is wrong: {0}")]
+    Configuration(String),
+}
+
+impl ModelError {
+    /// A stable word for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "base_unreadable",
+            Self::Malformed(_) => "base_malformed",
+            Self::Unsupported(_) => "base_unsupported",
+            Self::Tokenize(_) => "tokenize_failed",
+            Self::ChatTemplate(_) => "chat_template_failed",
+            Self::Configuration(_) => "runner_configuration",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub const fn blame(&self) -> Blame {
+        match self {
+            Self::Tokenize(_) | Self::ChatTemplate(_) => Blame::Caller,
+            Self::Read { .. } | Self::Malformed(_) | Self::Unsupported(_) | Self::Configuration(_) => Blame::Host,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The CPU runner: executes a batch layer by layer over the base, the KV memory and the adapter slots. Read `forward.rs`
+//! for the layers. Not here: which rows make a batch.
+
+mod check;
+mod forward;
+mod kv;
+mod weights;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
+use kernels::{Isa, Pool, RopeTable};
+
+use self::forward::{Buffers, Forward};
+use self::kv::KvMemory;
+use self::weights::Weights;
+use crate::sampler::sample;
+use crate::{Base, LoraAdapter, ModelConfig, ModelError};
+
+/// How the base's linear layers are kept. Both give the same bits: what differs is memory and speed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Dequantised to f32 once, at load: the reference.
+    F32,
+    /// As they lie in the file, dequantised next to each use; activations stay f32. Tensors in formats other than Q4_0,
+    /// Q4_1 and Q8_0 are kept in f32.
+    Quantised,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Quantised => "quantised",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = ModelError;
+
+    fn from_str(text: &str) -> Result<Self, ModelError> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "quantised" => Ok(Self::Quantised),
+            _ => Err(ModelError::Configuration(format!("precision `{text}` is not known: use f32 or quantised"))),
+        }
+    }
+}
+
+/// The sizes of a CPU runner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuRunnerConfig {
+    /// How the base's linear layers are kept.
+    pub precision: Precision,
+    /// Tokens in one KV block.
+    pub block_tokens: u32,
+    /// KV blocks in all.
+    pub kv_blocks: u32,
+    /// Adapter slots in all.
+    pub adapter_slots: u32,
+    /// Rows of a batch.
+    pub batch_rows_max: u32,
+    /// Threads of the runner's own pool.
+    pub threads: usize,
+}
+
+/// Runs batches on the CPU. A row's result does not depend, to the last bit, on what else is in the batch.
+pub struct CpuRunner {
+    shape: RunnerShape,
+    config: ModelConfig,
+    isa: Isa,
+    pool: Pool,
+    weights: Weights,
+    rope: RopeTable,
+    kv: KvMemory,
+    slots: Vec<Option<Arc<LoraAdapter>>>,
+    buffers: Buffers,
+}
+
+impl CpuRunner {
+    /// Loads the base's weights and reserves KV memory.
+    ///
+    /// # Errors
+    /// If a size is zero or too large, or a tensor is missing or has the wrong shape.
+    pub fn new(base: &Base, config: CpuRunnerConfig) -> Result<Self, ModelError> {
+        let sizes = [config.block_tokens, config.kv_blocks, config.batch_rows_max];
+        if sizes.contains(&0) || config.block_tokens > 1 << 12 || config.adapter_slots > 1 << 20 {
+            return Err(ModelError::Configuration(
+                "block tokens (at most 4096), KV blocks and batch rows must be above 0, adapter slots at most 1048576"
+                    .into(),
+            ));
+        }
+        let model = base.config().clone();
+        // A sequence cannot be longer than the KV memory, whatever the base could do.
+        let kv_tokens = (config.kv_blocks as usize).saturating_mul(config.block_tokens as usize);
+        let context_tokens_max = model.context_tokens_max.min(kv_tokens);
+        let small = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+        let shape = RunnerShape {
+            block_tokens: config.block_tokens,
+            kv_blocks: config.kv_blocks,
+            adapter_slots: config.adapter_slots,
+            context_tokens_max: small(context_tokens_max),
+            batch_rows_max: config.batch_rows_max,
+            vocabulary: small(model.vocabulary),
+        };
+        let pool = Pool::new(config.threads)
+            .map_err(|error| ModelError::Configuration(format!("cannot start {} threads: {error}", config.threads)))?;
+        Ok(Self {
+            shape,
+            isa: Isa::detect(),
+            pool,
+            weights: Weights::load(base, config.precision)?,
+            rope: RopeTable::new(context_tokens_max, model.head_dim, model.rope_theta),
+            kv: KvMemory::new(&model, config.kv_blocks as usize, config.block_tokens as usize)?,
+            slots: (0..config.adapter_slots).map(|_| None).collect(),
+            buffers: Buffers::default(),
+            config: model,
+        })
+    }
+
+    /// Runs one step and gives the logits of its samples, `[samples, vocabulary]`, instead of drawing from them.
+    ///
+    /// # Errors
+    /// As [`ModelRunner::step`].
+    pub fn step_logits(&mut self, batch: &Batch) -> Result<Vec<f32>, RunnerError> {
+        check::batch(batch, &self.shape, &self.slots)?;
+        let mut forward = Forward {
+            batch,
+            config: &self.config,
+            isa: self.isa,
+            weights: &self.weights,
+            rope: &self.rope,
+            kv: &mut self.kv,
+            slots: &self.slots,
+            buffers: &mut self.buffers,
+        };
+        Ok(self.pool.run(|| forward.logits()))
+    }
+}
+
+impl ModelRunner for CpuRunner {
+    type Adapter = LoraAdapter;
+
+    fn shape(&self) -> RunnerShape {
+        self.shape
+    }
+
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>) -> Result<(), RunnerError> {
+        if !adapter.fits(&self.config) {
+            return Err(RunnerError::Adapter("it was packed for another base".into()));
+        }
+        let place = self.slots.get_mut(slot.0 as usize);
+        match place {
+            Some(place @ None) => *place = Some(Arc::clone(adapter)),
+            Some(Some(_)) => return Err(RunnerError::Malformed(format!("slot {} is not empty", slot.0))),
+            None => return Err(RunnerError::Malformed(format!("there is no slot {}", slot.0))),
+        }
+        Ok(())
+    }
+
+    fn unload_adapter(&mut self, slot: Slot) {
+        if let Some(place) = self.slots.get_mut(slot.0 as usize) {
+            *place = None;
+        }
+    }
+
+    fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        let logits = self.step_logits(batch)?;
+        let rows = logits.chunks_exact(self.config.vocabulary);
+        sampled.extend(rows.zip(&batch.samples).map(|(logits, request)| sample(logits, request)));
+        Ok(())
+    }
+}

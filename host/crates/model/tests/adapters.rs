@@ -1,0 +1,200 @@
+//! Admission of adapters: made-up small ones, and the hostile set where `../shared` (or `TENON_SHARED`) has it.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use model::{AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, ModelConfig, canonical_adapter};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use types::{Module, ModuleSet};
+
+/// The sizes of SmolLM2-135M.
+fn smollm() -> ModelConfig {
+    ModelConfig {
+        layers: 30,
+        hidden: 576,
+        intermediate: 1536,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        vocabulary: 49152,
+        context_tokens_max: 8192,
+        rope_theta: 100_000.0,
+        rms_epsilon: 1e-5,
+    }
+}
+
+/// Two layers, 32 wide.
+fn small() -> ModelConfig {
+    ModelConfig { layers: 2, hidden: 32, intermediate: 64, heads: 1, kv_heads: 1, head_dim: 32, ..smollm() }
+}
+
+fn admit(config: &[u8], weights: &[u8], base: &ModelConfig) -> Result<CanonicalAdapter, AdapterRejection> {
+    let limits = AdapterLimits::default();
+    let canonical = canonical_adapter(config, weights, base, &limits)?;
+    // Whatever is admitted can be packed.
+    let packed = LoraAdapter::from_canonical(&canonical.bytes, base, &limits).unwrap();
+    assert_eq!((packed.rank(), packed.modules()), (canonical.rank, canonical.modules));
+    Ok(canonical)
+}
+
+const CONFIG: &[u8] =
+    br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["down_proj"], "base_model_name_or_path": "b"}"#;
+
+/// name -> (dtype, shape, bytes); rank 2 on the two `down_proj`.
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+fn tensors() -> Tensors {
+    let mut tensors = Tensors::new();
+    for layer in 0..2u8 {
+        for (factor, shape) in [("A", [2, 64]), ("B", [32, 2])] {
+            let name = format!("base_model.model.model.layers.{layer}.mlp.down_proj.lora_{factor}.weight");
+            let values = (0..shape[0] * shape[1]).map(|i| (i as f32 + f32::from(layer)) * 0.001);
+            tensors.insert(name, (Dtype::F32, shape.to_vec(), values.flat_map(f32::to_le_bytes).collect()));
+        }
+    }
+    tensors
+}
+
+fn file(tensors: &Tensors, notes: &str) -> Vec<u8> {
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, data))| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    safetensors::serialize(views, Some([("note".to_owned(), notes.to_owned())].into())).unwrap()
+}
+
+fn code_after(change: impl FnOnce(&mut Tensors)) -> &'static str {
+    let mut tensors = tensors();
+    change(&mut tensors);
+    admit(CONFIG, &file(&tensors, ""), &small()).err().map_or("admitted", |rejection| rejection.code())
+}
+
+const A0: &str = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight";
+const B1: &str = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight";
+
+#[test]
+fn the_canonical_form_is_the_same_for_the_same_adapter() {
+    let first = admit(CONFIG, &file(&tensors(), "one"), &small()).unwrap();
+    let config =
+        br#"{"target_modules": ["down_proj"], "r": 2, "lora_alpha": 4.0, "peft_type": "LORA", "lora_dropout": 0.5}"#;
+    let second = admit(config, &file(&tensors(), "two"), &small()).unwrap();
+    assert_eq!(first.digest, second.digest);
+    assert_eq!((first.rank, first.scale, first.base_model_name.as_deref()), (2, 2.0, Some("b")));
+    assert_eq!(first.modules, ModuleSet::EMPTY.with(Module::Down));
+    // Moves only if the canonical form does, and then every stored digest does too.
+    assert_eq!(first.digest.to_string(), "3e176aafaad3666b5ac08a45510df979e35e2931c6643f094d618248febd7c0c");
+
+    let scaled = br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["down_proj"]}"#;
+    assert_ne!(first.digest, admit(scaled, &file(&tensors(), ""), &small()).unwrap().digest);
+    let mut changed = tensors();
+    changed.get_mut(A0).unwrap().2[0] ^= 1;
+    assert_ne!(first.digest, admit(CONFIG, &file(&changed, ""), &small()).unwrap().digest);
+}
+
+#[test]
+fn canonical_bytes_are_for_one_base_and_checked_again() {
+    let limits = AdapterLimits::default();
+    let bytes = admit(CONFIG, &file(&tensors(), ""), &small()).unwrap().bytes;
+    let packed = LoraAdapter::from_canonical(&bytes, &small(), &limits).unwrap();
+    assert_eq!(packed.memory_bytes(), 2 * (2 * 64 + 32 * 2) * 4);
+    let code = |bytes: &[u8], base: &ModelConfig| {
+        LoraAdapter::from_canonical(bytes, base, &limits).err().map(|error| error.code())
+    };
+    assert_eq!(code(&bytes, &smollm()), Some("adapter_shape_mismatch"));
+    assert_eq!(code(&file(&tensors(), ""), &small()), Some("adapter_malformed"));
+    assert_eq!(code(&bytes[..bytes.len() - 1], &small()), Some("adapter_malformed"));
+    let mut poisoned = bytes.clone();
+    let end = poisoned.len();
+    poisoned[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert_eq!(code(&poisoned, &small()), Some("adapter_not_finite"));
+}
+
+#[test]
+fn each_fault_of_the_tensors_has_its_code() {
+    assert_eq!(code_after(|_| ()), "admitted");
+    let rename = |tensors: &mut Tensors, to: &str| {
+        let tensor = tensors.remove(A0).unwrap();
+        tensors.insert(to.to_owned(), tensor);
+    };
+    assert_eq!(code_after(|tensors| drop(tensors.remove(B1))), "adapter_malformed");
+    assert_eq!(code_after(Tensors::clear), "adapter_malformed");
+    assert_eq!(code_after(|tensors| tensors.retain(|name, _| name.contains("layers.0"))), "adapter_malformed");
+    for name in [
+        "base_model.model.model.layers.00.mlp.down_proj.lora_A.weight",
+        "base_model.model.model.layers.0.self_attn.down_proj.lora_A.weight",
+        "base_model.model.model.layers.0.mlp.down_proj.lora_A.bias",
+        "base_model.model.model.layers.0.mlp.down_proj.lora_magnitude_vector",
+        "base_model.model.lm_head.lora_A.weight",
+        "../../etc/passwd\0\n",
+    ] {
+        assert_eq!(code_after(|tensors| rename(tensors, name)), "adapter_unsupported", "{name}");
+    }
+    let move_layer_1 = |tensors: &mut Tensors, to: &str| {
+        let moved = std::mem::take(tensors).into_iter();
+        tensors.extend(moved.map(|(name, tensor)| (name.replace("layers.1.mlp.down_proj", to), tensor)));
+    };
+    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.2.mlp.down_proj")), "adapter_shape_mismatch");
+    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.mlp.up_proj")), "adapter_shape_mismatch");
+    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.self_attn.o_proj")), "adapter_shape_mismatch");
+    assert_eq!(code_after(|tensors| tensors.get_mut(A0).unwrap().1 = vec![64, 2]), "adapter_shape_mismatch");
+    assert_eq!(code_after(|tensors| tensors.get_mut(A0).unwrap().1 = vec![128]), "adapter_shape_mismatch");
+    assert_eq!(code_after(|tensors| tensors.get_mut(A0).unwrap().0 = Dtype::I32), "adapter_unsupported");
+    for (value, code) in [
+        (f32::NAN, "adapter_not_finite"),
+        (f32::INFINITY, "adapter_not_finite"),
+        (1e30, "adapter_too_large"),
+        (1e-40, "admitted"),
+    ] {
+        let set = |tensors: &mut Tensors| tensors.get_mut(B1).unwrap().2[..4].copy_from_slice(&value.to_le_bytes());
+        assert_eq!(code_after(set), code, "{value}");
+    }
+}
+
+#[test]
+fn each_limit_has_its_unit_in_the_message() {
+    let weights = file(&tensors(), "");
+    let refuse = |limits: AdapterLimits| {
+        let rejection = canonical_adapter(CONFIG, &weights, &small(), &limits).unwrap_err();
+        assert_eq!(rejection.code(), "adapter_too_large");
+        rejection.to_string()
+    };
+    let limits = AdapterLimits::default;
+    assert!(refuse(AdapterLimits { file_bytes_max: 1000, ..limits() }).contains("at most 1000"));
+    assert!(refuse(AdapterLimits { header_bytes_max: 64, ..limits() }).contains("header in bytes"));
+    assert!(refuse(AdapterLimits { config_bytes_max: 64, ..limits() }).contains("adapter_config.json in bytes"));
+    assert!(refuse(AdapterLimits { rank_max: 1, ..limits() }).contains("rank is 2"));
+    assert!(refuse(AdapterLimits { tensors_max: 3, ..limits() }).contains("is 4, at most 3"));
+}
+
+/// `../shared/lora/hostile`: the verdicts of `cases.json`, but that DoRA, patterns and aLoRA are refused for now.
+#[test]
+fn the_hostile_set_gets_its_verdicts() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+    let shared = std::env::var_os("TENON_SHARED").map_or_else(|| repository.join("../shared"), PathBuf::from);
+    let root = shared.join("lora/hostile");
+    let Ok(cases) = std::fs::read(root.join("cases.json")) else {
+        println!("skipped: no hostile set at {}", root.display());
+        return;
+    };
+    let cases: serde_json::Value = serde_json::from_slice(&cases).unwrap();
+    let mut counts = BTreeMap::<String, u32>::new();
+    for case in cases["cases"].as_array().unwrap() {
+        let (name, expect) = (case["name"].as_str().unwrap(), case["expect"].as_str().unwrap());
+        let read = |file| std::fs::read(root.join(name).join(file));
+        let (Ok(config), Ok(weights)) = (read("adapter_config.json"), read("adapter_model.safetensors")) else {
+            continue;
+        };
+        let verdict = admit(&config, &weights, &smollm());
+        let shown = verdict.as_ref().map_or_else(|r| format!("{}: {r}", r.code()), |_| "admitted".into());
+        println!("{name} ({expect}): {shown}");
+        match expect {
+            "accept" => assert!(verdict.is_ok(), "{name}: {shown}"),
+            "reject" => assert!(verdict.is_err(), "{name}: admitted, {}", case["why"]),
+            _ => {}
+        }
+        *counts.entry(format!("{expect} -> {}", verdict.map_or_else(|r| r.code(), |_| "admitted"))).or_default() += 1;
+    }
+    println!("{counts:?}");
+    assert!(counts.values().sum::<u32>() > 50);
+}
