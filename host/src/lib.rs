@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The host: all I/O and all composition of parts. Begin with `invoke.rs`, the life of a request.
+//!
+//! Not here: scheduling (`engine`), tensors (`model`, `kernels`), the sandbox (`plugin`).
+
+pub mod cli;
+pub mod config;
+mod error;
+mod host;
+mod http;
+mod invoke;
+
+// State: what lasts, and what is made of it.
+pub mod adapters;
+pub mod artifacts;
+pub mod registry;
+pub mod store;
+pub mod tenants;
+
+// Records.
+pub mod metrics;
+pub mod receipt;
+
+pub use error::Error;

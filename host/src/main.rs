@@ -1,2 +1,7 @@
-//! `tenon`.
-fn main() {}
+//! The binary `tenon`: everything is in the library, so that tests can reach it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    host::cli::main()
+}

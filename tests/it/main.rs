@@ -1,1 +1,16 @@
-//! Integration tests.
+//! The one integration binary: rules of the repository, and what a user can see of a running server.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod deny;
+mod tidy;
+
+mod adapters;
+mod cli;
+mod compositions;
+mod functions;
+mod lifecycle;
+mod openai;
+mod operations;
+mod plugins;
+mod receipts;
+mod tenants;

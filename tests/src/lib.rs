@@ -1,1 +1,15 @@
-//! Placeholder.
+//! What the end-to-end tests share, in reading order: where things are, a server, a client for it. Only the public
+//! surface of the host is used: its binary and its HTTP routes. Not here: tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test harness fails by panicking")]
+
+mod client;
+mod places;
+mod server;
+mod setup;
+mod sse;
+
+pub use client::{Answer, Client, completion_ids};
+pub use places::{adapter_folder, base, golden, guest, repository, shared, skip, tracked_files};
+pub use server::{Options, Server, run_tenon, tenon};
+pub use setup::{deploy_examples, shared_server, tenant_key};
+pub use sse::{Events, read_events};

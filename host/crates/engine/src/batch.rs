@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use types::{LayerRange, ModuleSet};
 
+use crate::{RunnerError, RunnerShape};
+
 /// A place in the runner that holds one adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
@@ -24,6 +26,61 @@ pub struct Batch {
     pub segments: Vec<LoraSegment>,
     /// Rows whose next token is wanted, in ascending order of row.
     pub samples: Vec<SampleRequest>,
+}
+
+impl Batch {
+    /// Whether the batch keeps its rules for a runner of this shape. Cheap beside a step; every runner may call it.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn check(&self, shape: &RunnerShape) -> Result<(), RunnerError> {
+        let rows = self.tokens.len();
+        rule(rows == self.positions.len() && rows <= shape.batch_rows_max as usize, "tokens and positions")?;
+        rule(self.tokens.iter().all(|&token| token < shape.vocabulary), "a token is outside the vocabulary")?;
+        rule(self.block_tables.iter().all(|&block| block < shape.kv_blocks), "a block does not exist")?;
+        let mut row = 0;
+        for sequence in &self.sequences {
+            rule(sequence.rows.start == row && row < sequence.rows.end, "rows are not covered in order")?;
+            row = sequence.rows.end;
+            let positions = part(&self.positions, &sequence.rows).ok_or_else(|| broken("rows do not exist"))?;
+            let contiguous = positions.windows(2).all(|pair| matches!(pair, [one, two] if one + 1 == *two));
+            rule(contiguous, "positions are not contiguous")?;
+            let blocks = part(&self.block_tables, &sequence.blocks).ok_or_else(|| broken("blocks do not exist"))?;
+            let tokens = positions.last().map_or(0, |&last| last as usize + 1);
+            rule(tokens <= shape.context_tokens_max as usize, "a position is outside the context")?;
+            rule(tokens <= blocks.len() * shape.block_tokens as usize, "a block table is too short")?;
+        }
+        rule(row as usize == rows, "rows belong to no sequence")?;
+        for segment in &self.segments {
+            rule(part(&self.tokens, &segment.rows).is_some_and(|rows| !rows.is_empty()), "a segment has no rows")?;
+            rule(segment.slot.0 < shape.adapter_slots, "a slot does not exist")?;
+        }
+        let ascending = self.samples.windows(2).all(|pair| matches!(pair, [one, two] if one.row < two.row));
+        rule(ascending, "samples are not in order of row")?;
+        rule(self.samples.last().is_none_or(|last| (last.row as usize) < rows), "a sample has no row")
+    }
+
+    /// Empties it and keeps its memory.
+    pub(crate) fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.sequences.clear();
+        self.block_tables.clear();
+        self.segments.clear();
+        self.samples.clear();
+    }
+}
+
+fn rule(holds: bool, what: &str) -> Result<(), RunnerError> {
+    if holds { Ok(()) } else { Err(broken(what)) }
+}
+
+fn broken(what: &str) -> RunnerError {
+    RunnerError::Malformed(what.to_owned())
+}
+
+fn part<'a, T>(all: &'a [T], range: &Range<u32>) -> Option<&'a [T]> {
+    all.get(range.start as usize..range.end as usize)
 }
 
 /// The rows of one sequence and where its KV lies.

@@ -23,6 +23,15 @@ pub struct RunnerShape {
     pub vocabulary: u32,
 }
 
+impl RunnerShape {
+    /// Tokens of the longest sequence that fits, prompt and output: the context, or all KV memory if that is less.
+    #[must_use]
+    pub fn sequence_tokens_max(&self) -> usize {
+        let kv_tokens = u64::from(self.kv_blocks) * u64::from(self.block_tokens);
+        usize::try_from(kv_tokens.min(self.context_tokens_max.into())).unwrap_or(usize::MAX)
+    }
+}
+
 /// A step or a load that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunnerError {

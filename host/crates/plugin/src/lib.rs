@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The plugin sandbox. Uploaded components are checked and compiled in a child process, kept as artefacts that carry
+//! our own mark, and run in a fresh, limited instance for each request.
+//!
+//! In reading order: what the host lends to a guest (`capability`), limits, the host, an instance's calls; then what
+//! they stand on.
+//!
+//! Not here: the engine, models, kernels, HTTP. A guest reaches the accelerator only through a plan that others check.
+
+mod capability;
+mod error;
+mod limits;
+
+mod calls;
+mod host;
+
+mod artefacts;
+mod bindings;
+mod child;
+mod compile;
+mod convert;
+mod deserialize;
+mod imports;
+mod limiter;
+mod meter;
+mod sandbox;
+mod state;
+mod ticker;
+
+pub use calls::PluginInstance;
+pub use capability::{CapabilityError, Catalog, CatalogEntry, Clock, LogLevel, LogSink, Residency, Session};
+pub use child::compiler_main;
+pub use error::PluginError;
+pub use host::{CompilerCommand, ComponentSource, PluginHost, PluginHostConfig};
+pub use limits::PluginLimits;

@@ -1,0 +1,83 @@
+//! From planned sequences to the flat arrays of a [`Batch`]. Not here: what is planned.
+
+use std::cmp::Ordering;
+
+use types::{CompositionPart, Digest, LayerRange, ModuleSet};
+
+use crate::sequence::Sequence;
+use crate::{Batch, BatchSequence, LoraSegment, Slot};
+
+/// Fills `batch` with the planned rows of these sequences, and `order` with the indices of those that have rows, in the
+/// batch's order: by composition, so that equal ones are neighbours, then as they were.
+pub(crate) fn assemble<A>(sequences: &[Sequence<A>], block_tokens: u32, order: &mut Vec<usize>, batch: &mut Batch) {
+    batch.clear();
+    let mut planned: Vec<_> = sequences.iter().enumerate().filter(|(_, sequence)| sequence.planned > 0).collect();
+    planned.sort_by(|(_, one), (_, two)| compare_compositions(one, two));
+    order.clear();
+    order.extend(planned.iter().map(|(index, _)| *index));
+    for (_, sequence) in &planned {
+        add_sequence(sequence, block_tokens, batch);
+    }
+    let sequences: Vec<_> = planned.iter().map(|(_, sequence)| *sequence).collect();
+    add_segments(&sequences, batch);
+}
+
+/// Rows, blocks, and the draw if the rows reach the sequence's end.
+fn add_sequence<A>(sequence: &Sequence<A>, block_tokens: u32, batch: &mut Batch) {
+    let first_row = length(&batch.tokens);
+    let first_block = length(&batch.block_tables);
+    let end = sequence.computed + sequence.planned;
+    batch.tokens.extend(sequence.tokens().iter().take(end).skip(sequence.computed));
+    batch.positions.extend((0u32..).take(end).skip(sequence.computed));
+    let blocks = end.div_ceil(block_tokens as usize);
+    batch.block_tables.extend(sequence.blocks.blocks().iter().take(blocks));
+    let rows = first_row..length(&batch.tokens);
+    if sequence.is_sampled() {
+        batch.samples.push(sequence.sample_request(rows.end.saturating_sub(1)));
+    }
+    batch.sequences.push(BatchSequence { rows, blocks: first_block..length(&batch.block_tables) });
+}
+
+/// First all first parts, then all second parts, and so on: each row meets its parts in canonical order, and neighbours
+/// that have the same part at the same place share a segment even if they differ elsewhere.
+fn add_segments<A>(sequences: &[&Sequence<A>], batch: &mut Batch) {
+    let depth_max = sequences.iter().map(|sequence| sequence.slots.len()).max().unwrap_or(0);
+    for depth in 0..depth_max {
+        let mut open: Option<(PartKey, LoraSegment)> = None;
+        for (sequence, rows) in sequences.iter().zip(&batch.sequences) {
+            let part = part_at(sequence, depth);
+            match (&mut open, part) {
+                (Some((key, segment)), Some((part, _))) if *key == part_key(part) => segment.rows.end = rows.rows.end,
+                (_, part) => {
+                    batch.segments.extend(open.take().map(|(_, segment)| segment));
+                    open = part.map(|(part, slot)| {
+                        let &CompositionPart { weight, modules, layers, .. } = part;
+                        (part_key(part), LoraSegment { rows: rows.rows.clone(), slot, weight, modules, layers })
+                    });
+                }
+            }
+        }
+        batch.segments.extend(open.map(|(_, segment)| segment));
+    }
+}
+
+fn part_at<A>(sequence: &Sequence<A>, depth: usize) -> Option<(&CompositionPart, Slot)> {
+    sequence.plan().composition().parts().iter().zip(sequence.slots.iter().copied()).nth(depth)
+}
+
+type PartKey = (Digest, ModuleSet, LayerRange, u32);
+
+/// Equal keys mean equal parts: weights are finite and not zero.
+fn part_key(part: &CompositionPart) -> PartKey {
+    (part.adapter, part.modules, part.layers, part.weight.to_bits())
+}
+
+fn compare_compositions<A>(one: &Sequence<A>, two: &Sequence<A>) -> Ordering {
+    let keys = |sequence: &Sequence<A>| sequence.plan().composition().parts().iter().map(part_key).collect::<Vec<_>>();
+    keys(one).cmp(&keys(two))
+}
+
+/// A batch has no more rows than the runner's `u32`, and no more blocks.
+fn length<T>(items: &[T]) -> u32 {
+    u32::try_from(items.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,239 @@
+//! A runner without a model, for tests of the scheduler and of everything above it. Its next token is a hash of all KV
+//! that the sequence can read and of the composition under which each row was computed, so that a wrong block, a wrong
+//! segment or a lost row shows as a wrong token; and it refuses batches that break a rule.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use types::CompositionPart;
+
+use crate::{Batch, BatchSequence, ModelRunner, RunnerError, RunnerShape, SampleRequest, SampledToken, Slot};
+
+/// An adapter that is a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FakeAdapter {
+    /// What it is.
+    pub value: u64,
+    /// Whether the runner refuses it.
+    pub broken: bool,
+}
+
+/// The token and its surroundings, as KV.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    position: u32,
+    content: u64,
+}
+
+/// A deterministic [`ModelRunner`].
+#[derive(Debug)]
+pub struct FakeRunner {
+    shape: RunnerShape,
+    /// `[kv_blocks * block_tokens]`
+    kv: Vec<Option<Entry>>,
+    slots: Vec<Option<u64>>,
+    steps: u64,
+    failing: BTreeSet<u64>,
+    panicking: Option<u64>,
+}
+
+impl FakeRunner {
+    /// A runner of these sizes with empty memory.
+    #[must_use]
+    pub fn new(shape: RunnerShape) -> Self {
+        let kv = vec![None; shape.kv_blocks as usize * shape.block_tokens as usize];
+        let slots = vec![None; shape.adapter_slots as usize];
+        Self { shape, kv, slots, steps: 0, failing: BTreeSet::new(), panicking: None }
+    }
+
+    /// Fails these steps, counted from 0.
+    #[must_use]
+    pub fn failing_at(self, steps: impl IntoIterator<Item = u64>) -> Self {
+        Self { failing: steps.into_iter().collect(), ..self }
+    }
+
+    /// Panics in this step, counted from 0.
+    #[must_use]
+    pub fn panicking_at(self, step: u64) -> Self {
+        Self { panicking: Some(step), ..self }
+    }
+
+    /// What the row is computed under: the segments over it, in their order.
+    fn composition_at(&self, batch: &Batch, row: u32) -> Result<u64, RunnerError> {
+        let mut composition = 0;
+        for segment in batch.segments.iter().filter(|segment| segment.rows.contains(&row)) {
+            let slot = self.slots.get(segment.slot.0 as usize).copied().flatten();
+            let adapter = slot.ok_or_else(|| malformed(format!("{:?} is empty", segment.slot)))?;
+            composition = mix_part(composition, adapter, segment.weight, segment.modules, segment.layers);
+        }
+        Ok(composition)
+    }
+
+    fn run_sequence(&mut self, batch: &Batch, sequence: &BatchSequence) -> Result<(), RunnerError> {
+        let table = table_of(batch, sequence);
+        for row in sequence.rows.clone() {
+            let (token, position) = (at(&batch.tokens, row)?, at(&batch.positions, row)?);
+            let content = content(token, position, self.composition_at(batch, row)?);
+            let place = self.place(table, position)?;
+            if let Some(entry) = self.kv.get_mut(place) {
+                *entry = Some(Entry { position, content });
+            }
+        }
+        Ok(())
+    }
+
+    /// All KV up to this row, as attention would read it.
+    fn state_at(&self, batch: &Batch, sequence: &BatchSequence, row: u32) -> Result<u64, RunnerError> {
+        let table = table_of(batch, sequence);
+        (0..=at(&batch.positions, row)?).try_fold(0, |state, position| {
+            match self.kv.get(self.place(table, position)?).copied().flatten() {
+                Some(entry) if entry.position == position => Ok(mix(state, entry.content)),
+                found => Err(malformed(format!("the KV of position {position} is {found:?}"))),
+            }
+        })
+    }
+
+    fn place(&self, table: &[u32], position: u32) -> Result<usize, RunnerError> {
+        let block = at(table, position / self.shape.block_tokens)?;
+        Ok((block * self.shape.block_tokens + position % self.shape.block_tokens) as usize)
+    }
+
+    /// A block that is written belongs to one sequence, once.
+    fn check_blocks(&self, batch: &Batch) -> Result<(), RunnerError> {
+        let mut written = HashMap::new();
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            for row in sequence.rows.clone() {
+                let block = at(table_of(batch, sequence), at(&batch.positions, row)? / self.shape.block_tokens)?;
+                if written.insert(block, index).is_some_and(|other| other != index) {
+                    return Err(malformed(format!("two sequences write block {block}")));
+                }
+            }
+        }
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            let table = table_of(batch, sequence);
+            if table.iter().collect::<BTreeSet<_>>().len() != table.len() {
+                return Err(malformed(format!("a block is twice in {table:?}")));
+            }
+            if table.iter().any(|block| written.get(block).is_some_and(|writer| *writer != index)) {
+                return Err(malformed(format!("another sequence writes a block of {table:?}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ModelRunner for FakeRunner {
+    type Adapter = FakeAdapter;
+
+    fn shape(&self) -> RunnerShape {
+        self.shape
+    }
+
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>) -> Result<(), RunnerError> {
+        if adapter.broken {
+            return Err(RunnerError::Adapter("it is broken".into()));
+        }
+        match self.slots.get_mut(slot.0 as usize) {
+            Some(place @ None) => *place = Some(adapter.value),
+            _ => return Err(malformed(format!("{slot:?} is not an empty slot"))),
+        }
+        Ok(())
+    }
+
+    fn unload_adapter(&mut self, slot: Slot) {
+        let unloaded = self.slots.get_mut(slot.0 as usize).and_then(Option::take);
+        debug_assert!(unloaded.is_some(), "{slot:?} was empty");
+    }
+
+    fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        let step = self.steps;
+        self.steps += 1;
+        #[expect(clippy::panic, reason = "it is what a test asked for")]
+        if self.panicking == Some(step) {
+            panic!("the fake runner was told to panic in step {step}");
+        }
+        batch.check(&self.shape)?;
+        self.check_blocks(batch)?;
+        for sequence in &batch.sequences {
+            self.run_sequence(batch, sequence)?;
+        }
+        if self.failing.contains(&step) {
+            return Err(RunnerError::Failed(format!("told to fail in step {step}")));
+        }
+        for request in &batch.samples {
+            let sequence = batch.sequences.iter().find(|sequence| sequence.rows.contains(&request.row));
+            let sequence = sequence.ok_or_else(|| malformed("a sample is of no sequence".into()))?;
+            sampled.push(draw(self.state_at(batch, sequence, request.row)?, request, self.shape.vocabulary));
+        }
+        Ok(())
+    }
+}
+
+/// What a [`FakeRunner`] generates after this prompt under these adapters, given with the parts that name them in
+/// canonical order; `seed` if the temperature is not 0. The length is for the caller to cut.
+#[must_use]
+pub fn expected_tokens(
+    vocabulary: u32,
+    prompt: &[u32],
+    parts: &[(u64, CompositionPart)],
+    seed: Option<u64>,
+    count: u32,
+) -> Vec<u32> {
+    let composition = parts
+        .iter()
+        .fold(0, |composition, (value, part)| mix_part(composition, *value, part.weight, part.modules, part.layers));
+    let read = |state, (position, token)| mix(state, content(token, position, composition));
+    let mut state = (0..).zip(prompt.iter().copied()).fold(0, read);
+    let first = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+    let tokens = (0..count).map(|step| {
+        let token = next_token(state, seed.map(|seed| (seed, step)), vocabulary);
+        state = read(state, (first + step, token));
+        token
+    });
+    tokens.collect()
+}
+
+fn draw(state: u64, request: &SampleRequest, vocabulary: u32) -> SampledToken {
+    let seeded = (request.temperature > 0.0).then_some((request.seed, request.step));
+    let id = next_token(state, seeded, vocabulary);
+    let top =
+        (0..request.logprobs.unwrap_or(0).min(vocabulary)).map(|rank| ((id + rank) % vocabulary, -0.5 - rank as f32));
+    SampledToken { id, logprob: request.logprobs.map(|_| -0.5), top: top.collect() }
+}
+
+fn next_token(state: u64, seeded: Option<(u64, u32)>, vocabulary: u32) -> u32 {
+    let chosen = seeded.map_or(state, |(seed, step)| mix(mix(state, seed), step.into()));
+    // Below the vocabulary, which is a u32.
+    u32::try_from(chosen % u64::from(vocabulary.max(1))).unwrap_or(0)
+}
+
+fn content(token: u32, position: u32, composition: u64) -> u64 {
+    mix(mix(composition, token.into()), position.into())
+}
+
+fn mix_part(composition: u64, adapter: u64, weight: f32, modules: types::ModuleSet, layers: types::LayerRange) -> u64 {
+    let modules = modules.iter().fold(0, |bits, module| bits | 1 << module.index());
+    let layers = u64::from(layers.first) << 32 | u64::from(layers.end);
+    [adapter, weight.to_bits().into(), modules, layers].into_iter().fold(composition.wrapping_add(1), mix)
+}
+
+/// The finaliser of splitmix64 (Steele, Lea and Flood 2014).
+fn mix(state: u64, value: u64) -> u64 {
+    let mut hash = state.rotate_left(23).wrapping_add(value).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ hash >> 31
+}
+
+/// The ranges were checked.
+fn table_of<'a>(batch: &'a Batch, sequence: &BatchSequence) -> &'a [u32] {
+    batch.block_tables.get(sequence.blocks.start as usize..sequence.blocks.end as usize).unwrap_or_default()
+}
+
+fn at(items: &[u32], index: u32) -> Result<u32, RunnerError> {
+    items.get(index as usize).copied().ok_or_else(|| malformed(format!("there is no item {index}")))
+}
+
+fn malformed(what: String) -> RunnerError {
+    RunnerError::Malformed(what)
+}

@@ -1,0 +1,98 @@
+//! What the runner is given: order, segments, draws.
+
+use std::sync::Mutex;
+
+use super::*;
+
+/// Keeps what the fake runner was given.
+struct Recorder {
+    fake: FakeRunner,
+    batches: Arc<Mutex<Vec<Batch>>>,
+}
+
+impl ModelRunner for Recorder {
+    type Adapter = FakeAdapter;
+
+    fn shape(&self) -> RunnerShape {
+        self.fake.shape()
+    }
+
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>) -> Result<(), RunnerError> {
+        self.fake.load_adapter(slot, adapter)
+    }
+
+    fn unload_adapter(&mut self, slot: Slot) {
+        self.fake.unload_adapter(slot);
+    }
+
+    fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        self.batches.lock().expect("not poisoned").push(batch.clone());
+        self.fake.step(batch, sampled)
+    }
+}
+
+fn batches_of(shape: RunnerShape, requests: &[Request]) -> Vec<Batch> {
+    let batches = Arc::default();
+    let recorder = Recorder { fake: FakeRunner::new(shape), batches: Arc::clone(&batches) };
+    let mut rig = Rig::new(recorder, EngineConfig::default());
+    let _streams: Vec<_> = requests.iter().map(|request| rig.handle.submit(request.submission())).collect();
+    rig.finish();
+    batches.lock().expect("not poisoned").clone()
+}
+
+#[test]
+fn equal_compositions_are_neighbours_and_segments_are_maximal() {
+    let mut names = ["a0", "a1"];
+    names.sort_by_key(|name| Digest::of(name.as_bytes()));
+    let [one, two] = names;
+    let requests = [
+        request([1, 2], 1).with([(two, 1.0), (one, 1.0)]),
+        request([3], 1),
+        request([4, 5], 1).with([(one, 1.0)]),
+        request([6], 1).with([(one, 1.0), (two, 1.0)]),
+        request([7], 1).with([(one, 0.5)]),
+    ];
+    let batches = batches_of(shape(), &requests);
+    assert_eq!(batches.len(), 1);
+    let batch = &batches[0];
+    // 0.5 sorts before 1.0, the shorter composition before the longer one.
+    assert_eq!(batch.tokens, [3, 7, 4, 5, 1, 2, 6]);
+    assert_eq!(batch.positions, [0, 0, 0, 1, 0, 1, 0]);
+    let segments: Vec<_> = batch.segments.iter().map(|s| (s.rows.clone(), s.slot.0, s.weight)).collect();
+    // The first request to run took its parts in canonical order: slot 0 holds `one`.
+    assert_eq!(segments, [(1..2, 0, 0.5), (2..7, 0, 1.0), (4..7, 1, 1.0)]);
+    assert_eq!(batch.samples.iter().map(|sample| sample.row).collect::<Vec<_>>(), [0, 1, 3, 5, 6]);
+}
+
+#[test]
+fn only_the_row_that_completes_the_prompt_is_sampled() {
+    let small = RunnerShape { batch_rows_max: 4, ..shape() };
+    let batches = batches_of(small, &[request(0..10, 2)]);
+    let shapes: Vec<_> = batches.iter().map(|b| (b.tokens.len(), b.block_tables.len(), b.samples.len())).collect();
+    assert_eq!(shapes, [(4, 1, 0), (4, 2, 0), (2, 3, 1), (1, 3, 1)]);
+    let steps: Vec<_> = batches.iter().flat_map(|b| &b.samples).map(|s| (s.row, s.step)).collect();
+    assert_eq!(steps, [(1, 0), (0, 1)]);
+}
+
+#[test]
+fn a_batch_that_breaks_a_rule_is_found() {
+    let good = batches_of(shape(), &[request([1, 2, 3, 4, 5], 1).with([("a0", 1.0)]), request([6], 1)]).remove(0);
+    good.check(&shape()).expect("the engine's own");
+    let breaks: [fn(&mut Batch); 10] = [
+        |b| b.tokens[0] = VOCABULARY,
+        |b| b.positions[1] = 7,
+        |b| b.block_tables[0] = 64,
+        |b| b.sequences[0].blocks.end -= 1,
+        |b| b.sequences[1].rows.end += 1,
+        |b| b.sequences.truncate(1),
+        |b| b.segments[0].rows.end = 99,
+        |b| b.segments[0].slot = Slot(4),
+        |b| b.samples.reverse(),
+        |b| b.samples[1].row = 6,
+    ];
+    for (index, change) in breaks.iter().enumerate() {
+        let mut bad = good.clone();
+        change(&mut bad);
+        assert!(bad.check(&shape()).is_err(), "rule {index}");
+    }
+}

@@ -1,0 +1,222 @@
+//! The plugin host: admits uploads and starts instances. Not here: the calls of an instance (`calls.rs`).
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use moka::future::Cache;
+use tokio::sync::Semaphore;
+use types::Digest;
+use wasmtime::Engine;
+use wasmtime::component::{Component, Linker};
+
+use crate::artefacts::Artefacts;
+use crate::bindings::PolicyPre;
+use crate::compile::Compiler;
+use crate::deserialize::OwnArtefact;
+use crate::state::InstanceState;
+use crate::ticker::Ticker;
+use crate::{PluginError, PluginInstance, PluginLimits, Session, sandbox};
+
+/// What a component may import; the linker decides about versions and functions. The `wasi` ones are inert.
+const IMPORT_PREFIXES: [&str; 7] =
+    ["tenon:plugin/", "wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
+
+/// How to start the child that compiles: a program that calls [`crate::compiler_main`].
+#[derive(Clone, Debug)]
+pub struct CompilerCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments; the limits are passed in the environment.
+    pub arguments: Vec<OsString>,
+}
+
+/// What a [`PluginHost`] is made of.
+#[derive(Clone, Debug)]
+pub struct PluginHostConfig {
+    /// Where compiled components are kept. Made with mode 0700 if it is not there.
+    pub cache_dir: PathBuf,
+    /// Starts the compiler.
+    pub compiler: CompilerCommand,
+    /// Limits on every plugin.
+    pub limits: PluginLimits,
+    /// Instances that may be alive at once.
+    pub instances_max: u32,
+    /// Bytes of compiled components in memory.
+    pub cache_bytes_max: u64,
+}
+
+/// Gives the bytes of a component that was admitted once. Asked only when no usable compiled form is there.
+#[async_trait]
+pub trait ComponentSource: Send + Sync {
+    /// The component's bytes; their digest is checked.
+    async fn component(&self, digest: Digest) -> Result<Bytes, PluginError>;
+}
+
+/// Admits uploads and starts instances. Cheap to clone; the clones share everything.
+#[derive(Clone)]
+pub struct PluginHost {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) limits: Arc<PluginLimits>,
+    pub(crate) engine: Engine,
+    pub(crate) ticker: Ticker,
+    linker: Linker<InstanceState>,
+    artefacts: Arc<Artefacts>,
+    compiler: Compiler,
+    prepared: Cache<Digest, Prepared>,
+    instances: Arc<Semaphore>,
+}
+
+/// A component that is checked, linked and ready to be instantiated.
+#[derive(Clone)]
+struct Prepared {
+    plugin: PolicyPre<InstanceState>,
+    bytes: u32,
+}
+
+impl fmt::Debug for PluginHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PluginHost").field("limits", &self.shared.limits).finish_non_exhaustive()
+    }
+}
+
+impl PluginHost {
+    /// Opens the cache folder and starts the thread that advances the epoch; it ends with the last clone.
+    ///
+    /// # Errors
+    /// If the folder cannot be used or the sandbox cannot be set up on this machine.
+    pub fn new(config: PluginHostConfig) -> Result<Self, PluginError> {
+        let limits = Arc::new(config.limits);
+        let engine =
+            sandbox::serving_engine(&limits, config.instances_max).map_err(|error| sandbox::internal(&error))?;
+        let linker = sandbox::linker(&engine).map_err(|error| sandbox::internal(&error))?;
+        let folder = &config.cache_dir;
+        let artefacts = Artefacts::open(folder, sandbox::fingerprint(&engine), limits.compiled_bytes_max)
+            .map_err(|error| PluginError::Internal(format!("{}: {error}", folder.display())))?;
+        let ticker = Ticker::start(&engine).map_err(|error| PluginError::Internal(error.to_string()))?;
+        let instances_max = usize::try_from(config.instances_max).unwrap_or(Semaphore::MAX_PERMITS);
+        let prepared = Cache::builder()
+            .max_capacity(config.cache_bytes_max)
+            .weigher(|_: &Digest, prepared: &Prepared| prepared.bytes)
+            .build();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                compiler: Compiler::new(config.compiler, Arc::clone(&limits)),
+                limits,
+                engine,
+                ticker,
+                linker,
+                artefacts: Arc::new(artefacts),
+                prepared,
+                instances: Arc::new(Semaphore::new(instances_max)),
+            }),
+        })
+    }
+
+    /// Checks and compiles an upload, and keeps the result. Admitting the same bytes again costs one digest.
+    ///
+    /// # Errors
+    /// Why the upload is refused.
+    pub async fn admit(&self, component: Bytes) -> Result<Digest, PluginError> {
+        let (bytes, max_bytes) = (component.len(), self.shared.limits.upload_bytes_max);
+        if bytes > max_bytes {
+            return Err(PluginError::TooLarge { bytes, max_bytes });
+        }
+        let digest = Digest::of(&component);
+        self.prepared(digest, &Uploaded(component)).await?;
+        Ok(digest)
+    }
+
+    /// A fresh instance for one request.
+    ///
+    /// # Errors
+    /// [`PluginError::Busy`] if as many instances live as may, the source's error if the component is not there, and
+    /// what the guest's own start ran into.
+    pub async fn start(
+        &self,
+        digest: Digest,
+        source: &dyn ComponentSource,
+        session: Session,
+    ) -> Result<PluginInstance, PluginError> {
+        let prepared = self.prepared(digest, source).await?;
+        let busy = PluginError::Busy { limit: "instances_max" };
+        let permit = Arc::clone(&self.shared.instances).try_acquire_owned().map_err(|_| busy)?;
+        PluginInstance::start(Arc::clone(&self.shared), &prepared.plugin, session, permit).await
+    }
+
+    /// From memory, else from disk, else compiled from the source; once, however many ask at the same time.
+    async fn prepared(&self, digest: Digest, source: &dyn ComponentSource) -> Result<Prepared, PluginError> {
+        let prepared = self.shared.prepared.try_get_with(digest, self.prepare(digest, source)).await;
+        prepared.map_err(|error| PluginError::clone(&error))
+    }
+
+    async fn prepare(&self, digest: Digest, source: &dyn ComponentSource) -> Result<Prepared, PluginError> {
+        let artefacts = Arc::clone(&self.shared.artefacts);
+        if let Some(artefact) = blocking(move || artefacts.read(digest)).await? {
+            match self.link(artefact).await {
+                Ok((prepared, _)) => return Ok(prepared),
+                Err(error) => tracing::warn!(%digest, %error, "a compiled plugin is of no use; it is compiled again"),
+            }
+        }
+        let component = source.component(digest).await?;
+        if Digest::of(&component) != digest {
+            return Err(PluginError::Internal(format!("the stored plugin {digest} is damaged")));
+        }
+        let artefact = self.shared.compiler.compile(&component).await?;
+        let (prepared, artefact) = self.link(artefact).await?;
+        let artefacts = Arc::clone(&self.shared.artefacts);
+        if let Err(error) = blocking(move || artefacts.write(digest, &artefact)).await? {
+            tracing::warn!(%digest, %error, "a compiled plugin could not be kept; it will be compiled again");
+        }
+        Ok(prepared)
+    }
+
+    async fn link(&self, artefact: OwnArtefact) -> Result<(Prepared, OwnArtefact), PluginError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || link(&shared, &artefact).map(|prepared| (prepared, artefact))).await?
+    }
+}
+
+/// Checks what only the loaded component shows: that it fits the pool, its imports, its exports.
+fn link(shared: &Shared, artefact: &OwnArtefact) -> Result<Prepared, PluginError> {
+    let component = artefact.load(&shared.engine).map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
+    check_imports(shared, &component)?;
+    let linked = shared.linker.instantiate_pre(&component).map_err(|error| unknown_import(&error))?;
+    let plugin = PolicyPre::new(linked).map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
+    Ok(Prepared { plugin, bytes: u32::try_from(artefact.bytes().len()).unwrap_or(u32::MAX) })
+}
+
+/// The linker looks at what is used of an import; this looks at its name, which also refuses what is not used.
+fn check_imports(shared: &Shared, component: &Component) -> Result<(), PluginError> {
+    let types = component.component_type();
+    let mut names = types.imports(&shared.engine).map(|(name, _)| name);
+    let unknown = names.find(|name| !IMPORT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
+    unknown.map_or(Ok(()), |name| Err(PluginError::ImportUnknown(name.to_owned())))
+}
+
+/// wasmtime names the import between backticks.
+fn unknown_import(error: &wasmtime::Error) -> PluginError {
+    let text = format!("{error:#}");
+    let name = text.split('`').nth(1).map(str::to_owned);
+    PluginError::ImportUnknown(name.unwrap_or(text))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, PluginError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| PluginError::Internal(error.to_string()))
+}
+
+/// The source of a component that is just being uploaded.
+struct Uploaded(Bytes);
+
+#[async_trait]
+impl ComponentSource for Uploaded {
+    async fn component(&self, _: Digest) -> Result<Bytes, PluginError> {
+        Ok(self.0.clone())
+    }
+}

@@ -1,0 +1,74 @@
+//! What a plugin may use, each limit with its unit last in its name. Not here: where each is enforced.
+
+/// Limits on one plugin: its upload, its compilation, its instance and each call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginLimits {
+    /// Bytes of an uploaded component.
+    pub upload_bytes_max: usize,
+    /// Bytes of all the linear memories of one instance together.
+    pub memory_bytes_max: usize,
+    /// Elements of all the tables of one instance together.
+    pub table_elements_max: usize,
+    /// Core instances inside one component.
+    pub core_instances_max: u32,
+    /// Linear memories inside one component.
+    pub memories_max: u32,
+    /// Tables inside one component.
+    pub tables_max: u32,
+    /// Handles that a guest may hold at once.
+    pub handles_max: usize,
+    /// Guest stack, in bytes.
+    pub stack_bytes_max: usize,
+    /// Milliseconds that one call may run WebAssembly code, counted in epochs.
+    pub call_cpu_ms_max: u64,
+    /// Milliseconds that one call may take, waiting in host functions included.
+    pub call_wall_ms_max: u64,
+    /// Milliseconds that the start of an instance may run WebAssembly code (interpreters start slowly).
+    pub start_cpu_ms_max: u64,
+    /// Bytes of log lines for each request; what is over is dropped and counted.
+    pub log_bytes_max: usize,
+    /// Calls of host functions during one call of the guest.
+    pub host_calls_max: u32,
+    /// Bytes of lists and strings that a guest may pass to the host at once: the arguments of one host function, or the
+    /// answer to one call.
+    pub transfer_bytes_max: usize,
+    /// Random bytes for each request.
+    pub random_bytes_max: u32,
+    /// Actions that one chunk may be answered with, and pairs of metadata or claims.
+    pub actions_max: usize,
+    /// CPU seconds of the child that compiles.
+    pub compile_cpu_seconds_max: u64,
+    /// Address space of the child that compiles, in bytes.
+    pub compile_memory_bytes_max: u64,
+    /// Milliseconds that the child may take.
+    pub compile_wall_ms_max: u64,
+    /// Bytes of a compiled component.
+    pub compiled_bytes_max: usize,
+}
+
+impl Default for PluginLimits {
+    fn default() -> Self {
+        Self {
+            upload_bytes_max: 32 << 20,
+            memory_bytes_max: 64 << 20,
+            table_elements_max: 64 << 10,
+            core_instances_max: 32,
+            memories_max: 4,
+            tables_max: 32,
+            handles_max: 1024,
+            stack_bytes_max: 512 << 10,
+            call_cpu_ms_max: 50,
+            call_wall_ms_max: 2_000,
+            start_cpu_ms_max: 200,
+            log_bytes_max: 64 << 10,
+            host_calls_max: 1024,
+            transfer_bytes_max: 4 << 20,
+            random_bytes_max: 64 << 10,
+            actions_max: 64,
+            compile_cpu_seconds_max: 60,
+            compile_memory_bytes_max: 4 << 30,
+            compile_wall_ms_max: 120_000,
+            compiled_bytes_max: 128 << 20,
+        }
+    }
+}

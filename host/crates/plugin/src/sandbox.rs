@@ -1,0 +1,109 @@
+//! The engine: which WebAssembly is accepted, how much is reserved, what a guest may link to. Not here: limits of one
+//! call or one instance.
+
+use std::hash::{Hash, Hasher};
+
+use types::Digest;
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use crate::bindings::Policy;
+use crate::state::InstanceState;
+use crate::{PluginError, PluginLimits};
+
+/// Native stack for host functions below the guest's own stack, in bytes.
+const HOST_STACK_BYTES: usize = 1 << 20;
+/// Largest description of one component instance, or one core instance, in bytes.
+const INSTANCE_BYTES_MAX: usize = 1 << 20;
+
+/// What the compiler child and the serving process have in common. Artefacts fit only engines whose configuration agrees.
+fn common(limits: &PluginLimits) -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .max_wasm_stack(limits.stack_bytes_max)
+        .async_stack_size(limits.stack_bytes_max.saturating_add(HOST_STACK_BYTES))
+        .async_stack_zeroing(true)
+        // The same request and seed give the same decision on every machine.
+        .cranelift_nan_canonicalization(true)
+        .relaxed_simd_deterministic(true)
+        .wasm_memory64(false)
+        .concurrency_support(false);
+    config
+}
+
+/// The engine of the compiler child: one thread, nothing reserved.
+pub(crate) fn compiling_engine(limits: &PluginLimits) -> wasmtime::Result<Engine> {
+    let mut config = common(limits);
+    config.parallel_compilation(false);
+    Engine::new(&config)
+}
+
+/// The engine of the serving process.
+pub(crate) fn serving_engine(limits: &PluginLimits, instances_max: u32) -> wasmtime::Result<Engine> {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances_max)
+        .total_core_instances(instances_max.saturating_mul(limits.core_instances_max))
+        .total_memories(instances_max.saturating_mul(limits.memories_max))
+        .total_tables(instances_max.saturating_mul(limits.tables_max))
+        .total_stacks(instances_max)
+        .max_component_instance_size(INSTANCE_BYTES_MAX)
+        .max_core_instance_size(INSTANCE_BYTES_MAX)
+        .max_core_instances_per_component(limits.core_instances_max)
+        .max_memories_per_component(limits.memories_max)
+        .max_memories_per_module(limits.memories_max)
+        .max_tables_per_component(limits.tables_max)
+        .max_tables_per_module(limits.tables_max)
+        .max_memory_size(limits.memory_bytes_max)
+        .table_elements(limits.table_elements_max)
+        .linear_memory_keep_resident(0);
+    let mut config = common(limits);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config)
+}
+
+/// Our interfaces, and an inert WASI for components whose toolchain linked it.
+pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<InstanceState>> {
+    let mut linker = Linker::new(engine);
+    Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    Ok(linker)
+}
+
+/// Names everything that compiled code depends on: wasmtime's version, its configuration, the processor.
+pub(crate) fn fingerprint(engine: &Engine) -> Digest {
+    let mut hasher = Fingerprint(blake3::Hasher::new_derive_key("tenon plugin engine fingerprint v1"));
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    Digest::from_bytes(*hasher.0.finalize().as_bytes())
+}
+
+struct Fingerprint(blake3::Hasher);
+
+impl Hasher for Fingerprint {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let mut first = [0; 8];
+        self.0.finalize_xof().fill(&mut first);
+        u64::from_le_bytes(first)
+    }
+}
+
+pub(crate) fn internal(error: &wasmtime::Error) -> PluginError {
+    PluginError::Internal(format!("{error:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_child_compiles_for_the_serving_engine() {
+        let limits = PluginLimits::default();
+        let compiling = compiling_engine(&limits).expect("an engine");
+        let serving = serving_engine(&limits, 4).expect("an engine");
+        assert_eq!(fingerprint(&compiling), fingerprint(&serving));
+    }
+}

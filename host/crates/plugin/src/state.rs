@@ -1,0 +1,159 @@
+//! What one instance carries: what its request lent it, and how much of that is used up. Not here: the imports that
+//! use it (`imports/`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use wasmtime_wasi::{Deterministic, HostMonotonicClock, HostWallClock, ResourceTable, WasiCtx, WasiCtxView, WasiView};
+
+use crate::limiter::SumLimiter;
+use crate::meter::Stop;
+use crate::{Clock, PluginLimits, Session};
+
+/// Guests see time in these steps, too coarse to time anything secret.
+const CLOCK_STEP: Duration = Duration::from_millis(10);
+/// Length of the cycle of random bytes that WASI guests see.
+const WASI_RANDOM_BYTES: usize = 4096;
+
+pub(crate) struct InstanceState {
+    pub(crate) session: Session,
+    pub(crate) limits: Arc<PluginLimits>,
+    pub(crate) limiter: SumLimiter,
+    pub(crate) random: blake3::OutputReader,
+    pub(crate) random_bytes_left: u32,
+    pub(crate) log_bytes_left: usize,
+    pub(crate) log_lines_dropped: u32,
+    host_calls_left: u32,
+    wasi: WasiCtx,
+    table: ResourceTable,
+}
+
+impl InstanceState {
+    pub(crate) fn new(session: Session, limits: &Arc<PluginLimits>) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(limits.handles_max);
+        Self {
+            limits: Arc::clone(limits),
+            limiter: SumLimiter::new(limits),
+            random: random(session.seed, "tenon plugin random v1"),
+            random_bytes_left: limits.random_bytes_max,
+            log_bytes_left: limits.log_bytes_max,
+            log_lines_dropped: 0,
+            host_calls_left: limits.host_calls_max,
+            wasi: inert_wasi(&session, limits),
+            table,
+            session,
+        }
+    }
+
+    /// Gives a new call its host calls.
+    pub(crate) fn begin_call(&mut self) {
+        self.host_calls_left = self.limits.host_calls_max;
+    }
+
+    /// Counts a call of a host function; each import begins with it.
+    pub(crate) fn count_host_call(&mut self) -> wasmtime::Result<()> {
+        match self.host_calls_left.checked_sub(1) {
+            Some(left) => {
+                self.host_calls_left = left;
+                Ok(())
+            }
+            None => Err(wasmtime::Error::new(Stop::HostCalls)),
+        }
+    }
+}
+
+impl WasiView for InstanceState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// Endless bytes that depend on the seed alone.
+fn random(seed: u64, domain: &str) -> blake3::OutputReader {
+    blake3::Hasher::new_derive_key(domain).update(&seed.to_le_bytes()).finalize_xof()
+}
+
+/// No environment, arguments, folders or sockets; standard streams that are closed or swallow; coarse clocks; seeded,
+/// repeating randomness. It is there so that components link, not so that they do anything.
+fn inert_wasi(session: &Session, limits: &PluginLimits) -> WasiCtx {
+    let seeded = |domain| {
+        let mut bytes = vec![0; WASI_RANDOM_BYTES];
+        random(session.seed, domain).fill(&mut bytes);
+        Deterministic::new(bytes)
+    };
+    WasiCtx::builder()
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .secure_random(seeded("tenon plugin wasi random v1"))
+        .insecure_random(seeded("tenon plugin wasi insecure random v1"))
+        .insecure_random_seed(session.seed.into())
+        .max_random_size(limits.random_bytes_max.into())
+        .wall_clock(CoarseClock(Arc::clone(&session.clock)))
+        .monotonic_clock(CoarseClock(Arc::clone(&session.clock)))
+        .build()
+}
+
+/// The request's clock as guests see it.
+pub(crate) struct CoarseClock(pub(crate) Arc<dyn Clock>);
+
+impl CoarseClock {
+    pub(crate) fn elapsed(&self) -> Duration {
+        coarse(self.0.elapsed())
+    }
+
+    pub(crate) fn unix_time(&self) -> Duration {
+        coarse(self.0.unix_time())
+    }
+}
+
+fn coarse(time: Duration) -> Duration {
+    let step_ns = CLOCK_STEP.as_nanos();
+    let steps = time.as_nanos() / step_ns;
+    Duration::from_nanos(u64::try_from(steps * step_ns).unwrap_or(u64::MAX))
+}
+
+impl HostWallClock for CoarseClock {
+    fn resolution(&self) -> Duration {
+        CLOCK_STEP
+    }
+
+    fn now(&self) -> Duration {
+        self.unix_time()
+    }
+}
+
+impl HostMonotonicClock for CoarseClock {
+    fn resolution(&self) -> u64 {
+        u64::try_from(CLOCK_STEP.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_coarse() {
+        assert_eq!(coarse(Duration::from_micros(19_999)), Duration::from_millis(10));
+        assert_eq!(coarse(Duration::from_micros(9_999)), Duration::ZERO);
+        assert_eq!(coarse(Duration::from_secs(1_800_000_000)), Duration::from_secs(1_800_000_000));
+    }
+
+    #[test]
+    fn randomness_depends_on_the_seed_alone() {
+        let first = |seed, domain| {
+            let mut bytes = [0; 16];
+            random(seed, domain).fill(&mut bytes);
+            bytes
+        };
+        assert_eq!(first(1, "a"), first(1, "a"));
+        assert_ne!(first(1, "a"), first(2, "a"));
+        assert_ne!(first(1, "a"), first(1, "b"));
+    }
+}

@@ -1,0 +1,312 @@
+//! Whose an adapter is, and under which alias. Not here: its bytes.
+//!
+//! The truth is one record per alias, `adapters/TENANT/ALIAS`. A tenant owns a digest if one of its aliases names it; the index
+//! `adapter-owners/TENANT/DIGEST/ALIAS` only says which alias to look at, and is believed if the alias agrees.
+//!
+//! An index entry is written before its alias is set, and removed after the alias was moved away, against the version that was read
+//! before: whoever sets the alias again in between has changed that version, so the entry of a set alias is never lost.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
+
+use super::AdapterError;
+use crate::registry::digest_text;
+use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
+
+/// What an alias names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AliasRecord {
+    #[serde(with = "digest_text")]
+    pub(super) digest: Digest,
+    pub(super) rank: u32,
+    #[serde(with = "module_names")]
+    pub(super) modules: ModuleSet,
+    pub(super) bytes: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Owners {
+    store: Arc<dyn Store>,
+}
+
+impl Owners {
+    pub(super) fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// Makes the alias name this record; the digest that it named before, if it was another one.
+    pub(super) async fn set(
+        &self,
+        tenant: &TenantId,
+        alias: &AdapterAlias,
+        record: &AliasRecord,
+    ) -> Result<Option<Digest>, AdapterError> {
+        let key = alias_key(tenant, alias);
+        let value = to_bytes(&key, record)?;
+        for _ in 0..SWAP_ATTEMPTS_MAX {
+            let found = self.read(&key).await?;
+            self.touch_index(tenant, record.digest, alias).await?;
+            let (before, expected) = match found {
+                Some((found, _)) if found == *record => return Ok(None),
+                Some((found, version)) => (Some(found.digest), Some(version)),
+                None => (None, None),
+            };
+            let before = before.filter(|before| *before != record.digest);
+            let stale = match before {
+                Some(before) => self.index_version(tenant, before, alias).await?,
+                None => None,
+            };
+            match self.store.swap(&key, expected, Some(value.clone())).await {
+                Ok(_) => {}
+                Err(StoreError::Conflict { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(before) = before {
+                self.drop_index(tenant, before, alias, stale).await?;
+            }
+            return Ok(before);
+        }
+        Err(StoreError::contended(&key).into())
+    }
+
+    /// Removes an alias; the digest that it named.
+    pub(super) async fn remove(&self, tenant: &TenantId, alias: &AdapterAlias) -> Result<Option<Digest>, AdapterError> {
+        let key = alias_key(tenant, alias);
+        for _ in 0..SWAP_ATTEMPTS_MAX {
+            let Some((found, version)) = self.read(&key).await? else { return Ok(None) };
+            let stale = self.index_version(tenant, found.digest, alias).await?;
+            match self.store.swap(&key, Some(version), None).await {
+                Ok(_) => {}
+                Err(StoreError::Conflict { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            self.drop_index(tenant, found.digest, alias, stale).await?;
+            return Ok(Some(found.digest));
+        }
+        Err(StoreError::contended(&key).into())
+    }
+
+    /// By alias or digest.
+    pub(super) async fn find(
+        &self,
+        tenant: &TenantId,
+        alias_or_digest: &str,
+    ) -> Result<Option<(AdapterAlias, AliasRecord)>, AdapterError> {
+        if let Ok(digest) = alias_or_digest.parse() {
+            return self.find_digest(tenant, digest).await;
+        }
+        let Ok(alias) = alias_or_digest.parse() else { return Ok(None) };
+        let found = self.read(&alias_key(tenant, &alias)).await?;
+        Ok(found.map(|(record, _)| (alias, record)))
+    }
+
+    /// An alias of the tenant that names this digest.
+    pub(super) async fn find_digest(
+        &self,
+        tenant: &TenantId,
+        digest: Digest,
+    ) -> Result<Option<(AdapterAlias, AliasRecord)>, AdapterError> {
+        let prefix = format!("adapter-owners/{tenant}/{digest}/");
+        for entry in self.store.scan(&prefix).await? {
+            let bad = || AdapterError::BadRecord(entry.key.clone());
+            let alias: AdapterAlias =
+                entry.key.strip_prefix(&prefix).and_then(|name| name.parse().ok()).ok_or_else(bad)?;
+            let found = self.read(&alias_key(tenant, &alias)).await?;
+            if let Some((record, _)) = found.filter(|(record, _)| record.digest == digest) {
+                return Ok(Some((alias, record)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The tenant's aliases, in order.
+    pub(super) async fn list(&self, tenant: &TenantId) -> Result<Vec<(AdapterAlias, AliasRecord)>, AdapterError> {
+        let prefix = format!("adapters/{tenant}/");
+        let mut aliases = Vec::new();
+        for found in self.store.scan(&prefix).await? {
+            let bad = || AdapterError::BadRecord(found.key.clone());
+            let alias = found.key.strip_prefix(&prefix).and_then(|name| name.parse().ok()).ok_or_else(bad)?;
+            aliases.push((alias, from_bytes(&found.key, &found.value)?));
+        }
+        Ok(aliases)
+    }
+
+    async fn read(&self, key: &str) -> Result<Option<(AliasRecord, Version)>, AdapterError> {
+        let found = self.store.get(key).await?;
+        found.map(|(value, version)| Ok((from_bytes(key, &value)?, version))).transpose()
+    }
+
+    /// Writes the entry, also when it is there: its version must change.
+    async fn touch_index(&self, tenant: &TenantId, digest: Digest, alias: &AdapterAlias) -> Result<(), AdapterError> {
+        let key = index_key(tenant, digest, alias);
+        for _ in 0..SWAP_ATTEMPTS_MAX {
+            let version = self.index_version(tenant, digest, alias).await?;
+            match self.store.swap(&key, version, Some(Bytes::from_static(b"{}"))).await {
+                Err(StoreError::Conflict { .. }) => {}
+                swapped => return Ok(swapped.map(|_| ())?),
+            }
+        }
+        Err(StoreError::contended(&key).into())
+    }
+
+    async fn index_version(
+        &self,
+        tenant: &TenantId,
+        digest: Digest,
+        alias: &AdapterAlias,
+    ) -> Result<Option<Version>, AdapterError> {
+        Ok(self.store.get(&index_key(tenant, digest, alias)).await?.map(|(_, version)| version))
+    }
+
+    /// Leaves an entry that was touched since: its alias was set again.
+    async fn drop_index(
+        &self,
+        tenant: &TenantId,
+        digest: Digest,
+        alias: &AdapterAlias,
+        stale: Option<Version>,
+    ) -> Result<(), AdapterError> {
+        let Some(stale) = stale else { return Ok(()) };
+        match self.store.swap(&index_key(tenant, digest, alias), Some(stale), None).await {
+            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn alias_key(tenant: &TenantId, alias: &AdapterAlias) -> String {
+    format!("adapters/{tenant}/{alias}")
+}
+
+fn index_key(tenant: &TenantId, digest: Digest, alias: &AdapterAlias) -> String {
+    format!("adapter-owners/{tenant}/{digest}/{alias}")
+}
+
+fn to_bytes(key: &str, record: &AliasRecord) -> Result<Bytes, AdapterError> {
+    serde_json::to_vec(record).map(Bytes::from).map_err(|_| AdapterError::BadRecord(key.to_owned()))
+}
+
+fn from_bytes(key: &str, value: &[u8]) -> Result<AliasRecord, AdapterError> {
+    serde_json::from_slice(value).map_err(|_| AdapterError::BadRecord(key.to_owned()))
+}
+
+mod module_names {
+    use super::{Module, ModuleSet};
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(modules: &ModuleSet, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(modules.iter().map(Module::name))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ModuleSet, D::Error> {
+        let names = Vec::<String>::deserialize(deserializer)?;
+        let module = |name: &String| Module::from_name(name).ok_or_else(|| de::Error::custom("not a module"));
+        names.iter().map(module).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    fn record(text: &str) -> AliasRecord {
+        let modules = ModuleSet::EMPTY.with(Module::Q).with(Module::Down);
+        AliasRecord { digest: Digest::of(text.as_bytes()), rank: 8, modules, bytes: 10 }
+    }
+
+    fn owners() -> (Owners, TenantId, [AdapterAlias; 2]) {
+        let alias = |name: &str| name.parse().expect("a name");
+        (Owners::new(Arc::new(MemoryStore::default())), "acme".parse().expect("a name"), [alias("a"), alias("b")])
+    }
+
+    #[tokio::test]
+    async fn an_alias_moves_and_ownership_with_it() {
+        let (owners, acme, [a, b]) = owners();
+        let (one, two) = (record("one"), record("two"));
+        let owned =
+            async |record: &AliasRecord| owners.find_digest(&acme, record.digest).await.expect("find").is_some();
+        assert_eq!(owners.set(&acme, &a, &one).await.expect("set"), None);
+        assert_eq!(owners.set(&acme, &a, &one).await.expect("again"), None);
+        assert_eq!(owners.set(&acme, &b, &one).await.expect("set"), None);
+        assert_eq!(owners.set(&acme, &a, &two).await.expect("move"), Some(one.digest));
+        assert!(owned(&one).await && owned(&two).await);
+        assert_eq!(owners.find(&acme, "a").await.expect("find"), Some((a.clone(), two.clone())));
+        assert_eq!(owners.find(&acme, &one.digest.to_string()).await.expect("find"), Some((b.clone(), one.clone())));
+        assert_eq!(owners.remove(&acme, &b).await.expect("remove"), Some(one.digest));
+        assert!(!owned(&one).await && owned(&two).await);
+        assert_eq!(owners.remove(&acme, &b).await.expect("remove"), None);
+        assert_eq!(owners.list(&acme).await.expect("list"), [(a, two)]);
+        for name in ["none", "", "../a", "a/b"] {
+            assert_eq!(owners.find(&acme, name).await.expect("find"), None, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_digest_is_not_a_permission() {
+        let (owners, acme, [a, _]) = owners();
+        let other: TenantId = "other".parse().expect("a name");
+        let one = record("one");
+        owners.set(&acme, &a, &one).await.expect("set");
+        for name in ["a", &one.digest.to_string(), &Digest::of(b"nobody's").to_string()] {
+            assert_eq!(owners.find(&other, name).await.expect("find"), None);
+        }
+        assert_eq!(owners.remove(&other, &a).await.expect("remove"), None);
+        assert!(owners.find(&acme, "a").await.expect("find").is_some());
+        assert!(owners.list(&other).await.expect("list").is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_index_entry_without_its_alias_is_not_believed() {
+        let (owners, acme, [a, _]) = owners();
+        let one = record("one");
+        owners.touch_index(&acme, one.digest, &a).await.expect("a writer that died here");
+        assert_eq!(owners.find_digest(&acme, one.digest).await.expect("find"), None);
+        owners.set(&acme, &a, &record("two")).await.expect("set");
+        assert_eq!(owners.find_digest(&acme, one.digest).await.expect("find"), None);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_was_touched_again_stays() {
+        let (owners, acme, [a, _]) = owners();
+        let one = record("one");
+        owners.set(&acme, &a, &one).await.expect("set");
+        let stale = owners.index_version(&acme, one.digest, &a).await.expect("read");
+        owners.remove(&acme, &a).await.expect("remove");
+        owners.set(&acme, &a, &one).await.expect("set again");
+        owners.drop_index(&acme, one.digest, &a, stale).await.expect("too late is no error");
+        assert!(owners.find_digest(&acme, one.digest).await.expect("find").is_some());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn races_leave_alias_and_index_in_step() {
+        let (owners, acme, [a, _]) = owners();
+        let owners = Arc::new(owners);
+        let tasks: Vec<_> = (0..4)
+            .map(|task| {
+                let (owners, acme, a) = (Arc::clone(&owners), acme.clone(), a.clone());
+                tokio::spawn(async move {
+                    for step in 0..50 {
+                        if (task + step) % 3 == 0 {
+                            owners.remove(&acme, &a).await.expect("remove");
+                        } else {
+                            owners.set(&acme, &a, &record(["one", "two"][step % 2])).await.expect("set");
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.expect("no panic");
+        }
+        for text in ["one", "two"] {
+            let named = owners.find(&acme, "a").await.expect("find").is_some_and(|(_, found)| found == record(text));
+            let owned = owners.find_digest(&acme, record(text).digest).await.expect("find").is_some();
+            assert_eq!(named, owned, "{text}");
+        }
+    }
+}

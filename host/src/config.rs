@@ -1,0 +1,171 @@
+//! Configuration: [`RawConfig`] as it was written (file, environment, flags), checked into a [`Config`]. A flag wins over
+//! the environment, the environment over the file, the file over the defaults; a key that nobody knows is an error.
+//!
+//! Not here: the command line's syntax (clap, in `main.rs`) and what the values do.
+
+mod check;
+mod raw;
+mod sources;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use types::{Blame, PlanLimits};
+
+pub use raw::{Precision, PrecisionError, RawConfig, RawLimits};
+pub use sources::Source;
+
+/// What the host is to do, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The base model's file; it exists.
+    pub base: PathBuf,
+    /// The folder of all state; made at the first start.
+    pub data: PathBuf,
+    /// Where to listen; loopback when `dev`.
+    pub listen: SocketAddr,
+    /// For one developer on one machine: loopback only, a key in `DATA/dev.key`.
+    pub dev: bool,
+    /// How the base is computed.
+    pub precision: Precision,
+    /// Threads of the engine.
+    pub threads: usize,
+    /// Memory for keys and values.
+    pub kv: KvSize,
+    /// Tokens of one block of it.
+    pub block_tokens: u32,
+    /// Adapters that one batch can use.
+    pub adapter_slots: u32,
+    /// Tokens of one step.
+    pub batch_rows_max: usize,
+    /// Where `file://` adapters may lie; none are allowed without it. Canonical.
+    pub adapters_root: Option<PathBuf>,
+    /// Memory for adapters that are loaded.
+    pub adapter_cache_bytes_max: u64,
+    /// Requests that may wait for the engine.
+    pub queue_requests_max: usize,
+    /// How long running requests may take to end when the host stops.
+    pub drain: Duration,
+    /// What one plan may ask for. `layers` is the base's to say.
+    pub plan_limits: PlanLimits,
+    /// What one connection may do.
+    pub http_limits: HttpLimits,
+    /// What is logged, as `tracing` filter directives.
+    pub log: String,
+}
+
+/// Size of the memory for keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSize {
+    /// As many blocks as fit.
+    Bytes(u64),
+    /// So many blocks.
+    Blocks(u32),
+}
+
+/// Limits of the HTTP surface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Bytes of a body that is not an upload.
+    pub body_bytes_max: usize,
+    /// Bytes of an uploaded plugin.
+    pub upload_bytes_max: usize,
+    /// Bytes of an uploaded adapter, all its files.
+    pub adapter_bytes_max: u64,
+    /// Time for a request's headers.
+    pub header_timeout: Duration,
+    /// Connections at once.
+    pub connections_max: usize,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 10 << 20,
+            upload_bytes_max: 32 << 20,
+            adapter_bytes_max: 1 << 30,
+            header_timeout: Duration::from_secs(10),
+            connections_max: 1024,
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration file {path} cannot be read", path = path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{origin}: {reason}")]
+    Syntax {
+        /// Where.
+        origin: Source,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A key or its value is not allowed.
+    #[error("`{key}` ({origin}): {reason}")]
+    Value {
+        /// The key, dotted.
+        key: String,
+        /// Who set it.
+        origin: Source,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+    /// A key without a default was not set.
+    #[error("`{key}` is not set: give {flag}, {variable} or `{key} = …` in the configuration file", flag = sources::flag_name(key), variable = sources::variable_name(key))]
+    Missing {
+        /// The key, dotted.
+        key: &'static str,
+    },
+}
+
+impl ConfigError {
+    /// A stable word for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "config_unreadable",
+            Self::Syntax { .. } | Self::Value { .. } => "config_invalid",
+            Self::Missing { .. } => "config_incomplete",
+        }
+    }
+
+    /// The operator's, and so the host's.
+    #[must_use]
+    pub const fn blame(&self) -> Blame {
+        Blame::Host
+    }
+}
+
+impl Config {
+    /// Reads all sources and checks what comes out. `file` is the flag `--config`; without it `TENON_CONFIG` may name one.
+    /// `environment` is usually [`std::env::vars_os`].
+    ///
+    /// # Errors
+    /// The first key that is unknown, of the wrong type, out of range or missing.
+    pub fn load<N, V>(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (N, V)>,
+        flags: &RawConfig,
+    ) -> Result<Self, ConfigError>
+    where
+        N: Into<std::ffi::OsString>,
+        V: Into<std::ffi::OsString>,
+    {
+        let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let settings = sources::read(file, environment, flags)?;
+        check::check(&settings)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! Fills in defaults and checks values: settings in, [`Config`] out. Not here: where settings come from.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use types::PlanLimits;
+
+use super::raw::{RawConfig, RawLimits};
+use super::sources::{Settings, refuse};
+use super::{Config, ConfigError, HttpLimits, KvSize};
+
+/// A day: no limit in milliseconds is longer.
+const MS_MAX: u64 = 86_400_000;
+/// 16 TiB: no limit in bytes is larger.
+const BYTES_MAX: u64 = 1 << 44;
+const KV_BYTES_DEFAULT: u64 = 512 << 20;
+
+pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
+    let raw = settings.raw()?;
+    let dev = raw.dev.unwrap_or(false);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let checks = Checks { settings };
+    Ok(Config {
+        base: checks.base(&raw)?,
+        data: checks.data(&raw)?,
+        listen: checks.listen(&raw, dev)?,
+        dev,
+        precision: raw.precision.unwrap_or_default(),
+        threads: checks.number("threads", raw.threads, cores.min(1024), 1..=1024)?,
+        kv: checks.kv(&raw)?,
+        block_tokens: checks.block_tokens(&raw)?,
+        adapter_slots: checks.number("adapter_slots", raw.adapter_slots, 32, 1..=65_536)?,
+        batch_rows_max: checks.number("batch_rows_max", raw.batch_rows_max, 512, 1..=65_536)?,
+        adapters_root: checks.adapters_root(&raw)?,
+        adapter_cache_bytes_max: checks.number(
+            "adapter_cache_bytes_max",
+            raw.adapter_cache_bytes_max,
+            1 << 30,
+            1 << 20..=BYTES_MAX,
+        )?,
+        queue_requests_max: checks.number("queue_requests_max", raw.queue_requests_max, 256, 1..=2048)?,
+        drain: checks.milliseconds("drain_ms_max", raw.drain_ms_max, Duration::from_secs(30), 0)?,
+        plan_limits: checks.plan_limits(&raw.limits)?,
+        http_limits: checks.http_limits(&raw.limits)?,
+        log: checks.log(&raw)?,
+    })
+}
+
+struct Checks<'a> {
+    settings: &'a Settings,
+}
+
+impl Checks<'_> {
+    fn refuse(&self, key: &str, reason: impl AsRef<str>) -> ConfigError {
+        refuse(key, self.settings.source(key), reason.as_ref())
+    }
+
+    fn number<T: TryFrom<u64>>(
+        &self,
+        key: &str,
+        value: Option<u64>,
+        default: u64,
+        allowed: RangeInclusive<u64>,
+    ) -> Result<T, ConfigError> {
+        let value = value.unwrap_or(default);
+        let error = || {
+            let (least, most) = (allowed.start(), allowed.end());
+            self.refuse(key, format!("{value} is not allowed, use {least} to {most}"))
+        };
+        if allowed.contains(&value) { T::try_from(value).map_err(|_| error()) } else { Err(error()) }
+    }
+
+    fn milliseconds(
+        &self,
+        key: &str,
+        value: Option<u64>,
+        default: Duration,
+        least: u64,
+    ) -> Result<Duration, ConfigError> {
+        let default = u64::try_from(default.as_millis()).unwrap_or(MS_MAX);
+        self.number(key, value, default, least..=MS_MAX).map(Duration::from_millis)
+    }
+
+    fn base(&self, raw: &RawConfig) -> Result<PathBuf, ConfigError> {
+        let base = raw.base.clone().ok_or(ConfigError::Missing { key: "base" })?;
+        if base.is_file() {
+            return Ok(base);
+        }
+        Err(self.refuse("base", format!("there is no file {}; name the base model's GGUF file", base.display())))
+    }
+
+    fn data(&self, raw: &RawConfig) -> Result<PathBuf, ConfigError> {
+        let data = raw.data.clone().unwrap_or_else(|| PathBuf::from("tenon-data"));
+        if data.as_os_str().is_empty() || (data.exists() && !data.is_dir()) {
+            let reason = format!("`{}` is not a folder; name one, or a path where one can be made", data.display());
+            return Err(self.refuse("data", reason));
+        }
+        Ok(data)
+    }
+
+    fn listen(&self, raw: &RawConfig, dev: bool) -> Result<SocketAddr, ConfigError> {
+        let text = raw.listen.as_deref().unwrap_or("127.0.0.1:8080");
+        let listen: SocketAddr = text.parse().map_err(|_| {
+            self.refuse(
+                "listen",
+                format!("`{text}` is not an IP address and port, such as 127.0.0.1:8080 or [::1]:8080"),
+            )
+        })?;
+        if dev && !listen.ip().is_loopback() {
+            let reason = format!("{listen} can be reached from other machines; with `dev` use 127.0.0.1 or [::1]");
+            return Err(self.refuse("listen", reason));
+        }
+        Ok(listen)
+    }
+
+    fn kv(&self, raw: &RawConfig) -> Result<KvSize, ConfigError> {
+        match (raw.kv_bytes_max, raw.kv_blocks) {
+            (Some(_), Some(_)) => Err(self.refuse("kv_blocks", "set this or `kv_bytes_max`, not both")),
+            (None, Some(_)) => self.number("kv_blocks", raw.kv_blocks, 1, 1..=1 << 30).map(KvSize::Blocks),
+            (bytes, None) => {
+                self.number("kv_bytes_max", bytes, KV_BYTES_DEFAULT, 1 << 20..=BYTES_MAX).map(KvSize::Bytes)
+            }
+        }
+    }
+
+    fn block_tokens(&self, raw: &RawConfig) -> Result<u32, ConfigError> {
+        let tokens: u32 = self.number("block_tokens", raw.block_tokens, 16, 1..=256)?;
+        if tokens.is_power_of_two() {
+            return Ok(tokens);
+        }
+        Err(self.refuse("block_tokens", format!("{tokens} is not allowed, use a power of two up to 256")))
+    }
+
+    fn adapters_root(&self, raw: &RawConfig) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(root) = &raw.adapters_root else { return Ok(None) };
+        // Canonical, so that a source's canonical path can be compared with it.
+        match root.canonicalize() {
+            Ok(root) if root.is_dir() => Ok(Some(root)),
+            _ => Err(self.refuse("adapters_root", format!("there is no folder {}; make it", root.display()))),
+        }
+    }
+
+    fn plan_limits(&self, raw: &RawLimits) -> Result<PlanLimits, ConfigError> {
+        let default = PlanLimits::default();
+        let size = |key: &str, value, default: usize| self.number(key, value, default as u64, 1..=BYTES_MAX);
+        let count = |key: &str, value, default: u32| self.number(key, value, default.into(), 1..=1 << 24);
+        let limits = PlanLimits {
+            composition_entries_max: self.number(
+                "limits.composition_entries_max",
+                raw.composition_entries_max,
+                default.composition_entries_max as u64,
+                1..=256,
+            )?,
+            adapter_weight_abs_max: self
+                .weight(raw.adapter_weight_abs_max.unwrap_or(default.adapter_weight_abs_max))?,
+            prompt_bytes_max: size("limits.prompt_bytes_max", raw.prompt_bytes_max, default.prompt_bytes_max)?,
+            prompt_tokens_max: size("limits.prompt_tokens_max", raw.prompt_tokens_max, default.prompt_tokens_max)?,
+            output_tokens_max: count("limits.output_tokens_max", raw.output_tokens_max, default.output_tokens_max)?,
+            output_tokens_default: count(
+                "limits.output_tokens_default",
+                raw.output_tokens_default,
+                default.output_tokens_default,
+            )?,
+            stop_conditions_max: size(
+                "limits.stop_conditions_max",
+                raw.stop_conditions_max,
+                default.stop_conditions_max,
+            )?,
+            stop_string_bytes_max: size(
+                "limits.stop_string_bytes_max",
+                raw.stop_string_bytes_max,
+                default.stop_string_bytes_max,
+            )?,
+            logprobs_max: self.number(
+                "limits.logprobs_max",
+                raw.logprobs_max,
+                default.logprobs_max.into(),
+                0..=1024,
+            )?,
+            deadline_ms_max: self.number(
+                "limits.deadline_ms_max",
+                raw.deadline_ms_max,
+                default.deadline_ms_max.into(),
+                1..=MS_MAX,
+            )?,
+            layers: default.layers,
+        };
+        self.output_tokens(raw, limits)
+    }
+
+    /// The default must lie within the limit; one that nobody wrote is lowered to it.
+    fn output_tokens(&self, raw: &RawLimits, mut limits: PlanLimits) -> Result<PlanLimits, ConfigError> {
+        let (default, max) = (limits.output_tokens_default, limits.output_tokens_max);
+        if raw.output_tokens_default.is_some() && default > max {
+            let reason = format!("{default} is more than `limits.output_tokens_max`, which is {max}");
+            return Err(self.refuse("limits.output_tokens_default", reason));
+        }
+        limits.output_tokens_default = default.min(max);
+        Ok(limits)
+    }
+
+    fn weight(&self, weight: f32) -> Result<f32, ConfigError> {
+        if weight > 0.0 && weight <= 1e6 {
+            return Ok(weight);
+        }
+        Err(self
+            .refuse("limits.adapter_weight_abs_max", format!("{weight} is not allowed, use more than 0, up to 1e6")))
+    }
+
+    fn http_limits(&self, raw: &RawLimits) -> Result<HttpLimits, ConfigError> {
+        let default = HttpLimits::default();
+        let bytes = |key: &str, value, default: usize| self.number(key, value, default as u64, 1 << 10..=1 << 34);
+        Ok(HttpLimits {
+            body_bytes_max: bytes("limits.body_bytes_max", raw.body_bytes_max, default.body_bytes_max)?,
+            upload_bytes_max: bytes("limits.upload_bytes_max", raw.upload_bytes_max, default.upload_bytes_max)?,
+            adapter_bytes_max: self.number(
+                "limits.adapter_bytes_max",
+                raw.adapter_bytes_max,
+                default.adapter_bytes_max,
+                1 << 10..=BYTES_MAX,
+            )?,
+            header_timeout: self.milliseconds(
+                "limits.header_timeout_ms",
+                raw.header_timeout_ms,
+                default.header_timeout,
+                1,
+            )?,
+            connections_max: self.number(
+                "limits.connections_max",
+                raw.connections_max,
+                default.connections_max as u64,
+                1..=1 << 20,
+            )?,
+        })
+    }
+
+    fn log(&self, raw: &RawConfig) -> Result<String, ConfigError> {
+        let log = raw.log.clone().unwrap_or_else(|| "info".to_owned());
+        match tracing_subscriber::EnvFilter::try_new(&log) {
+            Ok(_) => Ok(log),
+            Err(error) => Err(self.refuse("log", format!("{error}; use directives such as `info,host=debug`"))),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Configuration as it is written, every key optional. Not here: defaults and checks.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How the base is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Everything in f32: the reference.
+    F32,
+    /// With the weights as the file has them.
+    #[default]
+    Quantised,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Quantised => "quantised",
+        })
+    }
+}
+
+/// A word that names no precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("use `f32` or `quantised`")]
+pub struct PrecisionError;
+
+impl FromStr for Precision {
+    type Err = PrecisionError;
+
+    fn from_str(text: &str) -> Result<Self, PrecisionError> {
+        [Self::F32, Self::Quantised].into_iter().find(|precision| precision.to_string() == text).ok_or(PrecisionError)
+    }
+}
+
+/// What was written, by whatever source. The flags of the command line fill one of these.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// Path of the base model's GGUF file. Relative paths in the file start at the file's folder.
+    pub base: Option<PathBuf>,
+    /// Folder of all state.
+    pub data: Option<PathBuf>,
+    /// IP address and port.
+    pub listen: Option<String>,
+    /// For one developer on one machine.
+    pub dev: Option<bool>,
+    /// `f32` or `quantised`.
+    pub precision: Option<Precision>,
+    /// Threads of the engine.
+    pub threads: Option<u64>,
+    /// Bytes for keys and values; not with `kv_blocks`.
+    pub kv_bytes_max: Option<u64>,
+    /// Blocks for keys and values; not with `kv_bytes_max`.
+    pub kv_blocks: Option<u64>,
+    /// Tokens of a block.
+    pub block_tokens: Option<u64>,
+    /// Adapters that one batch can use.
+    pub adapter_slots: Option<u64>,
+    /// Tokens of one step.
+    pub batch_rows_max: Option<u64>,
+    /// Folder of `file://` adapters.
+    pub adapters_root: Option<PathBuf>,
+    /// Bytes for loaded adapters.
+    pub adapter_cache_bytes_max: Option<u64>,
+    /// Requests that may wait.
+    pub queue_requests_max: Option<u64>,
+    /// Milliseconds for running requests to end when the host stops.
+    pub drain_ms_max: Option<u64>,
+    /// `tracing` filter directives.
+    pub log: Option<String>,
+    /// Limits.
+    pub limits: RawLimits,
+}
+
+/// The table `limits`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLimits {
+    /// Entries of a composition.
+    pub composition_entries_max: Option<u64>,
+    /// Absolute value of an entry's weight.
+    pub adapter_weight_abs_max: Option<f32>,
+    /// Bytes of a prompt.
+    pub prompt_bytes_max: Option<u64>,
+    /// Tokens of a prompt.
+    pub prompt_tokens_max: Option<u64>,
+    /// Tokens to generate.
+    pub output_tokens_max: Option<u64>,
+    /// Tokens to generate when the plan does not say.
+    pub output_tokens_default: Option<u64>,
+    /// Stop strings and stop tokens, each.
+    pub stop_conditions_max: Option<u64>,
+    /// Bytes of a stop string.
+    pub stop_string_bytes_max: Option<u64>,
+    /// Alternatives to each token.
+    pub logprobs_max: Option<u64>,
+    /// Milliseconds for a request.
+    pub deadline_ms_max: Option<u64>,
+    /// Bytes of a body that is not an upload.
+    pub body_bytes_max: Option<u64>,
+    /// Bytes of an uploaded plugin.
+    pub upload_bytes_max: Option<u64>,
+    /// Bytes of an uploaded adapter.
+    pub adapter_bytes_max: Option<u64>,
+    /// Milliseconds for a request's headers.
+    pub header_timeout_ms: Option<u64>,
+    /// Connections at once.
+    pub connections_max: Option<u64>,
+}

@@ -1,0 +1,205 @@
+//! The host's one error: what went wrong, whose fault it is, and the stable word for programs. Each part of the host has
+//! an enum of its own; they meet here. Not here: HTTP status codes, which `http/error.rs` derives from the blame.
+
+use std::time::Duration;
+
+use types::Blame;
+
+use crate::adapters::AdapterError;
+use crate::artifacts::ArtifactError;
+use crate::config::ConfigError;
+use crate::receipt::ReceiptError;
+use crate::registry::RegistryError;
+use crate::store::StoreError;
+use crate::tenants::TenantError;
+
+/// An error that may be shown to the caller.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A request that makes no sense.
+    #[error("{message}")]
+    Invalid {
+        /// A stable word.
+        code: &'static str,
+        /// For people; says what to do.
+        message: String,
+        /// The field that is wrong.
+        param: Option<String>,
+    },
+    /// No key, or one that does not hold.
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    /// A key without the right.
+    #[error("this key does not have the right `{0}`")]
+    Forbidden(&'static str),
+    /// Not there, or not the caller's: one answer for both.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// Too large.
+    #[error("the body is larger than the limit {limit} of {max} bytes")]
+    TooLarge {
+        /// The limit's name.
+        limit: &'static str,
+        /// The limit.
+        max: usize,
+    },
+    /// The plugin said no.
+    #[error("{reason}")]
+    Rejected {
+        /// The plugin's own word.
+        code: String,
+        /// The plugin's own reason.
+        reason: String,
+    },
+    /// The base is still loading, or the host is draining.
+    #[error("{0}")]
+    Unavailable(&'static str),
+    /// A plan that did not pass; `by_caller` if the caller wrote it and not a plugin.
+    #[error("{source}")]
+    Plan {
+        /// What is wrong.
+        source: types::PlanError,
+        /// Who wrote it.
+        by_caller: bool,
+    },
+    /// The sandbox.
+    #[error(transparent)]
+    Plugin(#[from] plugin::PluginError),
+    /// The engine.
+    #[error(transparent)]
+    Submit(#[from] engine::SubmitError),
+    /// Nothing could be answered in time.
+    #[error("the deadline passed before the adapters were there")]
+    Deadline,
+    /// The runner failed in mid-stream.
+    #[error("generation failed: {0}")]
+    Generation(String),
+    /// The base.
+    #[error(transparent)]
+    Model(#[from] model::ModelError),
+    /// Adapters.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// Blobs.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// Functions.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Tenants and keys.
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
+    /// Pointers.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Receipts.
+    #[error(transparent)]
+    Receipt(#[from] ReceiptError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Starting or running the host.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A bug.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// A request that makes no sense, with the field that is wrong.
+    pub fn invalid(code: &'static str, param: &str, message: impl Into<String>) -> Self {
+        let param = (!param.is_empty()).then(|| param.to_owned());
+        Self::Invalid { code, message: message.into(), param }
+    }
+
+    /// An I/O error with what was being done.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    /// A stable word for programs.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Invalid { code, .. } => code,
+            Self::Unauthorized(_) => "unauthorized",
+            Self::Forbidden(_) => "forbidden",
+            Self::NotFound(_) => "not_found",
+            Self::TooLarge { .. } => "body_too_large",
+            Self::Rejected { code, .. } => code,
+            Self::Unavailable(_) => "unavailable",
+            Self::Plan { source, .. } => source.code(),
+            Self::Plugin(error) => error.code(),
+            Self::Submit(error) => error.code(),
+            Self::Deadline => "deadline_exceeded",
+            Self::Generation(_) => "generation_failed",
+            Self::Model(error) => error.code(),
+            Self::Adapter(error) => error.code(),
+            Self::Artifact(error) => error.code(),
+            Self::Registry(error) => error.code(),
+            Self::Tenant(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::Receipt(error) => error.code(),
+            Self::Config(error) => error.code(),
+            Self::Io { .. } | Self::Internal(_) => "internal",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Invalid { .. }
+            | Self::Unauthorized(_)
+            | Self::Forbidden(_)
+            | Self::NotFound(_)
+            | Self::TooLarge { .. }
+            | Self::Rejected { .. } => Blame::Caller,
+            Self::Unavailable(_) | Self::Deadline => Blame::Capacity,
+            Self::Plan { by_caller: true, .. } => Blame::Caller,
+            Self::Plan { source, .. } => source.blame(),
+            Self::Plugin(error) => error.blame(),
+            Self::Submit(error) => error.blame(),
+            Self::Model(error) => error.blame(),
+            Self::Adapter(error) => error.blame(),
+            Self::Artifact(error) => error.blame(),
+            Self::Registry(error) => error.blame(),
+            Self::Tenant(error) => error.blame(),
+            Self::Store(error) => error.blame(),
+            Self::Receipt(error) => error.blame(),
+            Self::Config(error) => error.blame(),
+            Self::Generation(_) | Self::Io { .. } | Self::Internal(_) => Blame::Host,
+        }
+    }
+
+    /// The field of the request that is wrong, if one is.
+    #[must_use]
+    pub fn param(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { param, .. } => param.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// How long to wait before trying again, where that may help.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        (self.blame() == Blame::Capacity).then_some(Duration::from_secs(1))
+    }
+
+    /// The message as the caller may see it: a fault of the host is logged, not told.
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        match self.blame() {
+            Blame::Host => "the host failed; its log has the reason under this request id".into(),
+            _ => self.to_string(),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The composition root: every part built once, in the order of the data flow, and taken down in the reverse one.
+//! Not here: what any part does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use engine::{EngineConfig, EngineHandle, EngineThread};
+use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelConfig};
+use plugin::{CompilerCommand, PluginHost, PluginHostConfig, PluginLimits, Residency};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use types::PlanLimits;
+
+use crate::adapters::{self, AdapterInfo, AdapterStore, AdapterStoreConfig};
+use crate::artifacts::Artifacts;
+use crate::cli::COMPILE_COMMAND;
+use crate::config::{self, Config, KvSize};
+use crate::error::Error;
+use crate::http::{self, App, Listener};
+use crate::metrics::Metrics;
+use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
+use crate::registry::Registry;
+use crate::store::EmbeddedStore;
+use crate::tenants::Tenants;
+
+/// Plugin instances at once.
+const PLUGIN_INSTANCES_MAX: u32 = 256;
+/// Compiled plugins in memory.
+const PLUGIN_CACHE_BYTES_MAX: u64 = 256 << 20;
+
+/// Every part of a running host.
+pub(crate) struct Host {
+    pub(crate) tenants: Tenants,
+    pub(crate) registry: Registry,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) plugins: PluginHost,
+    pub(crate) plan_limits: PlanLimits,
+    pub(crate) adapters: AdapterStore,
+    pub(crate) base: Arc<Base>,
+    pub(crate) engine: EngineHandle<LoraAdapter>,
+    pub(crate) receipts: ReceiptLog,
+    pub(crate) receipt_keys: PublicKeys,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) precision: String,
+    draining: AtomicBool,
+}
+
+/// What must be stopped by hand when a host goes down.
+struct Running {
+    host: Arc<Host>,
+    engine: EngineThread<LoraAdapter>,
+}
+
+impl Host {
+    /// Whether the host takes no more requests.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Where an adapter of the caller's own catalogue lies now.
+    pub(crate) fn residency(&self, info: &AdapterInfo) -> Residency {
+        match info.residency {
+            // A slot that another tenant's use filled must not show.
+            adapters::Residency::Storage => Residency::Storage,
+            adapters::Residency::Memory if self.engine.stats().resident_adapters.contains(&info.digest) => {
+                Residency::Device
+            }
+            adapters::Residency::Memory => Residency::Memory,
+        }
+    }
+
+    async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Running, Error> {
+        let store = Arc::new(EmbeddedStore::open(&config.data).await?);
+        let tenants = Tenants::new(store.clone());
+        if config.dev {
+            let path = config.data.join("dev.key");
+            tenants.create_dev_key(&path).await?;
+            println!("tenon: development key in {}", path.display());
+        }
+        let artifacts = Artifacts::new(store.clone());
+        let registry = Registry::new(store.clone());
+        let plugins = open_plugins(config)?;
+        let (base, runner) = open_base(config).await?;
+        let layers = u32::try_from(base.config().layers).unwrap_or(u32::MAX);
+        let plan_limits = PlanLimits { layers, ..config.plan_limits.clone() };
+        let adapter_config = AdapterStoreConfig {
+            adapters_root: config.adapters_root.clone(),
+            host_bytes_max: config.adapter_cache_bytes_max,
+            limits: AdapterLimits {
+                file_bytes_max: usize::try_from(config.http_limits.adapter_bytes_max).unwrap_or(usize::MAX),
+                ..AdapterLimits::default()
+            },
+            ..AdapterStoreConfig::new(base.config().clone())
+        };
+        let adapters = AdapterStore::new(store.clone(), artifacts.clone(), adapter_config).await?;
+        let engine_config = EngineConfig {
+            eos_token_ids: base.eos().to_vec(),
+            waiting_requests_max: config.queue_requests_max,
+            ..EngineConfig::default()
+        };
+        let started = Instant::now();
+        let (engine, thread) = engine::start(runner, engine_config, move || started.elapsed())
+            .map_err(|error| Error::Internal(error.to_string()))?;
+        let key = ReceiptKey::open(&config.data)?;
+        let receipt_keys = key.public();
+        let receipts = ReceiptLog::open(store.database(), key, node_name())?;
+        let host = Self {
+            tenants,
+            registry,
+            artifacts,
+            plugins,
+            plan_limits,
+            adapters,
+            base,
+            engine,
+            receipts,
+            receipt_keys,
+            metrics: Arc::clone(metrics),
+            precision: config.precision.to_string(),
+            draining: AtomicBool::new(false),
+        };
+        Ok(Running { host: Arc::new(host), engine: thread })
+    }
+}
+
+fn open_plugins(config: &Config) -> Result<PluginHost, Error> {
+    let program = std::env::current_exe().map_err(Error::io("cannot find this program's own file"))?;
+    let compiler = CompilerCommand { program, arguments: vec![COMPILE_COMMAND.into()] };
+    let limits = PluginLimits { upload_bytes_max: config.http_limits.upload_bytes_max, ..PluginLimits::default() };
+    Ok(PluginHost::new(PluginHostConfig {
+        cache_dir: config.data.join("plugin-cache"),
+        compiler,
+        limits,
+        instances_max: PLUGIN_INSTANCES_MAX,
+        cache_bytes_max: PLUGIN_CACHE_BYTES_MAX,
+    })?)
+}
+
+/// Loading takes seconds of CPU: off the async threads.
+async fn open_base(config: &Config) -> Result<(Arc<Base>, CpuRunner), Error> {
+    let path = config.base.clone();
+    let config = config.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let base = Base::open(&path)?;
+        let runner = CpuRunner::new(&base, runner_config(&config, base.config()))?;
+        Ok::<_, Error>((base, runner))
+    });
+    opened.await.map_err(|error| Error::Internal(format!("loading the base did not return: {error}")))?
+}
+
+fn runner_config(config: &Config, base: &ModelConfig) -> CpuRunnerConfig {
+    // Keys and values of one token over all layers, in f32.
+    let token_bytes = 2 * base.layers * base.kv_heads * base.head_dim * size_of::<f32>();
+    let block_bytes = token_bytes as u64 * u64::from(config.block_tokens);
+    let kv_blocks = match config.kv {
+        KvSize::Blocks(blocks) => blocks,
+        KvSize::Bytes(bytes) => u32::try_from(bytes / block_bytes.max(1)).unwrap_or(u32::MAX),
+    };
+    CpuRunnerConfig {
+        precision: match config.precision {
+            config::Precision::F32 => model::Precision::F32,
+            config::Precision::Quantised => model::Precision::Quantised,
+        },
+        block_tokens: config.block_tokens,
+        kv_blocks,
+        adapter_slots: config.adapter_slots,
+        batch_rows_max: u32::try_from(config.batch_rows_max).unwrap_or(u32::MAX),
+        threads: config.threads,
+    }
+}
+
+/// How this machine calls itself; written into receipts.
+fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().chars().take(64).collect()
+}
+
+/// Serves until SIGTERM or SIGINT, then drains: the listener closes, what is in flight ends, receipts become durable.
+pub(crate) async fn serve(config: Config) -> Result<(), Error> {
+    let metrics = Arc::new(Metrics::new());
+    let app = App::new(Arc::clone(&metrics), config.http_limits.clone());
+    let listener = Listener::bind(config.listen).await?;
+    println!("tenon: listening on http://{}", listener.address());
+    let (stop, mut stopped) = watch::channel(false);
+    let stopping = async move {
+        let _sender_gone = stopped.wait_for(|stop| *stop).await;
+    };
+    let serving = http::serve(listener, http::router(app.clone()), config.http_limits.clone(), stopping, config.drain);
+    let serving = tokio::spawn(serving);
+    let running = tokio::select! {
+        running = Host::open(&config, &metrics) => running.map(Some),
+        () = termination() => Ok(None),
+    };
+    let outcome = match running {
+        Ok(Some(running)) => {
+            app.set_ready(Arc::clone(&running.host));
+            println!("tenon: ready, base {} ({})", running.host.base.name(), running.host.precision);
+            termination().await;
+            tracing::info!("draining");
+            running.host.draining.store(true, Ordering::Relaxed);
+            Ok(Some(running))
+        }
+        other => other,
+    };
+    let _receiver_gone = stop.send(true);
+    let served = serving.await.map_err(|error| Error::Internal(format!("the listener did not return: {error}")))?;
+    if let Some(running) = outcome? {
+        close(running).await?;
+    }
+    served
+}
+
+async fn close(running: Running) -> Result<(), Error> {
+    let Running { host, engine } = running;
+    let stopped = tokio::task::spawn_blocking(move || {
+        if let Err(error) = engine.abort() {
+            tracing::error!(%error, "the engine did not stop cleanly");
+        }
+        host.receipts.close();
+    });
+    stopped.await.map_err(|error| Error::Internal(format!("closing did not return: {error}")))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// SIGTERM or SIGINT.
+async fn termination() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("cannot listen for signals: stopping");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,76 @@
+//! Errors as HTTP answers: the status from the blame, the body in OpenAI's shape. The only place where a code becomes a
+//! status.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use types::Blame;
+
+use crate::error::Error;
+
+/// The status for an error: its blame gives the class, a few codes are more precise.
+pub(crate) fn status(error: &Error) -> StatusCode {
+    match error.code() {
+        "unauthorized" => StatusCode::UNAUTHORIZED,
+        "forbidden" => StatusCode::FORBIDDEN,
+        "not_found" | "function_not_found" | "version_not_found" | "plugin_not_found" | "model_not_found"
+        | "tenant_not_found" | "key_not_found" | "adapter_not_found" => StatusCode::NOT_FOUND,
+        "conflict" => StatusCode::CONFLICT,
+        "body_too_large" | "plugin_too_large" | "adapter_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
+        "unsupported_media_type" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "method_not_allowed" => StatusCode::METHOD_NOT_ALLOWED,
+        "queue_full" => StatusCode::TOO_MANY_REQUESTS,
+        _ => match (error.blame(), error) {
+            (Blame::Caller, Error::Rejected { .. } | Error::Adapter(_) | Error::Plugin(_)) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            (Blame::Caller, _) => StatusCode::BAD_REQUEST,
+            (Blame::Function, _) => StatusCode::BAD_GATEWAY,
+            (Blame::Capacity, _) => StatusCode::SERVICE_UNAVAILABLE,
+            (Blame::Host, _) => StatusCode::INTERNAL_SERVER_ERROR,
+        },
+    }
+}
+
+/// The error object `{"error": {"message", "type", "code", "param"}}`.
+pub(crate) fn body(error: &Error) -> Value {
+    let kind = match status(error).as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        429 => "rate_limit_error",
+        502 => "function_error",
+        500..=599 => "server_error",
+        _ => "invalid_request_error",
+    };
+    json!({"error": {"message": error.public_message(), "type": kind, "code": error.code(), "param": error.param()}})
+}
+
+/// Writes an error to the log, at the level that its blame asks for.
+pub(crate) fn log(error: &Error, request_id: &str) {
+    match error.blame() {
+        Blame::Host => tracing::error!(request_id, code = error.code(), "{error}"),
+        _ if matches!(error, Error::Unavailable(_)) => tracing::debug!(request_id, code = error.code(), "{error}"),
+        Blame::Function | Blame::Capacity => tracing::warn!(request_id, code = error.code(), "{error}"),
+        Blame::Caller => tracing::debug!(request_id, code = error.code(), "{error}"),
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = (status(&self), Json(body(&self))).into_response();
+        if let Some(wait) = self.retry_after() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        if matches!(self, Self::Unauthorized(_)) {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response.extensions_mut().insert(LoggedError(std::sync::Arc::new(self)));
+        response
+    }
+}
+
+/// Rides on the response so that the outermost layer can log the error with the request's id.
+#[derive(Clone)]
+pub(crate) struct LoggedError(pub(crate) std::sync::Arc<Error>);

@@ -1,0 +1,115 @@
+//! Plugins and functions: upload, deploy, list, promote, remove. Not here: invoking them.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use types::FunctionName;
+
+use super::App;
+use super::auth::Caller;
+use super::wire::{self, Promote, RawBody};
+use crate::artifacts::ArtifactKind;
+use crate::error::Error;
+use crate::invoke;
+use crate::registry::{FunctionInfo, FunctionVersion, Manifest, RegistryError};
+
+/// A name from a path.
+pub(crate) fn name(text: &str) -> Result<FunctionName, Error> {
+    text.parse().map_err(|error: types::NameError| Error::invalid("invalid_request", "name", error.to_string()))
+}
+
+/// `POST /v1/plugins`: raw component bytes. Validated and compiled before it is kept; the same answer whoever uploaded
+/// the same bytes before.
+pub(crate) async fn upload(
+    State(app): State<App>,
+    caller: Caller,
+    body: RawBody,
+) -> Result<(StatusCode, Json<Value>), Error> {
+    let (host, bytes) = (&caller.host, body.0);
+    if bytes.len() > app.limits().upload_bytes_max {
+        return Err(Error::TooLarge { limit: "upload_bytes_max", max: app.limits().upload_bytes_max });
+    }
+    let size = bytes.len();
+    let digest = host.plugins.admit(bytes.clone()).await?;
+    host.artifacts.put(ArtifactKind::Plugin, bytes).await?;
+    host.registry.record_plugin(&caller.principal.tenant, digest).await?;
+    Ok((StatusCode::CREATED, Json(json!({"digest": digest.to_string(), "bytes": size}))))
+}
+
+/// `PUT /v1/functions/{name}`: a new version; the first one becomes live.
+pub(crate) async fn put(
+    caller: Caller,
+    Path(path): Path<String>,
+    RawBody(body): RawBody,
+) -> Result<(StatusCode, Json<Value>), Error> {
+    let name = name(&path)?;
+    let manifest: Manifest = wire::parse(&body)?;
+    manifest.check().map_err(RegistryError::from)?;
+    invoke::check_templates(&manifest.templates)?;
+    let (host, tenant) = (&caller.host, &caller.principal.tenant);
+    for adapter in &manifest.adapters {
+        if host.adapters.resolve(tenant, adapter).await?.is_none() {
+            return Err(Error::NotFound(format!("adapter `{}`", adapter.chars().take(96).collect::<String>())));
+        }
+    }
+    let version = host.registry.put_version(tenant, &name, manifest).await?.version;
+    let live = host.registry.get_live(tenant, &name).await?.version;
+    Ok((StatusCode::CREATED, Json(json!({"name": name.as_str(), "version": version, "live": live}))))
+}
+
+/// `GET /v1/functions`.
+pub(crate) async fn list(caller: Caller) -> Result<Json<Value>, Error> {
+    let functions = caller.host.registry.list(&caller.principal.tenant).await?;
+    let one = |info: &FunctionInfo| json!({"name": info.function.as_str(), "live": info.live, "latest": info.latest});
+    Ok(Json(json!({"object": "list", "data": functions.iter().map(one).collect::<Vec<_>>()})))
+}
+
+/// `GET /v1/functions/{name}`: the live version.
+pub(crate) async fn show(caller: Caller, Path(path): Path<String>) -> Result<Json<Value>, Error> {
+    let name = name(&path)?;
+    let live = caller.host.registry.get_live(&caller.principal.tenant, &name).await?;
+    let mut value = version_json(&live);
+    if let Some(object) = value.as_object_mut() {
+        object.insert("name".into(), name.as_str().into());
+        object.insert("live".into(), live.version.into());
+    }
+    Ok(Json(value))
+}
+
+/// `GET /v1/functions/{name}/versions`.
+pub(crate) async fn versions(caller: Caller, Path(path): Path<String>) -> Result<Json<Value>, Error> {
+    let name = name(&path)?;
+    let (host, tenant) = (&caller.host, &caller.principal.tenant);
+    let live = host.registry.get_live(tenant, &name).await?.version;
+    let versions = host.registry.versions(tenant, &name).await?;
+    let data: Vec<Value> = versions.iter().map(version_json).collect();
+    Ok(Json(json!({"object": "list", "name": name.as_str(), "live": live, "data": data})))
+}
+
+/// `POST /v1/functions/{name}/promote`: makes a version live, also an older one.
+pub(crate) async fn promote(
+    caller: Caller,
+    Path(path): Path<String>,
+    RawBody(body): RawBody,
+) -> Result<Json<Value>, Error> {
+    let name = name(&path)?;
+    let version = wire::parse::<Promote>(&body)?.version;
+    caller.host.registry.promote(&caller.principal.tenant, &name, version).await?;
+    Ok(Json(json!({"name": name.as_str(), "live": version})))
+}
+
+/// `DELETE /v1/functions/{name}`.
+pub(crate) async fn delete(caller: Caller, Path(path): Path<String>) -> Result<StatusCode, Error> {
+    let name = name(&path)?;
+    caller.host.registry.delete(&caller.principal.tenant, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn version_json(record: &FunctionVersion) -> Value {
+    let mut value = serde_json::to_value(&*record.manifest).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        object.insert("version".into(), record.version.into());
+    }
+    value
+}

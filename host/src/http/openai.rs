@@ -1,0 +1,112 @@
+//! `/v1/models`, `/v1/completions`, `/v1/chat/completions`: OpenAI's API. `model` is the base, an adapter's alias or a
+//! function; `adapters: [{"name", "weight"}]` composes without a plugin.
+
+mod format;
+
+use axum::response::Response;
+use axum::{Extension, Json};
+use serde_json::{Value, json};
+use types::{FunctionName, InvocationRequest, Plan, Prompt};
+
+use super::RequestId;
+use super::auth::Caller;
+use super::stream;
+use super::wire::{self, ChatBody, CommonBody, CompletionBody, RawBody};
+use crate::error::Error;
+use crate::invoke::{self, Invocation, Target};
+use crate::registry::RegistryError;
+use format::{Kind, OpenAiFormat};
+
+/// The name under which the base is always served.
+const BASE: &str = "base";
+
+/// The base, the tenant's adapters and its functions.
+pub(crate) async fn models(caller: Caller) -> Result<Json<Value>, Error> {
+    let Caller { host, principal } = caller;
+    let card = |id: &str, kind: &str| json!({"id": id, "object": "model", "created": 0, "owned_by": kind});
+    let mut cards = vec![card(BASE, "tenon")];
+    if host.base.name() != BASE {
+        cards.push(card(host.base.name(), "tenon"));
+    }
+    for adapter in host.adapters.list(&principal.tenant).await? {
+        cards.push(card(adapter.alias.as_str(), "adapter"));
+    }
+    for function in host.registry.list(&principal.tenant).await? {
+        cards.push(card(function.function.as_str(), "function"));
+    }
+    Ok(Json(json!({"object": "list", "data": cards})))
+}
+
+/// Chat completions.
+pub(crate) async fn chat(
+    caller: Caller,
+    Extension(RequestId(id)): Extension<RequestId>,
+    RawBody(body): RawBody,
+) -> Result<Response, Error> {
+    let body: ChatBody = wire::parse(&body)?;
+    let logprobs = body.logprobs.then(|| body.top_logprobs.unwrap_or(0));
+    let messages = wire::messages(body.messages)?;
+    let request = wire::chat_request(&id, messages.clone(), body.common.stream, body.common.max_tokens());
+    answer(caller, body.common, request, Prompt::Messages(messages), logprobs, Kind::Chat).await
+}
+
+/// Completions, with the prompt as text or token ids.
+pub(crate) async fn completions(
+    caller: Caller,
+    Extension(RequestId(id)): Extension<RequestId>,
+    RawBody(body): RawBody,
+) -> Result<Response, Error> {
+    let body: CompletionBody = wire::parse(&body)?;
+    let prompt = body.prompt.prompt()?;
+    let text = if let Prompt::Text(text) = &prompt { text.clone() } else { String::new() };
+    let request = wire::text_request(&id, text, body.common.stream, body.common.max_tokens());
+    answer(caller, body.common, request, prompt, body.logprobs, Kind::Completion).await
+}
+
+async fn answer(
+    caller: Caller,
+    common: CommonBody,
+    request: InvocationRequest,
+    prompt: Prompt,
+    logprobs: Option<u32>,
+    kind: Kind,
+) -> Result<Response, Error> {
+    common.refuse_unsupported()?;
+    let target = target(&caller, &common, prompt, logprobs).await?;
+    let invocation = Invocation { principal: caller.principal, request, target };
+    let mut generation = invoke::invoke(&caller.host, invocation).await?;
+    let format = OpenAiFormat::new(kind, caller.host, &common, logprobs.is_some());
+    if common.stream {
+        return Ok(stream::events(generation, format));
+    }
+    let whole = stream::collect(&mut generation).await?;
+    Ok(stream::json(&generation, format.whole(&generation, whole)))
+}
+
+/// What `model` names: the base, then an adapter, then a function.
+async fn target(caller: &Caller, common: &CommonBody, prompt: Prompt, logprobs: Option<u32>) -> Result<Target, Error> {
+    let (host, tenant, model) = (&caller.host, &caller.principal.tenant, common.model.as_str());
+    let plan = |plan: Plan| Target::Plan(Box::new(plan));
+    if model == BASE || model == host.base.name() {
+        return common.plan(prompt, None, logprobs).map(plan);
+    }
+    if host.adapters.resolve(tenant, model).await?.is_some() {
+        return common.plan(prompt, Some(model), logprobs).map(plan);
+    }
+    let unknown = || Error::invalid("model_not_found", "model", format!("there is no model `{}`", shorten(model)));
+    let name: FunctionName = model.parse().map_err(|_| unknown())?;
+    match host.registry.get_live(tenant, &name).await {
+        Ok(_) => {}
+        Err(RegistryError::UnknownFunction(_)) => return Err(unknown()),
+        Err(error) => return Err(error.into()),
+    }
+    if !common.adapters.is_empty() || matches!(prompt, Prompt::Tokens(_)) {
+        let message = "a function chooses its own adapters and takes text: send neither `adapters` nor token ids";
+        return Err(Error::invalid("invalid_request", "adapters", message));
+    }
+    Ok(Target::Function(name))
+}
+
+fn shorten(name: &str) -> String {
+    name.chars().take(96).collect()
+}

@@ -1,0 +1,40 @@
+//! `GET /health`, `/ready`, `/metrics`: for whoever runs the host. Nothing here tells one tenant of another.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::App;
+use crate::error::Error;
+use crate::metrics::CONTENT_TYPE;
+
+/// The process answers.
+pub(crate) async fn health() -> Json<Value> {
+    Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// The base is loaded.
+pub(crate) async fn ready(State(app): State<App>) -> Response {
+    match app.ready() {
+        Some(host) if host.engine.is_stopped() => {
+            Error::Internal("the engine has stopped; restart the host".into()).into_response()
+        }
+        Some(host) if !host.is_draining() => (StatusCode::OK, Json(json!({"status": "ready"}))).into_response(),
+        Some(_) => Error::Unavailable("draining").into_response(),
+        None => Error::Unavailable("the base is still loading").into_response(),
+    }
+}
+
+/// Prometheus text.
+pub(crate) async fn metrics(State(app): State<App>) -> Response {
+    if let Some(host) = app.ready() {
+        let shape = host.engine.shape();
+        app.metrics.observe_engine(&host.engine.stats());
+        app.metrics.observe_kv_size(shape.block_tokens, shape.kv_blocks);
+        app.metrics.observe_adapter_cache(host.adapters.memory_bytes(), host.adapters.leases());
+        app.metrics.observe_receipts(&host.receipts.counts());
+    }
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.metrics.render()).into_response()
+}

@@ -1,0 +1,177 @@
+//! Stages 2 and 3: the function's live version, and its plugin's `route` and `compose`. Not here: the sandbox, which is
+//! the crate `plugin`, and the check of the plan.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use plugin::{
+    CapabilityError, Catalog, CatalogEntry, Clock, ComponentSource, LogLevel, LogSink, PluginError, PluginInstance,
+    Session,
+};
+use types::{Decision, Digest, FunctionName, InvocationRequest};
+
+use super::grants::ResolvedGrants;
+use super::{Draft, Routed, random_seed};
+use crate::artifacts::{ArtifactKind, Artifacts};
+use crate::error::Error;
+use crate::host::Host;
+use crate::metrics::PluginCall;
+use crate::registry::Manifest;
+use crate::tenants::Principal;
+
+/// A function that is being invoked.
+pub(crate) struct FunctionCall {
+    pub(crate) name: FunctionName,
+    pub(crate) version: u32,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) instance: PluginInstance,
+}
+
+/// Asks the live version's plugin what to do.
+pub(crate) async fn route(
+    host: &Arc<Host>,
+    principal: &Principal,
+    name: &FunctionName,
+    request: &mut InvocationRequest,
+    started: Instant,
+) -> Result<Routed, Error> {
+    let live = host.registry.get_live(&principal.tenant, name).await?;
+    request.function = name.to_string();
+    request.version = live.version;
+    let manifest = live.manifest;
+    let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
+    let grants = grants.with_templates(&manifest.templates);
+    let plugin_seed = random_seed()?;
+    let session = session(host, principal, name, &manifest, plugin_seed, started).await?;
+    let source = StoredComponents(host.artifacts.clone());
+    let mut instance = host.plugins.start(manifest.plugin, &source, session).await?;
+    let begun = Instant::now();
+    let decision = instance.route(request).await;
+    host.metrics.plugin_call(PluginCall::route, decision.is_ok(), begun.elapsed());
+    let decision = decision?;
+    let mut call = FunctionCall { name: name.clone(), version: live.version, manifest, instance };
+    match decision {
+        Decision::Serve => {
+            let begun = Instant::now();
+            let plan = call.instance.compose(request).await;
+            host.metrics.plugin_call(PluginCall::compose, plan.is_ok(), begun.elapsed());
+            let mut plan = plan?;
+            let limits = call.manifest.limits.narrow(&host.plan_limits);
+            let default = limits.output_tokens_default.min(limits.output_tokens_max);
+            if let Some(max_tokens) = request.max_tokens {
+                plan.token_budget = Some(plan.token_budget.unwrap_or(default).min(max_tokens));
+            }
+            Ok(Routed::Draft(Box::new(Draft { plan, grants, limits, function: Some(call) })))
+        }
+        Decision::Answer(text) => Ok(Routed::Answer(Box::new(call), text)),
+        Decision::Reject(rejection) => Err(Error::Rejected {
+            code: rejection_code(&rejection.code),
+            reason: rejection.reason.chars().take(1024).collect(),
+        }),
+        Decision::HandOver(_) => {
+            let source = types::PlanError::Unsupported("handing over to another function");
+            Err(Error::Plan { source, by_caller: false })
+        }
+    }
+}
+
+/// A plugin's own code is passed on if it is a word; it must not look like a sentence or one of the host's.
+fn rejection_code(code: &str) -> String {
+    let is_word = code.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    if is_word && !code.is_empty() && code.len() <= 64 { format!("rejected_{code}") } else { "rejected".to_owned() }
+}
+
+async fn session(
+    host: &Arc<Host>,
+    principal: &Principal,
+    name: &FunctionName,
+    manifest: &Manifest,
+    seed: u64,
+    started: Instant,
+) -> Result<Session, Error> {
+    let mut entries = Vec::new();
+    for adapter in &manifest.adapters {
+        let Some(info) = host.adapters.info(&principal.tenant, adapter).await? else { continue };
+        entries.push(CatalogEntry {
+            alias: adapter.clone(),
+            digest: info.digest,
+            rank: info.rank,
+            residency: host.residency(&info),
+        });
+    }
+    Ok(Session {
+        catalog: Arc::new(FunctionCatalog(entries)),
+        log: Arc::new(FunctionLog { tenant: principal.tenant.to_string(), function: name.to_string() }),
+        clock: Arc::new(RequestClock(started)),
+        config: manifest.config.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        seed,
+    })
+}
+
+/// The adapters that the manifest grants, as they were when the request began.
+struct FunctionCatalog(Vec<CatalogEntry>);
+
+#[async_trait]
+impl Catalog for FunctionCatalog {
+    async fn adapters(&self) -> Result<Vec<CatalogEntry>, CapabilityError> {
+        Ok(self.0.clone())
+    }
+
+    async fn prefetch(&self, _adapters: &[String]) -> Result<(), CapabilityError> {
+        Err(CapabilityError::Unsupported("prefetch".into()))
+    }
+}
+
+struct FunctionLog {
+    tenant: String,
+    function: String,
+}
+
+impl LogSink for FunctionLog {
+    fn write(&self, level: LogLevel, message: &str) {
+        let (tenant, function) = (&self.tenant, &self.function);
+        match level {
+            LogLevel::Debug => tracing::debug!(target: "plugin", tenant, function, "{message:?}"),
+            LogLevel::Info => tracing::info!(target: "plugin", tenant, function, "{message:?}"),
+            LogLevel::Warn => tracing::warn!(target: "plugin", tenant, function, "{message:?}"),
+            LogLevel::Error => tracing::error!(target: "plugin", tenant, function, "{message:?}"),
+        }
+    }
+}
+
+struct RequestClock(Instant);
+
+impl Clock for RequestClock {
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn unix_time(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+}
+
+/// Where the sandbox finds a component that it has no compiled form of.
+struct StoredComponents(Artifacts);
+
+#[async_trait]
+impl ComponentSource for StoredComponents {
+    async fn component(&self, digest: Digest) -> Result<Bytes, PluginError> {
+        self.0.get(ArtifactKind::Plugin, digest).await.map_err(|error| PluginError::Internal(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rejection_code;
+
+    #[test]
+    fn a_plugin_cannot_forge_a_code_of_the_host() {
+        assert_eq!(rejection_code("too_rude"), "rejected_too_rude");
+        assert_eq!(rejection_code("unauthorized"), "rejected_unauthorized");
+        assert_eq!(rejection_code("Bad Code\n"), "rejected");
+        assert_eq!(rejection_code(""), "rejected");
+    }
+}

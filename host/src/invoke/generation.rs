@@ -1,0 +1,317 @@
+//! Stages 10 to 12: tokens become text, text passes stop strings and the plugin, and the receipt is closed before the
+//! last piece. Pulled by the HTTP surface; dropping it cancels the sequence and closes the receipt as cancelled.
+//!
+//! Not here: SSE or JSON, and the engine's own work.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::{TokenEvent, TokenStream};
+use model::TextDecoder;
+use types::{
+    Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, Usage, ValidPlan,
+};
+
+use super::Stages;
+use super::function::FunctionCall;
+use super::post::{PostOutcome, PostState};
+use super::prompt::Rendered;
+use super::record::{self, Progress};
+use super::stop::StopMatcher;
+use crate::adapters::AdapterLease;
+use crate::error::Error;
+use crate::host::Host;
+use crate::metrics::PluginCall;
+use crate::receipt::{self, Claims, Final, OpenReceipt, Started};
+use crate::tenants::Principal;
+
+/// Text that a plugin may hold back.
+const HELD_BYTES_MAX: usize = 1 << 20;
+
+/// One token as the HTTP surface shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenOut {
+    pub(crate) id: u32,
+    pub(crate) logprob: Option<f32>,
+    pub(crate) top: Vec<(u32, f32)>,
+}
+
+/// Something to send.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    /// Text, with the tokens since the last piece.
+    Text {
+        /// May be empty when only tokens are to be told.
+        text: String,
+        tokens: Vec<TokenOut>,
+    },
+    /// The last piece; the receipt is final and durable.
+    End(Ended),
+}
+
+/// How it ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
+    pub(crate) reason: FinishReason,
+    pub(crate) usage: Usage,
+    pub(crate) metadata: Vec<(String, String)>,
+}
+
+/// An adapter of the composition, as answers show it.
+#[derive(Clone, Debug)]
+pub(crate) struct AdapterUse {
+    pub(crate) alias: Option<String>,
+    pub(crate) digest: Digest,
+    pub(crate) weight: f32,
+}
+
+/// What [`Generation::started`] is made from.
+pub(crate) struct Parts {
+    pub(crate) plan: ValidPlan,
+    pub(crate) prompt: Rendered,
+    pub(crate) seed: u64,
+    pub(crate) tokens: TokenStream,
+    pub(crate) leases: Vec<AdapterLease>,
+    pub(crate) function: Option<FunctionCall>,
+    pub(crate) aliases: HashMap<Digest, String>,
+    pub(crate) stages: Stages,
+}
+
+/// A request that is being answered.
+pub(crate) struct Generation {
+    pub(crate) request_id: String,
+    pub(crate) receipt_id: String,
+    pub(crate) function: Option<(String, u32)>,
+    pub(crate) adapters: Vec<AdapterUse>,
+    pub(crate) prompt_tokens: Vec<u32>,
+    host: Arc<Host>,
+    receipt: Option<OpenReceipt>,
+    source: Option<Source>,
+    ready: VecDeque<Piece>,
+    progress: Progress,
+}
+
+/// Where text comes from while the engine works.
+struct Source {
+    tokens: TokenStream,
+    decoder: TextDecoder,
+    stop: StopMatcher,
+    plugin: Option<(FunctionCall, PostState)>,
+    /// Tokens whose text was not sent yet.
+    pending: Vec<TokenOut>,
+    /// Held so that the composition's generations stay until the last token.
+    _leases: Vec<AdapterLease>,
+}
+
+impl Generation {
+    /// A sequence that is in the engine's queue; returns when its `started` receipt is durable.
+    pub(crate) async fn started(
+        host: &Arc<Host>,
+        principal: &Principal,
+        request: &InvocationRequest,
+        mut parts: Parts,
+    ) -> Result<Self, Error> {
+        let subject = record::subject(host, request, parts.function.as_ref(), parts.plan.composition());
+        let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
+        let composition = parts.plan.composition().clone();
+        let progress = Progress::new(parts.stages, &parts.prompt)?;
+        let progress = progress.generated_by(composition, parts.plan.sampling(), parts.seed);
+        let function = parts.function.as_ref().map(|call| (call.name.to_string(), call.version));
+        let post_process = parts.plan.post_process();
+        if let (true, Some(call)) = (post_process, parts.function.as_mut())
+            && let Err(error) = call.instance.open_post_processor(request).await
+        {
+            let error = Error::from(error);
+            let ending = receipt::Ending::Failed(error.code().to_owned());
+            receipt.finish(Final { ending, outcome: progress.outcome() }).await?;
+            return Err(error);
+        }
+        let adapters = parts.plan.composition().parts().iter().map(|part| AdapterUse {
+            alias: parts.aliases.get(&part.adapter).cloned(),
+            digest: part.adapter,
+            weight: part.weight,
+        });
+        Ok(Self {
+            request_id: request.id.clone(),
+            receipt_id: receipt.id().to_string(),
+            function,
+            adapters: adapters.collect(),
+            prompt_tokens: parts.prompt.tokens,
+            host: Arc::clone(host),
+            receipt: Some(receipt),
+            source: Some(Source {
+                tokens: parts.tokens,
+                decoder: host.base.tokenizer().decoder(),
+                stop: StopMatcher::new(&parts.plan.stop().strings),
+                plugin: parts.function.filter(|_| post_process).map(|call| (call, PostState::new(HELD_BYTES_MAX))),
+                pending: Vec::new(),
+                _leases: parts.leases,
+            }),
+            ready: VecDeque::new(),
+            progress,
+        })
+    }
+
+    /// An answer that the plugin gave by itself: one piece of text, no tokens, a receipt all the same.
+    pub(crate) async fn answered(
+        host: &Arc<Host>,
+        principal: &Principal,
+        request: &InvocationRequest,
+        call: FunctionCall,
+        text: String,
+        stages: Stages,
+    ) -> Result<Self, Error> {
+        let subject = record::subject(host, request, Some(&call), &Composition::default());
+        let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
+        let receipt_id = receipt.id().to_string();
+        let asked = Rendered { tokens: Vec::new(), committed: request.input_json.clone().into_bytes() };
+        let mut progress = Progress::new(stages, &asked)?;
+        progress.answered(&text);
+        let outcome = receipt::Outcome { finish: Some(FinishReason::Stop), ..progress.outcome() };
+        receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
+        let ended = Ended { reason: FinishReason::Stop, usage: Usage::default(), metadata: Vec::new() };
+        Ok(Self {
+            request_id: request.id.clone(),
+            receipt_id,
+            function: Some((call.name.to_string(), call.version)),
+            adapters: Vec::new(),
+            prompt_tokens: Vec::new(),
+            host: Arc::clone(host),
+            receipt: None,
+            source: None,
+            ready: VecDeque::from([Piece::Text { text, tokens: Vec::new() }, Piece::End(ended)]),
+            progress,
+        })
+    }
+
+    /// The next piece; `None` after the last. After an error there is nothing more.
+    pub(crate) async fn next(&mut self) -> Option<Result<Piece, Error>> {
+        loop {
+            if let Some(piece) = self.ready.pop_front() {
+                return Some(Ok(piece));
+            }
+            self.source.as_ref()?;
+            if let Err(error) = self.advance().await {
+                return Some(Err(self.fail(error).await));
+            }
+        }
+    }
+
+    /// Takes one event of the engine and makes pieces of it.
+    async fn advance(&mut self) -> Result<(), Error> {
+        let Some(source) = self.source.as_mut() else { return Ok(()) };
+        match source.tokens.recv().await {
+            Some(TokenEvent::Token { id, logprob, top }) => {
+                self.progress.count_token(&self.host.metrics);
+                let text = source.decoder.push(id);
+                let (text, stopped) = source.stop.push(&text);
+                source.pending.push(TokenOut { id, logprob, top });
+                let plugin_stop = self.deliver(text).await?;
+                match (stopped, plugin_stop) {
+                    (true, _) => self.finish(FinishReason::Stop, None).await,
+                    (false, true) => self.finish(FinishReason::StoppedByPlugin, None).await,
+                    (false, false) => Ok(()),
+                }
+            }
+            Some(TokenEvent::Finished { reason, usage, queued }) => {
+                self.progress.queued = queued;
+                let rest = source.decoder.finish();
+                let (mut text, stopped) = source.stop.push(&rest);
+                if !stopped {
+                    text.push_str(&source.stop.finish());
+                }
+                self.deliver(text).await?;
+                self.finish(if stopped { FinishReason::Stop } else { reason }, Some(usage)).await
+            }
+            Some(TokenEvent::Failed(message)) => Err(Error::Generation(message)),
+            None => Err(Error::Generation("the engine stopped".into())),
+        }
+    }
+
+    /// Sends text through the plugin and queues what comes of it. True if the plugin ends the generation.
+    async fn deliver(&mut self, text: String) -> Result<bool, Error> {
+        let Some(source) = self.source.as_mut() else { return Ok(false) };
+        if text.is_empty() {
+            return Ok(false);
+        }
+        let tokens = std::mem::take(&mut source.pending);
+        let (text, stop) = match source.plugin.as_mut() {
+            None => (text, false),
+            Some((call, state)) => {
+                let told = tokens.iter().map(|token| ChunkToken { id: token.id, logprob: token.logprob }).collect();
+                let begun = Instant::now();
+                let actions = call.instance.chunk(Chunk { text: text.clone(), tokens: told }).await;
+                self.progress.post_processing += begun.elapsed();
+                self.host.metrics.plugin_call(PluginCall::chunk, actions.is_ok(), begun.elapsed());
+                let actions = actions?;
+                let PostOutcome { text, stop } = state.apply(&text, actions)?;
+                (text, stop)
+            }
+        };
+        self.queue_text(text, tokens);
+        Ok(stop)
+    }
+
+    fn queue_text(&mut self, text: String, tokens: Vec<TokenOut>) {
+        self.progress.answered(&text);
+        if !text.is_empty() || !tokens.is_empty() {
+            self.ready.push_back(Piece::Text { text, tokens });
+        }
+    }
+
+    /// The plugin's last word, the final receipt, the last piece. `usage` is the engine's count if it ended by itself.
+    async fn finish(&mut self, reason: FinishReason, usage: Option<Usage>) -> Result<(), Error> {
+        let Some(source) = self.source.as_mut() else { return Ok(()) };
+        let usage = usage.unwrap_or_else(|| self.progress.usage());
+        self.progress.completion_tokens = usage.completion_tokens;
+        let pending = std::mem::take(&mut source.pending);
+        let mut ending = Ending::default();
+        let mut tail = String::new();
+        if let Some((call, state)) = source.plugin.as_mut() {
+            let told = HookUsage {
+                prompt_tokens: usage.prompt_tokens,
+                completion_tokens: usage.completion_tokens,
+                finish: reason,
+            };
+            let begun = Instant::now();
+            let result = call.instance.finish(told).await;
+            self.progress.post_processing += begun.elapsed();
+            self.host.metrics.plugin_call(PluginCall::finish, result.is_ok(), begun.elapsed());
+            ending = result?;
+            tail = state.apply("", std::mem::take(&mut ending.actions))?.text;
+        }
+        self.progress.claims = Claims::check(ending.claims)?;
+        self.queue_text(tail, pending);
+        self.source = None;
+        if let Some(receipt) = self.receipt.take() {
+            let outcome = receipt::Outcome { finish: Some(reason), ..self.progress.outcome() };
+            receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
+        }
+        self.host.metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
+        self.ready.push_back(Piece::End(Ended { reason, usage, metadata: ending.metadata }));
+        Ok(())
+    }
+
+    async fn fail(&mut self, error: Error) -> Error {
+        self.source = None;
+        self.ready.clear();
+        let Some(receipt) = self.receipt.take() else { return error };
+        let ending = receipt::Ending::Failed(error.code().to_owned());
+        match receipt.finish(Final { ending, outcome: self.progress.outcome() }).await {
+            Ok(()) => error,
+            Err(receipt_error) => {
+                tracing::error!(request_id = self.request_id, %error, "the receipt could not be closed either");
+                receipt_error.into()
+            }
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if let Some(receipt) = self.receipt.as_mut() {
+            *receipt.draft() = Final { ending: receipt::Ending::Cancelled, outcome: self.progress.outcome() };
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What the receipt of a request says, gathered while it runs. Not here: signing and storing, which is `receipt.rs`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use types::{Composition, InvocationRequest, Sampling, Usage};
+
+use super::Stages;
+use super::function::FunctionCall;
+use super::prompt::Rendered;
+use crate::error::Error;
+use crate::host::Host;
+use crate::metrics::Metrics;
+use crate::receipt::{
+    AdapterPart, AdapterUse, Claims, Commitment, Committer, FunctionRef, Outcome, SamplingRecord, Subject, Timings,
+    TokenCounts,
+};
+
+/// What is known so far about a request that is being answered.
+pub(crate) struct Progress {
+    pub(crate) stages: Stages,
+    pub(crate) composition: Composition,
+    pub(crate) queued: Duration,
+    /// Time inside the plugin after `compose`.
+    pub(crate) post_processing: Duration,
+    pub(crate) completion_tokens: u32,
+    pub(crate) claims: Claims,
+    sampling: Option<SamplingRecord>,
+    prompt_tokens: u32,
+    prompt: Commitment,
+    answer: Committer,
+    first_token: Option<Duration>,
+    last_token: Option<Instant>,
+}
+
+impl Progress {
+    /// A request whose prompt is this, or whatever else the answer was made from.
+    pub(crate) fn new(stages: Stages, prompt: &Rendered) -> Result<Self, Error> {
+        Ok(Self {
+            stages,
+            composition: Composition::default(),
+            queued: Duration::ZERO,
+            post_processing: Duration::ZERO,
+            completion_tokens: 0,
+            claims: Claims::default(),
+            sampling: None,
+            prompt_tokens: u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX),
+            prompt: Commitment::to(&prompt.committed)?,
+            answer: Committer::new()?,
+            first_token: None,
+            last_token: None,
+        })
+    }
+
+    /// The same, to be generated so.
+    pub(crate) fn generated_by(mut self, composition: Composition, sampling: &Sampling, seed: u64) -> Self {
+        self.composition = composition;
+        self.sampling = Some(SamplingRecord::new(sampling, seed));
+        self
+    }
+
+    /// One more token came from the engine.
+    pub(crate) fn count_token(&mut self, metrics: &Metrics) {
+        self.completion_tokens = self.completion_tokens.saturating_add(1);
+        let now = Instant::now();
+        match self.last_token.replace(now) {
+            Some(last) => metrics.inter_token(now - last),
+            None => {
+                let first = self.stages.started.elapsed();
+                self.first_token = Some(first);
+                metrics.first_token(first);
+            }
+        }
+    }
+
+    /// This text goes to the caller.
+    pub(crate) fn answered(&mut self, text: &str) {
+        self.answer.update(text.as_bytes());
+    }
+
+    /// What was used so far.
+    pub(crate) const fn usage(&self) -> Usage {
+        Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens }
+    }
+
+    /// What a final record says, as of now.
+    pub(crate) fn outcome(&self) -> Outcome {
+        let Usage { prompt_tokens, completion_tokens } = self.usage();
+        // Spans other than the whole sequence are unsupported: every adapter is active for every token.
+        let active = prompt_tokens.saturating_add(completion_tokens);
+        Outcome {
+            composition: self.composition.parts().iter().map(|part| AdapterUse::new(part, active)).collect(),
+            sampling: self.sampling.clone(),
+            tokens: TokenCounts::from(self.usage()),
+            timings: Timings {
+                queue: self.queued,
+                plugin: self.stages.plugin + self.post_processing,
+                adapters: self.stages.adapters,
+                first_token: self.first_token.unwrap_or_default(),
+                total: self.stages.started.elapsed(),
+            },
+            prompt: Some(self.prompt),
+            answer: Some(self.answer.commit()),
+            claims: self.claims.clone(),
+            ..Outcome::default()
+        }
+    }
+}
+
+/// What a receipt is about.
+pub(crate) fn subject(
+    host: &Arc<Host>,
+    request: &InvocationRequest,
+    function: Option<&FunctionCall>,
+    composition: &Composition,
+) -> Subject {
+    Subject {
+        request: request.id.clone(),
+        function: function.map(|call| FunctionRef {
+            name: call.name.clone(),
+            version: call.version,
+            plugin: call.manifest.plugin,
+        }),
+        base: host.base.digest(),
+        runner: "cpu".to_owned(),
+        precision: host.precision.clone(),
+        adapters: composition.parts().iter().map(AdapterPart::from).collect(),
+    }
+}

@@ -1,0 +1,308 @@
+//! What the host counts, as OpenMetrics text. `/metrics` needs no key, so no label names a tenant, a function or an
+//! adapter. Gauges are fed just before they are read (the `observe_` functions); those that inference routers look for
+//! have vLLM's names.
+//!
+//! Not here: when something is counted, and the receipts, which are what is charged by.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use engine::EngineStats;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Metric, Registry};
+
+use crate::receipt::ReceiptCounts;
+
+/// The media type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What a plugin is called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the names are the label's values")]
+pub enum PluginCall {
+    /// `route`
+    route,
+    /// `compose`
+    compose,
+    /// A chunk of output.
+    chunk,
+    /// The last call.
+    finish,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: String,
+    status: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    call: PluginCall,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheConfigLabels {
+    block_size: u32,
+    num_gpu_blocks: u32,
+}
+
+type Ratio = Gauge<f64, AtomicU64>;
+
+/// Everything that is counted.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    prompt_tokens: Counter,
+    completion_tokens: Counter,
+    first_token: Histogram,
+    inter_token: Histogram,
+    plugin_calls: Family<CallLabels, Histogram>,
+    fed: Fed,
+}
+
+/// What is fed when it is read.
+#[derive(Debug, Default)]
+struct Fed {
+    waiting: Gauge,
+    running: Gauge,
+    kv_usage: Ratio,
+    cache_config: Family<CacheConfigLabels, Gauge>,
+    adapter_slots_used: Gauge,
+    adapter_slots: Gauge,
+    adapter_cache_bytes: Gauge,
+    adapter_leases: Gauge,
+    preemptions: Counter,
+    engine_steps: Counter,
+    receipts: Family<KindLabel, Counter>,
+    receipt_transactions: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        let r = &mut registry;
+        let calls = || Histogram::new(exponential_buckets(0.000_02, 4.0, 10));
+        let first_token = Histogram::new(exponential_buckets(0.001, 2.0, 17));
+        let inter_token = Histogram::new(exponential_buckets(0.000_5, 2.0, 14));
+        Self {
+            requests: add(r, "tenon_requests", "Requests answered, by route and status", Family::default()),
+            prompt_tokens: add(r, "tenon_prompt_tokens", "Tokens of prompts", Counter::default()),
+            completion_tokens: add(r, "tenon_completion_tokens", "Tokens generated", Counter::default()),
+            first_token: add(r, "tenon_time_to_first_token_seconds", "From admission to the first token", first_token),
+            inter_token: add(r, "tenon_inter_token_seconds", "Between two tokens of a request", inter_token),
+            plugin_calls: add(
+                r,
+                "tenon_plugin_call_seconds",
+                "Calls into plugins",
+                Family::new_with_constructor(calls as fn() -> Histogram),
+            ),
+            fed: Fed::new(r),
+            registry,
+        }
+    }
+
+    /// Counts an answer. `route` is the template, such as `/v1/functions/{name}`, never a path that a caller
+    /// wrote: every new one is a series for ever. Use one word for all paths that match none.
+    pub fn request(&self, route: &str, status: u16) {
+        let labels = RequestLabels { route: route.to_owned(), status: status.into() };
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    /// Counts the tokens of an inference that ended.
+    pub fn tokens(&self, prompt: u32, completion: u32) {
+        self.prompt_tokens.inc_by(prompt.into());
+        self.completion_tokens.inc_by(completion.into());
+    }
+
+    /// Notes the time from admission to the first token.
+    pub fn first_token(&self, after: Duration) {
+        self.first_token.observe(after.as_secs_f64());
+    }
+
+    /// Notes the time between two tokens.
+    pub fn inter_token(&self, after: Duration) {
+        self.inter_token.observe(after.as_secs_f64());
+    }
+
+    /// Notes a call into a plugin.
+    pub fn plugin_call(&self, call: PluginCall, ok: bool, took: Duration) {
+        let outcome = if ok { "ok" } else { "error" };
+        self.plugin_calls.get_or_create(&CallLabels { call, outcome }).observe(took.as_secs_f64());
+    }
+
+    /// Feeds what the engine is doing.
+    pub fn observe_engine(&self, stats: &EngineStats) {
+        self.fed.waiting.set(gauge(stats.waiting));
+        self.fed.running.set(gauge(stats.running));
+        let used = stats.kv_blocks_total.saturating_sub(stats.kv_blocks_free);
+        self.fed.kv_usage.set(f64::from(used) / f64::from(stats.kv_blocks_total.max(1)));
+        self.fed.adapter_slots_used.set(stats.adapter_slots_used.into());
+        self.fed.adapter_slots.set(stats.adapter_slots_total.into());
+        // Each of these only grows in the engine, so a counter may be set to it.
+        self.fed.preemptions.inner().store(stats.preemptions, Relaxed);
+        self.fed.engine_steps.inner().store(stats.steps, Relaxed);
+    }
+
+    /// Feeds the size of the KV memory, known once the base is loaded. There is one series of it.
+    pub fn observe_kv_size(&self, block_tokens: u32, blocks: u32) {
+        self.fed.cache_config.clear();
+        let labels = CacheConfigLabels { block_size: block_tokens, num_gpu_blocks: blocks };
+        self.fed.cache_config.get_or_create(&labels).set(1);
+    }
+
+    /// Feeds what lies in the host's adapter memory.
+    pub fn observe_adapter_cache(&self, bytes: u64, leases: usize) {
+        self.fed.adapter_cache_bytes.set(gauge(bytes));
+        self.fed.adapter_leases.set(gauge(leases));
+    }
+
+    /// Feeds what the receipt log has written.
+    pub fn observe_receipts(&self, counts: &ReceiptCounts) {
+        for (kind, count) in [
+            ("started", counts.started),
+            ("finished", counts.finished),
+            ("cancelled", counts.cancelled),
+            ("failed", counts.failed),
+            ("recovered", counts.recovered),
+        ] {
+            self.fed.receipts.get_or_create(&KindLabel { kind }).inner().store(count, Relaxed);
+        }
+        self.fed.receipt_transactions.inner().store(counts.transactions, Relaxed);
+    }
+
+    /// Everything as OpenMetrics text, of media type [`CONTENT_TYPE`].
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        match text::encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            // Writing to a string does not fail; an answer without an end mark is refused by every reader.
+            Err(_) => String::new(),
+        }
+    }
+}
+
+impl Fed {
+    fn new(r: &mut Registry) -> Self {
+        Self {
+            waiting: add(r, "vllm:num_requests_waiting", "Requests that no step has touched", Gauge::default()),
+            running: add(r, "vllm:num_requests_running", "Requests that are being computed", Gauge::default()),
+            kv_usage: add(r, "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is all", Ratio::default()),
+            cache_config: add(r, "vllm:cache_config_info", "Size of the KV memory, as labels", Family::default()),
+            adapter_slots_used: add(r, "tenon_adapter_slots_used", "Adapter slots in use", Gauge::default()),
+            adapter_slots: add(r, "tenon_adapter_slots", "Adapter slots", Gauge::default()),
+            adapter_cache_bytes: add(r, "tenon_adapter_cache_bytes", "Bytes of adapters in memory", Gauge::default()),
+            adapter_leases: add(r, "tenon_adapter_leases", "Adapters in use", Gauge::default()),
+            engine_steps: add(r, "tenon_engine_steps", "Steps of the engine", Counter::default()),
+            preemptions: add(r, "tenon_preemptions", "Sequences that were set back", Counter::default()),
+            receipts: add(r, "tenon_receipts", "Receipt records that are durable", Family::default()),
+            receipt_transactions: add(
+                r,
+                "tenon_receipt_transactions",
+                "Durable transactions of receipts",
+                Counter::default(),
+            ),
+        }
+    }
+}
+
+fn gauge(value: impl TryInto<i64>) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
+
+fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fed() -> Metrics {
+        let metrics = Metrics::new();
+        let kv = EngineStats { kv_blocks_free: 75, kv_blocks_total: 100, ..EngineStats::default() };
+        metrics.observe_engine(&EngineStats { waiting: 5, running: 2, ..kv });
+        metrics.observe_kv_size(16, 100);
+        metrics.observe_adapter_cache(1 << 20, 3);
+        let receipts = ReceiptCounts { started: 3, finished: 2, transactions: 4, ..ReceiptCounts::default() };
+        metrics.observe_receipts(&receipts);
+        metrics
+    }
+
+    #[test]
+    fn routers_find_what_they_look_for() {
+        let text = fed().render();
+        for line in [
+            "vllm:num_requests_waiting 5\n",
+            "vllm:num_requests_running 2\n",
+            "vllm:kv_cache_usage_perc 0.25\n",
+            "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"100\"} 1\n",
+            "tenon_receipts_total{kind=\"started\"} 3\n",
+            "tenon_receipt_transactions_total 4\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    /// Prometheus' older text parser, which routers use, knows no other types.
+    #[test]
+    fn types_are_those_that_every_reader_knows() {
+        let text = fed().render();
+        for line in text.lines().filter(|line| line.starts_with("# TYPE")) {
+            let kind = line.rsplit(' ').next().unwrap_or_default();
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+        }
+    }
+
+    #[test]
+    fn counting() {
+        let metrics = Metrics::new();
+        metrics.request("/v1/functions/{name}", 200);
+        metrics.request("/v1/functions/{name}", 200);
+        metrics.tokens(7, 5);
+        metrics.first_token(Duration::from_millis(30));
+        metrics.inter_token(Duration::from_millis(3));
+        metrics.plugin_call(PluginCall::compose, true, Duration::from_micros(90));
+        let text = metrics.render();
+        for line in [
+            "tenon_requests_total{route=\"/v1/functions/{name}\",status=\"200\"} 2\n",
+            "tenon_prompt_tokens_total 7\n",
+            "tenon_completion_tokens_total 5\n",
+            "tenon_time_to_first_token_seconds_count 1\n",
+            "tenon_inter_token_seconds_count 1\n",
+            "tenon_plugin_call_seconds_count{call=\"compose\",outcome=\"ok\"} 1\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn there_is_one_series_of_the_cache_size() {
+        let metrics = fed();
+        metrics.observe_kv_size(16, 200);
+        assert_eq!(metrics.render().matches("vllm:cache_config_info{").count(), 1);
+    }
+}

@@ -1,0 +1,410 @@
+//! Functions: names with immutable versions and a `live` pointer, and the plugins that a tenant may deploy.
+//!
+//! All of it is keyed by tenant; what another tenant has cannot be told from what is not there. Not here: the bytes of plugins
+//! (`artifacts`), checks of a plan against a manifest (`types::ValidPlan`).
+//!
+//! Records: `functions/TENANT/NAME` is the head (a small pointer that is swapped), `versions/TENANT/NAME/NUMBER` a manifest that is
+//! written once, `plugins/TENANT/DIGEST` the ownership of a plugin. A number is never given out twice, not even after the function
+//! was deleted, because receipts cite it.
+
+mod error;
+mod manifest;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use moka::future::Cache;
+use serde::{Deserialize, Serialize};
+use types::{Digest, FunctionName, TenantId};
+
+use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError};
+
+pub use error::RegistryError;
+pub(crate) use manifest::digest_text;
+pub use manifest::{Manifest, ManifestError, ManifestLimits};
+
+/// Functions of one tenant.
+pub const FUNCTIONS_PER_TENANT_MAX: usize = 10_000;
+/// Versions of one function.
+pub const VERSIONS_PER_FUNCTION_MAX: u32 = 1000;
+/// Plugins of one tenant.
+pub const PLUGINS_PER_TENANT_MAX: usize = 10_000;
+/// Manifests kept in memory, in bytes of their JSON.
+const MANIFEST_CACHE_BYTES_MAX: u64 = 64 << 20;
+
+/// One deployed version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FunctionVersion {
+    /// The function.
+    pub function: FunctionName,
+    /// Its number, from 1.
+    pub version: u32,
+    /// What was deployed.
+    pub manifest: Arc<Manifest>,
+}
+
+/// A function as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FunctionInfo {
+    /// Its name.
+    pub function: FunctionName,
+    /// The version that answers.
+    pub live: u32,
+    /// The newest version.
+    pub latest: u32,
+}
+
+/// The versions `first ..= latest` exist; a deleted function has none (`first` is past `latest`) and keeps its numbers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Head {
+    first: u32,
+    latest: u32,
+    live: Option<u32>,
+}
+
+impl Head {
+    const NEW: Self = Self { first: 1, latest: 0, live: None };
+
+    fn has(&self, version: u32) -> bool {
+        self.first <= version && version <= self.latest
+    }
+
+    fn count(&self) -> u32 {
+        (self.latest + 1).saturating_sub(self.first)
+    }
+}
+
+type VersionKey = (TenantId, FunctionName, u32);
+
+/// Functions and plugins, by tenant.
+#[derive(Clone)]
+pub struct Registry {
+    store: Arc<dyn Store>,
+    /// Written once, so never stale; whether a version exists is asked of the head each time.
+    manifests: Cache<VersionKey, Arc<Manifest>>,
+}
+
+/// Manifests hold what tenants configured; they do not belong in a log.
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// Over a store.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        let weigh = |_: &VersionKey, manifest: &Arc<Manifest>| u32::try_from(manifest.text_bytes()).unwrap_or(u32::MAX);
+        let manifests = Cache::builder().max_capacity(MANIFEST_CACHE_BYTES_MAX).weigher(weigh).build();
+        Self { store, manifests }
+    }
+
+    /// Notes that the tenant uploaded this plugin; again is no error.
+    ///
+    /// # Errors
+    /// [`RegistryError::OverLimit`].
+    pub async fn record_plugin(&self, tenant: &TenantId, digest: Digest) -> Result<(), RegistryError> {
+        if self.owns_plugin(tenant, digest).await? {
+            return Ok(());
+        }
+        if self.plugins(tenant).await?.len() >= PLUGINS_PER_TENANT_MAX {
+            let (limit, max) = ("plugins_per_tenant_max", PLUGINS_PER_TENANT_MAX);
+            return Err(RegistryError::OverLimit { what: "the number of plugins", limit, max });
+        }
+        match self.store.swap(&plugin_key(tenant, digest), None, Some(Bytes::from_static(b"{}"))).await {
+            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the tenant uploaded this plugin.
+    ///
+    /// # Errors
+    /// [`RegistryError::Store`].
+    pub async fn owns_plugin(&self, tenant: &TenantId, digest: Digest) -> Result<bool, RegistryError> {
+        Ok(self.store.get(&plugin_key(tenant, digest)).await?.is_some())
+    }
+
+    /// The tenant's plugins.
+    ///
+    /// # Errors
+    /// [`RegistryError::Store`].
+    pub async fn plugins(&self, tenant: &TenantId) -> Result<Vec<Digest>, RegistryError> {
+        let prefix = format!("plugins/{tenant}/");
+        let found = self.store.scan(&prefix).await?;
+        let digest = |key: &str| key.strip_prefix(&prefix).and_then(|text| text.parse().ok());
+        found
+            .iter()
+            .map(|found| digest(&found.key).ok_or_else(|| RegistryError::BadRecord(found.key.clone())))
+            .collect()
+    }
+
+    /// Adds a version, durable before it is visible. The first one becomes live.
+    ///
+    /// # Errors
+    /// [`RegistryError::Manifest`], [`RegistryError::UnknownPlugin`], [`RegistryError::OverLimit`].
+    pub async fn put_version(
+        &self,
+        tenant: &TenantId,
+        function: &FunctionName,
+        manifest: Manifest,
+    ) -> Result<FunctionVersion, RegistryError> {
+        manifest.check()?;
+        if !self.owns_plugin(tenant, manifest.plugin).await? {
+            return Err(RegistryError::UnknownPlugin(manifest.plugin));
+        }
+        self.check_room(tenant, function).await?;
+        let version = self.write_version(tenant, function, &manifest).await?;
+        self.note_version(tenant, function, version).await?;
+        let manifest = Arc::new(manifest);
+        self.manifests.insert((tenant.clone(), function.clone(), version), Arc::clone(&manifest)).await;
+        Ok(FunctionVersion { function: function.clone(), version, manifest })
+    }
+
+    async fn check_room(&self, tenant: &TenantId, function: &FunctionName) -> Result<(), RegistryError> {
+        let Some(head) = self.head(tenant, function).await? else {
+            let heads = self.store.scan(&format!("functions/{tenant}/")).await?;
+            if heads.len() < FUNCTIONS_PER_TENANT_MAX {
+                return Ok(());
+            }
+            let (limit, max) = ("functions_per_tenant_max", FUNCTIONS_PER_TENANT_MAX);
+            return Err(RegistryError::OverLimit { what: "the number of functions", limit, max });
+        };
+        if head.count() < VERSIONS_PER_FUNCTION_MAX && head.latest < u32::MAX - VERSIONS_PER_FUNCTION_MAX {
+            return Ok(());
+        }
+        let (limit, max) = ("versions_per_function_max", VERSIONS_PER_FUNCTION_MAX as usize);
+        Err(RegistryError::OverLimit { what: "the number of versions", limit, max })
+    }
+
+    /// Writes the manifest under the next number that nobody has taken. A number that was taken and not yet noted in the head
+    /// (its writer is at work, or died) is passed over.
+    async fn write_version(
+        &self,
+        tenant: &TenantId,
+        function: &FunctionName,
+        manifest: &Manifest,
+    ) -> Result<u32, RegistryError> {
+        let value = record("manifest", manifest)?;
+        let mut version = self.head(tenant, function).await?.map_or(0, |head| head.latest);
+        for _ in 0..SWAP_ATTEMPTS_MAX {
+            version = version.checked_add(1).ok_or_else(|| RegistryError::BadRecord(function.to_string()))?;
+            match self.store.swap(&version_key(tenant, function, version), None, Some(value.clone())).await {
+                Ok(_) => return Ok(version),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::contended(&version_key(tenant, function, version)).into())
+    }
+
+    async fn note_version(
+        &self,
+        tenant: &TenantId,
+        function: &FunctionName,
+        version: u32,
+    ) -> Result<(), RegistryError> {
+        self.change_head(tenant, function, |head| {
+            // Below `first`: the function was deleted in the meantime, and this version with it.
+            if head.first <= version {
+                head.latest = head.latest.max(version);
+                head.live = head.live.or(Some(version));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The version that answers.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownFunction`].
+    pub async fn get_live(&self, tenant: &TenantId, function: &FunctionName) -> Result<FunctionVersion, RegistryError> {
+        let head = self.head(tenant, function).await?;
+        let live = head.and_then(|head| head.live).ok_or_else(|| RegistryError::UnknownFunction(function.clone()))?;
+        self.read_version(tenant, function, live).await
+    }
+
+    /// One version.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownFunction`], [`RegistryError::UnknownVersion`].
+    pub async fn get_version(
+        &self,
+        tenant: &TenantId,
+        function: &FunctionName,
+        version: u32,
+    ) -> Result<FunctionVersion, RegistryError> {
+        let head = self.existing_head(tenant, function).await?;
+        if !head.has(version) {
+            return Err(RegistryError::UnknownVersion { function: function.clone(), version });
+        }
+        self.read_version(tenant, function, version).await
+    }
+
+    /// Every version, the oldest first. A number whose writer died is missing.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownFunction`].
+    pub async fn versions(
+        &self,
+        tenant: &TenantId,
+        function: &FunctionName,
+    ) -> Result<Vec<FunctionVersion>, RegistryError> {
+        let head = self.existing_head(tenant, function).await?;
+        let mut versions = Vec::new();
+        for version in head.first..=head.latest {
+            match self.read_version(tenant, function, version).await {
+                Ok(found) => versions.push(found),
+                Err(RegistryError::UnknownVersion { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(versions)
+    }
+
+    /// Makes a version live, a newer or an older one. Requests in flight keep theirs.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownFunction`], [`RegistryError::UnknownVersion`].
+    pub async fn promote(
+        &self,
+        tenant: &TenantId,
+        function: &FunctionName,
+        version: u32,
+    ) -> Result<FunctionVersion, RegistryError> {
+        let promoted = self.get_version(tenant, function, version).await?;
+        self.change_head(tenant, function, |head| {
+            if !head.has(version) {
+                return Err(RegistryError::UnknownVersion { function: function.clone(), version });
+            }
+            head.live = Some(version);
+            Ok(())
+        })
+        .await?;
+        Ok(promoted)
+    }
+
+    /// Removes a function and its versions. Its numbers are not used again.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownFunction`].
+    pub async fn delete(&self, tenant: &TenantId, function: &FunctionName) -> Result<(), RegistryError> {
+        let mut removed = 0..=0;
+        self.change_head(tenant, function, |head| {
+            if head.live.is_none() {
+                return Err(RegistryError::UnknownFunction(function.clone()));
+            }
+            removed = head.first..=head.latest;
+            (head.first, head.live) = (head.latest + 1, None);
+            Ok(())
+        })
+        .await?;
+        for version in removed {
+            let key = version_key(tenant, function, version);
+            self.manifests.invalidate(&(tenant.clone(), function.clone(), version)).await;
+            if let Some((_, found)) = self.store.get(&key).await? {
+                self.store.swap(&key, Some(found), None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tenant's functions, by name.
+    ///
+    /// # Errors
+    /// [`RegistryError::Store`].
+    pub async fn list(&self, tenant: &TenantId) -> Result<Vec<FunctionInfo>, RegistryError> {
+        let prefix = format!("functions/{tenant}/");
+        let mut functions = Vec::new();
+        for found in self.store.scan(&prefix).await? {
+            let head: Head = read_record(&found.key, &found.value)?;
+            let name = found.key.strip_prefix(&prefix).and_then(|name| name.parse().ok());
+            let function = name.ok_or_else(|| RegistryError::BadRecord(found.key.clone()))?;
+            if let Some(live) = head.live {
+                functions.push(FunctionInfo { function, live, latest: head.latest });
+            }
+        }
+        Ok(functions)
+    }
+
+    async fn head(&self, tenant: &TenantId, function: &FunctionName) -> Result<Option<Head>, RegistryError> {
+        let key = head_key(tenant, function);
+        let found = self.store.get(&key).await?;
+        found.map(|(value, _)| read_record(&key, &value)).transpose()
+    }
+
+    async fn existing_head(&self, tenant: &TenantId, function: &FunctionName) -> Result<Head, RegistryError> {
+        let head = self.head(tenant, function).await?.filter(|head| head.live.is_some());
+        head.ok_or_else(|| RegistryError::UnknownFunction(function.clone()))
+    }
+
+    /// Reads, changes and swaps the head until no one came between.
+    async fn change_head(
+        &self,
+        tenant: &TenantId,
+        function: &FunctionName,
+        mut change: impl FnMut(&mut Head) -> Result<(), RegistryError>,
+    ) -> Result<(), RegistryError> {
+        let key = head_key(tenant, function);
+        for _ in 0..SWAP_ATTEMPTS_MAX {
+            let found = self.store.get(&key).await?;
+            let (mut head, version) = match found {
+                Some((value, version)) => (read_record(&key, &value)?, Some(version)),
+                None => (Head::NEW, None),
+            };
+            change(&mut head)?;
+            match self.store.swap(&key, version, Some(record(&key, &head)?)).await {
+                Err(StoreError::Conflict { .. }) => {}
+                swapped => return Ok(swapped.map(|_| ())?),
+            }
+        }
+        Err(StoreError::contended(&key).into())
+    }
+
+    async fn read_version(
+        &self,
+        tenant: &TenantId,
+        function: &FunctionName,
+        version: u32,
+    ) -> Result<FunctionVersion, RegistryError> {
+        let cache_key = (tenant.clone(), function.clone(), version);
+        let manifest = match self.manifests.get(&cache_key).await {
+            Some(manifest) => manifest,
+            None => {
+                let key = version_key(tenant, function, version);
+                let unknown = || RegistryError::UnknownVersion { function: function.clone(), version };
+                let (value, _) = self.store.get(&key).await?.ok_or_else(unknown)?;
+                let manifest: Arc<Manifest> = Arc::new(read_record(&key, &value)?);
+                self.manifests.insert(cache_key, Arc::clone(&manifest)).await;
+                manifest
+            }
+        };
+        Ok(FunctionVersion { function: function.clone(), version, manifest })
+    }
+}
+
+fn head_key(tenant: &TenantId, function: &FunctionName) -> String {
+    format!("functions/{tenant}/{function}")
+}
+
+fn version_key(tenant: &TenantId, function: &FunctionName, version: u32) -> String {
+    format!("versions/{tenant}/{function}/{version:010}")
+}
+
+fn plugin_key(tenant: &TenantId, digest: Digest) -> String {
+    format!("plugins/{tenant}/{digest}")
+}
+
+fn record(key: &str, value: &impl Serialize) -> Result<Bytes, RegistryError> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|_| RegistryError::BadRecord(key.to_owned()))
+}
+
+fn read_record<T: serde::de::DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, RegistryError> {
+    serde_json::from_slice(value).map_err(|_| RegistryError::BadRecord(key.to_owned()))
+}
+
+#[cfg(test)]
+mod tests;

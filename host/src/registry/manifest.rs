@@ -1,0 +1,218 @@
+//! What a version of a function is made of: its plugin, what it may use and its limits. Not here: where it is kept.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use types::{AdapterAlias, Blame, Digest, PlanLimits};
+
+/// Bytes of all text of a manifest.
+pub(super) const MANIFEST_BYTES_MAX: usize = 256 << 10;
+/// Adapters, templates and configuration entries of a manifest, each.
+pub(super) const MANIFEST_ENTRIES_MAX: usize = 1024;
+
+/// Why a manifest was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Neither a digest nor an alias.
+    #[error("`{0}` in the manifest's adapters is neither a digest nor an alias")]
+    BadAdapter(String),
+    /// A limit that would let the function do nothing.
+    #[error("the manifest's limit {0} must be at least 1")]
+    ZeroLimit(&'static str),
+    /// Over a limit.
+    #[error("{what} is {value}, over the limit {limit} of {max}")]
+    OverLimit {
+        /// What.
+        what: &'static str,
+        /// How much.
+        value: usize,
+        /// The limit's name.
+        limit: &'static str,
+        /// The limit.
+        max: usize,
+    },
+}
+
+impl ManifestError {
+    /// A stable word for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::BadAdapter(_) | Self::ZeroLimit(_) => "invalid_manifest",
+            Self::OverLimit { .. } => "limit_exceeded",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub const fn blame(&self) -> Blame {
+        Blame::Caller
+    }
+}
+
+/// What is deployed. Unknown keys are refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The plugin; the tenant must have uploaded it.
+    #[serde(with = "digest_text")]
+    pub plugin: Digest,
+    /// Adapters that the function may use: aliases (resolved at each request) or digests.
+    #[serde(default)]
+    pub adapters: Vec<String>,
+    /// Prompt templates by name, in the language of chat templates.
+    #[serde(default)]
+    pub templates: BTreeMap<String, String>,
+    /// What the plugin reads through the interface `config`.
+    #[serde(default)]
+    pub config: BTreeMap<String, String>,
+    /// Narrower limits than the host's.
+    #[serde(default)]
+    pub limits: ManifestLimits,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+}
+
+/// A function's own limits. They narrow the host's and never widen them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ManifestLimits {
+    /// Tokens of one answer.
+    pub output_tokens_max: Option<u32>,
+    /// Milliseconds for a request.
+    pub deadline_ms_max: Option<u32>,
+    /// Entries of a composition.
+    pub composition_entries_max: Option<usize>,
+}
+
+impl ManifestLimits {
+    /// The host's limits, narrowed.
+    #[must_use]
+    pub fn narrow(&self, host: &PlanLimits) -> PlanLimits {
+        fn least<T: Ord>(own: Option<T>, host: T) -> T {
+            match own {
+                Some(own) => own.min(host),
+                None => host,
+            }
+        }
+        PlanLimits {
+            output_tokens_max: least(self.output_tokens_max, host.output_tokens_max),
+            deadline_ms_max: least(self.deadline_ms_max, host.deadline_ms_max),
+            composition_entries_max: least(self.composition_entries_max, host.composition_entries_max),
+            ..host.clone()
+        }
+    }
+}
+
+impl Manifest {
+    /// A manifest that grants nothing.
+    #[must_use]
+    pub fn new(plugin: Digest) -> Self {
+        Self {
+            plugin,
+            adapters: Vec::new(),
+            templates: BTreeMap::new(),
+            config: BTreeMap::new(),
+            limits: ManifestLimits::default(),
+            description: String::new(),
+        }
+    }
+
+    /// Checks what can be checked without a store.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let counts = [
+            ("the number of adapters", self.adapters.len()),
+            ("the number of templates", self.templates.len()),
+            ("the number of configuration entries", self.config.len()),
+        ];
+        for (what, value) in counts {
+            at_most(what, value, "manifest_entries_max", MANIFEST_ENTRIES_MAX)?;
+        }
+        at_most("the manifest's length in bytes", self.text_bytes(), "manifest_bytes_max", MANIFEST_BYTES_MAX)?;
+        for name in &self.adapters {
+            if name.parse::<Digest>().is_err() && name.parse::<AdapterAlias>().is_err() {
+                return Err(ManifestError::BadAdapter(name.chars().take(96).collect()));
+            }
+        }
+        for (limit, is_zero) in [
+            ("output_tokens_max", self.limits.output_tokens_max == Some(0)),
+            ("deadline_ms_max", self.limits.deadline_ms_max == Some(0)),
+        ] {
+            if is_zero {
+                return Err(ManifestError::ZeroLimit(limit));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of all its text.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let maps = self.templates.iter().chain(&self.config).map(|(name, text)| name.len() + text.len());
+        let adapters = self.adapters.iter().map(String::len);
+        maps.chain(adapters).sum::<usize>() + self.description.len() + 64
+    }
+}
+
+fn at_most(what: &'static str, value: usize, limit: &'static str, max: usize) -> Result<(), ManifestError> {
+    if value <= max { Ok(()) } else { Err(ManifestError::OverLimit { what, value, limit, max }) }
+}
+
+/// `types` knows no serialisation: a digest is its text.
+pub(crate) mod digest_text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+    use types::Digest;
+
+    pub(crate) fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(digest)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let digest = Digest::of(b"plugin");
+        let read = |text: String| serde_json::from_str::<Manifest>(&text);
+        let manifest = read(format!(r#"{{"plugin":"{digest}","adapters":["caps"]}}"#)).expect("a manifest");
+        assert_eq!(manifest, Manifest { adapters: vec!["caps".into()], ..Manifest::new(digest) });
+        assert!(read(format!(r#"{{"plugin":"{digest}","adaptors":[]}}"#)).is_err());
+        assert!(read(format!(r#"{{"plugin":"{digest}","limits":{{"tokens":1}}}}"#)).is_err());
+        assert!(read(r#"{"plugin":"latest"}"#.to_owned()).is_err());
+        assert!(read("{}".to_owned()).is_err());
+    }
+
+    #[test]
+    fn limits_only_narrow() {
+        let host = PlanLimits::default();
+        let own = ManifestLimits { output_tokens_max: Some(8), deadline_ms_max: Some(u32::MAX), ..Default::default() };
+        let narrow = own.narrow(&host);
+        assert_eq!(narrow, PlanLimits { output_tokens_max: 8, ..host.clone() });
+        assert_eq!(ManifestLimits::default().narrow(&host), host);
+    }
+
+    #[test]
+    fn what_is_wrong_is_found() {
+        let good = Manifest::new(Digest::of(b"plugin"));
+        let code = |change: fn(&mut Manifest)| {
+            let mut manifest = good.clone();
+            change(&mut manifest);
+            manifest.check().map_or_else(|error| error.code(), |()| "accepted")
+        };
+        assert_eq!(code(|manifest| manifest.adapters = vec!["caps".into(), "a".repeat(64)]), "accepted");
+        assert_eq!(code(|manifest| manifest.adapters = vec!["../caps".into()]), "invalid_manifest");
+        assert_eq!(code(|manifest| manifest.adapters = vec!["caps".into(); 1025]), "limit_exceeded");
+        assert_eq!(code(|manifest| manifest.description = "x".repeat(MANIFEST_BYTES_MAX)), "limit_exceeded");
+        assert_eq!(code(|manifest| manifest.limits.output_tokens_max = Some(0)), "invalid_manifest");
+    }
+}

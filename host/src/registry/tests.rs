@@ -1,0 +1,157 @@
+//! Deploying, promoting, deleting; races; tenants kept apart.
+
+use super::*;
+use crate::store::EmbeddedStore;
+use crate::store::memory::MemoryStore;
+
+fn tenant(name: &str) -> TenantId {
+    name.parse().expect("a name")
+}
+
+fn function(name: &str) -> FunctionName {
+    name.parse().expect("a name")
+}
+
+fn manifest(description: &str) -> Manifest {
+    Manifest { description: description.to_owned(), ..Manifest::new(Digest::of(b"plugin")) }
+}
+
+async fn registry() -> (Registry, TenantId) {
+    let registry = Registry::new(Arc::new(MemoryStore::default()));
+    let acme = tenant("acme");
+    registry.record_plugin(&acme, Digest::of(b"plugin")).await.expect("record");
+    (registry, acme)
+}
+
+#[tokio::test]
+async fn the_first_is_live_and_later_ones_are_promoted() {
+    let (registry, acme) = registry().await;
+    let f = function("f");
+    assert_eq!(registry.get_live(&acme, &f).await.expect_err("none").code(), "function_not_found");
+    assert_eq!(registry.put_version(&acme, &f, manifest("one")).await.expect("put").version, 1);
+    assert_eq!(registry.put_version(&acme, &f, manifest("two")).await.expect("put").version, 2);
+    assert_eq!(registry.get_live(&acme, &f).await.expect("live").version, 1);
+    assert_eq!(registry.promote(&acme, &f, 2).await.expect("promote").manifest.description, "two");
+    assert_eq!(registry.get_live(&acme, &f).await.expect("live").manifest.description, "two");
+    registry.promote(&acme, &f, 1).await.expect("roll back");
+    assert_eq!(registry.get_live(&acme, &f).await.expect("live").manifest.description, "one");
+    for version in [0, 3, u32::MAX] {
+        assert_eq!(registry.promote(&acme, &f, version).await.expect_err("none").code(), "version_not_found");
+        assert_eq!(registry.get_version(&acme, &f, version).await.expect_err("none").code(), "version_not_found");
+    }
+    let versions = registry.versions(&acme, &f).await.expect("versions");
+    assert_eq!(versions.iter().map(|found| found.version).collect::<Vec<_>>(), [1, 2]);
+    let listed = registry.list(&acme).await.expect("list");
+    assert_eq!(listed, [FunctionInfo { function: f, live: 1, latest: 2 }]);
+}
+
+#[tokio::test]
+async fn a_deleted_function_is_gone_and_its_numbers_are_not_used_again() {
+    let (registry, acme) = registry().await;
+    let f = function("f");
+    assert_eq!(registry.delete(&acme, &f).await.expect_err("none").code(), "function_not_found");
+    registry.put_version(&acme, &f, manifest("one")).await.expect("put");
+    registry.put_version(&acme, &f, manifest("two")).await.expect("put");
+    registry.delete(&acme, &f).await.expect("delete");
+    assert_eq!(registry.get_live(&acme, &f).await.expect_err("gone").code(), "function_not_found");
+    assert_eq!(registry.get_version(&acme, &f, 1).await.expect_err("gone").code(), "function_not_found");
+    assert_eq!(registry.versions(&acme, &f).await.expect_err("gone").code(), "function_not_found");
+    assert_eq!(registry.delete(&acme, &f).await.expect_err("gone").code(), "function_not_found");
+    assert!(registry.list(&acme).await.expect("list").is_empty());
+    assert_eq!(registry.put_version(&acme, &f, manifest("three")).await.expect("put").version, 3);
+    assert_eq!(registry.get_live(&acme, &f).await.expect("live").version, 3);
+    assert_eq!(registry.promote(&acme, &f, 2).await.expect_err("gone").code(), "version_not_found");
+}
+
+#[tokio::test]
+async fn tenants_do_not_see_each_other() {
+    let (registry, acme) = registry().await;
+    let other = tenant("other");
+    let f = function("f");
+    registry.put_version(&acme, &f, manifest("acme's")).await.expect("put");
+    assert_eq!(registry.get_live(&other, &f).await.expect_err("not theirs").code(), "function_not_found");
+    assert!(registry.list(&other).await.expect("list").is_empty());
+    assert!(registry.plugins(&other).await.expect("list").is_empty());
+    // The digest of another tenant's plugin is answered like one that nobody has.
+    let theirs = registry.put_version(&other, &f, manifest("")).await.expect_err("not theirs");
+    let nobodys = Manifest::new(Digest::of(b"nobody's"));
+    let nobodys = registry.put_version(&other, &f, nobodys).await.expect_err("nobody's");
+    assert_eq!((theirs.code(), theirs.blame()), (nobodys.code(), nobodys.blame()));
+    assert_eq!(theirs.code(), "plugin_not_found");
+    registry.record_plugin(&other, Digest::of(b"plugin")).await.expect("record");
+    registry.record_plugin(&other, Digest::of(b"plugin")).await.expect("again is no error");
+    assert_eq!(registry.put_version(&other, &f, manifest("other's")).await.expect("put").version, 1);
+    registry.delete(&other, &f).await.expect("delete");
+    assert_eq!(registry.get_live(&acme, &f).await.expect("live").manifest.description, "acme's");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_deploys_lose_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Arc::new(EmbeddedStore::open(folder.path()).await.expect("open"));
+    let registry = Registry::new(store);
+    let (acme, f) = (tenant("acme"), function("f"));
+    registry.record_plugin(&acme, Digest::of(b"plugin")).await.expect("record");
+    let tasks: Vec<_> = (0..8)
+        .map(|number| {
+            let (registry, acme, f) = (registry.clone(), acme.clone(), f.clone());
+            tokio::spawn(async move {
+                registry.put_version(&acme, &f, manifest(&number.to_string())).await.expect("put").version
+            })
+        })
+        .collect();
+    let mut numbers = Vec::new();
+    for task in tasks {
+        numbers.push(task.await.expect("no panic"));
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..=8).collect::<Vec<_>>());
+    let versions = registry.versions(&acme, &f).await.expect("versions");
+    let mut descriptions: Vec<_> = versions.iter().map(|found| found.manifest.description.clone()).collect();
+    descriptions.sort();
+    assert_eq!(descriptions, ["0", "1", "2", "3", "4", "5", "6", "7"]);
+    assert!(registry.get_live(&acme, &f).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_number_whose_writer_died_is_passed_over() {
+    let (registry, acme) = registry().await;
+    let f = function("f");
+    registry.put_version(&acme, &f, manifest("one")).await.expect("put");
+    registry.write_version(&acme, &f, &manifest("orphan")).await.expect("write");
+    assert_eq!(registry.get_version(&acme, &f, 2).await.expect_err("not noted").code(), "version_not_found");
+    assert_eq!(registry.put_version(&acme, &f, manifest("three")).await.expect("put").version, 3);
+    assert_eq!(registry.get_version(&acme, &f, 3).await.expect("there").manifest.description, "three");
+}
+
+#[tokio::test]
+async fn a_delete_between_the_steps_of_a_deploy_wins() {
+    let (registry, acme) = registry().await;
+    let f = function("f");
+    let slow = registry.write_version(&acme, &f, &manifest("slow")).await.expect("write");
+    registry.put_version(&acme, &f, manifest("fast")).await.expect("put");
+    registry.delete(&acme, &f).await.expect("delete");
+    registry.note_version(&acme, &f, slow).await.expect("too late is no error");
+    assert_eq!(registry.get_live(&acme, &f).await.expect_err("gone").code(), "function_not_found");
+    assert_eq!(registry.put_version(&acme, &f, manifest("next")).await.expect("put").version, 3);
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = || async { Registry::new(Arc::new(EmbeddedStore::open(folder.path()).await.expect("open"))) };
+    let (acme, f) = (tenant("acme"), function("f"));
+    let registry = open().await;
+    registry.record_plugin(&acme, Digest::of(b"plugin")).await.expect("record");
+    let mut sent = manifest("one");
+    sent.templates.insert("greet".into(), "Hello {{ name }}".into());
+    sent.limits.output_tokens_max = Some(7);
+    registry.put_version(&acme, &f, sent.clone()).await.expect("put");
+    registry.put_version(&acme, &f, manifest("two")).await.expect("put");
+    registry.promote(&acme, &f, 2).await.expect("promote");
+    drop(registry);
+    let registry = open().await;
+    assert_eq!(registry.get_live(&acme, &f).await.expect("live").version, 2);
+    assert_eq!(*registry.get_version(&acme, &f, 1).await.expect("there").manifest, sent);
+    assert_eq!(registry.plugins(&acme).await.expect("plugins"), [Digest::of(b"plugin")]);
+}

@@ -1,0 +1,28 @@
+//! Returns a plan that the host must refuse: which one, the request's text says; a weight that is no number otherwise.
+
+use tenon_sdk::{Constraint, LayerRange, Modules, Plan, Policy, Prompt, Request, Result};
+
+struct BadPlan;
+
+impl Policy for BadPlan {
+    fn compose(request: &Request) -> Result<Plan> {
+        let mut plan = Plan::new(Prompt::Text("hello".to_owned()));
+        match request.text.as_str() {
+            "empty-prompt" => plan.prompt = Prompt::Text(String::new()),
+            "long-prompt" => plan.prompt = Prompt::Text("x".repeat(2 << 20)),
+            "temperature" => plan.sampling.temperature = -1.0,
+            "budget" => plan.token_budget = Some(u32::MAX),
+            "constraint" => plan.constraint = Some(Constraint::Regex("a+".to_owned())),
+            "entries" => plan.composition = vec![tenon_sdk::CompositionEntry::whole("all-caps", 1.0); 1000],
+            "layers" => {
+                plan = plan.adapter("all-caps", 1.0);
+                plan.composition[0].layers = Some(LayerRange { first: 9, end: 3 });
+                plan.composition[0].modules = Some(Modules::empty());
+            }
+            _ => plan = plan.adapter("all-caps", f32::NAN),
+        }
+        Ok(plan)
+    }
+}
+
+tenon_sdk::export_policy!(BadPlan);

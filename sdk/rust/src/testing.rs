@@ -1,0 +1,306 @@
+//! Runs a policy natively, with a host that the test describes: `cargo test` needs no WebAssembly.
+//!
+//! ```
+//! use tenon_sdk::testing::{Harness, request};
+//! # use tenon_sdk::{Plan, Policy, Request, Result};
+//! # struct Mine;
+//! # impl Policy for Mine {
+//! #     fn compose(request: &Request) -> Result<Plan> { Ok(Plan::new(request.prompt())) }
+//! # }
+//! let harness = Harness::new().adapter("manners").config("tone", "warm");
+//! let plan = harness.compose::<Mine>(&request("hello")).unwrap();
+//! assert!(plan.composition.is_empty());
+//! ```
+
+use std::cell::RefCell;
+
+use crate::bindings::tenon::plugin::log::Level;
+use crate::{
+    Action, Adapter, Chunk, Decision, Ending, FinishReason, Pair, Plan, Policy, Request, Residency, Result, Usage,
+};
+
+/// A request with this text and nothing else.
+pub fn request(text: &str) -> Request {
+    Request {
+        id: "test".to_owned(),
+        function: "test".to_owned(),
+        version: 1,
+        text: text.to_owned(),
+        input_json: "null".to_owned(),
+        messages: Vec::new(),
+        parameters: Vec::new(),
+        stream: false,
+        max_tokens: None,
+    }
+}
+
+impl Request {
+    /// Adds a scalar member of the input object, for tests.
+    #[must_use]
+    pub fn with_parameter(mut self, name: &str, value: &str) -> Self {
+        self.parameters.push(Pair { name: name.to_owned(), value: value.to_owned() });
+        self
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    adapters: Vec<Adapter>,
+    config: Vec<(String, String)>,
+    lines: Vec<(Level, String)>,
+    random: u32,
+    elapsed_ms: u32,
+}
+
+thread_local! {
+    static STATE: RefCell<State> = RefCell::default();
+}
+
+/// A host made for one test. Each call installs it for this thread.
+#[derive(Clone, Debug, Default)]
+pub struct Harness {
+    state: State,
+}
+
+impl Harness {
+    /// No adapters, no configuration.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Grants an adapter of this alias.
+    #[must_use]
+    pub fn adapter(mut self, alias: &str) -> Self {
+        let digest = format!("{:064x}", self.state.adapters.len() + 1);
+        let residency = Residency::Memory;
+        self.state.adapters.push(Adapter { alias: alias.to_owned(), digest, rank: 8, residency });
+        self
+    }
+
+    /// Sets a value of the manifest's configuration.
+    #[must_use]
+    pub fn config(mut self, name: &str, value: &str) -> Self {
+        self.state.config.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Seeds the random numbers.
+    #[must_use]
+    pub fn seed(mut self, seed: u32) -> Self {
+        self.state.random = seed;
+        self
+    }
+
+    /// Sets what the clock shows.
+    #[must_use]
+    pub fn elapsed_ms(mut self, elapsed_ms: u32) -> Self {
+        self.state.elapsed_ms = elapsed_ms;
+        self
+    }
+
+    /// Calls `route`.
+    pub fn route<P: Policy>(&self, request: &Request) -> Result<Decision> {
+        self.with(|| P::route(request))
+    }
+
+    /// Calls `compose`.
+    pub fn compose<P: Policy>(&self, request: &Request) -> Result<Plan> {
+        self.with(|| P::compose(request))
+    }
+
+    /// Feeds the post-processor these chunks and returns what the caller would read, and the ending.
+    pub fn post_process<P: Policy>(&self, request: &Request, chunks: &[&str]) -> Result<(String, Ending)> {
+        self.with(|| {
+            let mut processor = P::post_processor(request);
+            let mut output = Output::default();
+            let mut finish = FinishReason::Stop;
+            for chunk in chunks {
+                output.apply(chunk, &processor.chunk(&Chunk::of_text(chunk))?);
+                if output.stopped {
+                    finish = FinishReason::StoppedByPlugin;
+                    break;
+                }
+            }
+            let completion_tokens = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
+            let ending = processor.finish(&Usage { prompt_tokens: 1, completion_tokens, finish })?;
+            output.apply("", &ending.actions);
+            Ok((output.sent, ending))
+        })
+    }
+
+    /// What the calls on this thread have logged since the last one began.
+    pub fn lines(&self) -> Vec<String> {
+        STATE.with_borrow(|state| state.lines.iter().map(|(_, line)| line.clone()).collect())
+    }
+
+    fn with<T>(&self, call: impl FnOnce() -> T) -> T {
+        STATE.set(self.state.clone());
+        call()
+    }
+}
+
+/// What the host does with actions (see `wit/types.wit`).
+#[derive(Default)]
+struct Output {
+    held: String,
+    sent: String,
+    stopped: bool,
+}
+
+impl Output {
+    fn apply(&mut self, chunk: &str, actions: &[Action]) {
+        for action in actions {
+            match action {
+                Action::Pass => {
+                    self.sent += &std::mem::take(&mut self.held);
+                    self.sent += chunk;
+                }
+                Action::Replace(text) => {
+                    self.held.clear();
+                    self.sent += text;
+                }
+                Action::Hold => self.held += chunk,
+                Action::Emit(text) => self.sent += text,
+                Action::Stop => self.stopped = true,
+                Action::SwitchComposition(_) => {}
+            }
+        }
+    }
+}
+
+/// The imports as the harness answers them, in the shape of the generated ones.
+pub(crate) mod fake {
+    pub(crate) mod catalog {
+        use crate::testing::STATE;
+        use crate::{Adapter, HostError};
+
+        pub(crate) fn adapters() -> Result<Vec<Adapter>, HostError> {
+            Ok(STATE.with_borrow(|state| state.adapters.clone()))
+        }
+
+        pub(crate) fn prefetch(_: &[String]) -> Result<(), HostError> {
+            Err(HostError::Unsupported("prefetch".to_owned()))
+        }
+    }
+
+    pub(crate) mod log {
+        use crate::bindings::tenon::plugin::log::Level;
+        use crate::testing::STATE;
+
+        pub(crate) fn write(level: Level, message: &str) {
+            STATE.with_borrow_mut(|state| state.lines.push((level, message.to_owned())));
+        }
+    }
+
+    pub(crate) mod clock {
+        use crate::testing::STATE;
+
+        pub(crate) fn elapsed_ms() -> u32 {
+            STATE.with_borrow(|state| state.elapsed_ms / 10 * 10)
+        }
+
+        pub(crate) fn unix_seconds() -> f64 {
+            1_767_225_600.0 + f64::from(elapsed_ms()) / 1000.0
+        }
+    }
+
+    pub(crate) mod random {
+        use crate::HostError;
+        use crate::testing::STATE;
+
+        pub(crate) fn bytes(count: u32) -> Result<Vec<u8>, HostError> {
+            if count > 65_536 {
+                return Err(HostError::Limit("random_bytes_max".to_owned()));
+            }
+            Ok((0..count).map(|_| next().to_le_bytes()[3]).collect())
+        }
+
+        pub(crate) fn next() -> u32 {
+            STATE.with_borrow_mut(|state| {
+                state.random = state.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state.random
+            })
+        }
+    }
+
+    pub(crate) mod config {
+        use crate::testing::STATE;
+
+        pub(crate) fn get(name: &str) -> Option<String> {
+            all().into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
+        }
+
+        pub(crate) fn all() -> Vec<(String, String)> {
+            STATE.with_borrow(|state| state.config.clone())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PostProcessor, catalog, clock, config, log, random};
+
+    /// Holds words back until a full stop, shouts the first sentence and stops there.
+    struct FirstSentence;
+
+    impl Policy for FirstSentence {
+        fn compose(request: &Request) -> Result<Plan> {
+            log::info(&format!("at {} ms", clock::elapsed_ms()));
+            let weight = request.parameter_as("weight")?.unwrap_or(0.5);
+            let mut plan = Plan::new(request.prompt()).post_processed().stop_at("###").token_budget(request.max_tokens);
+            for adapter in catalog::adapters()? {
+                plan = plan.adapter(adapter.alias, weight);
+            }
+            plan.sampling.seed = Some(random::next());
+            plan.deadline_ms = config::require("deadline")?.parse().ok();
+            Ok(plan)
+        }
+
+        fn post_processor(_: &Request) -> Box<dyn PostProcessor> {
+            Box::new(Shout(String::new()))
+        }
+    }
+
+    struct Shout(String);
+
+    impl PostProcessor for Shout {
+        fn chunk(&mut self, chunk: &Chunk) -> Result<Vec<Action>> {
+            self.0 += &chunk.text;
+            match self.0.split_once('.') {
+                Some((sentence, _)) => Ok(vec![Action::Replace(sentence.to_uppercase()), Action::Stop]),
+                None => Ok(vec![Action::Hold]),
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_uses_what_the_host_lends() {
+        let harness = Harness::new().adapter("a").adapter("b").config("deadline", "900").seed(7).elapsed_ms(19);
+        let plan = harness.compose::<FirstSentence>(&request("hi").with_parameter("weight", "0.25")).unwrap();
+        let weights: Vec<_> = plan.composition.iter().map(|entry| (entry.adapter.as_str(), entry.weight)).collect();
+        assert_eq!(weights, [("a", 0.25), ("b", 0.25)]);
+        assert_eq!(plan.deadline_ms, Some(900));
+        assert_eq!(harness.lines(), ["at 10 ms"]);
+        let again = harness.compose::<FirstSentence>(&request("hi")).unwrap();
+        assert_eq!(plan.sampling.seed, again.sampling.seed, "seeded, so repeatable");
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        let error = Harness::new().compose::<FirstSentence>(&request("hi")).unwrap_err();
+        assert!(error.to_string().contains("`deadline`"), "{error}");
+        let wrong = request("hi").with_parameter("weight", "heavy");
+        let error = Harness::new().compose::<FirstSentence>(&wrong).unwrap_err();
+        assert!(error.to_string().contains("`weight`"), "{error}");
+    }
+
+    #[test]
+    fn held_text_is_replaced_or_sent_at_the_end() {
+        let harness = Harness::new();
+        let (text, _) = harness.post_process::<FirstSentence>(&request(""), &["one ", "two. three", "four"]).unwrap();
+        assert_eq!(text, "ONE TWO");
+        let (text, _) = harness.post_process::<FirstSentence>(&request(""), &["never ", "ends"]).unwrap();
+        assert_eq!(text, "never ends");
+    }
+}

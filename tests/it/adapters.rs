@@ -1,0 +1,120 @@
+//! Adapters as a user uploads, lists, replaces and removes them; what is malformed is refused with its reason.
+
+use serde_json::{Value, json};
+use tests::{adapter_folder, shared, shared_server, skip};
+
+fn files(name: &str) -> (Vec<u8>, Vec<u8>) {
+    let folder = adapter_folder(name).expect("a committed adapter");
+    let read = |file: &str| std::fs::read(folder.join(file)).expect("a committed file");
+    (read("adapter_config.json"), read("adapter_model.safetensors"))
+}
+
+#[test]
+fn an_adapter_is_named_by_its_content() {
+    let Some(server) = shared_server("an_adapter_is_named_by_its_content") else { return };
+    let client = server.client();
+    let (config, weights) = files("all-caps");
+    let first = client.upload_adapter_bytes("twice-a", config.clone(), weights.clone()).expect(201).json();
+    let second = client.upload_adapter_bytes("twice-b", config, weights).expect(201).json();
+    assert_eq!(first["digest"], second["digest"]);
+    assert_eq!(first["digest"].as_str().map(str::len), Some(64));
+    assert_eq!(first["rank"], json!(4));
+    let listed = client.get("/v1/adapters").expect(200).json();
+    let aliases: Vec<&str> =
+        listed["data"].as_array().unwrap().iter().filter_map(|one| one["alias"].as_str()).collect();
+    assert!(aliases.contains(&"twice-a") && aliases.contains(&"twice-b"), "{aliases:?}");
+    client.delete("/v1/adapters/twice-a").expect(204);
+    client.get("/v1/adapters/twice-a").expect_not_found();
+    client.get("/v1/adapters/twice-b").expect(200);
+    client.delete("/v1/adapters/twice-b").expect(204);
+}
+
+#[test]
+fn an_alias_moves_and_a_function_follows_it() {
+    let Some(server) = shared_server("an_alias_moves_and_a_function_follows_it") else { return };
+    let client = server.client();
+    let ask = || {
+        let messages =
+            json!([{"role": "system", "content": "ISO date."}, {"role": "user", "content": "December 7th, 1997"}]);
+        let body = json!({"model": "moving", "messages": messages, "max_tokens": 12, "temperature": 0});
+        let value = client.post("/v1/chat/completions", &body).expect(200).json();
+        value["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let (config, weights) = files("all-caps");
+    client.upload_adapter_bytes("moving", config, weights).expect(201);
+    assert_ne!(ask(), "1997-12-07");
+    let (config, weights) = files("iso-date");
+    client.upload_adapter_bytes("moving", config, weights).expect(201);
+    assert_eq!(ask(), "1997-12-07");
+}
+
+#[test]
+fn malformed_adapters_are_refused_with_their_reason() {
+    let Some(server) = shared_server("malformed_adapters_are_refused_with_their_reason") else { return };
+    let client = server.client();
+    let (config, weights) = files("all-caps");
+    let refused = |config: Vec<u8>, weights: Vec<u8>| {
+        let answer = client.upload_adapter_bytes("broken", config, weights);
+        assert!((400..500).contains(&answer.status), "{} {}", answer.status, answer.text);
+        assert!(answer.code().starts_with("adapter_"), "{}", answer.text);
+        let message = answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+        assert!(message.len() > 10, "the reason is told: {message}");
+    };
+    let cut = |bytes: &[u8]| bytes[..bytes.len() / 2].to_vec();
+    refused(config.clone(), cut(&weights));
+    refused(config.clone(), Vec::new());
+    refused(config.clone(), b"\xff\xff\xff\xff\xff\xff\xff\xff{}".to_vec());
+    refused(cut(&config), weights.clone());
+    refused(b"[]".to_vec(), weights.clone());
+    let as_text = String::from_utf8(config).unwrap();
+    refused(as_text.replace("\"r\": 4", "\"r\": 5").into_bytes(), weights.clone());
+    refused(as_text.replace("\"LORA\"", "\"IA3\"").into_bytes(), weights);
+    client.get("/v1/adapters/broken").expect_not_found();
+}
+
+#[test]
+fn a_source_outside_what_was_allowed_is_refused() {
+    let Some(server) = shared_server("a_source_outside_what_was_allowed_is_refused") else { return };
+    let client = server.client();
+    let answer = client.put("/v1/adapters/by-url", &json!({"source": "file:///etc/passwd"}));
+    assert!((400..500).contains(&answer.status), "files outside the root: {} {}", answer.status, answer.text);
+    assert!(!answer.text.contains("root:"), "no content leaks");
+    let answer = client.put("/v1/adapters/by-url", &json!({"source": "gopher://example"}));
+    assert!((400..500).contains(&answer.status), "{} {}", answer.status, answer.text);
+    let (config, weights) = files("all-caps");
+    let answer = client.upload_adapter_bytes("no%2Fslashes", config, weights);
+    answer.expect_error(400, "invalid_request");
+}
+
+#[test]
+fn the_hostile_set_is_refused_case_by_case() {
+    let test = "the_hostile_set_is_refused_case_by_case";
+    let Some(server) = shared_server(test) else { return };
+    let Some(hostile) = shared().map(|shared| shared.join("lora/hostile")).filter(|folder| folder.is_dir()) else {
+        return skip(test, "../shared/lora/hostile is not there");
+    };
+    let client = server.client();
+    let cases = std::fs::read(hostile.join("cases.json")).expect("cases.json");
+    let cases: Value = serde_json::from_slice(&cases).expect("cases.json is JSON");
+    let (mut refused, mut wrong) = (0, Vec::new());
+    for case in cases["cases"].as_array().unwrap() {
+        let (name, expect) = (case["name"].as_str().unwrap(), case["expect"].as_str().unwrap());
+        let read = |file: &str| std::fs::read(hostile.join(name).join(file));
+        // Folders without both files are archives and pickles, which this route cannot be given.
+        let (Ok(config), Ok(weights)) = (read("adapter_config.json"), read("adapter_model.safetensors")) else {
+            continue;
+        };
+        let answer = client.upload_adapter_bytes("hostile", config, weights);
+        let is_right = match expect {
+            "accept" => answer.status == 201,
+            "reject" => (400..500).contains(&answer.status),
+            _ => answer.status == 201 || (400..500).contains(&answer.status),
+        };
+        refused += usize::from(answer.status >= 400);
+        if !is_right {
+            wrong.push(format!("{name} ({}): expected {expect}, {} {}", case["why"], answer.status, answer.text));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(refused > 40, "only {refused} cases were refused");
+}

@@ -1,0 +1,138 @@
+//! Callers that leave, hosts that stop, and hosts that are stopped: nothing leaks, nothing durable is lost. Each test has
+//! a server of its own, in the default precision.
+
+use std::io::BufRead;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::{Client, Options, Server, deploy_examples};
+
+/// The share of KV memory that sequences hold; 0 when nothing runs.
+fn kv_share_used(client: &Client) -> f64 {
+    const NAME: &str = "vllm:kv_cache_usage_perc";
+    client.metric(NAME).unwrap_or_else(|| panic!("/metrics has no {NAME}"))
+}
+
+fn long_completion() -> Value {
+    json!({"model": "base", "prompt": "Once upon a time", "max_tokens": 1500, "temperature": 0, "ignore_eos": true,
+        "stream": true})
+}
+
+/// Opens a long stream and reads its first events.
+fn begin_stream(client: &Client) -> std::io::BufReader<reqwest::blocking::Response> {
+    let response = client.open("/v1/completions", &long_completion());
+    assert_eq!(response.status().as_u16(), 200);
+    let mut lines = Client::lines(response);
+    let mut line = String::new();
+    for _ in 0..6 {
+        line.clear();
+        lines.read_line(&mut line).expect("a first event comes");
+    }
+    lines
+}
+
+#[test]
+fn a_client_that_hangs_up_frees_its_blocks() {
+    let Some(server) = Server::start("a_client_that_hangs_up_frees_its_blocks", Options::default()) else { return };
+    let client = server.client();
+    let used = || kv_share_used(&client);
+    assert_eq!(used(), 0.0);
+    let stream = begin_stream(&client);
+    assert!(used() > 0.0);
+    drop(stream);
+    let started = Instant::now();
+    while used() > 0.0 {
+        assert!(started.elapsed() < Duration::from_secs(10), "the blocks are still held");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let receipts = client.get("/v1/receipts").expect(200).text;
+    assert!(receipts.contains("cancelled"), "the receipt says so: {receipts}");
+}
+
+#[test]
+fn sigterm_lets_what_runs_end_and_takes_no_more() {
+    let Some(mut server) = Server::start("sigterm_lets_what_runs_end_and_takes_no_more", Options::default()) else {
+        return;
+    };
+    let client = server.client();
+    let mut body = long_completion();
+    body["max_tokens"] = json!(60);
+    let response = client.open("/v1/completions", &body);
+    let mut lines = Client::lines(response);
+    let mut first = String::new();
+    lines.read_line(&mut first).expect("a first event comes");
+    server.terminate();
+    let rest: Vec<String> = lines.lines().map(|line| line.expect("the stream goes on to its end")).collect();
+    assert!(rest.iter().any(|line| line == "data: [DONE]"), "{rest:?}");
+    let status = server.wait();
+    assert!(status.success(), "{status}: {}", server.log());
+    assert_eq!(client.get("/health").status, 0, "nobody listens any more");
+}
+
+#[test]
+fn a_restart_keeps_functions_adapters_keys_and_receipts() {
+    let test = "a_restart_keeps_functions_adapters_keys_and_receipts";
+    let Some(mut server) = Server::start(test, Options::default()) else { return };
+    deploy_examples(&server.client());
+    let key = server.key();
+    let ask = |client: &Client| {
+        let answer = client.post("/v1/functions/skills/invoke", &json!({"input": "December 7th, 1997"})).expect(200);
+        assert_eq!(answer.json()["output"], json!("1997-12-07"), "in the default precision too");
+        answer.receipt.expect("a receipt")
+    };
+    let before = ask(&server.client());
+    server.terminate();
+    assert!(server.wait().success(), "{}", server.log());
+    let data = server.data().to_path_buf();
+    let _scratch = server.keep_data();
+    drop(server);
+    let Some(server) = Server::start(test, Options { data: Some(data), ..Options::default() }) else { return };
+    assert_eq!(server.key(), key, "the development key holds on");
+    let client = server.client();
+    let after = ask(&client);
+    client.get(&format!("/v1/receipts/{before}")).expect(200);
+    let output = tests::run_tenon(&["receipt", "verify", &after, "--url", server.url(), "--key", &key]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_host_that_was_killed_recovers_its_receipts() {
+    let test = "a_host_that_was_killed_recovers_its_receipts";
+    let Some(mut server) = Server::start(test, Options::default()) else { return };
+    let client = server.client();
+    let response = client.open("/v1/completions", &long_completion());
+    let header = response.headers().get("x-tenon-receipt").and_then(|value| value.to_str().ok());
+    let receipt = header.expect("a receipt").to_owned();
+    let mut lines = Client::lines(response);
+    lines.read_line(&mut String::new()).expect("a first event comes");
+    server.kill();
+    let data = server.data().to_path_buf();
+    let _scratch = server.keep_data();
+    drop(server);
+    let Some(server) = Server::start(test, Options { data: Some(data), ..Options::default() }) else { return };
+    let value = server.client().get(&format!("/v1/receipts/{receipt}")).expect(200).json();
+    assert_eq!(value["kind"], json!("recovered"), "{value}");
+    let output = tests::run_tenon(&["receipt", "verify", &receipt, "--url", server.url(), "--key", &server.key()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn development_servers_refuse_other_addresses() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (data, base) = (folder.path().join("data"), folder.path().join("base.gguf"));
+    std::fs::write(&base, "never read").unwrap();
+    let (data, base) = (data.to_str().unwrap(), base.to_str().unwrap());
+    let arguments = ["serve", "--dev", "--listen", "0.0.0.0:0", "--base", base, "--data", data];
+    let output = tests::run_tenon(&arguments);
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("loopback") || said.contains("127.0.0.1"), "it says what to do: {said}");
+}
+
+#[test]
+fn the_development_key_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(server) = Server::start("the_development_key_is_for_its_owner_alone", Options::default()) else { return };
+    let mode = std::fs::metadata(server.data().join("dev.key")).expect("dev.key").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}

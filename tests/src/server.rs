@@ -1,0 +1,210 @@
+//! A real server: the `tenon` binary on a free port with a data folder of its own, ended with the test. Not here: HTTP.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{Client, base, places};
+
+/// From start to an address; from an address to a loaded base.
+const START_MAX: Duration = Duration::from_secs(60);
+const READY_MAX: Duration = Duration::from_secs(120);
+const EXIT_MAX: Duration = Duration::from_secs(60);
+
+/// How to start a server.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Arguments after `tenon serve --dev --base … --data … --listen 127.0.0.1:0`.
+    pub arguments: Vec<String>,
+    /// Go on with this data folder; a new one, removed at the end, if absent.
+    pub data: Option<PathBuf>,
+}
+
+impl Options {
+    /// A new server that computes in f32, to compare with the golden outputs.
+    #[must_use]
+    pub fn f32() -> Self {
+        Self { arguments: vec!["--precision".into(), "f32".into()], data: None }
+    }
+}
+
+/// A running server. Dropping it kills the process; when the test process itself dies, so does the server.
+pub struct Server {
+    child: Child,
+    guard: Child,
+    url: String,
+    data: PathBuf,
+    scratch: Option<tempfile::TempDir>,
+    log: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// Starts a server and waits until its base is loaded; `None` (said by [`crate::skip`]) where no base was fetched.
+    ///
+    /// # Panics
+    /// If the binary is missing, or the server does not come up; the message has its log.
+    #[must_use]
+    pub fn start(test: &str, options: Options) -> Option<Self> {
+        let Some(base) = base() else {
+            crate::skip(test, "the base is not there (cargo xtask base)");
+            return None;
+        };
+        let scratch = options.data.is_none().then(|| tempfile::tempdir().expect("a temporary folder"));
+        let data =
+            options.data.or_else(|| scratch.as_ref().map(|folder| folder.path().join("data"))).expect("a folder");
+        let mut command = tenon();
+        command.args(["serve", "--dev", "--listen", "127.0.0.1:0", "--base"]).arg(base).arg("--data").arg(&data);
+        command.args(options.arguments).env("RUST_LOG", "info").env("NO_COLOR", "1");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("tenon starts");
+        let guard = guard(child.id(), scratch.as_ref().map(tempfile::TempDir::path));
+        let log = Arc::new(Mutex::new(String::new()));
+        let (sender, address) = mpsc::sync_channel(64);
+        collect(child.stdout.take().expect("piped"), Arc::clone(&log), Some(sender));
+        collect(child.stderr.take().expect("piped"), Arc::clone(&log), None);
+        let mut server = Self { child, guard, url: String::new(), data, scratch, log };
+        server.url = match address.recv_timeout(START_MAX) {
+            Ok(url) => url,
+            Err(_) => panic!("no line with an address came from tenon serve:\n{}", server.log()),
+        };
+        server.wait_until_ready();
+        Some(server)
+    }
+
+    fn wait_until_ready(&mut self) {
+        let anyone = Client::new(&self.url, None);
+        let started = Instant::now();
+        while anyone.get("/ready").status != 200 {
+            let exited = self.child.try_wait().expect("the child can be asked");
+            assert!(exited.is_none(), "tenon serve ended with {exited:?}:\n{}", self.log());
+            assert!(started.elapsed() < READY_MAX, "the base did not load in {READY_MAX:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The data folder.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The key of the development tenant.
+    #[must_use]
+    pub fn key(&self) -> String {
+        let path = self.data.join("dev.key");
+        let key = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        key.trim().to_owned()
+    }
+
+    /// A client with the development key.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(&self.url, Some(self.key()))
+    }
+
+    /// What the server wrote so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no panic while held").clone()
+    }
+
+    /// The server's data folder, to be kept: the next server may go on with it.
+    #[must_use]
+    pub fn keep_data(&mut self) -> Option<tempfile::TempDir> {
+        self.scratch.take()
+    }
+
+    /// Asks the server to end, as an operator would.
+    pub fn terminate(&self) {
+        kill_process(self.pid(), Signal::TERM).expect("the server can be signalled");
+    }
+
+    /// Ends the server in mid-flight, as a power cut would end its process.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the server can be killed");
+        self.wait();
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// If the server does not end in a minute.
+    pub fn wait(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the child can be asked") {
+                return status;
+            }
+            assert!(started.elapsed() < EXIT_MAX, "tenon did not end in {EXIT_MAX:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The guard first: it must not signal a process number that is free again.
+        drop(self.guard.kill());
+        drop(self.guard.wait());
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The binary that was built beside this test.
+///
+/// # Panics
+/// If it was not.
+#[must_use]
+pub fn tenon() -> Command {
+    let binary = places::profile().join("tenon");
+    assert!(binary.is_file(), "{} is missing: run `cargo build --workspace --bins` first", binary.display());
+    Command::new(binary)
+}
+
+/// Runs `tenon` with these arguments to its end.
+///
+/// # Panics
+/// If it cannot be started.
+#[must_use]
+pub fn run_tenon(arguments: &[&str]) -> Output {
+    tenon().args(arguments).stdin(Stdio::null()).output().expect("tenon starts")
+}
+
+/// A process that reads from us and, when we are gone (even if we were killed), kills the server and removes its data.
+fn guard(pid: u32, scratch: Option<&Path>) -> Child {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("cat >/dev/null; kill -9 {pid}; rm -rf \"$@\""), "guard"]).args(scratch);
+    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    shell.spawn().expect("sh starts")
+}
+
+/// Keeps what the server writes, and sends the address when a line has it. The thread ends with the server.
+fn collect(from: impl Read + Send + 'static, log: Arc<Mutex<String>>, address: Option<mpsc::SyncSender<String>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if let (Some(sender), Some(start)) = (&address, line.find("http://127.0.0.1:")) {
+                let url = line.get(start..).unwrap_or_default().split_whitespace().next().unwrap_or_default();
+                // Later lines with an address find nobody waiting.
+                drop(sender.try_send(url.trim_end_matches(['/', '.', ',']).to_owned()));
+            }
+            let mut log = log.lock().expect("no panic while held");
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+}

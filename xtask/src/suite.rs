@@ -1,0 +1,202 @@
+//! `cargo xtask test`: every check of the repository, stage by stage, with one line of totals at the end. CI runs this
+//! and nothing else. Not here: the checks themselves.
+//!
+//! Every build here selects the whole workspace, the demo's too: a smaller selection would resolve other features for
+//! shared dependencies and so build wasmtime a second time.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use clap::ValueEnum;
+
+use crate::shell::{self, Outcome};
+use crate::{base, guests};
+
+/// A part of `cargo xtask test`, in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Stage {
+    /// `cargo fmt --check`, in every workspace
+    Fmt,
+    /// Build the guests
+    Guests,
+    /// Fetch the base
+    Base,
+    /// Build the workspace, its binaries and its tests
+    Build,
+    /// Run the tests of the workspace
+    Workspace,
+    /// Run the tests of the Rust SDK and of the plugins, natively
+    Plugins,
+    /// `cargo clippy` with warnings as errors
+    Clippy,
+    /// `cargo deny`, where it is installed
+    Deny,
+}
+
+/// The workspace of the SDK and the plugins.
+const GUESTS: &str = "plugins/Cargo.toml";
+
+/// What test runners counted.
+#[derive(Default)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Runs one stage, or all of them; all run even if one fails.
+///
+/// # Errors
+/// If any stage failed.
+pub(crate) fn run(only: Option<Stage>) -> Outcome {
+    let started = Instant::now();
+    let stages: Vec<Stage> =
+        Stage::value_variants().iter().copied().filter(|stage| only.is_none_or(|only| only == *stage)).collect();
+    let mut totals = Totals::default();
+    let mut failures = Vec::new();
+    let mut times = Vec::new();
+    for stage in stages {
+        let name = format!("{stage:?}").to_lowercase();
+        println!("\n== {name}");
+        let stage_started = Instant::now();
+        if let Err(error) = one(stage, &mut totals) {
+            eprintln!("xtask: {name}: {error}");
+            failures.push(name.clone());
+        }
+        times.push(format!("{name} {:.0} s", stage_started.elapsed().as_secs_f64()));
+    }
+    println!("\n== {}; in all {:.0} s", times.join(", "), started.elapsed().as_secs_f64());
+    // A stage that runs no tests counts as one when it fails, so that no failure hides behind the totals.
+    totals.failed = totals.failed.max(failures.len() as u64);
+    println!("{} passed, {} failed, {} skipped", totals.passed, totals.failed, totals.skipped);
+    if failures.is_empty() { Ok(()) } else { Err(format!("failed: {}", failures.join(", ")).into()) }
+}
+
+fn one(stage: Stage, totals: &mut Totals) -> Outcome {
+    match stage {
+        Stage::Fmt => {
+            shell::run(&mut shell::cargo(&["fmt", "--all", "--check"]))?;
+            shell::run(&mut shell::cargo(&["fmt", "--all", "--check", "--manifest-path", GUESTS]))
+        }
+        Stage::Guests => guests(false),
+        Stage::Base => base::ensure().map(|path| println!("base: {}", path.display())),
+        Stage::Build => {
+            shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--lib", "--bins", "--tests"]))
+        }
+        Stage::Workspace => tests(shell::cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), totals),
+        Stage::Plugins => tests(native(&["test", "--locked", "--workspace", "--manifest-path", GUESTS]), totals),
+        Stage::Clippy => {
+            let arguments = ["clippy", "--locked", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+            shell::run(&mut shell::cargo(&arguments))
+        }
+        Stage::Deny => deny(),
+    }
+}
+
+/// Builds the guests; the committed ones serve where no toolchain can build for WebAssembly.
+///
+/// # Errors
+/// If they cannot be built and fixtures are to be updated, or none are committed.
+pub(crate) fn guests(update_fixtures: bool) -> Outcome {
+    match guests::build(&shell::root(), update_fixtures) {
+        Ok(components) => println!("guests: {} built", components.len()),
+        Err(error) if update_fixtures => return Err(error),
+        Err(error) => {
+            println!("guests: {error}; going on with the committed ones in {}", committed_guests().display());
+        }
+    }
+    Ok(())
+}
+
+/// A component by name: as it was built last, or the committed one.
+pub(crate) fn component(name: &str) -> PathBuf {
+    let file = format!("{name}.wasm");
+    let built = shell::root().join("target").join("guests").join(&file);
+    if built.is_file() { built } else { committed_guests().join(file) }
+}
+
+/// The components that are in the tree.
+fn committed_guests() -> PathBuf {
+    shell::root().join("tests").join("fixtures").join("guests")
+}
+
+/// The rules of the repository alone, without building the host.
+///
+/// # Errors
+/// If one is broken; the test's message says what to do.
+pub(crate) fn tidy() -> Outcome {
+    shell::run(&mut shell::cargo(&["test", "--locked", "--workspace", "--test", "it", "tidy::"]))
+}
+
+/// A cargo command for the SDK and the plugins, built for this machine and apart from the host.
+fn native(arguments: &[&str]) -> Command {
+    let mut command = shell::cargo(arguments);
+    command.env("CARGO_TARGET_DIR", shell::target().join("sdk"));
+    command
+}
+
+/// Licences, bans and sources by the tool itself. The same rules hold without it: `tests/it/deny.rs` reads `deny.toml`.
+fn deny() -> Outcome {
+    if shell::capture(&mut shell::cargo(&["deny", "--version"])).is_err() {
+        println!("deny: cargo-deny is not installed; tests/it/deny.rs has checked licences, bans and sources");
+        println!("deny: advisories were not checked (cargo install --locked cargo-deny; cargo deny check)");
+        return Ok(());
+    }
+    shell::run(&mut shell::cargo(&["deny", "check", "bans", "licenses", "sources"]))
+}
+
+/// Runs a test command, passing its output on and adding up the summary lines of libtest.
+fn tests(mut command: Command, totals: &mut Totals) -> Outcome {
+    let skips = shell::target().join("skips.log");
+    fs::write(&skips, "")?;
+    let line = shell::line_of(&command);
+    println!("$ {line}");
+    command.env("TENON_SKIP_LOG", &skips).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("cannot start `{line}`: {error}"))?;
+    let stdout = child.stdout.take().ok_or("no standard output")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        println!("{line}");
+        totals.add(&line);
+    }
+    let status = child.wait()?;
+    for skip in fs::read_to_string(&skips)?.lines() {
+        println!("skipped: {skip}");
+        totals.passed = totals.passed.saturating_sub(1);
+        totals.skipped += 1;
+    }
+    if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
+}
+
+impl Totals {
+    /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s`
+    fn add(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ") else { return };
+        let counts = counts.split_once(". ").map_or(counts, |(_, counts)| counts);
+        for count in counts.split("; ") {
+            match count.split_once(' ') {
+                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
+                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
+                Some((number, "ignored")) => self.skipped += number.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_lines_are_added_up() {
+        let mut totals = Totals::default();
+        totals.add("running 3 tests");
+        totals.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s");
+        totals.add("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s");
+        assert_eq!((totals.passed, totals.failed, totals.skipped), (5, 4, 1));
+    }
+}
