@@ -4,6 +4,7 @@
 mod adapters;
 mod admin;
 mod auth;
+mod drain;
 mod error;
 mod functions;
 mod invoke;
@@ -132,6 +133,7 @@ pub(crate) fn router(app: App) -> Router {
         .fallback(async || Error::NotFound("this path is".into()).into_response())
         .method_not_allowed_fallback(async || Error::invalid("method_not_allowed", "", "this path has other methods"))
         .layer(DefaultBodyLimit::max(app.limits().body_bytes_max))
+        .layer(middleware::from_fn(drain::drain))
         .layer(middleware::from_fn_with_state(app.clone(), identify))
         .with_state(app)
 }

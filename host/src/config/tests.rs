@@ -1,3 +1,5 @@
+//! Tests of [`super`]: precedence, messages, limits.
+
 use super::*;
 
 struct Bench {

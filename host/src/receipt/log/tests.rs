@@ -1,3 +1,5 @@
+//! Tests of [`super`]: what is durable when, and what is left after a crash.
+
 use std::collections::HashSet;
 
 use futures::future::join_all;

@@ -1,3 +1,5 @@
+//! Tests of [`super`]: every way in which a chain can break, found and named.
+
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
