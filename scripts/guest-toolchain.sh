@@ -26,7 +26,8 @@ fi
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || give_up "rustc has no $target and this is not Debian"
 
 candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: //p'; }
-folder_of() { echo "$root/${1//[^A-Za-z0-9.]/_}"; }
+# The number at the end goes up when this script makes something else of the same packages.
+folder_of() { echo "$root/${1//[^A-Za-z0-9.]/_}-2"; }
 
 version=$(candidate rustc-web)
 if [ ! -e "$(folder_of "$version")/.unpacked" ]; then
@@ -82,10 +83,11 @@ build_std() {
   printf '[package]\nname = "std-build"\nversion = "0.0.0"\nedition = "2021"\n[profile.release]\npanic = "abort"\ndebug = 0\n[workspace]\n' \
     >"$build/Cargo.toml"
   echo '#![no_std]' >"$build/src/lib.rs"
-  # Without bitcode a guest with `lto = true` does not link.
-  (cd "$build" && env -u CARGO_ENCODED_RUSTFLAGS RUSTC="$folder/rustc" RUSTC_BOOTSTRAP=1 \
-    RUSTFLAGS=-Cembed-bitcode=yes cargo build --release --target "$target" -Z build-std=std,panic_abort \
-    --target-dir "$build/target" >&2)
+  # Without bitcode a guest with `lto = true` does not link. Without the mapping guests would name this machine's folders.
+  local flags="-Cembed-bitcode=yes --remap-path-prefix=$folder=/toolchain"
+  flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+  (cd "$build" && env -u CARGO_ENCODED_RUSTFLAGS RUSTC="$folder/rustc" RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags" cargo \
+    build --release --target "$target" -Z build-std=std,panic_abort --target-dir "$build/target" >&2)
   rm -rf "$out" "$out.new" && mkdir -p "$out.new"
   cp "$build/target/$target/release/deps/"*.rlib "$out.new/"
   rm -f "$out.new"/libstd_build-*

@@ -76,6 +76,17 @@ impl Matrix {
         }
     }
 
+    /// Weight rows to pass over the inputs together. With few inputs the weights' way from memory decides: f32 is read as
+    /// one stream (a third faster than as four, one input on a 2-core EPYC), blocks stay in the first-level cache once
+    /// they are f32. With many inputs each block is made f32 once.
+    fn tile_outputs(&self, rows: usize) -> usize {
+        match (&self.data, rows) {
+            (Data::F32(_), ..=4) => 1,
+            (_, ..=8) => 4,
+            _ => CHUNK_OUTPUTS,
+        }
+    }
+
     fn row_bytes<'a>(&self, format: BlockFormat, bytes: &'a [u8], first: usize, count: usize) -> &'a [u8] {
         let row_bytes = self.inputs / BLOCK_VALUES * format.block_bytes();
         &bytes[first * row_bytes..][..count * row_bytes]
@@ -128,9 +139,8 @@ fn multiply(isa: Isa, matrices: &[&Matrix], x: &[f32], rows: usize, mut out: &mu
             out = rest;
         }
     }
-    // Few inputs: keep the weights in the first-level cache. Many: make f32 of each block once.
-    let tile_outputs = if rows <= 8 { 4 } else { CHUNK_OUTPUTS };
     tasks.into_par_iter().for_each_init(Vec::new, |scratch, (matrix, first, out)| {
+        let tile_outputs = matrix.tile_outputs(rows);
         for (tile, out) in out.chunks_mut(tile_outputs * rows).enumerate() {
             let count = out.len() / rows;
             let weights = matrix.rows(isa, first + tile * tile_outputs, count, scratch);

@@ -64,14 +64,24 @@ fn compile(root: &Path, target_dir: &Path) -> Result<()> {
     cargo.args(["build", "--release", "--locked", "--target", TARGET, "--workspace", "--exclude", "tenon-sdk"]);
     cargo.arg("--manifest-path").arg(root.join("plugins/Cargo.toml")).arg("--target-dir").arg(target_dir);
     // What the host's own build was told does not hold for another target.
-    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
+    for name in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
         cargo.env_remove(name);
     }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths(root).join("\u{1f}"));
     for (name, value) in toolchain(root)? {
         cargo.env(name, value);
     }
     let status = cargo.status().map_err(|error| format!("cargo could not be started: {error}"))?;
     if status.success() { Ok(()) } else { Err("the guests did not compile (see above)".into()) }
+}
+
+/// So that a component says nothing about the machine that built it.
+fn remapped_paths(root: &Path) -> Vec<String> {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
+    let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+    let remapped = |from: PathBuf, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    cargo_home.map(|home| remapped(home, "/cargo")).into_iter().chain([remapped(root, "/tenon")]).collect()
 }
 
 /// What to export for the guest build; empty if rustc has the target.

@@ -89,7 +89,10 @@ impl Compiler {
 
     fn failure(&self, status: ExitStatus, message: &str) -> PluginError {
         match status.code() {
-            Some(EXIT_INVALID) => return PluginError::Invalid(message.trim().to_owned()),
+            Some(EXIT_INVALID) => {
+                let words: Vec<_> = message.split_whitespace().collect();
+                return PluginError::Invalid(words.join(" "));
+            }
             Some(EXIT_TOO_LARGE) => {
                 return PluginError::CompileFailed("the compiled form is over compiled_bytes_max".to_owned());
             }

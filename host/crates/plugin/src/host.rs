@@ -22,8 +22,20 @@ use crate::ticker::Ticker;
 use crate::{PluginError, PluginInstance, PluginLimits, Session, sandbox};
 
 /// What a component may import; the linker decides about versions and functions. The `wasi` ones are inert.
-const IMPORT_PREFIXES: [&str; 7] =
-    ["tenon:plugin/", "wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
+const IMPORT_PREFIXES: [&str; 12] = [
+    "tenon:plugin/types@",
+    "tenon:plugin/catalog@",
+    "tenon:plugin/log@",
+    "tenon:plugin/clock@",
+    "tenon:plugin/random@",
+    "tenon:plugin/config@",
+    "wasi:cli/",
+    "wasi:clocks/",
+    "wasi:filesystem/",
+    "wasi:io/",
+    "wasi:random/",
+    "wasi:sockets/",
+];
 
 /// How to start the child that compiles: a program that calls [`crate::compiler_main`].
 #[derive(Clone, Debug)]

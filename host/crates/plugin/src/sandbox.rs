@@ -101,8 +101,9 @@ mod tests {
 
     #[test]
     fn the_child_compiles_for_the_serving_engine() {
-        let limits = PluginLimits::default();
-        let compiling = compiling_engine(&limits).expect("an engine");
+        // The child is told only the limits on compiling.
+        let compiling = compiling_engine(&PluginLimits::default()).expect("an engine");
+        let limits = PluginLimits { stack_bytes_max: 64 << 10, memory_bytes_max: 1 << 20, ..PluginLimits::default() };
         let serving = serving_engine(&limits, 4).expect("an engine");
         assert_eq!(fingerprint(&compiling), fingerprint(&serving));
     }

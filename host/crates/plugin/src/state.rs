@@ -46,8 +46,9 @@ impl InstanceState {
         }
     }
 
-    /// Gives a new call its host calls.
+    /// Gives a new call its host calls, and forgets what the last one ran into and survived.
     pub(crate) fn begin_call(&mut self) {
+        self.limiter.take_memory_refused();
         self.host_calls_left = self.limits.host_calls_max;
     }
 

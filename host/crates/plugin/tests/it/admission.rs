@@ -37,10 +37,12 @@ async fn what_is_no_component_is_invalid() {
 
 #[tokio::test]
 async fn an_unknown_import_is_named() {
-    let error = refused(components::importing("evil:host/shell@1.0.0")).await;
-    assert_eq!(error, PluginError::ImportUnknown("evil:host/shell@1.0.0".into()));
-    let error = refused(components::importing("wasi:http/outgoing-handler@0.2.0")).await;
-    assert_eq!(error.code(), "plugin_import_unknown", "{error}");
+    let names = ["evil:host/shell@1.0.0", "wasi:http/outgoing-handler@0.2.0", "tenon:plugin/secrets@0.1.0"];
+    for name in names {
+        let error = refused(components::importing(name)).await;
+        assert_eq!(error, PluginError::ImportUnknown(name.into()));
+        assert!(error.to_string().contains(name) && error.code() == "plugin_import_unknown");
+    }
 }
 
 #[tokio::test]

@@ -4,12 +4,12 @@
 const HEADER: &[u8] = b"\0asm\x0d\0\x01\0";
 
 /// A component with nothing in it.
-pub fn empty() -> Vec<u8> {
+pub(crate) fn empty() -> Vec<u8> {
     HEADER.to_vec()
 }
 
 /// A component that imports an instance of this name, and nothing else.
-pub fn importing(name: &str) -> Vec<u8> {
+pub(crate) fn importing(name: &str) -> Vec<u8> {
     let mut component = empty();
     // One type: an instance with no exports.
     section(&mut component, 7, &[1, 0x42, 0]);
@@ -23,7 +23,7 @@ pub fn importing(name: &str) -> Vec<u8> {
 }
 
 /// A guest with `count` more core modules, each with a memory of this many pages of 64 KiB, instantiated at its start.
-pub fn with_memories(guest: &[u8], count: usize, pages: usize) -> Vec<u8> {
+pub(crate) fn with_memories(guest: &[u8], count: usize, pages: usize) -> Vec<u8> {
     let mut memory = vec![1, 0];
     leb(&mut memory, pages);
     let mut module = b"\0asm\x01\0\0\0".to_vec();

@@ -1,4 +1,5 @@
 //! The sandbox as its users see it, with real guests and the real compiler child.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests stand outside of test functions")]
 
 mod admission;
 mod calls;

@@ -13,54 +13,54 @@ use tempfile::TempDir;
 use types::{Digest, InvocationRequest};
 
 /// A host with its own cache folder.
-pub struct Setup {
-    pub host: PluginHost,
-    pub cache: TempDir,
+pub(crate) struct Setup {
+    pub(crate) host: PluginHost,
+    pub(crate) cache: TempDir,
 }
 
 /// Limits for a loaded test machine: time on the wall is generous, the rest as it is.
-pub fn limits() -> PluginLimits {
+pub(crate) fn limits() -> PluginLimits {
     PluginLimits { call_wall_ms_max: 60_000, ..PluginLimits::default() }
 }
 
 impl Setup {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(limits())
     }
 
-    pub fn with(limits: PluginLimits) -> Self {
+    pub(crate) fn with(limits: PluginLimits) -> Self {
         let cache = tempfile::tempdir().expect("a folder");
         Self { host: host(cache.path(), limits, compiler()), cache }
     }
 
     /// Admits a guest and starts it.
-    pub async fn start(&self, name: &str) -> PluginInstance {
+    pub(crate) async fn start(&self, name: &str) -> PluginInstance {
         self.start_with(name, session()).await
     }
 
-    pub async fn start_with(&self, name: &str, session: Session) -> PluginInstance {
+    pub(crate) async fn start_with(&self, name: &str, session: Session) -> PluginInstance {
         let digest = self.host.admit(guest(name)).await.expect("admitted");
         self.host.start(digest, &Nowhere, session).await.expect("started")
     }
 }
 
-pub fn host(cache: &Path, limits: PluginLimits, compiler: CompilerCommand) -> PluginHost {
+pub(crate) fn host(cache: &Path, limits: PluginLimits, compiler: CompilerCommand) -> PluginHost {
     let config =
         PluginHostConfig { cache_dir: cache.to_owned(), compiler, limits, instances_max: 4, cache_bytes_max: 64 << 20 };
     PluginHost::new(config).expect("a host")
 }
 
-pub fn compiler() -> CompilerCommand {
+pub(crate) fn compiler() -> CompilerCommand {
     CompilerCommand { program: PathBuf::from(env!("CARGO_BIN_EXE_plugin-compiler")), arguments: Vec::new() }
 }
 
 /// A compiler that must not be needed.
-pub fn no_compiler() -> CompilerCommand {
+pub(crate) fn no_compiler() -> CompilerCommand {
     CompilerCommand { program: PathBuf::from("/nonexistent/compiler"), arguments: Vec::new() }
 }
 
 /// A guest as it was built here, if that is newer than every source, else as it is in the fixtures.
-pub fn guest(name: &str) -> Bytes {
+pub(crate) fn guest(name: &str) -> Bytes {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
     let built = root.join("target/guests").join(format!("{name}.wasm"));
     let fixture = root.join("tests/fixtures/guests").join(format!("{name}.wasm"));
@@ -80,7 +80,7 @@ fn newest(folder: &Path) -> Option<SystemTime> {
         .max()
 }
 
-pub fn request(text: &str) -> InvocationRequest {
+pub(crate) fn request(text: &str) -> InvocationRequest {
     InvocationRequest {
         id: "request-1".into(),
         function: "test".into(),
@@ -95,7 +95,7 @@ pub fn request(text: &str) -> InvocationRequest {
 }
 
 /// A source that has nothing.
-pub struct Nowhere;
+pub(crate) struct Nowhere;
 
 #[async_trait::async_trait]
 impl ComponentSource for Nowhere {
@@ -105,7 +105,7 @@ impl ComponentSource for Nowhere {
 }
 
 /// A source that has one component.
-pub struct Stored(pub Bytes);
+pub(crate) struct Stored(pub(crate) Bytes);
 
 #[async_trait::async_trait]
 impl ComponentSource for Stored {
@@ -115,7 +115,7 @@ impl ComponentSource for Stored {
 }
 
 /// Grants these aliases; may be slow.
-pub struct Granted(pub Vec<&'static str>, pub Duration);
+pub(crate) struct Granted(pub(crate) Vec<&'static str>, pub(crate) Duration);
 
 #[async_trait::async_trait]
 impl Catalog for Granted {
@@ -139,7 +139,7 @@ impl Catalog for Granted {
 
 /// Keeps what is logged.
 #[derive(Default)]
-pub struct Kept(pub Mutex<Vec<(LogLevel, String)>>);
+pub(crate) struct Kept(pub(crate) Mutex<Vec<(LogLevel, String)>>);
 
 impl LogSink for Kept {
     fn write(&self, level: LogLevel, message: &str) {
@@ -148,7 +148,7 @@ impl LogSink for Kept {
 }
 
 /// Stands still.
-pub struct Still;
+pub(crate) struct Still;
 
 impl Clock for Still {
     fn elapsed(&self) -> Duration {
@@ -160,7 +160,7 @@ impl Clock for Still {
     }
 }
 
-pub fn session() -> Session {
+pub(crate) fn session() -> Session {
     Session {
         catalog: Arc::new(Granted(Vec::new(), Duration::ZERO)),
         log: Arc::new(Kept::default()),
