@@ -97,7 +97,9 @@ fn adapters(answer: &Streamed, receipt: &Value) -> Outcome<String> {
     let parts = composition.iter().map(|part| {
         let digest = text(part, "/adapter");
         let alias = named.iter().find(|one| text(one, "/digest") == digest).map(|one| text(one, "/name"));
-        format!("{} x {}", alias.unwrap_or_else(|| short(&digest)), text(part, "/weight"))
+        // Weights are f32: printed as such, 0.6 is 0.6.
+        let weight = part.get("weight").and_then(Value::as_f64).unwrap_or_default() as f32;
+        format!("{} x {weight}", alias.unwrap_or_else(|| short(&digest)))
     });
     let parts: Vec<String> = parts.collect();
     Ok(if parts.is_empty() { "none: the plugin answered, or the base alone did".into() } else { parts.join(" + ") })
