@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::multipart::{Field, Multipart};
-use axum::extract::{FromRequest, Path, Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use types::{AdapterAlias, Digest};
 
 use super::App;
 use super::auth::Caller;
-use super::wire::{self, AdapterSource, RawBody};
+use super::wire::{self, AdapterSource, PathText, RawBody};
 use crate::adapters::AdapterInfo;
 use crate::config::HttpLimits;
 use crate::error::Error;
@@ -24,12 +24,13 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 pub(crate) async fn put(
     State(app): State<App>,
     caller: Caller,
-    Path(path): Path<String>,
+    PathText(path): PathText,
     request: Request<Body>,
 ) -> Result<(StatusCode, Json<Value>), Error> {
     let alias = alias(&path)?;
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.to_ascii_lowercase();
     let info = if kind.starts_with("multipart/form-data") {
         let upload = upload(request, &app).await?;
         store.add_bytes(tenant, &alias, upload.config, upload.weights, upload.digest).await?
@@ -64,7 +65,10 @@ async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
     let (mut config, mut weights, mut expected) = (None, None, None);
     while let Some(field) = parts.next_field().await.map_err(broken)? {
         let name = part_name(&field);
-        let max = if name == WEIGHTS { adapter_bytes_max(app.limits()) } else { CONFIG_BYTES_MAX };
+        let (limit, max) = match name.as_str() {
+            WEIGHTS => ("adapter_bytes_max", adapter_bytes_max(app.limits())),
+            _ => ("adapter_config_bytes_max", CONFIG_BYTES_MAX),
+        };
         let place = match name.as_str() {
             CONFIG => &mut config,
             WEIGHTS => &mut weights,
@@ -76,7 +80,7 @@ async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
                 return Err(Error::invalid("invalid_request", "", message));
             }
         };
-        if place.replace(bounded(field, max).await?).is_some() {
+        if place.replace(bounded(field, limit, max).await?).is_some() {
             return Err(Error::invalid("invalid_request", "", format!("part `{name}` is there twice")));
         }
     }
@@ -104,7 +108,7 @@ fn part_name(field: &Field<'_>) -> String {
     name.to_owned()
 }
 
-async fn bounded(mut field: Field<'_>, max: usize) -> Result<Bytes, Error> {
+async fn bounded(mut field: Field<'_>, limit: &'static str, max: usize) -> Result<Bytes, Error> {
     let mut bytes = BytesMut::new();
     loop {
         let chunk = field
@@ -113,7 +117,7 @@ async fn bounded(mut field: Field<'_>, max: usize) -> Result<Bytes, Error> {
             .map_err(|error| Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())))?;
         let Some(chunk) = chunk else { return Ok(bytes.freeze()) };
         if bytes.len() + chunk.len() > max {
-            return Err(Error::TooLarge { limit: "adapter_bytes_max", max });
+            return Err(Error::TooLarge { limit, max });
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -127,7 +131,7 @@ pub(crate) async fn list(caller: Caller) -> Result<Json<Value>, Error> {
 }
 
 /// `GET /v1/adapters/{alias}`, by alias or digest.
-pub(crate) async fn show(caller: Caller, Path(name): Path<String>) -> Result<Json<Value>, Error> {
+pub(crate) async fn show(caller: Caller, PathText(name): PathText) -> Result<Json<Value>, Error> {
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
     let not_found = || Error::NotFound("this adapter is".into());
     let info = store.info(tenant, &name).await?.ok_or_else(not_found)?;
@@ -135,7 +139,7 @@ pub(crate) async fn show(caller: Caller, Path(name): Path<String>) -> Result<Jso
 }
 
 /// `DELETE /v1/adapters/{alias}`.
-pub(crate) async fn remove(caller: Caller, Path(path): Path<String>) -> Result<StatusCode, Error> {
+pub(crate) async fn remove(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     caller.host.adapters.remove(&caller.principal.tenant, &alias(&path)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

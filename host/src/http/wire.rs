@@ -1,11 +1,12 @@
 //! JSON bodies of requests, checked into values. The only place, with its neighbours, where JSON exists. Unknown fields
 //! of our own routes are errors; OpenAI's routes take and ignore what they do not know, as that API's users expect.
 
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use bytes::Bytes;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use types::{InvocationRequest, Message, Plan, PlanEntry, Prompt, Sampling, StopConditions};
 
@@ -26,6 +27,20 @@ impl FromRequest<App> for RawBody {
             }
             Err(_) => Err(Error::invalid("invalid_request", "", "the body was cut off")),
         }
+    }
+}
+
+/// The one variable part of a path; what is no UTF-8 is refused in our own error shape.
+pub(crate) struct PathText(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathText {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let found = Path::<String>::from_request_parts(parts, state).await;
+        found
+            .map(|Path(text)| Self(text))
+            .map_err(|_| Error::invalid("invalid_request", "path", "the path is not UTF-8: check its percent-encoding"))
     }
 }
 
@@ -105,7 +120,7 @@ fn message(index: usize, message: ChatMessage) -> Result<Message, Error> {
 pub(crate) struct InvokeBody {
     input: Option<Value>,
     messages: Option<Vec<ChatMessage>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub(crate) stream: bool,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
@@ -193,6 +208,11 @@ const fn one() -> f32 {
     1.0
 }
 
+/// `null` is what many clients write for a field that they leave out.
+fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum StopField {
@@ -210,9 +230,9 @@ pub(crate) struct StreamOptions {
 #[derive(Debug, Deserialize)]
 pub(crate) struct CommonBody {
     pub(crate) model: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub(crate) stream: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub(crate) stream_options: StreamOptions,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
@@ -225,19 +245,19 @@ pub(crate) struct CommonBody {
     frequency_penalty: Option<f32>,
     seed: Option<i64>,
     stop: Option<StopField>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     stop_token_ids: Vec<u32>,
     n: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     ignore_eos: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub(crate) return_token_ids: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub(crate) adapters: Vec<AdapterField>,
     response_format: Option<Value>,
     tools: Option<Vec<Value>>,
     best_of: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     echo: bool,
     suffix: Option<String>,
     logit_bias: Option<Map<String, Value>>,
@@ -301,7 +321,7 @@ pub(crate) struct ChatBody {
     #[serde(flatten)]
     pub(crate) common: CommonBody,
     pub(crate) messages: Vec<ChatMessage>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub(crate) logprobs: bool,
     pub(crate) top_logprobs: Option<u32>,
 }
@@ -422,6 +442,17 @@ mod tests {
         assert_eq!(tokens, Prompt::Tokens(vec![1, 2]));
         assert!(prompt(r#"{"model": "base", "prompt": ["a", "b"]}"#).is_err());
         assert!(prompt(r#"{"model": "base", "prompt": [-1]}"#).is_err());
+    }
+
+    #[test]
+    fn null_is_a_field_left_out() {
+        let nulls = r#""stream": null, "stream_options": null, "stop": null, "stop_token_ids": null, "ignore_eos": null,
+            "return_token_ids": null, "adapters": null, "echo": null, "n": null, "logprobs": null"#;
+        let completion = format!(r#"{{"model": "base", "prompt": "a", {nulls}}}"#);
+        assert!(!parse::<CompletionBody>(completion.as_bytes()).expect("parsed").common.stream);
+        let chat = format!(r#"{{"model": "base", "messages": [], "top_logprobs": null, {nulls}}}"#);
+        assert!(!parse::<ChatBody>(chat.as_bytes()).expect("parsed").logprobs);
+        assert!(!parse::<InvokeBody>(br#"{"input": "a", "stream": null, "max_tokens": null}"#).expect("parsed").stream);
     }
 
     #[test]
