@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::multipart::{Field, Multipart};
+use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use bytes::{Bytes, BytesMut};
@@ -11,6 +11,7 @@ use types::{AdapterAlias, Digest};
 
 use super::App;
 use super::auth::Caller;
+use super::pace;
 use super::wire::{self, AdapterSource, PathText, RawBody};
 use crate::adapters::AdapterInfo;
 use crate::config::HttpLimits;
@@ -53,17 +54,11 @@ struct Upload {
 }
 
 async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
-    let broken = |error: axum::extract::multipart::MultipartError| match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Error::TooLarge { limit: "adapter_bytes_max", max: adapter_bytes_max(app.limits()) }
-        }
-        _ => Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())),
-    };
     let mut parts = Multipart::from_request(request, app)
         .await
         .map_err(|rejection| Error::invalid("invalid_request", "", rejection.body_text()))?;
     let (mut config, mut weights, mut expected) = (None, None, None);
-    while let Some(field) = parts.next_field().await.map_err(broken)? {
+    while let Some(field) = parts.next_field().await.map_err(|error| broken(&error, app.limits()))? {
         let name = part_name(&field);
         let (limit, max) = match name.as_str() {
             WEIGHTS => ("adapter_bytes_max", adapter_bytes_max(app.limits())),
@@ -80,7 +75,7 @@ async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
                 return Err(Error::invalid("invalid_request", "", message));
             }
         };
-        if place.replace(bounded(field, limit, max).await?).is_some() {
+        if place.replace(bounded(field, limit, max, app.limits()).await?).is_some() {
             return Err(Error::invalid("invalid_request", "", format!("part `{name}` is there twice")));
         }
     }
@@ -91,6 +86,14 @@ async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
         weights: weights.ok_or_else(|| missing(WEIGHTS))?,
         digest: expected,
     })
+}
+
+fn broken(error: &MultipartError, limits: &HttpLimits) -> Error {
+    match error.status() {
+        _ if pace::is_too_slow(error) => Error::TooSlow,
+        StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge { limit: "adapter_bytes_max", max: adapter_bytes_max(limits) },
+        _ => Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())),
+    }
 }
 
 /// The limit as a length in memory.
@@ -108,19 +111,15 @@ fn part_name(field: &Field<'_>) -> String {
     name.to_owned()
 }
 
-async fn bounded(mut field: Field<'_>, limit: &'static str, max: usize) -> Result<Bytes, Error> {
+async fn bounded(mut field: Field<'_>, limit: &'static str, max: usize, limits: &HttpLimits) -> Result<Bytes, Error> {
     let mut bytes = BytesMut::new();
-    loop {
-        let chunk = field
-            .chunk()
-            .await
-            .map_err(|error| Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())))?;
-        let Some(chunk) = chunk else { return Ok(bytes.freeze()) };
+    while let Some(chunk) = field.chunk().await.map_err(|error| broken(&error, limits))? {
         if bytes.len() + chunk.len() > max {
             return Err(Error::TooLarge { limit, max });
         }
         bytes.extend_from_slice(&chunk);
     }
+    Ok(bytes.freeze())
 }
 
 /// `GET /v1/adapters`.

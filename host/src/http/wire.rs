@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use types::{InvocationRequest, Message, Plan, PlanEntry, Prompt, Sampling, StopConditions};
 
-use super::App;
+use super::{App, pace};
 use crate::error::Error;
 
 /// A request's body, whole and within the route's limit; what is over it is refused in our own error shape.
@@ -25,6 +25,7 @@ impl FromRequest<App> for RawBody {
             Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 Err(Error::TooLarge { limit: "body_bytes_max", max: app.limits().body_bytes_max })
             }
+            Err(rejection) if pace::is_too_slow(&rejection) => Err(Error::TooSlow),
             Err(_) => Err(Error::invalid("invalid_request", "", "the body was cut off")),
         }
     }
