@@ -37,7 +37,7 @@ pub(crate) async fn put(
         store.add_bytes(tenant, &alias, upload.config, upload.weights, upload.digest).await?
     } else if kind.starts_with("application/json") {
         let RawBody(body) = RawBody::from_request(request, &app).await?;
-        let body: AdapterSource = wire::parse(&body)?;
+        let body: AdapterSource = wire::parse(body)?;
         let expected = body.digest.as_deref().map(digest).transpose()?;
         store.add_file_url(tenant, &alias, &body.source, expected).await?
     } else {

@@ -12,7 +12,7 @@ use crate::tenants::{KeyId, KeyInfo, Right, Rights};
 
 /// `POST /v1/tenants`.
 pub(crate) async fn create_tenant(caller: Caller, RawBody(body): RawBody) -> Result<(StatusCode, Json<Value>), Error> {
-    let tenant = tenant(&wire::parse::<NewTenant>(&body)?.name)?;
+    let tenant = tenant(&wire::parse::<NewTenant>(body)?.name)?;
     caller.host.tenants.create_tenant(&tenant).await?;
     Ok((StatusCode::CREATED, Json(json!({"name": tenant.as_str()}))))
 }
@@ -44,7 +44,7 @@ fn names(rights: Rights) -> Vec<&'static str> {
 
 /// `POST /v1/keys`.
 pub(crate) async fn create_key(caller: Caller, RawBody(body): RawBody) -> Result<(StatusCode, Json<Value>), Error> {
-    let body: NewKey = wire::parse(&body)?;
+    let body: NewKey = wire::parse(body)?;
     let tenant = tenant(&body.tenant)?;
     let rights: Rights =
         body.rights.join(",").parse().map_err(|error: crate::tenants::RightsError| {

@@ -44,7 +44,7 @@ pub(crate) async fn put(
     RawBody(body): RawBody,
 ) -> Result<(StatusCode, Json<Value>), Error> {
     let name = name(&path)?;
-    let manifest: Manifest = wire::parse(&body)?;
+    let manifest: Manifest = wire::parse(body)?;
     manifest.check().map_err(RegistryError::from)?;
     invoke::check_templates(&manifest.templates)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
@@ -94,7 +94,7 @@ pub(crate) async fn promote(
     RawBody(body): RawBody,
 ) -> Result<Json<Value>, Error> {
     let name = name(&path)?;
-    let version = wire::parse::<Promote>(&body)?.version;
+    let version = wire::parse::<Promote>(body)?.version;
     caller.host.registry.promote(&caller.principal.tenant, &name, version).await?;
     Ok(Json(json!({"name": name.as_str(), "live": version})))
 }

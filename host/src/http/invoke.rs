@@ -20,7 +20,7 @@ pub(crate) async fn invoke(
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
     let name: FunctionName = functions::name(&name)?;
-    let request = wire::parse::<InvokeBody>(&body)?.request(&id)?;
+    let request = wire::parse::<InvokeBody>(body)?.request(&id)?;
     let is_stream = request.stream;
     let invocation = Invocation { principal: caller.principal, request, target: Target::Function(name) };
     let mut generation = invoke::invoke(&caller.host, invocation).await?;

@@ -43,7 +43,7 @@ pub(crate) async fn chat(
     Extension(RequestId(id)): Extension<RequestId>,
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
-    let body: ChatBody = wire::parse(&body)?;
+    let body: ChatBody = wire::parse(body)?;
     let logprobs = body.logprobs.then(|| body.top_logprobs.unwrap_or(0));
     let messages = wire::messages(body.messages)?;
     let request = wire::chat_request(&id, messages.clone(), body.common.stream, body.common.max_tokens());
@@ -56,7 +56,7 @@ pub(crate) async fn completions(
     Extension(RequestId(id)): Extension<RequestId>,
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
-    let body: CompletionBody = wire::parse(&body)?;
+    let body: CompletionBody = wire::parse(body)?;
     let prompt = body.prompt.prompt()?;
     let text = if let Prompt::Text(text) = &prompt { text.clone() } else { String::new() };
     let request = wire::text_request(&id, text, body.common.stream, body.common.max_tokens());

@@ -45,12 +45,12 @@ impl<S: Send + Sync> FromRequestParts<S> for PathText {
     }
 }
 
-/// Parses a JSON body; the message names the place.
+/// Parses a JSON body; the message names the place. Takes the body, so that a request does not hold it while it is answered.
 ///
 /// # Errors
 /// `invalid_json` if it is no JSON, `invalid_request` if it is JSON of another shape.
-pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(body).map_err(|error| {
+pub(crate) fn parse<T: DeserializeOwned>(body: impl AsRef<[u8]>) -> Result<T, Error> {
+    serde_json::from_slice(body.as_ref()).map_err(|error| {
         let code = if error.is_data() { "invalid_request" } else { "invalid_json" };
         Error::invalid(code, "", format!("body: {error}"))
     })
@@ -227,6 +227,13 @@ pub(crate) struct StreamOptions {
     pub(crate) include_usage: bool,
 }
 
+/// Only its type is kept: JSON takes twenty times its length in memory, and this lives as long as the request.
+#[derive(Debug, Deserialize)]
+struct ResponseFormat {
+    #[serde(default, rename = "type")]
+    kind: String,
+}
+
 /// What `/v1/completions` and `/v1/chat/completions` have in common.
 #[derive(Debug, Deserialize)]
 pub(crate) struct CommonBody {
@@ -255,7 +262,7 @@ pub(crate) struct CommonBody {
     pub(crate) return_token_ids: bool,
     #[serde(default, deserialize_with = "nullable")]
     pub(crate) adapters: Vec<AdapterField>,
-    response_format: Option<Value>,
+    response_format: Option<ResponseFormat>,
     tools: Option<Vec<Value>>,
     best_of: Option<u32>,
     #[serde(default, deserialize_with = "nullable")]
@@ -272,11 +279,10 @@ impl CommonBody {
 
     /// Fields that would change the answer and are not there yet are refused, never ignored.
     pub(crate) fn refuse_unsupported(&self) -> Result<(), Error> {
-        let text_format = |format: &Value| format.get("type").and_then(Value::as_str) == Some("text");
         let refused = [
             ("n", self.n.is_some_and(|n| n != 1)),
             ("best_of", self.best_of.is_some_and(|n| n != 1)),
-            ("response_format", self.response_format.as_ref().is_some_and(|format| !text_format(format))),
+            ("response_format", self.response_format.as_ref().is_some_and(|format| format.kind != "text")),
             ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty())),
             ("echo", self.echo),
             ("suffix", self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty())),
@@ -457,8 +463,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_used_is_not_kept() {
+        let filler = format!("[{}{{}}]", "{},".repeat(1000));
+        let body = format!(
+            r#"{{"model": "base", "prompt": "a", "x": {filler}, "response_format": {{"type": "text", "x": {filler}}}}}"#
+        );
+        let parsed = parse::<CompletionBody>(body).expect("parsed");
+        assert!(format!("{parsed:?}").len() < 1000, "{parsed:?}");
+    }
+
+    #[test]
     fn what_would_change_the_answer_is_refused() {
-        for (field, value) in [("n", "2"), ("tools", "[{}]"), ("response_format", r#"{"type": "json_object"}"#)] {
+        for (field, value) in [
+            ("n", "2"),
+            ("tools", "[{}]"),
+            ("response_format", r#"{"type": "json_object"}"#),
+            ("response_format", "{}"),
+        ] {
             let body = format!(r#"{{"model": "base", "prompt": "a", "{field}": {value}}}"#);
             let parsed = parse::<CompletionBody>(body.as_bytes()).expect("parsed");
             assert_eq!(parsed.common.refuse_unsupported().expect_err("refused").param(), Some(field));
