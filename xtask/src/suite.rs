@@ -5,7 +5,7 @@
 //! shared dependencies and so build wasmtime a second time.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -107,15 +107,28 @@ pub(crate) fn guests(update_fixtures: bool) -> Outcome {
         Err(error) if update_fixtures => return Err(error),
         Err(error) => {
             println!("guests: {error}; going on with the committed ones in {}", committed_guests().display());
+            forget_built_guests()?;
         }
     }
     Ok(())
 }
 
+/// Older builds must not stand in for the ones that could not be built.
+fn forget_built_guests() -> Outcome {
+    match fs::remove_dir_all(built_guests()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn built_guests() -> PathBuf {
+    shell::root().join("target").join("guests")
+}
+
 /// A component by name: as it was built last, or the committed one.
 pub(crate) fn component(name: &str) -> PathBuf {
     let file = format!("{name}.wasm");
-    let built = shell::root().join("target").join("guests").join(&file);
+    let built = built_guests().join(&file);
     if built.is_file() { built } else { committed_guests().join(file) }
 }
 
