@@ -16,7 +16,7 @@ use types::TenantId;
 use super::auth::Caller;
 use crate::error::Error;
 use crate::host::Host;
-use crate::receipt::{Envelope, ReceiptId, Salt};
+use crate::receipt::{Envelope, Receipt, ReceiptId, Salt};
 
 /// Records of one page.
 const PAGE_RECORDS: usize = 500;
@@ -35,10 +35,15 @@ pub(crate) async fn show(caller: Caller, Path(id): Path<String>) -> Result<Json<
     Ok(Json(json!({
         "id": receipt.id.to_string(),
         "kind": receipt.kind,
-        "receipt": receipt,
+        "receipt": as_written(&receipt),
         "envelopes": stored.last.iter().fold(vec![&stored.started], |mut all, one| { all.push(one); all }),
         "salts": {"prompt": salts.prompt.as_ref().map(hex), "answer": salts.answer.as_ref().map(hex)},
     })))
+}
+
+/// The payload with its numbers as they stand in the envelope; straight to a value, 0.6 in f32 becomes 0.6000000238…
+fn as_written(receipt: &Receipt) -> Value {
+    serde_json::to_string(receipt).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 
 fn hex(salt: &Salt) -> String {
@@ -66,7 +71,7 @@ pub(crate) async fn list(
     let data: Vec<Value> = records
         .iter()
         .map(
-            |(sequence, envelope)| json!({"sequence": sequence, "receipt": envelope.peek().ok(), "envelope": envelope}),
+            |(sequence, envelope)| json!({"sequence": sequence, "receipt": envelope.peek().ok().as_ref().map(as_written), "envelope": envelope}),
         )
         .collect();
     Ok(Json(json!({"object": "list", "data": data, "next": next})))
