@@ -23,6 +23,15 @@ fn models_are_the_base_the_adapters_and_the_functions() {
 }
 
 #[test]
+fn nothing_else_takes_the_name_of_the_base() {
+    let Some(server) = shared_server("nothing_else_takes_the_name_of_the_base") else { return };
+    let client = server.client();
+    let manifest = json!({"plugin": client.upload_plugin(tests::guest("echo"))});
+    client.put("/v1/functions/base", &manifest).expect_error(400, "invalid_request");
+    client.put("/v1/adapters/base", &json!({"source": "file:///nowhere"})).expect_error(400, "invalid_request");
+}
+
+#[test]
 fn null_is_as_good_as_left_out() {
     let Some(server) = shared_server("null_is_as_good_as_left_out") else { return };
     let body = json!({"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": null,

@@ -11,6 +11,7 @@ use types::{AdapterAlias, Digest};
 
 use super::App;
 use super::auth::Caller;
+use super::openai;
 use super::wire::{self, AdapterSource, RawBody};
 use crate::adapters::AdapterInfo;
 use crate::config::HttpLimits;
@@ -24,6 +25,7 @@ pub(crate) async fn put(
     request: Request<Body>,
 ) -> Result<(StatusCode, Json<Value>), Error> {
     let alias = alias(&path)?;
+    openai::check_free(alias.as_str())?;
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // What curl says of a body that it was given with `-d`, and what is said of none.

@@ -21,6 +21,14 @@ use format::{Kind, OpenAiFormat};
 /// The name under which the base is always served.
 const BASE: &str = "base";
 
+/// Refuses to give the base's name to something else, which could then never be called by it.
+pub(super) fn check_free(name: &str) -> Result<(), Error> {
+    if name != BASE {
+        return Ok(());
+    }
+    Err(Error::invalid("invalid_request", "name", format!("`{BASE}` always names the base model; take another name")))
+}
+
 /// The base, the tenant's adapters and its functions.
 pub(crate) async fn models(caller: Caller) -> Result<Json<Value>, Error> {
     Ok(Json(json!({"object": "list", "data": cards(&caller).await?})))
