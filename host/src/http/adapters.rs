@@ -1,11 +1,11 @@
 //! Adapters: upload or fetch, list, show, remove. Not here: what makes one acceptable, which is the crate `model`.
 
+mod upload;
+
 use axum::Json;
 use axum::body::Body;
-use axum::extract::multipart::{Field, Multipart};
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{StatusCode, header};
-use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use types::{AdapterAlias, Digest};
 
@@ -15,10 +15,6 @@ use super::wire::{self, AdapterSource, RawBody};
 use crate::adapters::AdapterInfo;
 use crate::config::HttpLimits;
 use crate::error::Error;
-
-/// The files of a PEFT folder, by their names there.
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// `PUT /v1/adapters/{alias}`: JSON `{"source", "digest"?}`, or `multipart/form-data` with the two PEFT files.
 pub(crate) async fn put(
@@ -30,10 +26,12 @@ pub(crate) async fn put(
     let alias = alias(&path)?;
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    // What curl says of a body that it was given with `-d`, and what is said of none.
+    let is_json = ["application/json", "application/x-www-form-urlencoded"].iter().any(|json| kind.starts_with(json));
     let info = if kind.starts_with("multipart/form-data") {
-        let upload = upload(request, &app).await?;
+        let upload = upload::read(request, &app).await?;
         store.add_bytes(tenant, &alias, upload.config, upload.weights, upload.digest).await?
-    } else if kind.starts_with("application/json") {
+    } else if is_json || kind.is_empty() {
         let RawBody(body) = RawBody::from_request(request, &app).await?;
         let body: AdapterSource = wire::parse(&body)?;
         let expected = body.digest.as_deref().map(digest).transpose()?;
@@ -45,78 +43,9 @@ pub(crate) async fn put(
     Ok((StatusCode::CREATED, Json(info_json(&info))))
 }
 
-struct Upload {
-    config: Bytes,
-    weights: Bytes,
-    digest: Option<Digest>,
-}
-
-async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
-    let broken = |error: axum::extract::multipart::MultipartError| match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Error::TooLarge { limit: "adapter_bytes_max", max: adapter_bytes_max(app.limits()) }
-        }
-        _ => Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())),
-    };
-    let mut parts = Multipart::from_request(request, app)
-        .await
-        .map_err(|rejection| Error::invalid("invalid_request", "", rejection.body_text()))?;
-    let (mut config, mut weights, mut expected) = (None, None, None);
-    while let Some(field) = parts.next_field().await.map_err(broken)? {
-        let name = part_name(&field);
-        let max = if name == WEIGHTS { adapter_bytes_max(app.limits()) } else { CONFIG_BYTES_MAX };
-        let place = match name.as_str() {
-            CONFIG => &mut config,
-            WEIGHTS => &mut weights,
-            "digest" => &mut expected,
-            _ => {
-                let name: String = name.chars().take(96).collect();
-                let message =
-                    format!("unknown part `{name}`: send `{CONFIG}` and `{WEIGHTS}`, and `digest` if you like");
-                return Err(Error::invalid("invalid_request", "", message));
-            }
-        };
-        if place.replace(bounded(field, max).await?).is_some() {
-            return Err(Error::invalid("invalid_request", "", format!("part `{name}` is there twice")));
-        }
-    }
-    let missing = |name: &str| Error::invalid("invalid_request", "", format!("part `{name}` is missing"));
-    let expected = expected.map(|bytes| digest(String::from_utf8_lossy(&bytes).trim())).transpose()?;
-    Ok(Upload {
-        config: config.ok_or_else(|| missing(CONFIG))?,
-        weights: weights.ok_or_else(|| missing(WEIGHTS))?,
-        digest: expected,
-    })
-}
-
 /// The limit as a length in memory.
 pub(crate) fn adapter_bytes_max(limits: &HttpLimits) -> usize {
     usize::try_from(limits.adapter_bytes_max).unwrap_or(usize::MAX)
-}
-
-/// A PEFT configuration is a page of JSON.
-const CONFIG_BYTES_MAX: usize = 1 << 20;
-
-/// The part's name; a part that is called `file` goes by its file name.
-fn part_name(field: &Field<'_>) -> String {
-    let name = field.name().unwrap_or_default();
-    let name = if name == "file" || name == "files" { field.file_name().unwrap_or_default() } else { name };
-    name.to_owned()
-}
-
-async fn bounded(mut field: Field<'_>, max: usize) -> Result<Bytes, Error> {
-    let mut bytes = BytesMut::new();
-    loop {
-        let chunk = field
-            .chunk()
-            .await
-            .map_err(|error| Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())))?;
-        let Some(chunk) = chunk else { return Ok(bytes.freeze()) };
-        if bytes.len() + chunk.len() > max {
-            return Err(Error::TooLarge { limit: "adapter_bytes_max", max });
-        }
-        bytes.extend_from_slice(&chunk);
-    }
 }
 
 /// `GET /v1/adapters`.

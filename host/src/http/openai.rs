@@ -3,6 +3,7 @@
 
 mod format;
 
+use axum::extract::Path;
 use axum::response::Response;
 use axum::{Extension, Json};
 use serde_json::{Value, json};
@@ -22,6 +23,16 @@ const BASE: &str = "base";
 
 /// The base, the tenant's adapters and its functions.
 pub(crate) async fn models(caller: Caller) -> Result<Json<Value>, Error> {
+    Ok(Json(json!({"object": "list", "data": cards(&caller).await?})))
+}
+
+/// One of them.
+pub(crate) async fn model(caller: Caller, Path(id): Path<String>) -> Result<Json<Value>, Error> {
+    let card = cards(&caller).await?.into_iter().find(|card| card.get("id").is_some_and(|name| *name == *id));
+    card.map(Json).ok_or_else(|| unknown(&id))
+}
+
+async fn cards(caller: &Caller) -> Result<Vec<Value>, Error> {
     let Caller { host, principal } = caller;
     let card = |id: &str, kind: &str| json!({"id": id, "object": "model", "created": 0, "owned_by": kind});
     let mut cards = vec![card(BASE, "tenon")];
@@ -34,7 +45,11 @@ pub(crate) async fn models(caller: Caller) -> Result<Json<Value>, Error> {
     for function in host.registry.list(&principal.tenant).await? {
         cards.push(card(function.function.as_str(), "function"));
     }
-    Ok(Json(json!({"object": "list", "data": cards})))
+    Ok(cards)
+}
+
+fn unknown(model: &str) -> Error {
+    Error::invalid("model_not_found", "model", format!("there is no model `{}`", shorten(model)))
 }
 
 /// Chat completions.
@@ -93,11 +108,10 @@ async fn target(caller: &Caller, common: &CommonBody, prompt: Prompt, logprobs: 
     if host.adapters.resolve(tenant, model).await?.is_some() {
         return common.plan(prompt, Some(model), logprobs).map(plan);
     }
-    let unknown = || Error::invalid("model_not_found", "model", format!("there is no model `{}`", shorten(model)));
-    let name: FunctionName = model.parse().map_err(|_| unknown())?;
+    let name: FunctionName = model.parse().map_err(|_| unknown(model))?;
     match host.registry.get_live(tenant, &name).await {
         Ok(_) => {}
-        Err(RegistryError::UnknownFunction(_)) => return Err(unknown()),
+        Err(RegistryError::UnknownFunction(_)) => return Err(unknown(model)),
         Err(error) => return Err(error.into()),
     }
     if !common.adapters.is_empty() || matches!(prompt, Prompt::Tokens(_)) {

@@ -4,8 +4,8 @@
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use bytes::Bytes;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use types::{InvocationRequest, Message, Plan, PlanEntry, Prompt, Sampling, StopConditions};
 
@@ -38,6 +38,11 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
         let code = if error.is_data() { "invalid_request" } else { "invalid_json" };
         Error::invalid(code, "", format!("body: {error}"))
     })
+}
+
+/// For a field that may be left out, or be `null`, which many clients write in place of leaving it out.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// One chat message; content is text or a list of text parts.
@@ -105,7 +110,7 @@ fn message(index: usize, message: ChatMessage) -> Result<Message, Error> {
 pub(crate) struct InvokeBody {
     input: Option<Value>,
     messages: Option<Vec<ChatMessage>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) stream: bool,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
@@ -202,7 +207,7 @@ enum StopField {
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(crate) struct StreamOptions {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) include_usage: bool,
 }
 
@@ -210,9 +215,9 @@ pub(crate) struct StreamOptions {
 #[derive(Debug, Deserialize)]
 pub(crate) struct CommonBody {
     pub(crate) model: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) stream: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) stream_options: StreamOptions,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
@@ -225,19 +230,19 @@ pub(crate) struct CommonBody {
     frequency_penalty: Option<f32>,
     seed: Option<i64>,
     stop: Option<StopField>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     stop_token_ids: Vec<u32>,
     n: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     ignore_eos: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) return_token_ids: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) adapters: Vec<AdapterField>,
     response_format: Option<Value>,
     tools: Option<Vec<Value>>,
     best_of: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     echo: bool,
     suffix: Option<String>,
     logit_bias: Option<Map<String, Value>>,
@@ -301,7 +306,7 @@ pub(crate) struct ChatBody {
     #[serde(flatten)]
     pub(crate) common: CommonBody,
     pub(crate) messages: Vec<ChatMessage>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) logprobs: bool,
     pub(crate) top_logprobs: Option<u32>,
 }
@@ -368,9 +373,9 @@ pub(crate) struct NewTenant {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewKey {
     pub(crate) tenant: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) rights: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) label: String,
 }
 
@@ -422,6 +427,19 @@ mod tests {
         assert_eq!(tokens, Prompt::Tokens(vec![1, 2]));
         assert!(prompt(r#"{"model": "base", "prompt": ["a", "b"]}"#).is_err());
         assert!(prompt(r#"{"model": "base", "prompt": [-1]}"#).is_err());
+    }
+
+    #[test]
+    fn null_is_as_good_as_left_out() {
+        let fields =
+            ["stream", "stream_options", "stop", "stop_token_ids", "ignore_eos", "return_token_ids", "adapters"];
+        let fields = fields.iter().chain(&["tools", "n", "echo", "seed", "logprobs", "temperature", "max_tokens"]);
+        let nulls: String = fields.map(|field| format!(r#", "{field}": null"#)).collect();
+        let completion = format!(r#"{{"model": "base", "prompt": "a"{nulls}}}"#);
+        assert!(parse::<CompletionBody>(completion.as_bytes()).expect("parsed").common.refuse_unsupported().is_ok());
+        let chat = format!(r#"{{"model": "base", "messages": []{nulls}}}"#);
+        assert!(!parse::<ChatBody>(chat.as_bytes()).expect("parsed").common.stream);
+        assert!(!parse::<InvokeBody>(br#"{"input": "a", "stream": null}"#).expect("parsed").stream);
     }
 
     #[test]

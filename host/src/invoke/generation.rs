@@ -124,8 +124,9 @@ impl Generation {
         {
             let error = Error::from(error);
             let ending = receipt::Ending::Failed(error.code().to_owned());
+            let id = receipt.id().to_string();
             receipt.finish(Final { ending, outcome: progress.outcome() }).await?;
-            return Err(error);
+            return Err(Error::WithReceipt { receipt: id, source: Box::new(error) });
         }
         let adapters = parts.plan.composition().parts().iter().map(|part| AdapterUse {
             alias: parts.aliases.get(&part.adapter).cloned(),
