@@ -93,7 +93,7 @@ fn verify(export: &[u8], keys: &PublicKeys, wanted: Option<&ReceiptId>) -> Resul
         match last_of_wanted {
             Some(kind) if !verified.open.contains(id) => println!("{id}: {}", kind.as_str().unwrap_or_default()),
             Some(_) => return Err(Error::invalid("receipt_open", "", format!("{id} has no final record yet"))),
-            None => return Err(Error::NotFound(format!("{id} is not in this chain; the receipt"))),
+            None => return Err(Error::NotFound(format!("receipt {id} in this chain is"))),
         }
     }
     let head = verified.head.as_ref().map(|head| format!(", head {} at {}", head.digest, head.sequence));
