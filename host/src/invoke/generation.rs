@@ -1,4 +1,4 @@
-//! Stages 10 to 12: tokens become text, text passes stop strings and the plugin, and the receipt is closed before the
+//! Stages 11 to 13: tokens become text, text passes stop strings and the plugin, and the receipt is closed before the
 //! last piece. Pulled by the HTTP surface; dropping it cancels the sequence and closes the receipt as cancelled.
 //!
 //! Not here: SSE or JSON, and the engine's own work.
