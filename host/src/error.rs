@@ -43,6 +43,9 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
+    /// A body that came byte by byte.
+    #[error("the body came too slowly: send it at once, or in larger pieces")]
+    TooSlow,
     /// The plugin said no.
     #[error("{reason}")]
     Rejected {
@@ -141,6 +144,7 @@ impl Error {
             Self::Forbidden(_) => "forbidden",
             Self::NotFound(_) => "not_found",
             Self::TooLarge { .. } => "body_too_large",
+            Self::TooSlow => "body_timeout",
             Self::Rejected { code, .. } => code,
             Self::Unavailable(_) => "unavailable",
             Self::Plan { source, .. } => source.code(),
@@ -170,6 +174,7 @@ impl Error {
             | Self::Forbidden(_)
             | Self::NotFound(_)
             | Self::TooLarge { .. }
+            | Self::TooSlow
             | Self::Rejected { .. } => Blame::Caller,
             Self::Unavailable(_) | Self::Deadline => Blame::Capacity,
             Self::Plan { by_caller: true, .. } => Blame::Caller,

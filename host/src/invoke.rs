@@ -10,8 +10,9 @@ mod post;
 mod prompt;
 mod record;
 mod stop;
+mod template;
 
-pub(crate) use prompt::check_templates;
+pub(crate) use template::check_templates;
 
 pub(crate) use generation::{AdapterUse, Ended, Generation, Piece, TokenOut};
 

@@ -4,7 +4,7 @@ mod upload;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{FromRequest, Path, Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use serde_json::{Value, json};
 use types::{AdapterAlias, Digest};
@@ -12,7 +12,7 @@ use types::{AdapterAlias, Digest};
 use super::App;
 use super::auth::Caller;
 use super::openai;
-use super::wire::{self, AdapterSource, RawBody};
+use super::wire::{self, AdapterSource, PathText, RawBody};
 use crate::adapters::AdapterInfo;
 use crate::config::HttpLimits;
 use crate::error::Error;
@@ -21,13 +21,14 @@ use crate::error::Error;
 pub(crate) async fn put(
     State(app): State<App>,
     caller: Caller,
-    Path(path): Path<String>,
+    PathText(path): PathText,
     request: Request<Body>,
 ) -> Result<(StatusCode, Json<Value>), Error> {
     let alias = alias(&path)?;
     openai::check_free(alias.as_str())?;
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.to_ascii_lowercase();
     // What curl says of a body that it was given with `-d`, and what is said of none.
     let is_json = ["application/json", "application/x-www-form-urlencoded"].iter().any(|json| kind.starts_with(json));
     let info = if kind.starts_with("multipart/form-data") {
@@ -58,7 +59,7 @@ pub(crate) async fn list(caller: Caller) -> Result<Json<Value>, Error> {
 }
 
 /// `GET /v1/adapters/{alias}`, by alias or digest.
-pub(crate) async fn show(caller: Caller, Path(name): Path<String>) -> Result<Json<Value>, Error> {
+pub(crate) async fn show(caller: Caller, PathText(name): PathText) -> Result<Json<Value>, Error> {
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
     let not_found = || Error::NotFound("this adapter is".into());
     let info = store.info(tenant, &name).await?.ok_or_else(not_found)?;
@@ -66,7 +67,7 @@ pub(crate) async fn show(caller: Caller, Path(name): Path<String>) -> Result<Jso
 }
 
 /// `DELETE /v1/adapters/{alias}`.
-pub(crate) async fn remove(caller: Caller, Path(path): Path<String>) -> Result<StatusCode, Error> {
+pub(crate) async fn remove(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     caller.host.adapters.remove(&caller.principal.tenant, &alias(&path)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

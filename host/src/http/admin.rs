@@ -1,13 +1,12 @@
 //! Tenants and keys, for a key with the right `admin`. A key's secret is shown once, here.
 
 use axum::Json;
-use axum::extract::Path;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use types::TenantId;
 
 use super::auth::Caller;
-use super::wire::{self, NewKey, NewTenant, RawBody};
+use super::wire::{self, NewKey, NewTenant, PathText, RawBody};
 use crate::error::Error;
 use crate::tenants::{KeyId, KeyInfo, Right, Rights};
 
@@ -58,7 +57,7 @@ pub(crate) async fn create_key(caller: Caller, RawBody(body): RawBody) -> Result
 }
 
 /// `DELETE /v1/keys/{id}`: at once.
-pub(crate) async fn revoke_key(caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Error> {
+pub(crate) async fn revoke_key(caller: Caller, PathText(id): PathText) -> Result<StatusCode, Error> {
     let id: KeyId = id.parse().map_err(|_| Error::NotFound("this key is".into()))?;
     caller.host.tenants.revoke_key(None, &id).await?;
     Ok(StatusCode::NO_CONTENT)

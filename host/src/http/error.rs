@@ -21,6 +21,7 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "body_too_large" | "plugin_too_large" | "adapter_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
         "unsupported_media_type" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "method_not_allowed" => StatusCode::METHOD_NOT_ALLOWED,
+        "body_timeout" => StatusCode::REQUEST_TIMEOUT,
         "queue_full" => StatusCode::TOO_MANY_REQUESTS,
         _ => match (error.blame(), error) {
             (Blame::Caller, Error::Rejected { .. } | Error::Adapter(_) | Error::Plugin(_)) => {

@@ -1,7 +1,7 @@
 //! Plugins and functions: upload, deploy, list, promote, remove. Not here: invoking them.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use types::FunctionName;
@@ -9,7 +9,7 @@ use types::FunctionName;
 use super::App;
 use super::auth::Caller;
 use super::openai;
-use super::wire::{self, Promote, RawBody};
+use super::wire::{self, PathText, Promote, RawBody};
 use crate::artifacts::ArtifactKind;
 use crate::error::Error;
 use crate::invoke;
@@ -25,12 +25,12 @@ pub(crate) fn name(text: &str) -> Result<FunctionName, Error> {
 pub(crate) async fn upload(
     State(app): State<App>,
     caller: Caller,
-    body: RawBody,
+    body: Result<RawBody, Error>,
 ) -> Result<(StatusCode, Json<Value>), Error> {
-    let (host, bytes) = (&caller.host, body.0);
-    if bytes.len() > app.limits().upload_bytes_max {
-        return Err(Error::TooLarge { limit: "upload_bytes_max", max: app.limits().upload_bytes_max });
-    }
+    let too_large = || Error::TooLarge { limit: "upload_bytes_max", max: app.limits().upload_bytes_max };
+    // The body does not know that this route's limit is another one.
+    let RawBody(bytes) = body.map_err(|error| if let Error::TooLarge { .. } = error { too_large() } else { error })?;
+    let host = &caller.host;
     let size = bytes.len();
     let digest = host.plugins.admit(bytes.clone()).await?;
     host.artifacts.put(ArtifactKind::Plugin, bytes).await?;
@@ -41,7 +41,7 @@ pub(crate) async fn upload(
 /// `PUT /v1/functions/{name}`: a new version; the first one becomes live.
 pub(crate) async fn put(
     caller: Caller,
-    Path(path): Path<String>,
+    PathText(path): PathText,
     RawBody(body): RawBody,
 ) -> Result<(StatusCode, Json<Value>), Error> {
     let name = name(&path)?;
@@ -68,7 +68,7 @@ pub(crate) async fn list(caller: Caller) -> Result<Json<Value>, Error> {
 }
 
 /// `GET /v1/functions/{name}`: the live version.
-pub(crate) async fn show(caller: Caller, Path(path): Path<String>) -> Result<Json<Value>, Error> {
+pub(crate) async fn show(caller: Caller, PathText(path): PathText) -> Result<Json<Value>, Error> {
     let name = name(&path)?;
     let live = caller.host.registry.get_live(&caller.principal.tenant, &name).await?;
     let mut value = version_json(&live);
@@ -80,7 +80,7 @@ pub(crate) async fn show(caller: Caller, Path(path): Path<String>) -> Result<Jso
 }
 
 /// `GET /v1/functions/{name}/versions`.
-pub(crate) async fn versions(caller: Caller, Path(path): Path<String>) -> Result<Json<Value>, Error> {
+pub(crate) async fn versions(caller: Caller, PathText(path): PathText) -> Result<Json<Value>, Error> {
     let name = name(&path)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
     let live = host.registry.get_live(tenant, &name).await?.version;
@@ -92,7 +92,7 @@ pub(crate) async fn versions(caller: Caller, Path(path): Path<String>) -> Result
 /// `POST /v1/functions/{name}/promote`: makes a version live, also an older one.
 pub(crate) async fn promote(
     caller: Caller,
-    Path(path): Path<String>,
+    PathText(path): PathText,
     RawBody(body): RawBody,
 ) -> Result<Json<Value>, Error> {
     let name = name(&path)?;
@@ -102,7 +102,7 @@ pub(crate) async fn promote(
 }
 
 /// `DELETE /v1/functions/{name}`.
-pub(crate) async fn delete(caller: Caller, Path(path): Path<String>) -> Result<StatusCode, Error> {
+pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     let name = name(&path)?;
     caller.host.registry.delete(&caller.principal.tenant, &name).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -1,14 +1,13 @@
 //! `POST /v1/functions/{name}/invoke`: the native shape of a call.
 
 use axum::Extension;
-use axum::extract::Path;
 use axum::response::Response;
 use serde_json::{Value, json};
 use types::FunctionName;
 
 use super::auth::Caller;
 use super::stream::{self, Format};
-use super::wire::{self, InvokeBody, RawBody};
+use super::wire::{self, InvokeBody, PathText, RawBody};
 use super::{RequestId, functions};
 use crate::error::Error;
 use crate::invoke::{self, AdapterUse, Ended, Generation, Invocation, Target, TokenOut};
@@ -17,7 +16,7 @@ use crate::invoke::{self, AdapterUse, Ended, Generation, Invocation, Target, Tok
 pub(crate) async fn invoke(
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
-    Path(name): Path<String>,
+    PathText(name): PathText,
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
     let name: FunctionName = functions::name(&name)?;

@@ -9,12 +9,16 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::config::HttpLimits;
 use crate::error::Error;
+
+/// How long an answer may lie unread by its caller.
+const UNREAD_MAX: Duration = Duration::from_secs(60);
 
 /// A bound socket.
 pub(crate) struct Listener {
@@ -94,6 +98,8 @@ type Connection = hyper::server::conn::http1::Connection<TokioIo<TcpStream>, Tow
 
 fn connection(stream: TcpStream, router: Router, limits: &HttpLimits) -> Connection {
     let _best_effort = stream.set_nodelay(true);
+    // A caller that does not read its answer would hold its receipt, its adapters and its plugin instance.
+    let _best_effort = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_MAX));
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_headers(100);
     builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))

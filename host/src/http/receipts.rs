@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query};
+use axum::extract::Query;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use types::TenantId;
 
 use super::auth::Caller;
+use super::wire::PathText;
 use crate::error::Error;
 use crate::host::Host;
 use crate::receipt::{Envelope, Receipt, ReceiptId, Salt};
@@ -22,7 +23,7 @@ use crate::receipt::{Envelope, Receipt, ReceiptId, Salt};
 const PAGE_RECORDS: usize = 500;
 
 /// `GET /v1/receipts/{id}`: both records, and the salts of the commitments, which only the owner is given.
-pub(crate) async fn show(caller: Caller, Path(id): Path<String>) -> Result<Json<Value>, Error> {
+pub(crate) async fn show(caller: Caller, PathText(id): PathText) -> Result<Json<Value>, Error> {
     let not_found = || Error::NotFound("this receipt is".into());
     let id: ReceiptId = id.parse().map_err(|_| not_found())?;
     let read =

@@ -1,15 +1,16 @@
 //! JSON bodies of requests, checked into values. The only place, with its neighbours, where JSON exists. Unknown fields
 //! of our own routes are errors; OpenAI's routes take and ignore what they do not know, as that API's users expect.
 
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use types::{InvocationRequest, Message, Plan, PlanEntry, Prompt, Sampling, StopConditions};
 
-use super::App;
+use super::{App, pace};
 use crate::error::Error;
 
 /// A request's body, whole and within the route's limit; what is over it is refused in our own error shape.
@@ -24,8 +25,23 @@ impl FromRequest<App> for RawBody {
             Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 Err(Error::TooLarge { limit: "body_bytes_max", max: app.limits().body_bytes_max })
             }
+            Err(rejection) if pace::is_too_slow(&rejection) => Err(Error::TooSlow),
             Err(_) => Err(Error::invalid("invalid_request", "", "the body was cut off")),
         }
+    }
+}
+
+/// The one variable part of a path; what is no UTF-8 is refused in our own error shape.
+pub(crate) struct PathText(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathText {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let found = Path::<String>::from_request_parts(parts, state).await;
+        found
+            .map(|Path(text)| Self(text))
+            .map_err(|_| Error::invalid("invalid_request", "path", "the path is not UTF-8: check its percent-encoding"))
     }
 }
 

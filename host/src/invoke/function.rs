@@ -10,7 +10,7 @@ use plugin::{
     CapabilityError, Catalog, CatalogEntry, Clock, ComponentSource, LogLevel, LogSink, PluginError, PluginInstance,
     Session,
 };
-use types::{Decision, Digest, FunctionName, InvocationRequest};
+use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
 
 use super::grants::ResolvedGrants;
 use super::{Draft, Routed, random_seed};
@@ -37,10 +37,14 @@ pub(crate) async fn route(
     request: &mut InvocationRequest,
     started: Instant,
 ) -> Result<Routed, Error> {
+    check_request(request, &host.plan_limits).map_err(|source| Error::Plan { source, by_caller: true })?;
     let live = host.registry.get_live(&principal.tenant, name).await?;
     request.function = name.to_string();
     request.version = live.version;
     let manifest = live.manifest;
+    let limits = manifest.limits.narrow(&host.plan_limits);
+    // The caller cannot know the function's own limit; the plugin is told what it may use of what was asked.
+    request.max_tokens = request.max_tokens.map(|asked| asked.min(limits.output_tokens_max));
     let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
     let grants = grants.with_templates(&manifest.templates);
     let plugin_seed = random_seed()?;
@@ -58,7 +62,6 @@ pub(crate) async fn route(
             let plan = call.instance.compose(request).await;
             host.metrics.plugin_call(PluginCall::compose, plan.is_ok(), begun.elapsed());
             let mut plan = plan?;
-            let limits = call.manifest.limits.narrow(&host.plan_limits);
             let default = limits.output_tokens_default.min(limits.output_tokens_max);
             if let Some(max_tokens) = request.max_tokens {
                 plan.token_budget = Some(plan.token_budget.unwrap_or(default).min(max_tokens));
@@ -71,9 +74,31 @@ pub(crate) async fn route(
             reason: rejection.reason.chars().take(1024).collect(),
         }),
         Decision::HandOver(_) => {
-            let source = types::PlanError::Unsupported("handing over to another function");
+            let source = PlanError::Unsupported("handing over to another function");
             Err(Error::Plan { source, by_caller: false })
         }
+    }
+}
+
+/// What would make the plugin's plan fail, and is not its fault.
+fn check_request(request: &InvocationRequest, limits: &PlanLimits) -> Result<(), PlanError> {
+    let over = |what, value: usize, limit, max: usize| {
+        Err(PlanError::OverLimit { what, value: value.to_string(), limit, max: max.to_string() })
+    };
+    let (input, input_max) = (request.input_json.len(), limits.prompt_bytes_max);
+    if input > input_max {
+        return over("the input's length in bytes, as JSON,", input, "prompt_bytes_max", input_max);
+    }
+    match request.max_tokens {
+        Some(0) => Err(PlanError::OutOfRange {
+            what: "max_tokens",
+            value: "0".into(),
+            expected: "at least 1, or leave it out",
+        }),
+        Some(asked) if asked > limits.output_tokens_max => {
+            over("max_tokens", asked as usize, "output_tokens_max", limits.output_tokens_max as usize)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -60,7 +60,7 @@ pub struct Manifest {
     /// Adapters that the function may use: aliases (resolved at each request) or digests.
     #[serde(default)]
     pub adapters: Vec<String>,
-    /// Prompt templates by name, in the language of chat templates.
+    /// Prompt templates by name: text in which `{{ name }}` stands for an argument.
     #[serde(default)]
     pub templates: BTreeMap<String, String>,
     /// What the plugin reads through the interface `config`.

@@ -10,13 +10,15 @@ use types::Digest;
 
 use super::{adapter_bytes_max, digest};
 use crate::error::Error;
-use crate::http::App;
+use crate::http::{App, pace};
 
 /// The files of a PEFT folder, by their names there.
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// A PEFT configuration is a page of JSON.
 const CONFIG_BYTES_MAX: usize = 1 << 20;
+/// A digest is 64 digits.
+const DIGEST_BYTES_MAX: usize = 1 << 10;
 /// Files that trainers leave beside the two, and that say nothing about what the adapter computes. A tokenizer or a chat
 /// template is not among them: an adapter that needs its own is another thing here than where it was trained.
 const IGNORED: [&str; 11] = [
@@ -106,13 +108,13 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
     let (mut config, mut weights, mut expected) = (None, None, None);
     while let Some(field) = parts.next_field().await.map_err(|error| broken(&error, bytes_max))? {
         let part = Part::of(field.name().unwrap_or_default(), field.file_name().unwrap_or_default())?;
-        let (place, max) = match part {
-            Part::Config => (&mut config, CONFIG_BYTES_MAX),
-            Part::Weights => (&mut weights, bytes_max),
-            Part::Digest => (&mut expected, 1 << 10),
+        let (place, limit, max) = match part {
+            Part::Config => (&mut config, "adapter_config_bytes_max", CONFIG_BYTES_MAX),
+            Part::Weights => (&mut weights, "adapter_bytes_max", bytes_max),
+            Part::Digest => (&mut expected, "digest_bytes_max", DIGEST_BYTES_MAX),
             Part::Ignored => continue,
         };
-        if place.replace(bounded(field, max, bytes_max).await?).is_some() {
+        if place.replace(bounded(field, limit, max, bytes_max).await?).is_some() {
             return Err(refused(&format!("`{}` is there twice", part.name())));
         }
     }
@@ -125,11 +127,11 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
     })
 }
 
-async fn bounded(mut field: Field<'_>, max: usize, bytes_max: usize) -> Result<Bytes, Error> {
+async fn bounded(mut field: Field<'_>, limit: &'static str, max: usize, bytes_max: usize) -> Result<Bytes, Error> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = field.chunk().await.map_err(|error| broken(&error, bytes_max))? {
         if bytes.len() + chunk.len() > max {
-            return Err(Error::TooLarge { limit: "adapter_bytes_max", max });
+            return Err(Error::TooLarge { limit, max });
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -138,6 +140,7 @@ async fn bounded(mut field: Field<'_>, max: usize, bytes_max: usize) -> Result<B
 
 fn broken(error: &MultipartError, bytes_max: usize) -> Error {
     match error.status() {
+        _ if pace::is_too_slow(error) => Error::TooSlow,
         StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge { limit: "adapter_bytes_max", max: bytes_max },
         _ => Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())),
     }
