@@ -3,7 +3,6 @@
 
 mod format;
 
-use axum::extract::Path;
 use axum::response::Response;
 use axum::{Extension, Json};
 use serde_json::{Value, json};
@@ -12,7 +11,7 @@ use types::{FunctionName, InvocationRequest, Plan, Prompt};
 use super::RequestId;
 use super::auth::Caller;
 use super::stream;
-use super::wire::{self, ChatBody, CommonBody, CompletionBody, RawBody};
+use super::wire::{self, ChatBody, CommonBody, CompletionBody, PathText, RawBody};
 use crate::error::Error;
 use crate::invoke::{self, Invocation, Target};
 use crate::registry::RegistryError;
@@ -35,7 +34,7 @@ pub(crate) async fn models(caller: Caller) -> Result<Json<Value>, Error> {
 }
 
 /// One of them.
-pub(crate) async fn model(caller: Caller, Path(id): Path<String>) -> Result<Json<Value>, Error> {
+pub(crate) async fn model(caller: Caller, PathText(id): PathText) -> Result<Json<Value>, Error> {
     let card = cards(&caller).await?.into_iter().find(|card| card.get("id").is_some_and(|name| *name == *id));
     card.map(Json).ok_or_else(|| unknown(&id))
 }
