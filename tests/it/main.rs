@@ -7,6 +7,7 @@ mod adapters;
 mod cli;
 mod compositions;
 mod functions;
+mod hostile;
 mod lifecycle;
 mod openai;
 mod operations;

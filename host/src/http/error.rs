@@ -51,12 +51,18 @@ pub(crate) fn body(error: &Error) -> Value {
 
 /// Writes an error to the log, at the level that its blame asks for.
 pub(crate) fn log(error: &Error, request_id: &str) {
+    let text = one_line(error);
     match error.blame() {
-        Blame::Host => tracing::error!(request_id, code = error.code(), "{error}"),
-        _ if matches!(error, Error::Unavailable(_)) => tracing::debug!(request_id, code = error.code(), "{error}"),
-        Blame::Function | Blame::Capacity => tracing::warn!(request_id, code = error.code(), "{error}"),
-        Blame::Caller => tracing::debug!(request_id, code = error.code(), "{error}"),
+        Blame::Host => tracing::error!(request_id, code = error.code(), "{text}"),
+        _ if matches!(error, Error::Unavailable(_)) => tracing::debug!(request_id, code = error.code(), "{text}"),
+        Blame::Function | Blame::Capacity => tracing::warn!(request_id, code = error.code(), "{text}"),
+        Blame::Caller => tracing::debug!(request_id, code = error.code(), "{text}"),
     }
+}
+
+/// An error may quote a caller or a plugin: neither may write lines of its own into the log.
+fn one_line(error: &Error) -> String {
+    error.to_string().replace(char::is_control, " ")
 }
 
 impl IntoResponse for Error {
@@ -86,4 +92,16 @@ pub(super) fn with_receipt(mut response: Response, receipt_id: &str) -> Response
         response.headers_mut().insert(RECEIPT_ID, value);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_writes_lines_of_their_own_into_the_log() {
+        let source = types::PlanError::AdapterNotGranted("a`\n2026-01-01 ERROR \u{1b}[31mforged".into());
+        let text = one_line(&Error::Plan { source, by_caller: false });
+        assert!(!text.contains(char::is_control) && text.contains("forged"), "{text}");
+    }
 }

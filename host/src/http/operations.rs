@@ -15,11 +15,15 @@ pub(crate) async fn health() -> Json<Value> {
     Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// The base is loaded.
+/// The base is loaded, and requests can be answered.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     match app.ready() {
         Some(host) if host.engine.is_stopped() => {
             Error::Internal("the engine has stopped; restart the host".into()).into_response()
+        }
+        Some(host) if host.receipts.is_failing() => {
+            let message = "the receipt log cannot be written; make room under the data folder and restart the host";
+            Error::Internal(message.into()).into_response()
         }
         Some(host) if !host.is_draining() => (StatusCode::OK, Json(json!({"status": "ready"}))).into_response(),
         Some(_) => Error::Unavailable("draining").into_response(),

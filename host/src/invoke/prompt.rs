@@ -25,21 +25,26 @@ pub(crate) async fn tokenise(
     prompt: &Prompt,
     templates: Option<&BTreeMap<String, String>>,
 ) -> Result<Rendered, Error> {
-    let text = match prompt {
-        Prompt::Tokens(tokens) => {
-            let committed = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
-            return Ok(Rendered { tokens: tokens.clone(), committed });
-        }
-        Prompt::Text(text) => text.clone(),
-        Prompt::Messages(messages) => host.base.chat_template().render(messages, true)?,
-        Prompt::Template { name, arguments } => {
-            let source = templates.and_then(|templates| templates.get(name));
-            let source = source.ok_or_else(|| Error::Internal(format!("template `{name}` passed the check")))?;
-            template::render(source, arguments, host.plan_limits.prompt_bytes_max)?
-        }
+    if let Prompt::Tokens(tokens) = prompt {
+        let committed = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+        return Ok(Rendered { tokens: tokens.clone(), committed });
+    }
+    let source = match prompt {
+        Prompt::Template { name, .. } => templates.and_then(|templates| templates.get(name)).cloned(),
+        _ => None,
     };
-    let base = Arc::clone(&host.base);
+    let (base, prompt, bytes_max) = (Arc::clone(&host.base), prompt.clone(), host.plan_limits.prompt_bytes_max);
+    // A template over thousands of messages takes a second, and so does a megabyte of text.
     let tokenised = tokio::task::spawn_blocking(move || {
+        let text = match prompt {
+            Prompt::Tokens(_) => String::new(),
+            Prompt::Text(text) => text,
+            Prompt::Messages(messages) => base.chat_template().render(&messages, true)?,
+            Prompt::Template { name, arguments } => {
+                let source = source.ok_or_else(|| Error::Internal(format!("template `{name}` passed the check")))?;
+                template::render(&source, &arguments, bytes_max)?
+            }
+        };
         let tokens = base.tokenizer().encode(&text)?;
         Ok(Rendered { tokens, committed: text.into_bytes() })
     });

@@ -185,6 +185,12 @@ impl ReceiptLog {
         self.counters.read()
     }
 
+    /// Whether the last transaction failed. A full disk stays so after room was made: the database must be opened anew.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.counters.is_failing()
+    }
+
     /// Commits what was sent and ends the writer; blocks for as long as that takes. Receipts that are still open get
     /// their `recovered` record at the next start.
     pub fn close(&self) {
@@ -271,5 +277,7 @@ async fn wait(
     }
 }
 
+#[cfg(test)]
+mod full_disk;
 #[cfg(test)]
 pub(in crate::receipt) mod tests;

@@ -2,7 +2,7 @@
 //! what a record is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use redb::{Database, Durability};
 use tokio::sync::{mpsc, oneshot};
@@ -29,9 +29,15 @@ pub(super) enum Order {
 pub(super) struct Counters {
     kinds: [AtomicU64; 5],
     transactions: AtomicU64,
+    /// Whether the last transaction failed.
+    failing: AtomicBool,
 }
 
 impl Counters {
+    pub(super) fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
     pub(super) fn read(&self) -> ReceiptCounts {
         let of = |kind: Kind| self.kinds.get(kind as usize).map_or(0, |count| count.load(Ordering::Relaxed));
         ReceiptCounts {
@@ -90,6 +96,7 @@ impl Writer {
             return batch.clear();
         }
         let results = self.commit(&entries);
+        self.counters.failing.store(results.is_err(), Ordering::Relaxed);
         drop(entries);
         let orders = batch.drain(..).filter(|order| !matches!(order, Order::Close));
         match results {
