@@ -1,7 +1,7 @@
 //! Configuration: [`RawConfig`] as it was written (file, environment, flags), checked into a [`Config`]. A flag wins over
 //! the environment, the environment over the file, the file over the defaults; a key that nobody knows is an error.
 //!
-//! Not here: the command line's syntax (clap, in `main.rs`) and what the values do.
+//! Not here: the command line's syntax (clap, in `cli.rs`) and what the values do.
 
 mod check;
 mod raw;

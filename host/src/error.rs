@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use types::Blame;
+use types::{Blame, PlanError};
 
 use crate::adapters::AdapterError;
 use crate::artifacts::ArtifactError;
@@ -61,7 +61,7 @@ pub enum Error {
     #[error("{source}")]
     Plan {
         /// What is wrong.
-        source: types::PlanError,
+        source: PlanError,
         /// Who wrote it.
         by_caller: bool,
     },
@@ -112,6 +112,14 @@ pub enum Error {
     /// A bug.
     #[error("internal error: {0}")]
     Internal(String),
+    /// Any of the others, after a receipt was made.
+    #[error("{source}")]
+    WithReceipt {
+        /// The receipt's identifier.
+        receipt: String,
+        /// What went wrong.
+        source: Box<Error>,
+    },
 }
 
 impl Error {
@@ -153,6 +161,7 @@ impl Error {
             Self::Receipt(error) => error.code(),
             Self::Config(error) => error.code(),
             Self::Io { .. } | Self::Internal(_) => "internal",
+            Self::WithReceipt { source, .. } => source.code(),
         }
     }
 
@@ -181,6 +190,7 @@ impl Error {
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),
             Self::Generation(_) | Self::Io { .. } | Self::Internal(_) => Blame::Host,
+            Self::WithReceipt { source, .. } => source.blame(),
         }
     }
 
@@ -189,6 +199,8 @@ impl Error {
     pub fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
+            Self::Plan { source, by_caller: true } => plan_field(source),
+            Self::WithReceipt { source, .. } => source.param(),
             _ => None,
         }
     }
@@ -206,5 +218,16 @@ impl Error {
             Blame::Host => "the host failed; its log has the reason under this request id".into(),
             _ => self.to_string(),
         }
+    }
+}
+
+/// The field of OpenAI's bodies that a caller's own plan took a value from, where the error names it.
+fn plan_field(error: &PlanError) -> Option<&'static str> {
+    match error {
+        PlanError::AdapterNotGranted(_) => Some("adapters"),
+        PlanError::Unsupported(what) | PlanError::OutOfRange { what, .. } | PlanError::OverLimit { what, .. } => {
+            ["logprobs", "min_p", "temperature", "top_p"].into_iter().find(|field| field == what)
+        }
+        PlanError::UnknownTemplate(_) => None,
     }
 }

@@ -106,6 +106,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             put(adapters::put).layer(adapter_body).get(adapters::show).delete(adapters::remove),
         ),
         route("/v1/models", Needs(Invoke), get(openai::models)),
+        route("/v1/models/{id}", Needs(Invoke), get(openai::model)),
         route("/v1/completions", Needs(Invoke), post(openai::completions)),
         route("/v1/chat/completions", Needs(Invoke), post(openai::chat)),
         route("/v1/receipts", Needs(Receipts), get(receipts::list)),

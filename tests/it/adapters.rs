@@ -1,7 +1,7 @@
 //! Adapters as a user uploads, lists, replaces and removes them; what is malformed is refused with its reason.
 
 use serde_json::{Value, json};
-use tests::{adapter_folder, shared, shared_server, skip};
+use tests::{Options, Server, adapter_folder, repository, shared, shared_server, skip};
 
 fn files(name: &str) -> (Vec<u8>, Vec<u8>) {
     let folder = adapter_folder(name).expect("a committed adapter");
@@ -84,6 +84,28 @@ fn a_source_outside_what_was_allowed_is_refused() {
     let (config, weights) = files("all-caps");
     let answer = client.upload_adapter_bytes("no%2Fslashes", config, weights);
     answer.expect_error(400, "invalid_request");
+}
+
+#[test]
+fn an_adapter_comes_from_a_file_url_below_the_root_only() {
+    let root = repository().join("tests/fixtures/lora");
+    let arguments = vec!["--adapters-root".into(), root.to_str().expect("a UTF-8 path").into()];
+    let test = "an_adapter_comes_from_a_file_url_below_the_root_only";
+    let Some(server) = Server::start(test, Options { arguments, data: None }) else { return };
+    let client = server.client();
+    let put = |source: String| client.put("/v1/adapters/by-url", &json!({"source": source}));
+    let url = |path: &std::path::Path| format!("file://{}", path.display());
+    let added = put(url(&root.join("iso-date"))).expect(201).json();
+    assert_eq!(added["rank"], json!(8));
+    for outside in [root.join("../guests"), repository(), root.join("nowhere"), "/etc".into()] {
+        let answer = put(url(&outside));
+        assert!((400..500).contains(&answer.status), "{outside:?}: {} {}", answer.status, answer.text);
+    }
+    let wrong = json!({"source": url(&root.join("iso-date")), "digest": "0".repeat(64)});
+    let answer = client.put("/v1/adapters/by-url", &wrong);
+    assert!((400..500).contains(&answer.status), "another digest was expected: {} {}", answer.status, answer.text);
+    let kept = client.get("/v1/adapters/by-url").expect(200).json();
+    assert_eq!(kept["digest"], added["digest"], "what is refused replaces nothing");
 }
 
 #[test]

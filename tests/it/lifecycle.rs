@@ -50,6 +50,40 @@ fn a_client_that_hangs_up_frees_its_blocks() {
 }
 
 #[test]
+fn a_crowd_that_comes_and_leaves_holds_nothing_in_the_end() {
+    let test = "a_crowd_that_comes_and_leaves_holds_nothing_in_the_end";
+    let Some(server) = Server::start(test, Options::default()) else { return };
+    let client = server.client();
+    deploy_examples(&client);
+    std::thread::scope(|scope| {
+        for caller in 0..24_usize {
+            let client = &client;
+            scope.spawn(move || match caller % 3 {
+                0 => drop(begin_stream(client)),
+                1 => {
+                    let body = json!({"input": "December 7th, 1997", "stream": true});
+                    let events = client.stream("/v1/functions/skills/invoke", &body);
+                    assert_eq!(events.text(), "1997-12-07", "whoever else is in the batch");
+                }
+                _ => {
+                    let input = json!({"text": "What is the ocean?", "all-caps": 0.1 * caller as f64});
+                    let body = json!({"input": input, "max_tokens": 8});
+                    client.post("/v1/functions/blend/invoke", &body).expect(200);
+                }
+            });
+        }
+    });
+    let started = Instant::now();
+    while kv_share_used(&client) > 0.0 {
+        assert!(started.elapsed() < Duration::from_secs(10), "blocks are still held");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = tests::run_tenon(&["receipt", "verify", "--url", server.url(), "--key", &server.key()]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("48 records") && said.contains("0 receipts are open"), "{said}");
+}
+
+#[test]
 fn sigterm_lets_what_runs_end_and_takes_no_more() {
     let Some(mut server) = Server::start("sigterm_lets_what_runs_end_and_takes_no_more", Options::default()) else {
         return;

@@ -1,7 +1,6 @@
 //! The one integration binary: rules of the repository, and what a user can see of a running server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
-mod deny;
 mod tidy;
 
 mod adapters;

@@ -16,7 +16,27 @@ fn models_are_the_base_the_adapters_and_the_functions() {
     let ids: Vec<&str> = list["data"].as_array().unwrap().iter().filter_map(|card| card["id"].as_str()).collect();
     for expected in ["base", "iso-date", "all-caps", "sentiment-json", "skills", "blend", "echo"] {
         assert!(ids.contains(&expected), "{expected} is missing: {ids:?}");
+        let card = server.client().get(&format!("/v1/models/{expected}")).expect(200).json();
+        assert_eq!(card["id"], json!(expected));
     }
+    server.client().get("/v1/models/nobody").expect_error(404, "model_not_found");
+}
+
+#[test]
+fn nothing_else_takes_the_name_of_the_base() {
+    let Some(server) = shared_server("nothing_else_takes_the_name_of_the_base") else { return };
+    let client = server.client();
+    let manifest = json!({"plugin": client.upload_plugin(tests::guest("echo"))});
+    client.put("/v1/functions/base", &manifest).expect_error(400, "invalid_request");
+    client.put("/v1/adapters/base", &json!({"source": "file:///nowhere"})).expect_error(400, "invalid_request");
+}
+
+#[test]
+fn null_is_as_good_as_left_out() {
+    let Some(server) = shared_server("null_is_as_good_as_left_out") else { return };
+    let body = json!({"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": null,
+        "stream_options": null, "stop": null, "tools": null, "logprobs": null, "adapters": null, "ignore_eos": null});
+    server.client().post("/v1/chat/completions", &body).expect(200);
 }
 
 #[test]

@@ -56,8 +56,35 @@ fn an_invalid_plan_is_refused() {
         ("long-prompt", "limit_exceeded"),
         ("entries", "limit_exceeded"),
         ("constraint", "unsupported"),
+        ("hand-over", "unsupported"),
+        ("template", "unknown_template"),
     ];
     check(&server.client(), "bad-plan", &cases);
+}
+
+#[test]
+fn a_template_of_the_manifest_is_rendered_and_a_broken_one_refused() {
+    let Some(server) = shared_server("a_template_of_the_manifest_is_rendered_and_a_broken_one_refused") else { return };
+    let client = server.client();
+    let digest = client.upload_plugin(guest("bad-plan"));
+    let manifest = |template: &str| json!({"plugin": digest, "templates": {"brief": template}});
+    client.put("/v1/functions/templated", &manifest("Q: {{ question }}\nA:")).expect(201);
+    let body = json!({"input": "template", "max_tokens": 4});
+    let through = client.post("/v1/functions/templated/invoke", &body).expect(200).json();
+    let same = json!({"model": "base", "prompt": "Q: What is the ocean?\nA:", "max_tokens": 4, "temperature": 0});
+    let direct = client.post("/v1/completions", &same).expect(200).json();
+    assert_eq!(through["output"], direct["choices"][0]["text"]);
+    client.put("/v1/functions/templated", &manifest("{{ question")).expect_error(400, "invalid_template");
+}
+
+#[test]
+fn what_a_plugin_rejects_is_its_callers_to_mend() {
+    let Some(server) = shared_server("what_a_plugin_rejects_is_its_callers_to_mend") else { return };
+    let client = server.client();
+    let digest = client.upload_plugin(guest("bad-plan"));
+    client.put("/v1/functions/choosy", &json!({"plugin": digest})).expect(201);
+    let answer = client.post("/v1/functions/choosy/invoke", &json!({"input": "reject"}));
+    assert!(answer.expect_error(422, "rejected_rude").text.contains("say please"));
 }
 
 #[test]
@@ -79,6 +106,18 @@ fn a_failure_in_mid_stream_is_an_event_and_a_failed_receipt() {
     let receipt = client.get(&format!("/v1/receipts/{}", events.receipt.expect("a receipt"))).expect(200).json();
     assert_eq!(receipt["kind"], json!("failed"), "{receipt}");
     assert_eq!(receipt["receipt"]["outcome"]["error"], json!("plugin_trap"), "{receipt}");
+}
+
+#[test]
+fn a_failure_after_admission_names_its_receipt() {
+    let Some(server) = shared_server("a_failure_after_admission_names_its_receipt") else { return };
+    let client = server.client();
+    let digest = client.upload_plugin(guest("trap"));
+    client.put("/v1/functions/trap-whole", &json!({"plugin": digest})).expect(201);
+    let answer = client.post("/v1/functions/trap-whole/invoke", &json!({"input": "finish", "max_tokens": 4}));
+    let answer = answer.expect_error(502, "plugin_trap");
+    let receipt = client.get(&format!("/v1/receipts/{}", answer.receipt.expect("a receipt"))).expect(200).json();
+    assert_eq!(receipt["kind"], json!("failed"), "{receipt}");
 }
 
 #[test]

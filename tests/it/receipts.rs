@@ -106,6 +106,10 @@ fn a_tampered_export_is_detected() {
     swapped.swap(0, 1);
     check("two records are swapped", swapped.join("\n"), false);
     check("one character of a payload differs", tampered(&lines), false);
+    let empty = folder.path().join("empty");
+    std::fs::write(&empty, "").unwrap();
+    let output = verify(server, &["--file", empty.to_str().unwrap()]);
+    assert!(!output.status.success(), "nothing is not a chain that holds: {}", said(&output));
 }
 
 /// The export with one character of the third record's payload changed.

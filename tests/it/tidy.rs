@@ -1,4 +1,4 @@
-//! Rules of the repository as tests. Each message says what to do. Not here: licences and sources (`deny.rs`).
+//! Rules of the repository as tests. Each message says what to do. Not here: licences and sources (`deny.toml`).
 
 mod files;
 mod imports;

@@ -1,7 +1,7 @@
 //! `tenon receipt show` and `verify`. The check runs here, on what the host (or a file) gives, against public keys that
 //! may be pinned with `--keys`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use reqwest::Method;
@@ -52,7 +52,7 @@ pub(crate) async fn run(command: ReceiptCommand) -> Result<(), Error> {
             let id = id.map_err(|error| Error::invalid("invalid_request", "id", error.to_string()))?;
             let remote = Remote::new(&connection)?;
             let export = match file {
-                Some(file) => read(&file)?,
+                Some(file) => read_export(&file)?,
                 None => fetch(&remote, "/v1/receipts/export").await?,
             };
             if let Some(path) = save {
@@ -65,6 +65,15 @@ pub(crate) async fn run(command: ReceiptCommand) -> Result<(), Error> {
             verify(&export, &keys, id.as_ref())
         }
     }
+}
+
+/// A file without a record is the wrong file or was cut off: nothing was verified then.
+fn read_export(file: &Path) -> Result<Vec<u8>, Error> {
+    let export = read(file)?;
+    if export.trim_ascii().is_empty() {
+        return Err(Error::invalid("receipt_invalid", "", format!("{} holds no records", file.display())));
+    }
+    Ok(export)
 }
 
 async fn fetch(remote: &Remote, path: &str) -> Result<Vec<u8>, Error> {
@@ -93,7 +102,7 @@ fn verify(export: &[u8], keys: &PublicKeys, wanted: Option<&ReceiptId>) -> Resul
         match last_of_wanted {
             Some(kind) if !verified.open.contains(id) => println!("{id}: {}", kind.as_str().unwrap_or_default()),
             Some(_) => return Err(Error::invalid("receipt_open", "", format!("{id} has no final record yet"))),
-            None => return Err(Error::NotFound(format!("{id} is not in this chain; the receipt"))),
+            None => return Err(Error::NotFound(format!("receipt {id} in this chain is"))),
         }
     }
     let head = verified.head.as_ref().map(|head| format!(", head {} at {}", head.digest, head.sequence));

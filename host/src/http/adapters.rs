@@ -1,25 +1,21 @@
 //! Adapters: upload or fetch, list, show, remove. Not here: what makes one acceptable, which is the crate `model`.
 
+mod upload;
+
 use axum::Json;
 use axum::body::Body;
-use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
-use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use types::{AdapterAlias, Digest};
 
 use super::App;
 use super::auth::Caller;
-use super::pace;
+use super::openai;
 use super::wire::{self, AdapterSource, PathText, RawBody};
 use crate::adapters::AdapterInfo;
 use crate::config::HttpLimits;
 use crate::error::Error;
-
-/// The files of a PEFT folder, by their names there.
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// `PUT /v1/adapters/{alias}`: JSON `{"source", "digest"?}`, or `multipart/form-data` with the two PEFT files.
 pub(crate) async fn put(
@@ -29,13 +25,16 @@ pub(crate) async fn put(
     request: Request<Body>,
 ) -> Result<(StatusCode, Json<Value>), Error> {
     let alias = alias(&path)?;
+    openai::check_free(alias.as_str())?;
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.to_ascii_lowercase();
+    // What curl says of a body that it was given with `-d`, and what is said of none.
+    let is_json = ["application/json", "application/x-www-form-urlencoded"].iter().any(|json| kind.starts_with(json));
     let info = if kind.starts_with("multipart/form-data") {
-        let upload = upload(request, &app).await?;
+        let upload = upload::read(request, &app).await?;
         store.add_bytes(tenant, &alias, upload.config, upload.weights, upload.digest).await?
-    } else if kind.starts_with("application/json") {
+    } else if is_json || kind.is_empty() {
         let RawBody(body) = RawBody::from_request(request, &app).await?;
         let body: AdapterSource = wire::parse(body)?;
         let expected = body.digest.as_deref().map(digest).transpose()?;
@@ -47,79 +46,9 @@ pub(crate) async fn put(
     Ok((StatusCode::CREATED, Json(info_json(&info))))
 }
 
-struct Upload {
-    config: Bytes,
-    weights: Bytes,
-    digest: Option<Digest>,
-}
-
-async fn upload(request: Request<Body>, app: &App) -> Result<Upload, Error> {
-    let mut parts = Multipart::from_request(request, app)
-        .await
-        .map_err(|rejection| Error::invalid("invalid_request", "", rejection.body_text()))?;
-    let (mut config, mut weights, mut expected) = (None, None, None);
-    while let Some(field) = parts.next_field().await.map_err(|error| broken(&error, app.limits()))? {
-        let name = part_name(&field);
-        let (limit, max) = match name.as_str() {
-            WEIGHTS => ("adapter_bytes_max", adapter_bytes_max(app.limits())),
-            _ => ("adapter_config_bytes_max", CONFIG_BYTES_MAX),
-        };
-        let place = match name.as_str() {
-            CONFIG => &mut config,
-            WEIGHTS => &mut weights,
-            "digest" => &mut expected,
-            _ => {
-                let name: String = name.chars().take(96).collect();
-                let message =
-                    format!("unknown part `{name}`: send `{CONFIG}` and `{WEIGHTS}`, and `digest` if you like");
-                return Err(Error::invalid("invalid_request", "", message));
-            }
-        };
-        if place.replace(bounded(field, limit, max, app.limits()).await?).is_some() {
-            return Err(Error::invalid("invalid_request", "", format!("part `{name}` is there twice")));
-        }
-    }
-    let missing = |name: &str| Error::invalid("invalid_request", "", format!("part `{name}` is missing"));
-    let expected = expected.map(|bytes| digest(String::from_utf8_lossy(&bytes).trim())).transpose()?;
-    Ok(Upload {
-        config: config.ok_or_else(|| missing(CONFIG))?,
-        weights: weights.ok_or_else(|| missing(WEIGHTS))?,
-        digest: expected,
-    })
-}
-
-fn broken(error: &MultipartError, limits: &HttpLimits) -> Error {
-    match error.status() {
-        _ if pace::is_too_slow(error) => Error::TooSlow,
-        StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge { limit: "adapter_bytes_max", max: adapter_bytes_max(limits) },
-        _ => Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())),
-    }
-}
-
 /// The limit as a length in memory.
 pub(crate) fn adapter_bytes_max(limits: &HttpLimits) -> usize {
     usize::try_from(limits.adapter_bytes_max).unwrap_or(usize::MAX)
-}
-
-/// A PEFT configuration is a page of JSON.
-const CONFIG_BYTES_MAX: usize = 1 << 20;
-
-/// The part's name; a part that is called `file` goes by its file name.
-fn part_name(field: &Field<'_>) -> String {
-    let name = field.name().unwrap_or_default();
-    let name = if name == "file" || name == "files" { field.file_name().unwrap_or_default() } else { name };
-    name.to_owned()
-}
-
-async fn bounded(mut field: Field<'_>, limit: &'static str, max: usize, limits: &HttpLimits) -> Result<Bytes, Error> {
-    let mut bytes = BytesMut::new();
-    while let Some(chunk) = field.chunk().await.map_err(|error| broken(&error, limits))? {
-        if bytes.len() + chunk.len() > max {
-            return Err(Error::TooLarge { limit, max });
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes.freeze())
 }
 
 /// `GET /v1/adapters`.

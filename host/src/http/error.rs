@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use types::Blame;
 
+use super::RECEIPT_ID;
 use crate::error::Error;
 
 /// The status for an error: its blame gives the class, a few codes are more precise.
@@ -16,7 +17,7 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "forbidden" => StatusCode::FORBIDDEN,
         "not_found" | "function_not_found" | "version_not_found" | "plugin_not_found" | "model_not_found"
         | "tenant_not_found" | "key_not_found" | "adapter_not_found" => StatusCode::NOT_FOUND,
-        "conflict" => StatusCode::CONFLICT,
+        "conflict" | "tenant_exists" => StatusCode::CONFLICT,
         "body_too_large" | "plugin_too_large" | "adapter_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
         "unsupported_media_type" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "method_not_allowed" => StatusCode::METHOD_NOT_ALLOWED,
@@ -66,6 +67,9 @@ fn one_line(error: &Error) -> String {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
+        if let Self::WithReceipt { receipt, source } = self {
+            return with_receipt(source.into_response(), &receipt);
+        }
         let mut response = (status(&self), Json(body(&self))).into_response();
         if let Some(wait) = self.retry_after() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
@@ -81,6 +85,14 @@ impl IntoResponse for Error {
 /// Rides on the response so that the outermost layer can log the error with the request's id.
 #[derive(Clone)]
 pub(crate) struct LoggedError(pub(crate) std::sync::Arc<Error>);
+
+/// Names the receipt of what is answered.
+pub(super) fn with_receipt(mut response: Response, receipt_id: &str) -> Response {
+    if let Ok(value) = HeaderValue::from_str(receipt_id) {
+        response.headers_mut().insert(RECEIPT_ID, value);
+    }
+    response
+}
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,7 @@ use types::FunctionName;
 
 use super::App;
 use super::auth::Caller;
+use super::openai;
 use super::wire::{self, PathText, Promote, RawBody};
 use crate::artifacts::ArtifactKind;
 use crate::error::Error;
@@ -44,6 +45,7 @@ pub(crate) async fn put(
     RawBody(body): RawBody,
 ) -> Result<(StatusCode, Json<Value>), Error> {
     let name = name(&path)?;
+    openai::check_free(name.as_str())?;
     let manifest: Manifest = wire::parse(body)?;
     manifest.check().map_err(RegistryError::from)?;
     invoke::check_templates(&manifest.templates)?;

@@ -11,7 +11,7 @@ use types::{FunctionName, InvocationRequest, Plan, Prompt};
 use super::RequestId;
 use super::auth::Caller;
 use super::stream;
-use super::wire::{self, ChatBody, CommonBody, CompletionBody, RawBody};
+use super::wire::{self, ChatBody, CommonBody, CompletionBody, PathText, RawBody};
 use crate::error::Error;
 use crate::invoke::{self, Invocation, Target};
 use crate::registry::RegistryError;
@@ -20,8 +20,26 @@ use format::{Kind, OpenAiFormat};
 /// The name under which the base is always served.
 const BASE: &str = "base";
 
+/// Refuses to give the base's name to something else, which could then never be called by it.
+pub(super) fn check_free(name: &str) -> Result<(), Error> {
+    if name != BASE {
+        return Ok(());
+    }
+    Err(Error::invalid("invalid_request", "name", format!("`{BASE}` always names the base model; take another name")))
+}
+
 /// The base, the tenant's adapters and its functions.
 pub(crate) async fn models(caller: Caller) -> Result<Json<Value>, Error> {
+    Ok(Json(json!({"object": "list", "data": cards(&caller).await?})))
+}
+
+/// One of them.
+pub(crate) async fn model(caller: Caller, PathText(id): PathText) -> Result<Json<Value>, Error> {
+    let card = cards(&caller).await?.into_iter().find(|card| card.get("id").is_some_and(|name| *name == *id));
+    card.map(Json).ok_or_else(|| unknown(&id))
+}
+
+async fn cards(caller: &Caller) -> Result<Vec<Value>, Error> {
     let Caller { host, principal } = caller;
     let card = |id: &str, kind: &str| json!({"id": id, "object": "model", "created": 0, "owned_by": kind});
     let mut cards = vec![card(BASE, "tenon")];
@@ -34,7 +52,11 @@ pub(crate) async fn models(caller: Caller) -> Result<Json<Value>, Error> {
     for function in host.registry.list(&principal.tenant).await? {
         cards.push(card(function.function.as_str(), "function"));
     }
-    Ok(Json(json!({"object": "list", "data": cards})))
+    Ok(cards)
+}
+
+fn unknown(model: &str) -> Error {
+    Error::invalid("model_not_found", "model", format!("there is no model `{}`", shorten(model)))
 }
 
 /// Chat completions.
@@ -93,11 +115,10 @@ async fn target(caller: &Caller, common: &CommonBody, prompt: Prompt, logprobs: 
     if host.adapters.resolve(tenant, model).await?.is_some() {
         return common.plan(prompt, Some(model), logprobs).map(plan);
     }
-    let unknown = || Error::invalid("model_not_found", "model", format!("there is no model `{}`", shorten(model)));
-    let name: FunctionName = model.parse().map_err(|_| unknown())?;
+    let name: FunctionName = model.parse().map_err(|_| unknown(model))?;
     match host.registry.get_live(tenant, &name).await {
         Ok(_) => {}
-        Err(RegistryError::UnknownFunction(_)) => return Err(unknown()),
+        Err(RegistryError::UnknownFunction(_)) => return Err(unknown(model)),
         Err(error) => return Err(error.into()),
     }
     if !common.adapters.is_empty() || matches!(prompt, Prompt::Tokens(_)) {

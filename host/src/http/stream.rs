@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::stream::{self, Stream};
 use serde_json::Value;
 
-use super::{RECEIPT_ID, error};
+use super::error;
 use crate::error::Error;
 use crate::invoke::{Ended, Generation, Piece, TokenOut};
 
@@ -30,8 +30,13 @@ pub(crate) struct Whole {
     pub(crate) ended: Ended,
 }
 
-/// Reads a generation to its end.
+/// Reads a generation to its end. An error names the receipt, which was made by then.
 pub(crate) async fn collect(generation: &mut Generation) -> Result<Whole, Error> {
+    let receipt = generation.receipt_id.clone();
+    pieces(generation).await.map_err(|error| Error::WithReceipt { receipt, source: Box::new(error) })
+}
+
+async fn pieces(generation: &mut Generation) -> Result<Whole, Error> {
     let (mut text, mut tokens) = (String::new(), Vec::new());
     while let Some(piece) = generation.next().await {
         match piece? {
@@ -47,7 +52,7 @@ pub(crate) async fn collect(generation: &mut Generation) -> Result<Whole, Error>
 
 /// One JSON object, with the receipt's id in the header.
 pub(crate) fn json(generation: &Generation, value: Value) -> Response {
-    with_receipt(Json(value).into_response(), &generation.receipt_id)
+    error::with_receipt(Json(value).into_response(), &generation.receipt_id)
 }
 
 /// Server-sent events, ended by `data: [DONE]`. An error in mid-stream is an event of its own.
@@ -57,14 +62,7 @@ pub(crate) fn events(generation: Generation, format: impl Format) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    with_receipt(response, &receipt_id)
-}
-
-fn with_receipt(mut response: Response, receipt_id: &str) -> Response {
-    if let Ok(value) = HeaderValue::from_str(receipt_id) {
-        response.headers_mut().insert(RECEIPT_ID, value);
-    }
-    response
+    error::with_receipt(response, &receipt_id)
 }
 
 enum State<F> {

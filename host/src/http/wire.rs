@@ -56,6 +56,11 @@ pub(crate) fn parse<T: DeserializeOwned>(body: impl AsRef<[u8]>) -> Result<T, Er
     })
 }
 
+/// For a field that may be left out, or be `null`, which many clients write in place of leaving it out.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 /// One chat message; content is text or a list of text parts.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ChatMessage {
@@ -121,7 +126,7 @@ fn message(index: usize, message: ChatMessage) -> Result<Message, Error> {
 pub(crate) struct InvokeBody {
     input: Option<Value>,
     messages: Option<Vec<ChatMessage>>,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) stream: bool,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
@@ -209,11 +214,6 @@ const fn one() -> f32 {
     1.0
 }
 
-/// `null` is what many clients write for a field that they leave out.
-fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum StopField {
@@ -223,7 +223,7 @@ enum StopField {
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(crate) struct StreamOptions {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) include_usage: bool,
 }
 
@@ -238,9 +238,9 @@ struct ResponseFormat {
 #[derive(Debug, Deserialize)]
 pub(crate) struct CommonBody {
     pub(crate) model: String,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) stream: bool,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) stream_options: StreamOptions,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
@@ -253,19 +253,19 @@ pub(crate) struct CommonBody {
     frequency_penalty: Option<f32>,
     seed: Option<i64>,
     stop: Option<StopField>,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "or_default")]
     stop_token_ids: Vec<u32>,
     n: Option<u32>,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "or_default")]
     ignore_eos: bool,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) return_token_ids: bool,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) adapters: Vec<AdapterField>,
     response_format: Option<ResponseFormat>,
     tools: Option<Vec<Value>>,
     best_of: Option<u32>,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "or_default")]
     echo: bool,
     suffix: Option<String>,
     logit_bias: Option<Map<String, Value>>,
@@ -328,7 +328,7 @@ pub(crate) struct ChatBody {
     #[serde(flatten)]
     pub(crate) common: CommonBody,
     pub(crate) messages: Vec<ChatMessage>,
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) logprobs: bool,
     pub(crate) top_logprobs: Option<u32>,
 }
@@ -395,9 +395,9 @@ pub(crate) struct NewTenant {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewKey {
     pub(crate) tenant: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) rights: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) label: String,
 }
 
@@ -452,14 +452,16 @@ mod tests {
     }
 
     #[test]
-    fn null_is_a_field_left_out() {
-        let nulls = r#""stream": null, "stream_options": null, "stop": null, "stop_token_ids": null, "ignore_eos": null,
-            "return_token_ids": null, "adapters": null, "echo": null, "n": null, "logprobs": null"#;
-        let completion = format!(r#"{{"model": "base", "prompt": "a", {nulls}}}"#);
-        assert!(!parse::<CompletionBody>(completion.as_bytes()).expect("parsed").common.stream);
-        let chat = format!(r#"{{"model": "base", "messages": [], "top_logprobs": null, {nulls}}}"#);
-        assert!(!parse::<ChatBody>(chat.as_bytes()).expect("parsed").logprobs);
-        assert!(!parse::<InvokeBody>(br#"{"input": "a", "stream": null, "max_tokens": null}"#).expect("parsed").stream);
+    fn null_is_as_good_as_left_out() {
+        let fields =
+            ["stream", "stream_options", "stop", "stop_token_ids", "ignore_eos", "return_token_ids", "adapters"];
+        let fields = fields.iter().chain(&["tools", "n", "echo", "seed", "logprobs", "temperature", "max_tokens"]);
+        let nulls: String = fields.map(|field| format!(r#", "{field}": null"#)).collect();
+        let completion = format!(r#"{{"model": "base", "prompt": "a"{nulls}}}"#);
+        assert!(parse::<CompletionBody>(completion.as_bytes()).expect("parsed").common.refuse_unsupported().is_ok());
+        let chat = format!(r#"{{"model": "base", "messages": []{nulls}}}"#);
+        assert!(!parse::<ChatBody>(chat.as_bytes()).expect("parsed").common.stream);
+        assert!(!parse::<InvokeBody>(br#"{"input": "a", "stream": null}"#).expect("parsed").stream);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Stages 10 to 12: tokens become text, text passes stop strings and the plugin, and the receipt is closed before the
+//! Stages 11 to 13: tokens become text, text passes stop strings and the plugin, and the receipt is closed before the
 //! last piece. Pulled by the HTTP surface; dropping it cancels the sequence and closes the receipt as cancelled.
 //!
 //! Not here: SSE or JSON, and the engine's own work.
@@ -124,8 +124,9 @@ impl Generation {
         {
             let error = Error::from(error);
             let ending = receipt::Ending::Failed(error.code().to_owned());
+            let id = receipt.id().to_string();
             receipt.finish(Final { ending, outcome: progress.outcome() }).await?;
-            return Err(error);
+            return Err(Error::WithReceipt { receipt: id, source: Box::new(error) });
         }
         let adapters = parts.plan.composition().parts().iter().map(|part| AdapterUse {
             alias: parts.aliases.get(&part.adapter).cloned(),

@@ -139,7 +139,7 @@ impl Harness {
     }
 }
 
-/// What the host does with actions (see `wit/types.wit`).
+/// What the host does with actions (see `wit/types.wit`): what neither `pass`, `replace` nor `hold` settled is passed.
 #[derive(Default)]
 struct Output {
     held: String,
@@ -149,21 +149,27 @@ struct Output {
 
 impl Output {
     fn apply(&mut self, chunk: &str, actions: &[Action]) {
+        let mut chunk = Some(chunk);
         for action in actions {
             match action {
                 Action::Pass => {
                     self.sent += &std::mem::take(&mut self.held);
-                    self.sent += chunk;
+                    self.sent += chunk.take().unwrap_or_default();
                 }
                 Action::Replace(text) => {
                     self.held.clear();
+                    chunk = None;
                     self.sent += text;
                 }
-                Action::Hold => self.held += chunk,
+                Action::Hold => self.held += chunk.take().unwrap_or_default(),
                 Action::Emit(text) => self.sent += text,
                 Action::Stop => self.stopped = true,
                 Action::SwitchComposition(_) => {}
             }
+        }
+        if let Some(chunk) = chunk {
+            self.sent += &std::mem::take(&mut self.held);
+            self.sent += chunk;
         }
     }
 }
@@ -293,6 +299,20 @@ mod tests {
         let wrong = request("hi").with_parameter("weight", "heavy");
         let error = Harness::new().compose::<FirstSentence>(&wrong).unwrap_err();
         assert!(error.to_string().contains("`weight`"), "{error}");
+    }
+
+    #[test]
+    fn actions_mean_what_they_mean_to_the_host() {
+        let sent = |rounds: &[(&str, &[Action])]| {
+            let mut output = Output::default();
+            rounds.iter().for_each(|(chunk, actions)| output.apply(chunk, actions));
+            output.sent
+        };
+        assert_eq!(sent(&[("a", &[Action::Hold]), ("b", &[])]), "ab", "what nothing settled is passed");
+        assert_eq!(sent(&[("a", &[Action::Emit("<".into())])]), "<a");
+        assert_eq!(sent(&[("a", &[Action::Stop])]), "a");
+        assert_eq!(sent(&[("a", &[Action::Replace("x".into()), Action::Pass])]), "x", "a chunk is settled once");
+        assert_eq!(sent(&[("a", &[Action::Hold]), ("b", &[Action::Hold]), ("c", &[Action::Pass])]), "abc");
     }
 
     #[test]

@@ -119,6 +119,16 @@ fn every_member_takes_the_workspace_lints() {
     }
 }
 
+#[test]
+fn every_shared_dependency_says_what_it_is_for() {
+    let manifest = std::fs::read_to_string(repository().join("Cargo.toml")).expect("Cargo.toml can be read");
+    let section = manifest.split("[workspace.dependencies]").nth(1).and_then(|rest| rest.split("\n[").next());
+    let lines = section.expect("Cargo.toml has [workspace.dependencies]").lines();
+    for line in lines.filter(|line| line.contains(" = ") && !line.contains("path = ")) {
+        assert!(line.contains(" # "), "Cargo.toml: `{line}`: say at the end of the line what it is for");
+    }
+}
+
 /// Candle is the oracle of `kernels` in its tests, never in what ships.
 fn is_allowed_test_oracle(member: &Package, kind: DependencyKind, dependency: &str) -> bool {
     member.name.as_str() == "kernels" && kind == DependencyKind::Development && is_of(dependency, "candle")

@@ -49,7 +49,7 @@ impl Server {
         let mut server = Self { child, url: String::new(), data: data.to_path_buf(), log };
         server.url = address.recv_timeout(START_MAX).map_err(|_| {
             drop(server.child.kill());
-            format!("tenon serve printed no address; its log is {}", server.log.display())
+            format!("tenon serve did not start: {}", server.last_words())
         })?;
         Ok(server)
     }
@@ -66,13 +66,20 @@ impl Server {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {
-                return Err(format!("tenon serve ended ({status}); its log is {}", self.log.display()).into());
+                return Err(format!("tenon serve ended ({status}): {}", self.last_words()).into());
             }
             if started.elapsed() > READY_MAX {
                 return Err(format!("the base did not load in {READY_MAX:?}; see {}", self.log.display()).into());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// The end of its log, and where the rest is.
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+        format!("{last} (its log is {})", self.log.display())
     }
 
     /// Where it listens.

@@ -27,7 +27,7 @@ fn questions() -> Vec<Question> {
     vec![
         ask("skills", json!("23 December 1951"), "1951-12-23"),
         ask("skills", json!("I bought a blender and it is terrific."), "\"positive\""),
-        ask("skills", json!("What is the largest planet?"), "THE LARGEST PLANET"),
+        ask("skills", json!("What is the largest planet?"), "THE "),
         ask("skills", json!("hmm"), "No skill fits"),
         // One composition, both skills.
         ask("blend", blended("What is the ocean?"), "THE "),
@@ -107,12 +107,12 @@ fn adapters(answer: &Streamed, receipt: &Value) -> Outcome<String> {
 
 fn speed(answer: &Streamed) -> String {
     let tokens = answer.end.pointer("/usage/completion_tokens").and_then(Value::as_f64).unwrap_or(0.0);
-    let first = format!("first text after {:.0} ms", answer.first.as_secs_f64() * 1e3);
+    let first = format!("time to first token {:.0} ms", answer.first.as_secs_f64() * 1e3);
     let seconds = answer.rest.as_secs_f64();
     if tokens < 2.0 || seconds <= 0.0 {
         return format!("{first}, {tokens:.0} tokens");
     }
-    format!("{first}, {tokens:.0} tokens, {:.1} tokens/s after it", (tokens - 1.0) / seconds)
+    format!("{first}, then {:.1} tokens/s ({tokens:.0} tokens)", (tokens - 1.0) / seconds)
 }
 
 /// Lines to paste into another terminal.

@@ -19,6 +19,8 @@ use crate::{CompilerCommand, PluginError, PluginLimits};
 const CHILDREN_MAX: usize = 1;
 /// Uploads that may wait for their turn, the one at work included.
 const QUEUE_MAX: usize = 16;
+/// How a core module begins: what `cargo build` leaves, before it is made a component.
+const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
 /// Bytes of what the child says about a failure.
 const MESSAGE_BYTES_MAX: usize = 2048;
 
@@ -37,6 +39,10 @@ impl Compiler {
 
     /// Compiles one component. Dropping the future kills the child.
     pub(crate) async fn compile(&self, component: &[u8]) -> Result<OwnArtefact, PluginError> {
+        if component.starts_with(CORE_MODULE) {
+            let message = "it is a core module; make a component of it with `wasm-tools component new`";
+            return Err(PluginError::Invalid(message.to_owned()));
+        }
         let busy = PluginError::Busy { limit: "the compiler's queue" };
         let _place = self.queue.try_acquire().map_err(|_| busy)?;
         let _turn = self.children.acquire().await.map_err(|error| PluginError::Internal(error.to_string()))?;

@@ -23,7 +23,7 @@ pub trait Grants {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PlanError {
     /// Not granted, or not there.
-    #[error("adapter `{0}` is not granted to this function")]
+    #[error("there is no adapter `{0}` that may be used here; add it, or grant it in the manifest")]
     AdapterNotGranted(String),
     /// Declared in the contract, not there yet.
     #[error("{0} is not supported yet")]

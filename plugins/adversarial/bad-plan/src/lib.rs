@@ -1,15 +1,30 @@
 //! Returns a plan that the host must refuse: which one, the request's text says; a weight that is no number otherwise.
+//! Some are refused in one function and fine in another (`template`), and some requests it refuses itself (`reject`).
 
-use tenon_sdk::{Constraint, LayerRange, Modules, Plan, Policy, Prompt, Request, Result};
+use tenon_sdk::{
+    Constraint, Decision, LayerRange, Modules, Pair, Plan, Policy, Prompt, Rejection, Request, Result, Template,
+};
 
 struct BadPlan;
 
 impl Policy for BadPlan {
+    fn route(request: &Request) -> Result<Decision> {
+        Ok(match request.text.as_str() {
+            "hand-over" => Decision::HandOver("echo".to_owned()),
+            "reject" => Decision::Reject(Rejection { code: "rude".to_owned(), reason: "say please".to_owned() }),
+            _ => Decision::Serve,
+        })
+    }
+
     fn compose(request: &Request) -> Result<Plan> {
         let mut plan = Plan::new(Prompt::Text("hello".to_owned()));
         match request.text.as_str() {
             "empty-prompt" => plan.prompt = Prompt::Text(String::new()),
             "long-prompt" => plan.prompt = Prompt::Text("x".repeat(2 << 20)),
+            "template" => {
+                let question = Pair { name: "question".to_owned(), value: "What is the ocean?".to_owned() };
+                plan.prompt = Prompt::Template(Template { name: "brief".to_owned(), arguments: vec![question] });
+            }
             "temperature" => plan.sampling.temperature = -1.0,
             "budget" => plan.token_budget = Some(u32::MAX),
             "constraint" => plan.constraint = Some(Constraint::Regex("a+".to_owned())),

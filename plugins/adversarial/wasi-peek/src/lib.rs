@@ -1,6 +1,7 @@
-//! Imports WASI as some toolchains make every guest do, and answers with what it could see through it.
+//! Imports WASI as some toolchains make every guest do, and answers with what it could see through it. Asked for `lent`,
+//! it answers with what the host's own interfaces say.
 
-use tenon_sdk::{Decision, Plan, Policy, Request, Result};
+use tenon_sdk::{Decision, Plan, Policy, Request, Result, catalog, clock, config, random};
 
 wit_bindgen::generate!({
     inline: "
@@ -37,6 +38,9 @@ impl Policy for Peek {
             let bytes = wasi::random::random::get_random_bytes(8);
             return Ok(Decision::Answer(format!("{bytes:?}")));
         }
+        if request.text == "lent" {
+            return lent().map(Decision::Answer);
+        }
         if request.text == "much" {
             wasi::random::random::get_random_bytes(1 << 30);
         }
@@ -47,6 +51,20 @@ impl Policy for Peek {
     fn compose(request: &Request) -> Result<Plan> {
         Ok(Plan::new(request.prompt()))
     }
+}
+
+/// One line for each thing that can be asked.
+fn lent() -> Result<String> {
+    let refused = |answer: Result<()>| answer.map_or_else(|error| error.to_string(), |()| "taken".to_owned());
+    let lines = [
+        format!("elapsed {} ms", clock::elapsed_ms()),
+        format!("time {} s", clock::unix_seconds()),
+        format!("random {} {:?}", random::next(), random::bytes(4)?),
+        format!("too much random: {}", refused(random::bytes(65_537).map(drop))),
+        format!("config {:?} {:?}", config::all(), config::get("none")),
+        format!("prefetch: {}", refused(catalog::prefetch(&["iso-date".to_owned()]))),
+    ];
+    Ok(lines.join("\n"))
 }
 
 tenon_sdk::export_policy!(Peek);

@@ -32,6 +32,7 @@ async fn what_is_no_component_is_invalid() {
     for (name, component) in cases {
         let error = refused(component).await;
         assert_eq!((error.code(), error.blame()), ("plugin_invalid", Blame::Caller), "{name}: {error}");
+        assert_eq!(error.to_string().contains("wasm-tools component new"), name == "a core module", "{error}");
     }
 }
 

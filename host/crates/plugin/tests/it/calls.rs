@@ -93,6 +93,25 @@ async fn wasi_links_and_shows_nothing() {
 }
 
 #[tokio::test]
+async fn what_the_host_lends_arrives_through_the_sandbox() {
+    let setup = Setup::new();
+    let lent = async |seed| {
+        let config = vec![("tone".to_owned(), "warm".to_owned())];
+        let mut peek = setup.start_with("wasi-peek", Session { config, seed, ..session() }).await;
+        let Ok(Decision::Answer(lines)) = peek.route(&request("lent")).await else { panic!("it answers") };
+        lines.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let lines = lent(7).await;
+    // The harness' clock stands at 1234 ms; a guest is told steps of 10.
+    assert_eq!(lines[..2], ["elapsed 1230 ms", "time 1800000000 s"]);
+    assert!(lines[3].starts_with("too much random: ") && !lines[3].ends_with("taken"), "{lines:?}");
+    assert_eq!(lines[4], r#"config [("tone", "warm")] None"#);
+    assert!(lines[5].contains("unsupported") || lines[5].contains("not supported"), "{lines:?}");
+    assert_eq!(lent(7).await, lines, "the same seed, the same numbers");
+    assert_ne!(lent(8).await[2], lines[2]);
+}
+
+#[tokio::test]
 async fn instances_are_counted_and_given_back() {
     let setup = Setup::with(PluginLimits { memory_bytes_max: 8 << 20, ..limits() });
     let mut alive = Vec::new();

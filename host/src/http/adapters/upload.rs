@@ -1,0 +1,187 @@
+//! The two files of a PEFT folder out of a `multipart/form-data` body, however its parts are named. Not here: what the
+//! files mean.
+
+use axum::body::Body;
+use axum::extract::multipart::{Field, Multipart, MultipartError};
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use bytes::{Bytes, BytesMut};
+use types::Digest;
+
+use super::{adapter_bytes_max, digest};
+use crate::error::Error;
+use crate::http::{App, pace};
+
+/// The files of a PEFT folder, by their names there.
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// A PEFT configuration is a page of JSON.
+const CONFIG_BYTES_MAX: usize = 1 << 20;
+/// A digest is 64 digits.
+const DIGEST_BYTES_MAX: usize = 1 << 10;
+/// Files that trainers leave beside the two, and that say nothing about what the adapter computes. A tokenizer or a chat
+/// template is not among them: an adapter that needs its own is another thing here than where it was trained.
+const IGNORED: [&str; 11] = [
+    ".gitattributes",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "README.md",
+    "all_results.json",
+    "train_results.json",
+    "trainer_state.json",
+    "training.json",
+    "training_args.bin",
+];
+
+/// An adapter as it was sent.
+pub(super) struct Upload {
+    pub(super) config: Bytes,
+    pub(super) weights: Bytes,
+    /// What the caller says that it is.
+    pub(super) digest: Option<Digest>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Config,
+    Weights,
+    Digest,
+    Ignored,
+}
+
+impl Part {
+    /// What a part is, by its file name where that tells, else by its field name.
+    fn of(field: &str, file: &str) -> Result<Self, Error> {
+        let file = file.rsplit(['/', '\\']).next().unwrap_or_default();
+        let by_file = match file {
+            CONFIG => Some(Self::Config),
+            WEIGHTS => Some(Self::Weights),
+            _ => None,
+        };
+        let by_field = match field {
+            CONFIG | "adapter_config" | "config" => Some(Self::Config),
+            WEIGHTS | "adapter_model" | "adapter_weights" | "model" | "weights" => Some(Self::Weights),
+            "digest" => Some(Self::Digest),
+            _ => None,
+        };
+        match (by_file, by_field) {
+            (Some(one), Some(other)) if one != other => {
+                Err(refused(&format!("part `{}` holds a file that is named `{}`", short(field), short(file))))
+            }
+            (Some(part), _) | (None, Some(part)) => Ok(part),
+            (None, None) if IGNORED.contains(&file) || IGNORED.contains(&field) => Ok(Self::Ignored),
+            (None, None) => {
+                let name = if file.is_empty() { field } else { file };
+                Err(refused(&format!("no use is known for part `{}`", short(name))))
+            }
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Config => CONFIG,
+            Self::Weights => WEIGHTS,
+            Self::Digest => "digest",
+            Self::Ignored => "",
+        }
+    }
+}
+
+fn short(name: &str) -> String {
+    name.chars().take(96).collect()
+}
+
+fn refused(what: &str) -> Error {
+    let message =
+        format!("{what}: send `{CONFIG}` and `{WEIGHTS}`, named so as parts or as files, and `digest` if you like");
+    Error::invalid("invalid_request", "", message)
+}
+
+/// Reads the parts to the end.
+pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Error> {
+    let bytes_max = adapter_bytes_max(app.limits());
+    let mut parts = Multipart::from_request(request, app)
+        .await
+        .map_err(|rejection| Error::invalid("invalid_request", "", rejection.body_text()))?;
+    let (mut config, mut weights, mut expected) = (None, None, None);
+    while let Some(field) = parts.next_field().await.map_err(|error| broken(&error, bytes_max))? {
+        let part = Part::of(field.name().unwrap_or_default(), field.file_name().unwrap_or_default())?;
+        let (place, limit, max) = match part {
+            Part::Config => (&mut config, "adapter_config_bytes_max", CONFIG_BYTES_MAX),
+            Part::Weights => (&mut weights, "adapter_bytes_max", bytes_max),
+            Part::Digest => (&mut expected, "digest_bytes_max", DIGEST_BYTES_MAX),
+            Part::Ignored => continue,
+        };
+        if place.replace(bounded(field, limit, max, bytes_max).await?).is_some() {
+            return Err(refused(&format!("`{}` is there twice", part.name())));
+        }
+    }
+    let missing = |name: &str| refused(&format!("`{name}` is missing"));
+    let expected = expected.map(|bytes| digest(String::from_utf8_lossy(&bytes).trim())).transpose()?;
+    Ok(Upload {
+        config: config.ok_or_else(|| missing(CONFIG))?,
+        weights: weights.ok_or_else(|| missing(WEIGHTS))?,
+        digest: expected,
+    })
+}
+
+async fn bounded(mut field: Field<'_>, limit: &'static str, max: usize, bytes_max: usize) -> Result<Bytes, Error> {
+    let mut bytes = BytesMut::new();
+    while let Some(chunk) = field.chunk().await.map_err(|error| broken(&error, bytes_max))? {
+        if bytes.len() + chunk.len() > max {
+            return Err(Error::TooLarge { limit, max });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.freeze())
+}
+
+fn broken(error: &MultipartError, bytes_max: usize) -> Error {
+    match error.status() {
+        _ if pace::is_too_slow(error) => Error::TooSlow,
+        StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge { limit: "adapter_bytes_max", max: bytes_max },
+        _ => Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_known_by_field_or_file_name() {
+        let cases = [
+            ("adapter_config.json", "", Part::Config),
+            ("config", "c.json", Part::Config),
+            ("file", "adapter_config.json", Part::Config),
+            ("files[]", "iso-date/adapter_config.json", Part::Config),
+            ("", "C:\\lora\\adapter_model.safetensors", Part::Weights),
+            ("weights", "blob", Part::Weights),
+            ("adapter_model.safetensors", "adapter_model.safetensors", Part::Weights),
+            ("digest", "", Part::Digest),
+            ("files", "README.md", Part::Ignored),
+            ("training.json", "", Part::Ignored),
+        ];
+        for (field, file, part) in cases {
+            assert_eq!(Part::of(field, file).expect("known"), part, "{field} {file}");
+        }
+    }
+
+    #[test]
+    fn what_is_ambiguous_or_would_matter_is_refused() {
+        let cases = [
+            ("config", "adapter_model.safetensors"),
+            ("digest", "adapter_config.json"),
+            ("file", "adapter_model.bin"),
+            ("files", "chat_template.jinja"),
+            ("file", ""),
+            ("", ""),
+        ];
+        for (field, file) in cases {
+            let error = Part::of(field, file).expect_err("refused").to_string();
+            assert!(error.contains(CONFIG) && error.contains(WEIGHTS), "it says what to send: {error}");
+        }
+    }
+}
