@@ -136,7 +136,7 @@ pub(crate) fn router(app: App) -> Router {
         .method_not_allowed_fallback(async || Error::invalid("method_not_allowed", "", "this path has other methods"))
         .layer(DefaultBodyLimit::max(app.limits().body_bytes_max))
         .layer(middleware::from_fn(drain::drain))
-        .layer(middleware::from_fn(pace::keep_pace))
+        .layer(middleware::from_fn_with_state(pace::Room::default(), pace::keep_pace))
         .layer(middleware::from_fn_with_state(app.clone(), identify))
         .with_state(app)
 }

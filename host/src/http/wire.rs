@@ -25,8 +25,8 @@ impl FromRequest<App> for RawBody {
             Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 Err(Error::TooLarge { limit: "body_bytes_max", max: app.limits().body_bytes_max })
             }
-            Err(rejection) if pace::is_too_slow(&rejection) => Err(Error::TooSlow),
-            Err(_) => Err(Error::invalid("invalid_request", "", "the body was cut off")),
+            Err(rejection) => Err(pace::refusal(&rejection)
+                .unwrap_or_else(|| Error::invalid("invalid_request", "", "the body was cut off"))),
         }
     }
 }

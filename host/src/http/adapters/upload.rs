@@ -139,11 +139,10 @@ async fn bounded(mut field: Field<'_>, limit: &'static str, max: usize, bytes_ma
 }
 
 fn broken(error: &MultipartError, bytes_max: usize) -> Error {
-    match error.status() {
-        _ if pace::is_too_slow(error) => Error::TooSlow,
+    pace::refusal(error).unwrap_or_else(|| match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge { limit: "adapter_bytes_max", max: bytes_max },
         _ => Error::invalid("invalid_request", "", format!("multipart body: {}", error.body_text())),
-    }
+    })
 }
 
 #[cfg(test)]
