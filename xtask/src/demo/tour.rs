@@ -32,6 +32,9 @@ fn questions() -> Vec<Question> {
         // One composition, both skills.
         ask("blend", blended("What is the ocean?"), "THE "),
         ask("blend", blended("December 7th, 1997"), "1997-12-07"),
+        // The base alone, passed through, then cut by a plugin that reads along.
+        ask("echo", json!("What is the capital of France?"), "Paris"),
+        ask("first-sentence", json!("Tell me about the sea."), "."),
     ]
 }
 
@@ -50,6 +53,8 @@ pub(crate) fn run(client: &Client, server: &Server) -> Outcome {
     deploy(client, "skills", "skill-router", &json!({}))?;
     let blend = json!({"first": "all-caps", "second": "iso-date", "system": "Answer the question."});
     deploy(client, "blend", "blend", &blend)?;
+    deploy(client, "echo", "echo", &json!({}))?;
+    deploy(client, "first-sentence", "first-sentence", &json!({}))?;
     step("invocations", "as a user would, streaming");
     questions().iter().try_for_each(|question| show(client, server, question))
 }
