@@ -8,7 +8,7 @@ mod openai;
 
 pub(crate) use admin::{AdapterSource, NewKey, NewTenant, Promote};
 pub(crate) use invoke::{InvokeBody, chat_request, text_request};
-pub(crate) use messages::{ChatMessage, messages};
+pub(crate) use messages::messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
