@@ -6,6 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
+use model::AdapterReport;
 use serde_json::{Value, json};
 use types::{AdapterAlias, Digest};
 
@@ -43,7 +44,7 @@ pub(crate) async fn put(
         let message = "send multipart/form-data with the PEFT files, or application/json with `source`";
         return Err(Error::invalid("unsupported_media_type", "", message));
     };
-    Ok((StatusCode::CREATED, Json(info_json(&info))))
+    Ok((StatusCode::CREATED, Json(reported_json(&info))))
 }
 
 /// The limit as a length in memory.
@@ -63,7 +64,7 @@ pub(crate) async fn show(caller: Caller, PathText(name): PathText) -> Result<Jso
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
     let not_found = || Error::NotFound("this adapter is".into());
     let info = store.info(tenant, &name).await?.ok_or_else(not_found)?;
-    Ok(Json(info_json(&info)))
+    Ok(Json(reported_json(&info)))
 }
 
 /// `DELETE /v1/adapters/{alias}`.
@@ -77,6 +78,26 @@ fn info_json(info: &AdapterInfo) -> Value {
     json!({
         "alias": info.alias.as_str(), "digest": info.digest.to_string(), "rank": info.rank, "modules": modules,
         "bytes": info.bytes,
+    })
+}
+
+/// With the admission report, which lists leave out.
+fn reported_json(info: &AdapterInfo) -> Value {
+    let mut value = info_json(info);
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("report".into(), info.report.as_ref().map(report_json).into());
+    }
+    value
+}
+
+fn report_json(report: &AdapterReport) -> Value {
+    let modules = report
+        .modules
+        .iter()
+        .map(|one| json!({"module": one.module, "layers": one.layers, "rank": one.rank, "scale": one.scale}));
+    json!({
+        "kind": report.kind.name(), "modules": modules.collect::<Vec<_>>(), "dtypes": report.dtypes,
+        "parameters": report.parameters, "base_model": report.base_model_name, "warnings": report.warnings,
     })
 }
 
