@@ -141,8 +141,8 @@ fn each_fault_of_the_tensors_has_its_code() {
         tensors.extend(moved.map(|(name, tensor)| (name.replace("layers.1.mlp.down_proj", to), tensor)));
     };
     assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.2.mlp.down_proj")), "adapter_shape_mismatch");
-    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.mlp.up_proj")), "adapter_shape_mismatch");
-    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.self_attn.o_proj")), "adapter_shape_mismatch");
+    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.mlp.up_proj")), "adapter_malformed");
+    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.self_attn.o_proj")), "adapter_malformed");
     assert_eq!(code_after(|tensors| tensors.get_mut(A0).unwrap().1 = vec![64, 2]), "adapter_shape_mismatch");
     assert_eq!(code_after(|tensors| tensors.get_mut(A0).unwrap().1 = vec![128]), "adapter_shape_mismatch");
     assert_eq!(code_after(|tensors| tensors.get_mut(A0).unwrap().0 = Dtype::I32), "adapter_unsupported");

@@ -1,7 +1,7 @@
 //! The tensors of an adapter: the container's own rules, names, shapes and values. Used on a PEFT file and on canonical
 //! bytes alike.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use half::{bf16, f16};
@@ -141,13 +141,15 @@ pub(super) fn check(
     limits: &AdapterLimits,
 ) -> Result<(), AdapterRejection> {
     let is_dora = tensors.keys().any(|place| place.factor == Factor::M);
-    for site in tensors.keys().map(|place| place.site).chain(terms.keys().copied()).collect::<BTreeSet<_>>() {
+    for site in tensors.keys().map(|place| place.site) {
         if site.layer >= config.layers {
             return Err(AdapterRejection::ShapeMismatch(format!("{site}: the base has {} layers", config.layers)));
         }
-        let Some(term) = terms.get(&site) else {
+        if !terms.contains_key(&site) {
             return Err(AdapterRejection::Malformed(format!("{site} has tensors but is not targeted")));
-        };
+        }
+    }
+    for (&site, term) in terms {
         let (inputs, outputs) = config.module_shape(site.module);
         let part = |factor, expected: &[usize]| {
             let place = Place { site, factor };
