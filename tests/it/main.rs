@@ -8,6 +8,7 @@ mod cli;
 mod compositions;
 mod functions;
 mod hostile;
+mod hostile_adapters;
 mod lifecycle;
 mod openai;
 mod operations;

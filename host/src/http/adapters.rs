@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
-use model::AdapterReport;
+use model::{AdapterReport, refuse_container};
 use serde_json::{Value, json};
 use types::{AdapterAlias, Digest};
 
@@ -14,7 +14,7 @@ use super::App;
 use super::auth::Caller;
 use super::openai;
 use super::wire::{self, AdapterSource, PathText, RawBody};
-use crate::adapters::AdapterInfo;
+use crate::adapters::{AdapterError, AdapterInfo};
 use crate::config::HttpLimits;
 use crate::error::Error;
 
@@ -37,6 +37,7 @@ pub(crate) async fn put(
         store.add_bytes(tenant, &alias, upload.config, upload.weights, upload.digest).await?
     } else if is_json || kind.is_empty() {
         let RawBody(body) = RawBody::from_request(request, &app).await?;
+        refuse_container(&body, body.len() as u64).map_err(AdapterError::from)?;
         let body: AdapterSource = wire::parse(body)?;
         let expected = body.digest.as_deref().map(digest).transpose()?;
         store.add_file_url(tenant, &alias, &body.source, expected).await?
