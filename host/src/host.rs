@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use engine::{EngineConfig, EngineHandle, EngineThread};
 use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelConfig};
-use plugin::{CompilerCommand, PluginHost, PluginHostConfig, PluginLimits, Residency};
+use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use types::PlanLimits;
@@ -24,8 +24,6 @@ use crate::registry::Registry;
 use crate::store::EmbeddedStore;
 use crate::tenants::Tenants;
 
-/// Plugin instances at once.
-const PLUGIN_INSTANCES_MAX: u32 = 256;
 /// Compiled plugins in memory.
 const PLUGIN_CACHE_BYTES_MAX: u64 = 256 << 20;
 
@@ -127,12 +125,11 @@ impl Host {
 fn open_plugins(config: &Config) -> Result<PluginHost, Error> {
     let program = std::env::current_exe().map_err(Error::io("cannot find this program's own file"))?;
     let compiler = CompilerCommand { program, arguments: vec![COMPILE_COMMAND.into()] };
-    let limits = PluginLimits { upload_bytes_max: config.http_limits.upload_bytes_max, ..PluginLimits::default() };
     Ok(PluginHost::new(PluginHostConfig {
         cache_dir: config.data.join("plugin-cache"),
         compiler,
-        limits,
-        instances_max: PLUGIN_INSTANCES_MAX,
+        limits: config.plugin_limits.clone(),
+        instances_max: config.plugin_instances_max,
         cache_bytes_max: PLUGIN_CACHE_BYTES_MAX,
     })?)
 }

@@ -38,6 +38,7 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
         app.metrics.observe_engine(&host.engine.stats());
         app.metrics.observe_kv_size(shape.block_tokens, shape.kv_blocks);
         app.metrics.observe_adapter_cache(host.adapters.memory_bytes(), host.adapters.leases());
+        app.metrics.observe_plugins(&host.plugins.stats());
         app.metrics.observe_receipts(&host.receipts.counts());
     }
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.metrics.render()).into_response()
