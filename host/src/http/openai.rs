@@ -29,11 +29,13 @@ pub(super) fn check_free(name: &str) -> Result<(), Error> {
 }
 
 /// The base, the tenant's adapters and its functions.
+#[utoipa::path(get, path = "/v1/models", tag = "openai", responses((status = 200, description = "All", body = serde_json::Value)))]
 pub(crate) async fn models(caller: Caller) -> Result<Json<Value>, Error> {
     Ok(Json(json!({"object": "list", "data": cards(&caller).await?})))
 }
 
 /// One of them.
+#[utoipa::path(get, path = "/v1/models/{id}", tag = "openai", responses((status = 200, description = "It", body = serde_json::Value)))]
 pub(crate) async fn model(caller: Caller, PathText(id): PathText) -> Result<Json<Value>, Error> {
     let card = cards(&caller).await?.into_iter().find(|card| card.get("id").is_some_and(|name| *name == *id));
     card.map(Json).ok_or_else(|| unknown(&id))
@@ -60,6 +62,7 @@ fn unknown(model: &str) -> Error {
 }
 
 /// Chat completions.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "openai", request_body=serde_json::Value, responses((status = 200, description = "All", body = serde_json::Value)))]
 pub(crate) async fn chat(
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
@@ -73,6 +76,7 @@ pub(crate) async fn chat(
 }
 
 /// Completions, with the prompt as text or token ids.
+#[utoipa::path(post, path = "/v1/completions", tag = "openai", request_body=serde_json::Value, responses((status = 200, description = "All", body = serde_json::Value)))]
 pub(crate) async fn completions(
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
