@@ -39,11 +39,11 @@ pub(crate) async fn list_tenants(caller: Caller) -> Result<Json<List<Tenant>>, E
 
 /// Makes a key.
 #[utoipa::path(post, path = "/v1/keys", tag = "admin", request_body = NewKey,
-    responses((status = 201, description = "Made", body = answers::NewKey), (status = 404, description = "No such tenant")))]
+    responses((status = 201, description = "Made", body = answers::MadeKey), (status = 404, description = "No such tenant")))]
 pub(crate) async fn create_key(
     caller: Caller,
     RawBody(body): RawBody,
-) -> Result<(StatusCode, Json<answers::NewKey>), Error> {
+) -> Result<(StatusCode, Json<answers::MadeKey>), Error> {
     let body: NewKey = wire::parse(body)?;
     let tenant = tenant(&body.tenant)?;
     let rights: Rights =
@@ -52,7 +52,7 @@ pub(crate) async fn create_key(
         })?;
     let key = caller.host.tenants.create_key(&tenant, rights, &body.label).await?;
     let (id, tenant) = (key.id.as_str().to_owned(), tenant.as_str().to_owned());
-    let made = answers::NewKey { id, key: key.text.as_str().to_owned(), tenant, rights: answers::names(rights) };
+    let made = answers::MadeKey { id, key: key.text.as_str().to_owned(), tenant, rights: answers::names(rights) };
     Ok((StatusCode::CREATED, Json(made)))
 }
 

@@ -185,7 +185,7 @@ impl From<&KeyInfo> for Key {
 
 /// A key that was just made.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct NewKey {
+pub(crate) struct MadeKey {
     pub(crate) id: String,
     /// Shown here and never again.
     pub(crate) key: String,
@@ -242,7 +242,7 @@ pub(crate) struct ChainPage {
 
 /// An adapter of a composition.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct AdapterUse {
+pub(crate) struct ComposedAdapter {
     pub(crate) name: String,
     #[schema(pattern = "^[0-9a-f]{64}$")]
     pub(crate) digest: String,
@@ -269,7 +269,7 @@ pub(crate) struct FunctionResult {
     #[schema(required)]
     pub(crate) version: Option<u32>,
     pub(crate) finish_reason: &'static str,
-    #[schema(value_type = Vec<AdapterUse>)]
+    #[schema(value_type = Vec<ComposedAdapter>)]
     pub(crate) adapters: Value,
     #[schema(value_type = Usage)]
     pub(crate) usage: Value,

@@ -7,6 +7,7 @@ use types::FunctionName;
 
 use super::answers::FunctionResult;
 use super::auth::Caller;
+use super::openapi;
 use super::stream::{self, Format};
 use super::wire::{self, InvokeBody, PathText, RawBody};
 use super::{RequestId, functions};
@@ -18,7 +19,7 @@ use crate::invoke::{self, AdapterUse, Ended, Generation, Invocation, Target, Tok
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
             headers(("x-tenon-receipt" = String, description = "The receipt's identifier")),
-            content((FunctionResult = "application/json"), (String = "text/event-stream"))),
+            content((FunctionResult = "application/json"), (openapi::Event = "text/event-stream"))),
         (status = 422, description = "The plugin refused"),
         (status = 429, description = "Too much at once"),
         (status = 502, description = "The function failed"),

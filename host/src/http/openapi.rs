@@ -3,16 +3,18 @@
 //! route table itself. Not here: what single routes take and answer.
 
 mod common;
+mod openai;
 mod shapes;
 
-pub(crate) use shapes::{AdapterUpload, Bytes};
+pub(crate) use openai::{ChatCompletion, Completion, Model};
+pub(crate) use shapes::{AdapterUpload, Bytes, Event};
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{App, Route, adapters, admin, error, functions, invoke, openai, operations, receipts};
+use super::{App, Route, adapters, admin, error, functions, invoke, operations, receipts};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -38,10 +40,10 @@ use super::{App, Route, adapters, admin, error, functions, invoke, openai, opera
         adapters::put,
         adapters::show,
         adapters::remove,
-        openai::models,
-        openai::model,
-        openai::completions,
-        openai::chat,
+        super::openai::models,
+        super::openai::model,
+        super::openai::completions,
+        super::openai::chat,
         receipts::list,
         receipts::export,
         receipts::keys,
@@ -71,7 +73,7 @@ pub(super) fn document(routes: &[Route]) -> bytes::Bytes {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use axum::body::Body;
     use axum::http::{Method, Request, StatusCode};
@@ -153,5 +155,32 @@ mod tests {
                 assert_eq!(is_error, status.as_str() >= "400", "{status} {operation}");
             }
         }
+    }
+
+    /// Two types of one name would be one schema, and one of them wrong.
+    #[test]
+    fn every_schema_has_a_name_of_its_own() {
+        let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut found: BTreeMap<String, usize> = BTreeMap::new();
+        let mut folders = vec![sources];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+                if entry.is_dir() {
+                    folders.push(entry);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&entry).expect("a source");
+                let derived = text.split("ToSchema)]").skip(1);
+                let names = derived.filter_map(|rest| {
+                    let words = rest.split_once("struct ").into_iter().chain(rest.split_once("enum "));
+                    let (_, rest) = words.min_by_key(|(before, _)| before.len())?;
+                    rest.split(|c: char| !c.is_alphanumeric()).next().map(str::to_owned)
+                });
+                names.for_each(|name| *found.entry(name).or_default() += 1);
+            }
+        }
+        assert!(found.len() > 40, "the types are found: {found:?}");
+        let twice: Vec<_> = found.iter().filter(|(_, count)| **count > 1).collect();
+        assert!(twice.is_empty(), "give one of them another name: {twice:?}");
     }
 }

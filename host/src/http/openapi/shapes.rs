@@ -21,3 +21,10 @@ pub(crate) struct AdapterUpload {
     /// What the adapter must turn out to be.
     digest: Option<String>,
 }
+
+/// A server-sent event.
+#[derive(ToSchema)]
+pub(crate) struct Event {
+    /// An object in JSON; the last event's is `[DONE]`. An error in mid-stream is the error object.
+    data: String,
+}

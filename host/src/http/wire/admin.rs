@@ -36,7 +36,9 @@ pub(crate) struct NewTenant {
 pub(crate) struct NewKey {
     pub(crate) tenant: String,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<Vec<String>>)]
     pub(crate) rights: Vec<String>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<String>)]
     pub(crate) label: String,
 }

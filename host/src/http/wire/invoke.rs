@@ -18,6 +18,7 @@ pub(crate) struct InvokeBody {
     /// In place of `input`.
     messages: Option<Vec<ChatMessage>>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) stream: bool,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
