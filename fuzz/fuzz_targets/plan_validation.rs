@@ -1,3 +1,9 @@
+//! The check of plans against grants and limits.
 #![no_main]
-use libfuzzer_sys::fuzz_target;
-fuzz_target!(|data: &[u8]| { if data.len() > 1 << 30 { let _ = host::cli::main(); let _ = std::hint::black_box(model::AdapterLimits::default()); } });
+
+#[path = "../../host/crates/types/tests/malformed/properties.rs"]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    properties::hold(bytes);
+});

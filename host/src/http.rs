@@ -7,6 +7,7 @@ mod auth;
 mod drain;
 mod error;
 mod functions;
+mod in_process;
 mod invoke;
 mod listen;
 mod openai;
@@ -16,6 +17,7 @@ mod receipts;
 mod stream;
 mod wire;
 
+pub use in_process::{Answer, InProcess};
 pub(crate) use listen::{Listener, serve};
 
 use std::sync::{Arc, OnceLock};

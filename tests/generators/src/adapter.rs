@@ -22,16 +22,15 @@ pub fn adapter(draw: &mut Draw<'_>, sizes: &Sizes) -> AdapterFiles {
     let plan = Shape::draw(draw, sizes);
     let mut config = plan.config(draw);
     let mut tensors = plan.tensors(draw, sizes);
-    // Four in ten are left as they are.
-    match draw.below(10) {
-        4 => config.mutate(draw),
-        5 => set_option(&mut config, draw),
-        6 => {
+    match draw.below(14) {
+        6 => config.mutate(draw),
+        7 => set_option(&mut config, draw),
+        8 => {
             set_option(&mut config, draw);
             set_option(&mut config, draw);
         }
-        7 => misplace(&mut tensors, draw),
-        8 => poison(&mut tensors, draw),
+        9..=11 => misplace(&mut tensors, draw),
+        12 | 13 => poison(&mut tensors, draw),
         _ => {}
     }
     let metadata = draw.maybe(3, |draw| match draw.below(3) {
