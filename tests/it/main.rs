@@ -9,6 +9,7 @@ mod compositions;
 mod functions;
 mod hostile;
 mod lifecycle;
+mod malformed;
 mod openai;
 mod operations;
 mod plugins;
