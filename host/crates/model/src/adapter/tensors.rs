@@ -128,7 +128,10 @@ pub(super) fn collect<'a>(
     place_of: impl Fn(&str) -> Result<Place, AdapterRejection>,
 ) -> Result<Tensors<'a>, AdapterRejection> {
     let mut tensors = Tensors::new();
-    for (name, tensor) in file.iter() {
+    // The library gives them in no order: of two faults, the same one must be told each time.
+    let mut named: Vec<_> = file.iter().collect();
+    named.sort_unstable_by_key(|(name, _)| *name);
+    for (name, tensor) in named {
         if tensors.insert(place_of(name)?, tensor).is_some() {
             return Err(AdapterRejection::Malformed(format!("two tensors for {}", short(name))));
         }
