@@ -5,6 +5,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::ast::{self, Ast, Visitor};
 
 use super::AdapterRejection;
+use super::rejection::short;
 
 /// Bytes of one pattern.
 const PATTERN_BYTES_MAX: usize = 4096;
@@ -35,10 +36,8 @@ impl Pattern {
 }
 
 fn compile(key: &str, pattern: &str, place: fn(&str) -> String) -> Result<Pattern, AdapterRejection> {
-    let refuse = |why: &str| {
-        let shown: String = pattern.chars().take(96).flat_map(char::escape_debug).collect();
-        Err(AdapterRejection::Unsupported(format!("the pattern `{shown}` in `{key}` {why}")))
-    };
+    let refuse =
+        |why: &str| Err(AdapterRejection::Unsupported(format!("the pattern `{}` in `{key}` {why}", short(pattern))));
     if pattern.len() > PATTERN_BYTES_MAX {
         return refuse(&format!("has {} bytes, at most {PATTERN_BYTES_MAX} are allowed", pattern.len()));
     }

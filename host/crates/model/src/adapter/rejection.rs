@@ -102,3 +102,12 @@ impl AdapterRejection {
         }
     }
 }
+
+/// Characters of a file that a message may quote.
+const QUOTED_CHARS_MAX: usize = 160;
+
+/// Text from a file, or an error that quotes it, made safe to print and not longer than a line.
+pub(super) fn short(text: &str) -> String {
+    let quoted: String = text.chars().take(QUOTED_CHARS_MAX).flat_map(char::escape_debug).collect();
+    if text.chars().nth(QUOTED_CHARS_MAX).is_some() { quoted + "…" } else { quoted }
+}

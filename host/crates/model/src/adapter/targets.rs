@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use types::Module;
 
 use super::pattern::Pattern;
+use super::rejection::short;
 use super::tensors::{Site, block};
 use super::{AdapterLimits, AdapterRejection};
 use crate::ModelConfig;
@@ -125,8 +126,7 @@ fn refuse_others(
             })
         });
         if !is_known {
-            let shown: String = listed.chars().take(64).flat_map(char::escape_debug).collect();
-            return Err(unsupported(format!("the base has no linear module `{shown}`")));
+            return Err(unsupported(format!("the base has no linear module `{}`", short(listed))));
         }
     }
     Ok(())
