@@ -9,6 +9,7 @@ mod compositions;
 mod crash;
 mod functions;
 mod hostile;
+mod hostile_adapters;
 mod lifecycle;
 mod malformed;
 mod openai;
