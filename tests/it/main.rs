@@ -6,6 +6,7 @@ mod tidy;
 mod adapters;
 mod cli;
 mod compositions;
+mod crash;
 mod functions;
 mod hostile;
 mod lifecycle;

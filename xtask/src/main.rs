@@ -2,6 +2,7 @@
 //! needs done first. Not here: anything that a user of Tenon runs on a server; that is the `tenon` binary.
 
 mod base;
+mod clients;
 mod demo;
 mod fuzz;
 mod guests;

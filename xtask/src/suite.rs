@@ -13,7 +13,7 @@ use std::time::Instant;
 use clap::ValueEnum;
 
 use crate::shell::{self, Outcome};
-use crate::{base, guests, tools};
+use crate::{base, clients, guests, tools};
 
 /// A part of `cargo xtask test`, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,6 +26,8 @@ pub(crate) enum Stage {
     Base,
     /// Build the workspace, its binaries and its tests
     Build,
+    /// Install the real clients that the tests run
+    Clients,
     /// Run the tests of the workspace
     Workspace,
     /// Run the tests of the Rust SDK and of the plugins, natively
@@ -90,6 +92,7 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
         Stage::Build => {
             shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--lib", "--bins", "--tests"]))
         }
+        Stage::Clients => clients::ensure(),
         Stage::Workspace => tests(shell::cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), totals),
         Stage::Plugins => tests(native(&["test", "--locked", "--workspace", "--manifest-path", GUESTS]), totals),
         Stage::Clippy => {

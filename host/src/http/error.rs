@@ -4,8 +4,10 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use types::Blame;
+use utoipa::ToSchema;
 
 use super::RECEIPT_ID;
 use crate::error::Error;
@@ -38,6 +40,27 @@ pub(crate) fn status(error: &Error) -> StatusCode {
     }
 }
 
+/// Why a request was not answered, in OpenAI's shape.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    error: ErrorObject,
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize, ToSchema)]
+struct ErrorObject {
+    /// For people; says what to do.
+    message: String,
+    /// The kind of error, as OpenAI's clients know it.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// A stable word for programs.
+    code: String,
+    /// The field of the request that is wrong.
+    #[schema(required)]
+    param: Option<String>,
+}
+
 /// The error object `{"error": {"message", "type", "code", "param"}}`.
 pub(crate) fn body(error: &Error) -> Value {
     let kind = match status(error).as_u16() {
@@ -49,8 +72,9 @@ pub(crate) fn body(error: &Error) -> Value {
         500..=599 => "server_error",
         _ => "invalid_request_error",
     };
-    let message = shorten(&error.public_message());
-    json!({"error": {"message": message, "type": kind, "code": error.code(), "param": error.param()}})
+    let (message, code) = (shorten(&error.public_message()), error.code().to_owned());
+    let error = ErrorObject { message, kind, code, param: error.param().map(str::to_owned) };
+    serde_json::to_value(ErrorBody { error }).unwrap_or_default()
 }
 
 /// Writes an error to the log, at the level that its blame asks for.
