@@ -83,7 +83,7 @@ pub(super) fn open<'a>(bytes: &'a [u8], limits: &AdapterLimits) -> Result<SafeTe
     if rest.first() != Some(&b'{') {
         return Err(AdapterRejection::Malformed("the header of the weights does not begin with `{`".into()));
     }
-    let file = SafeTensors::deserialize(bytes).map_err(|error| AdapterRejection::Malformed(error.to_string()))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| AdapterRejection::Malformed(shown(&error)))?;
     limits.check("its number of tensors", file.len(), limits.tensors_max)?;
     Ok(file)
 }
@@ -203,6 +203,11 @@ pub(super) fn values(tensor: &TensorView<'_>) -> Vec<f32> {
         Dtype::BF16 => data.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
         _ => Vec::new(),
     }
+}
+
+/// What a library says of the file; it may quote any of it.
+pub(super) fn shown(error: &impl ToString) -> String {
+    error.to_string().chars().take(256).flat_map(char::escape_debug).collect()
 }
 
 /// A name from the file, made safe to print.
