@@ -86,9 +86,9 @@ pub(super) fn open<'a>(bytes: &'a [u8], limits: &AdapterLimits) -> Result<SafeTe
         return Err(AdapterRejection::Malformed("the header of the weights does not begin with `{`".into()));
     }
     let header = rest.get(..header_bytes).unwrap_or_default();
-    let UniqueKeys =
-        serde_json::from_slice(header).map_err(|error| AdapterRejection::Malformed(format!("its header: {error}")))?;
-    let file = SafeTensors::deserialize(bytes).map_err(|error| AdapterRejection::Malformed(error.to_string()))?;
+    let UniqueKeys = serde_json::from_slice(header)
+        .map_err(|error| AdapterRejection::Malformed(format!("its header: {}", shown(&error))))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| AdapterRejection::Malformed(shown(&error)))?;
     limits.check("its number of tensors", file.len(), limits.tensors_max)?;
     Ok(file)
 }
@@ -237,6 +237,11 @@ pub(super) fn values(tensor: &TensorView<'_>) -> Vec<f32> {
         Dtype::BF16 => data.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
         _ => Vec::new(),
     }
+}
+
+/// What a library says of the file; it may quote any of it.
+pub(super) fn shown(error: &impl ToString) -> String {
+    error.to_string().chars().take(256).flat_map(char::escape_debug).collect()
 }
 
 /// A name from the file, made safe to print.
