@@ -91,7 +91,7 @@ impl Host {
                 file_bytes_max: usize::try_from(config.http_limits.adapter_bytes_max).unwrap_or(usize::MAX),
                 ..AdapterLimits::default()
             },
-            ..AdapterStoreConfig::new(base.config().clone())
+            ..AdapterStoreConfig::new(base.clone())
         };
         let adapters = AdapterStore::new(store.clone(), artifacts.clone(), adapter_config).await?;
         let engine_config = EngineConfig {

@@ -7,6 +7,7 @@ mod adapters;
 mod cli;
 mod clients;
 mod compositions;
+mod crash;
 mod functions;
 mod hostile;
 mod lifecycle;

@@ -63,7 +63,7 @@ pub(crate) fn adapter_bytes_max(limits: &HttpLimits) -> usize {
     responses((status = 200, description = "All", body = List<Adapter>)))]
 pub(crate) async fn list(caller: Caller) -> Result<Json<List<Adapter>>, Error> {
     let adapters = caller.host.adapters.list(&caller.principal.tenant).await?;
-    Ok(Json(List::new(adapters.iter().map(Adapter::from).collect())))
+    Ok(Json(List::new(adapters.iter().map(Adapter::listed).collect())))
 }
 
 /// An adapter by its alias or digest.

@@ -133,16 +133,72 @@ pub(crate) struct Adapter {
     modules: Vec<&'static str>,
     /// Of its canonical form.
     bytes: u64,
+    /// What its admission found; lists leave it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<AdapterReport>,
 }
 
-impl From<&AdapterInfo> for Adapter {
-    fn from(info: &AdapterInfo) -> Self {
+impl Adapter {
+    /// As lists show it.
+    pub(crate) fn listed(info: &AdapterInfo) -> Self {
         Self {
+            report: None,
             alias: info.alias.as_str().to_owned(),
             digest: info.digest.to_string(),
             rank: info.rank,
             modules: info.modules.iter().map(types::Module::name).collect(),
             bytes: info.bytes,
+        }
+    }
+}
+
+impl From<&AdapterInfo> for Adapter {
+    fn from(info: &AdapterInfo) -> Self {
+        Self { report: info.report.as_ref().map(AdapterReport::from), ..Self::listed(info) }
+    }
+}
+
+/// What an adapter's admission found.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AdapterReport {
+    /// `lora`, `rslora` or `dora`.
+    kind: &'static str,
+    modules: Vec<ModuleReport>,
+    /// Types of its tensors.
+    dtypes: Vec<String>,
+    /// Values of all tensors.
+    parameters: u64,
+    /// The base that its configuration claims; never used.
+    base_model: Option<String>,
+    /// What its owner should know, though it was admitted.
+    warnings: Vec<String>,
+}
+
+/// Layers in which one module changes in the same way.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ModuleReport {
+    module: String,
+    layers: Vec<u32>,
+    rank: u32,
+    /// What B(A x) is multiplied by.
+    scale: f64,
+}
+
+impl From<&model::AdapterReport> for AdapterReport {
+    fn from(report: &model::AdapterReport) -> Self {
+        let module = |one: &model::ModuleReport| ModuleReport {
+            module: one.module.clone(),
+            layers: one.layers.clone(),
+            rank: one.rank,
+            scale: one.scale,
+        };
+        Self {
+            kind: report.kind.name(),
+            modules: report.modules.iter().map(module).collect(),
+            dtypes: report.dtypes.clone(),
+            parameters: report.parameters,
+            base_model: report.base_model_name.clone(),
+            warnings: report.warnings.clone(),
         }
     }
 }
