@@ -5,6 +5,7 @@ mod tidy;
 
 mod adapters;
 mod cli;
+mod clients;
 mod compositions;
 mod crash;
 mod functions;
