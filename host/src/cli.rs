@@ -10,6 +10,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Precision, RawConfig};
@@ -77,7 +78,7 @@ struct ServeArgs {
     #[arg(long)]
     dev: bool,
     /// f32 (the reference) or quantised
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(["f32", "quantised"]).try_map(|text| text.parse::<Precision>()))]
     precision: Option<Precision>,
     /// Threads of the runner
     #[arg(long)]
