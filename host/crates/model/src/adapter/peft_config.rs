@@ -313,6 +313,6 @@ mod tests {
         }
         let limits = AdapterLimits::default();
         assert_eq!(PeftConfig::parse(b"[]", &base(), &limits).unwrap_err().code(), "adapter_malformed");
-        assert_eq!(PeftConfig::parse(&[b' '; 70_000], &base(), &limits).unwrap_err().code(), "adapter_too_large");
+        assert_eq!(PeftConfig::parse(&vec![b' '; 300_000], &base(), &limits).unwrap_err().code(), "adapter_too_large");
     }
 }

@@ -34,7 +34,7 @@ impl AdapterLimits {
 impl Default for AdapterLimits {
     fn default() -> Self {
         Self {
-            config_bytes_max: 64 << 10,
+            config_bytes_max: 256 << 10,
             file_bytes_max: 512 << 20,
             header_bytes_max: 1 << 20,
             rank_max: 256,
