@@ -179,6 +179,12 @@ impl Checks<'_> {
                 default.logprobs_max.into(),
                 0..=1024,
             )?,
+            logit_bias_tokens_max: self.number(
+                "limits.logit_bias_tokens_max",
+                raw.logit_bias_tokens_max,
+                default.logit_bias_tokens_max as u64,
+                0..=1 << 16,
+            )?,
             deadline_ms_max: self.number(
                 "limits.deadline_ms_max",
                 raw.deadline_ms_max,
@@ -186,6 +192,7 @@ impl Checks<'_> {
                 1..=MS_MAX,
             )?,
             layers: default.layers,
+            vocabulary: default.vocabulary,
         };
         self.output_tokens(raw, limits)
     }
@@ -233,6 +240,7 @@ impl Checks<'_> {
                 default.connections_max as u64,
                 1..=1 << 20,
             )?,
+            choices_max: self.number("limits.choices_max", raw.choices_max, default.choices_max.into(), 1..=256)?,
         })
     }
 

@@ -101,6 +101,8 @@ pub struct RawLimits {
     pub stop_string_bytes_max: Option<u64>,
     /// Alternatives to each token.
     pub logprobs_max: Option<u64>,
+    /// Tokens whose logits are biased.
+    pub logit_bias_tokens_max: Option<u64>,
     /// Milliseconds for a request.
     pub deadline_ms_max: Option<u64>,
     /// Bytes of a body that is not an upload.
@@ -113,4 +115,6 @@ pub struct RawLimits {
     pub header_timeout_ms: Option<u64>,
     /// Connections at once.
     pub connections_max: Option<u64>,
+    /// Answers that one request may ask for.
+    pub choices_max: Option<u64>,
 }

@@ -21,10 +21,14 @@ pub struct PlanLimits {
     pub stop_string_bytes_max: usize,
     /// Alternatives to each token.
     pub logprobs_max: u32,
+    /// Tokens whose logits are biased.
+    pub logit_bias_tokens_max: usize,
     /// Milliseconds for a request, and the deadline when the plan does not say.
     pub deadline_ms_max: u32,
     /// Layers of the base.
     pub layers: u32,
+    /// Tokens in the base's vocabulary.
+    pub vocabulary: u32,
 }
 
 impl Default for PlanLimits {
@@ -39,8 +43,10 @@ impl Default for PlanLimits {
             stop_conditions_max: 16,
             stop_string_bytes_max: 256,
             logprobs_max: 20,
+            logit_bias_tokens_max: 300,
             deadline_ms_max: 120_000,
             layers: u32::MAX,
+            vocabulary: u32::MAX,
         }
     }
 }

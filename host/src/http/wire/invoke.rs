@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use types::{InvocationRequest, Message};
 
-use super::messages::{ChatMessage, messages};
+use super::messages::{MessageField, messages};
 use super::or_default;
 use crate::error::Error;
 
@@ -13,7 +13,7 @@ use crate::error::Error;
 #[serde(deny_unknown_fields)]
 pub(crate) struct InvokeBody {
     input: Option<Value>,
-    messages: Option<Vec<ChatMessage>>,
+    messages: Option<Vec<MessageField>>,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) stream: bool,
     max_tokens: Option<u32>,
