@@ -208,7 +208,7 @@ impl TokenStream {
             Some(event @ TokenEvent::Token { .. }) => Some(event),
             last => {
                 self.ended = true;
-                Some(last.unwrap_or_else(|| TokenEvent::Failed(GenerationError::Stopped)))
+                Some(last.unwrap_or(TokenEvent::Failed(GenerationError::Stopped)))
             }
         }
     }
