@@ -54,20 +54,36 @@ pub struct FunctionInfo {
     pub latest: u32,
 }
 
-/// The versions `first ..= latest` exist; a deleted function has none (`first` is past `latest`) and keeps its numbers.
+/// The versions `first ..= latest` exist, but for `missing`; a deleted function has none (`first` is past `latest`) and keeps its
+/// numbers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Head {
     first: u32,
     latest: u32,
     live: Option<u32>,
+    /// Numbers below `latest` that were taken and never noted: their writers are at work still, or died. A version whose writer
+    /// died was acknowledged to nobody, and must not turn up later.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<u32>,
 }
 
 impl Head {
-    const NEW: Self = Self { first: 1, latest: 0, live: None };
+    const NEW: Self = Self { first: 1, latest: 0, live: None, missing: Vec::new() };
 
     fn has(&self, version: u32) -> bool {
-        self.first <= version && version <= self.latest
+        self.first <= version && version <= self.latest && !self.missing.contains(&version)
+    }
+
+    fn note(&mut self, version: u32) {
+        // Below `first`: the function was deleted in the meantime, and this version with it.
+        if version < self.first {
+            return;
+        }
+        self.missing.retain(|missing| *missing != version);
+        self.missing.extend(self.latest + 1..version);
+        self.latest = self.latest.max(version);
+        self.live = self.live.or(Some(version));
     }
 
     fn count(&self) -> u32 {
@@ -207,11 +223,7 @@ impl Registry {
         version: u32,
     ) -> Result<(), RegistryError> {
         self.change_head(tenant, function, |head| {
-            // Below `first`: the function was deleted in the meantime, and this version with it.
-            if head.first <= version {
-                head.latest = head.latest.max(version);
-                head.live = head.live.or(Some(version));
-            }
+            head.note(version);
             Ok(())
         })
         .await
@@ -255,7 +267,7 @@ impl Registry {
     ) -> Result<Vec<FunctionVersion>, RegistryError> {
         let head = self.existing_head(tenant, function).await?;
         let mut versions = Vec::new();
-        for version in head.first..=head.latest {
+        for version in (head.first..=head.latest).filter(|version| head.has(*version)) {
             match self.read_version(tenant, function, version).await {
                 Ok(found) => versions.push(found),
                 Err(RegistryError::UnknownVersion { .. }) => {}
@@ -299,6 +311,7 @@ impl Registry {
             }
             removed = head.first..=head.latest;
             (head.first, head.live) = (head.latest + 1, None);
+            head.missing.clear();
             Ok(())
         })
         .await?;

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::response::Response;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use types::{FunctionName, Usage};
 
+use super::answers::FunctionResult;
 use super::auth::Caller;
+use super::openapi;
 use super::stream::{self, Format};
 use super::wire::{self, InvokeBody, PathText, RawBody};
 use super::{RequestId, functions};
@@ -15,6 +17,15 @@ use crate::error::Error;
 use crate::invoke::{self, AdapterUse, Ended, Head, Invocation, Target, TokenOut};
 
 /// Invokes the live version of a function.
+#[utoipa::path(post, path = "/v1/functions/{name}/invoke", tag = "functions", request_body = InvokeBody,
+    responses(
+        (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
+            headers(("x-tenon-receipt" = String, description = "The receipt's identifier")),
+            content((FunctionResult = "application/json"), (openapi::Event = "text/event-stream"))),
+        (status = 422, description = "The plugin refused"),
+        (status = 429, description = "Too much at once"),
+        (status = 502, description = "The function failed"),
+    ))]
 pub(crate) async fn invoke(
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
@@ -31,10 +42,7 @@ pub(crate) async fn invoke(
     }
     let mut wholes = stream::collect(vec![generation]).await?;
     let Some(whole) = wholes.pop() else { return Err(Error::Internal("an answer without a choice".into())) };
-    let mut value = end_object("function.result", &whole.head, &whole.ended);
-    if let Some(object) = value.as_object_mut() {
-        object.insert("output".into(), whole.text.into());
-    }
+    let value = end_object("function.result", &whole.head, &whole.ended, Some(whole.text));
     Ok(stream::json([&whole.head], value))
 }
 
@@ -61,19 +69,27 @@ impl Format for NativeFormat {
     }
 
     fn end(&mut self, _choice: usize, head: &Head, ended: Ended) -> Vec<Value> {
-        vec![end_object("function.end", head, &ended)]
+        vec![end_object("function.end", head, &ended, None)]
     }
 }
 
-fn end_object(object: &str, head: &Head, ended: &Ended) -> Value {
+fn end_object(object: &'static str, head: &Head, ended: &Ended, output: Option<String>) -> Value {
     let (function, version) = function(head);
-    let metadata: serde_json::Map<String, Value> =
+    let metadata: Map<String, Value> =
         ended.metadata.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
-    json!({
-        "id": head.request_id, "object": object, "function": function, "version": version,
-        "finish_reason": ended.reason.name(), "adapters": adapters(&head.adapters),
-        "usage": usage(ended.usage), "metadata": metadata, "receipt": head.receipt_id,
-    })
+    let result = FunctionResult {
+        id: head.request_id.clone(),
+        object,
+        function: function.map(str::to_owned),
+        version,
+        finish_reason: ended.reason.name(),
+        adapters: adapters(&head.adapters),
+        usage: usage(ended.usage),
+        metadata,
+        receipt: head.receipt_id.clone(),
+        output,
+    };
+    serde_json::to_value(result).unwrap_or_default()
 }
 
 fn function(head: &Head) -> (Option<&str>, Option<u32>) {

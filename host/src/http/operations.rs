@@ -4,18 +4,21 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 
 use super::App;
+use super::answers::{Health, Ready};
 use crate::error::Error;
 use crate::metrics::CONTENT_TYPE;
 
 /// The process answers.
-pub(crate) async fn health() -> Json<Value> {
-    Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
+#[utoipa::path(get, path = "/health", tag = "operations", responses((status = 200, description = "It does", body = Health)))]
+pub(crate) async fn health() -> Json<Health> {
+    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
 }
 
 /// The base is loaded, and requests can be answered.
+#[utoipa::path(get, path = "/ready", tag = "operations",
+    responses((status = 200, description = "They can", body = Ready), (status = 503, description = "Not yet, or no more")))]
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     match app.ready() {
         Some(host) if host.engine.is_stopped() => {
@@ -25,13 +28,15 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
             let message = "the receipt log cannot be written; make room under the data folder and restart the host";
             Error::Internal(message.into()).into_response()
         }
-        Some(host) if !host.is_draining() => (StatusCode::OK, Json(json!({"status": "ready"}))).into_response(),
+        Some(host) if !host.is_draining() => (StatusCode::OK, Json(Ready { status: "ready" })).into_response(),
         Some(_) => Error::Unavailable("draining").into_response(),
         None => Error::Unavailable("the base is still loading").into_response(),
     }
 }
 
 /// Prometheus text.
+#[utoipa::path(get, path = "/metrics", tag = "operations",
+    responses((status = 200, description = "OpenMetrics", body = String, content_type = CONTENT_TYPE)))]
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
     if let Some(host) = app.ready() {
         let shape = host.engine.shape();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Blame, Digest, PlanLimits};
+use utoipa::ToSchema;
 
 /// Bytes of all text of a manifest.
 pub(super) const MANIFEST_BYTES_MAX: usize = 256 << 10;
@@ -51,11 +52,12 @@ impl ManifestError {
 }
 
 /// What is deployed. Unknown keys are refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The plugin; the tenant must have uploaded it.
     #[serde(with = "digest_text")]
+    #[schema(value_type = String, pattern = "^[0-9a-fA-F]{64}$")]
     pub plugin: Digest,
     /// Adapters that the function may use: aliases (resolved at each request) or digests.
     #[serde(default)]
@@ -75,7 +77,7 @@ pub struct Manifest {
 }
 
 /// A function's own limits. They narrow the host's and never widen them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ManifestLimits {
     /// Tokens of one answer.

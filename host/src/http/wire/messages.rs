@@ -6,36 +6,41 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use types::{Chat, ChatMessage, Message, ToolCall};
+use utoipa::ToSchema;
 
 use crate::error::Error;
 
 /// One chat message; content is text or a list of text parts.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ChatMessage)]
 pub(crate) struct MessageField {
     role: String,
     content: Option<Content>,
     name: Option<String>,
     tool_calls: Option<Vec<ToolCallField>>,
     tool_call_id: Option<String>,
-    /// What `tool_calls` was before.
+    /// What `tool_calls` was before; not served.
+    #[schema(value_type = Option<serde_json::Value>)]
     function_call: Option<IgnoredAny>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 enum Content {
     Text(String),
     Parts(Vec<Part>),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct Part {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+/// A call that the assistant made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ToolCall)]
 struct ToolCallField {
     id: String,
     #[serde(rename = "type")]
@@ -43,21 +48,25 @@ struct ToolCallField {
     function: Option<CalledFunction>,
 }
 
-#[derive(Debug, Deserialize)]
+/// The function that it called.
+#[derive(Debug, Deserialize, ToSchema)]
 struct CalledFunction {
     name: String,
+    /// The text of a JSON object.
     arguments: String,
 }
 
-/// What is checked of a tool; the model is given all of it, as it was written.
-#[derive(Debug, Deserialize)]
-struct ToolField {
+/// A tool that the model may call; it is given all of it, as it was written.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Tool)]
+pub(crate) struct ToolField {
     #[serde(rename = "type")]
     kind: String,
     function: Option<ToolFunction>,
 }
 
-#[derive(Debug, Deserialize)]
+/// What it calls; with `description` and `parameters`, a JSON schema, which are the model's to read.
+#[derive(Debug, Deserialize, ToSchema)]
 struct ToolFunction {
     name: String,
 }

@@ -7,18 +7,20 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use types::{Chat, Plan, PlanEntry, Prompt, Sampling, StopConditions};
+use utoipa::ToSchema;
 
-use super::messages::{MessageField, chat};
+use super::messages::{MessageField, ToolField, chat};
 use super::or_default;
 use super::refused::{Refused, unsupported};
 use crate::error::Error;
 
 /// `adapters: [{"name", "weight"}]`, the extension that composes without a plugin.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AdapterField {
     name: String,
     #[serde(default = "one")]
+    #[schema(default = 1.0)]
     weight: f32,
 }
 
@@ -26,7 +28,7 @@ const fn one() -> f32 {
     1.0
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 enum StopField {
     One(String),
@@ -34,31 +36,33 @@ enum StopField {
 }
 
 /// OpenAI's seeds are signed; the upper half of ours is written either way.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 enum SeedField {
     Signed(i64),
     Unsigned(u64),
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct StreamOptions {
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     include_usage: bool,
 }
 
 /// Only its type is kept: JSON takes twenty times its length in memory, and this lives as long as the request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct ResponseFormat {
     #[serde(default, rename = "type")]
     kind: String,
 }
 
 /// What `/v1/completions` and `/v1/chat/completions` have in common.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct CommonBody {
     pub(crate) model: String,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) stream: bool,
     stream_options: Option<StreamOptions>,
     max_tokens: Option<i64>,
@@ -74,18 +78,23 @@ pub(crate) struct CommonBody {
     seed: Option<SeedField>,
     stop: Option<StopField>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<Vec<u32>>)]
     stop_token_ids: Vec<u32>,
     n: Option<i64>,
     best_of: Option<i64>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     ignore_eos: bool,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) return_token_ids: bool,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<Vec<AdapterField>>)]
     pub(crate) adapters: Vec<AdapterField>,
     response_format: Option<ResponseFormat>,
     modalities: Option<Vec<String>>,
     #[serde(flatten)]
+    #[schema(ignore)]
     refused: Refused,
 }
 
@@ -194,18 +203,24 @@ impl CommonBody {
 }
 
 /// `POST /v1/chat/completions`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"model": "base", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}))]
 pub(crate) struct ChatBody {
     #[serde(flatten)]
     pub(crate) common: CommonBody,
     messages: Vec<MessageField>,
     /// As they were written: the model sees their members in their order.
+    #[schema(value_type = Option<Vec<ToolField>>)]
     tools: Option<Vec<Box<RawValue>>>,
+    /// `auto` or `none`.
+    #[schema(value_type = Option<String>)]
     tool_choice: Option<ToolChoice>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     logprobs: bool,
     top_logprobs: Option<i64>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(ignore)]
     echo: bool,
 }
 
@@ -249,14 +264,17 @@ impl ChatBody {
 }
 
 /// `POST /v1/completions`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"model": "base", "prompt": "Hello", "max_tokens": 8}))]
 pub(crate) struct CompletionBody {
     #[serde(flatten)]
     pub(crate) common: CommonBody,
     pub(crate) prompt: PromptField,
     logprobs: Option<i64>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) echo: bool,
+    #[schema(ignore)]
     tools: Option<Vec<IgnoredAny>>,
 }
 
@@ -285,7 +303,7 @@ fn count(field: &str, value: Option<i64>) -> Result<Option<u32>, Error> {
 }
 
 /// One prompt or a list of them, each as text or as token ids.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum PromptField {
     Text(String),

@@ -8,7 +8,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::Error;
 
-/// Whether a field asks for something: null, false, 0 and what is empty do not. Nothing of it is kept.
+/// Whether a field asks for something: null, false, 0, "none" and what is empty do not. Nothing of it is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asks(bool);
 
@@ -44,7 +44,7 @@ impl<'de> Visitor<'de> for AsksVisitor {
     }
 
     fn visit_str<E>(self, value: &str) -> Result<bool, E> {
-        Ok(!value.is_empty())
+        Ok(!matches!(value, "" | "none"))
     }
 
     fn visit_unit<E>(self) -> Result<bool, E> {
@@ -124,6 +124,7 @@ mod tests {
             ("0", false),
             ("0.0", false),
             ("\"\"", false),
+            ("\"none\"", false),
             ("[]", false),
             ("{}", false),
             ("true", true),
