@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use engine::{EngineConfig, EngineHandle, EngineThread};
 use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelConfig};
-use plugin::{CompilerCommand, PluginHost, PluginHostConfig, PluginLimits, Residency};
+use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use types::PlanLimits;
@@ -25,8 +25,6 @@ use crate::registry::Registry;
 use crate::store::EmbeddedStore;
 use crate::tenants::Tenants;
 
-/// Plugin instances at once.
-const PLUGIN_INSTANCES_MAX: u32 = 256;
 /// Compiled plugins in memory.
 const PLUGIN_CACHE_BYTES_MAX: u64 = 256 << 20;
 
@@ -137,12 +135,11 @@ pub(crate) fn compiler(program: PathBuf) -> CompilerCommand {
 }
 
 fn open_plugins(config: &Config, compiler: CompilerCommand) -> Result<PluginHost, Error> {
-    let limits = PluginLimits { upload_bytes_max: config.http_limits.upload_bytes_max, ..PluginLimits::default() };
     Ok(PluginHost::new(PluginHostConfig {
         cache_dir: config.data.join("plugin-cache"),
         compiler,
-        limits,
-        instances_max: PLUGIN_INSTANCES_MAX,
+        limits: config.plugin_limits.clone(),
+        instances_max: config.plugin_instances_max,
         cache_bytes_max: PLUGIN_CACHE_BYTES_MAX,
     })?)
 }

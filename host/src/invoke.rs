@@ -31,6 +31,7 @@ use crate::host::Host;
 use crate::tenants::Principal;
 use function::FunctionCall;
 use grants::ResolvedGrants;
+use post::PostState;
 
 /// A request as the HTTP surface hands it over.
 pub(crate) struct Invocation {
@@ -146,7 +147,16 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
     let templates = function.as_ref().map(|call| &call.manifest.templates);
     let prompt = prompt::tokenise(host, plan.prompt(), templates).await?;
     let seed = seed::of_choice(plan.sampling().seed, choice)?;
-    Ok(generation::Parts { plan, prompt, seed, leases, function, aliases: grants.aliases(), stages })
+    Ok(generation::Parts {
+        post: PostState::new(&limits),
+        plan,
+        prompt,
+        seed,
+        leases,
+        function,
+        aliases: grants.aliases(),
+        stages,
+    })
 }
 
 impl Prepared {

@@ -130,6 +130,23 @@ fn an_error_of_one_choice_ends_the_stream_of_all() {
     assert!(kinds.iter().all(|kind| [json!("failed"), json!("cancelled")].contains(kind)), "{kinds:?}");
 }
 
+#[test]
+fn hanging_up_cancels_every_choice() {
+    let Some(server) = shared_server("hanging_up_cancels_every_choice") else { return };
+    let client = server.client();
+    let body = json!({"model": "base", "prompt": ["Once", "Twice"], "max_tokens": 4000, "ignore_eos": true, "n": 2,
+        "stream": true});
+    let response = client.open("/v1/completions", &body);
+    let receipts = response.headers()["x-tenon-receipt"].to_str().unwrap().to_owned();
+    let mut lines = Client::lines(response);
+    let mut first = String::new();
+    std::io::BufRead::read_line(&mut lines, &mut first).unwrap();
+    assert!(first.starts_with("data:"), "it runs: {first}");
+    drop(lines);
+    let kinds: Vec<Value> = receipts.split(", ").map(|id| kind_once_closed(&client, id)).collect();
+    assert_eq!(kinds, vec![json!("cancelled"); 4]);
+}
+
 /// The final kind of a receipt; a dropped one is closed a moment after its stream.
 fn kind_once_closed(client: &Client, id: &str) -> Value {
     for _ in 0..200 {

@@ -23,6 +23,10 @@ pub struct PlanLimits {
     pub logprobs_max: u32,
     /// Tokens whose logits are biased.
     pub logit_bias_tokens_max: usize,
+    /// Bytes of text that a plugin may hold back.
+    pub held_bytes_max: usize,
+    /// Bytes of text that a plugin may answer with, whether it reads along or answers by itself.
+    pub answer_bytes_max: usize,
     /// Milliseconds for a request, and the deadline when the plan does not say.
     pub deadline_ms_max: u32,
     /// Layers of the base.
@@ -44,6 +48,8 @@ impl Default for PlanLimits {
             stop_string_bytes_max: 256,
             logprobs_max: 20,
             logit_bias_tokens_max: 300,
+            held_bytes_max: 1 << 20,
+            answer_bytes_max: 4 << 20,
             deadline_ms_max: 120_000,
             layers: u32::MAX,
             vocabulary: u32::MAX,
