@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Precision, RawConfig};
 use crate::error::Error;
+use crate::host::Said;
 
 /// One resident base model, thousands of skills.
 #[derive(Debug, Parser)]
@@ -144,7 +145,15 @@ fn serve(arguments: ServeArgs) -> Result<(), Error> {
         .map_err(|error| Error::invalid("invalid_config", "log", format!("log filter: {error}")))?;
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    block_on(crate::host::serve(config))
+    block_on(crate::host::serve(config, say))
+}
+
+fn say(said: Said<'_>) {
+    match said {
+        Said::DevelopmentKey { path } => println!("tenon: development key in {}", path.display()),
+        Said::Listening { url } => println!("tenon: listening on {url}"),
+        Said::Ready { base, precision } => println!("tenon: ready, base {base} ({precision})"),
+    }
 }
 
 fn block_on(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {

@@ -85,9 +85,15 @@ pub(crate) async fn invoke(host: &Arc<Host>, invocation: Invocation) -> Result<G
     match routed {
         Routed::Answer(call, text) => {
             let stages = Stages { started, plugin, adapters: Duration::ZERO };
-            Generation::answered(host, &principal, &request, *call, text, stages).await
+            let log = call.log.clone();
+            let answered = Generation::answered(host, &principal, &request, *call, text, stages).await;
+            answered.inspect_err(|error| function::log_failure(&log, error))
         }
-        Routed::Draft(draft) => submit(host, &principal, &request, *draft, started, plugin).await,
+        Routed::Draft(draft) => {
+            let log = draft.function.as_ref().map(|call| call.log.clone());
+            let submitted = submit(host, &principal, &request, *draft, started, plugin).await;
+            submitted.inspect_err(|error| log.iter().for_each(|log| function::log_failure(log, error)))
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::wire::{self, PathText, Promote, RawBody};
 use crate::artifacts::ArtifactKind;
 use crate::error::Error;
 use crate::invoke;
-use crate::registry::{FunctionInfo, FunctionVersion, Manifest, RegistryError};
+use crate::registry::{FunctionInfo, FunctionVersion, Live, LiveChange, Manifest, RegistryError};
 
 /// A name from a path.
 pub(crate) fn name(text: &str) -> Result<FunctionName, Error> {
@@ -55,7 +55,7 @@ pub(crate) async fn put(
             return Err(Error::NotFound(format!("adapter `{}`", adapter.chars().take(96).collect::<String>())));
         }
     }
-    let version = host.registry.put_version(tenant, &name, manifest).await?.version;
+    let version = host.registry.put_version(tenant, &name, manifest, caller.principal.key_id.as_str()).await?.version;
     let live = host.registry.get_live(tenant, &name).await?.version;
     Ok((StatusCode::CREATED, Json(json!({"name": name.as_str(), "version": version, "live": live}))))
 }
@@ -79,25 +79,31 @@ pub(crate) async fn show(caller: Caller, PathText(path): PathText) -> Result<Jso
     Ok(Json(value))
 }
 
-/// `GET /v1/functions/{name}/versions`.
+/// `GET /v1/functions/{name}/versions`: every version, which is live, which were and by whose key.
 pub(crate) async fn versions(caller: Caller, PathText(path): PathText) -> Result<Json<Value>, Error> {
     let name = name(&path)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
-    let live = host.registry.get_live(tenant, &name).await?.version;
+    let Live { live, latest, history } = host.registry.live(tenant, &name).await?;
     let versions = host.registry.versions(tenant, &name).await?;
     let data: Vec<Value> = versions.iter().map(version_json).collect();
-    Ok(Json(json!({"object": "list", "name": name.as_str(), "live": live, "data": data})))
+    let change = |change: &LiveChange| json!({"from": change.from, "to": change.to, "time_unix_ms": change.time_unix_ms, "by": change.by});
+    Ok(Json(json!({
+        "object": "list", "name": name.as_str(), "live": live, "latest": latest, "previous": history.before(live),
+        "history": history.iter().map(change).collect::<Vec<_>>(), "data": data,
+    })))
 }
 
-/// `POST /v1/functions/{name}/promote`: makes a version live, also an older one.
+/// `POST /v1/functions/{name}/promote`: makes a version live, also an older one; with `expect`, only if that
+/// one is live now.
 pub(crate) async fn promote(
     caller: Caller,
     PathText(path): PathText,
     RawBody(body): RawBody,
 ) -> Result<Json<Value>, Error> {
     let name = name(&path)?;
-    let version = wire::parse::<Promote>(body)?.version;
-    caller.host.registry.promote(&caller.principal.tenant, &name, version).await?;
+    let Promote { version, expect } = wire::parse(body)?;
+    let Caller { host, principal } = &caller;
+    host.registry.promote(&principal.tenant, &name, version, expect, principal.key_id.as_str()).await?;
     Ok(Json(json!({"name": name.as_str(), "live": version})))
 }
 
@@ -105,6 +111,7 @@ pub(crate) async fn promote(
 pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     let name = name(&path)?;
     caller.host.registry.delete(&caller.principal.tenant, &name).await?;
+    caller.host.logs.remove(&caller.principal.tenant, &name);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -112,6 +119,7 @@ fn version_json(record: &FunctionVersion) -> Value {
     let mut value = serde_json::to_value(&*record.manifest).unwrap_or_default();
     if let Some(object) = value.as_object_mut() {
         object.insert("version".into(), record.version.into());
+        object.insert("created_unix_ms".into(), record.created_unix_ms.into());
     }
     value
 }

@@ -14,7 +14,7 @@ use types::{
 };
 
 use super::Stages;
-use super::function::FunctionCall;
+use super::function::{FunctionCall, log_failure};
 use super::post::{PostOutcome, PostState};
 use super::prompt::Rendered;
 use super::record::{self, Progress};
@@ -22,6 +22,7 @@ use super::stop::StopMatcher;
 use crate::adapters::AdapterLease;
 use crate::error::Error;
 use crate::host::Host;
+use crate::logs::InvocationLog;
 use crate::metrics::PluginCall;
 use crate::receipt::{self, Claims, Final, OpenReceipt, Started};
 use crate::tenants::Principal;
@@ -86,6 +87,7 @@ pub(crate) struct Generation {
     pub(crate) adapters: Vec<AdapterUse>,
     pub(crate) prompt_tokens: Vec<u32>,
     host: Arc<Host>,
+    log: Option<InvocationLog>,
     receipt: Option<OpenReceipt>,
     source: Option<Source>,
     ready: VecDeque<Piece>,
@@ -140,6 +142,7 @@ impl Generation {
             adapters: adapters.collect(),
             prompt_tokens: parts.prompt.tokens,
             host: Arc::clone(host),
+            log: parts.function.as_ref().map(|call| call.log.clone()),
             receipt: Some(receipt),
             source: Some(Source {
                 tokens: parts.tokens,
@@ -179,6 +182,7 @@ impl Generation {
             adapters: Vec::new(),
             prompt_tokens: Vec::new(),
             host: Arc::clone(host),
+            log: None,
             receipt: None,
             source: None,
             ready: VecDeque::from([Piece::Text { text, tokens: Vec::new() }, Piece::End(ended)]),
@@ -297,6 +301,9 @@ impl Generation {
     async fn fail(&mut self, error: Error) -> Error {
         self.source = None;
         self.ready.clear();
+        if let Some(log) = &self.log {
+            log_failure(log, &error);
+        }
         let Some(receipt) = self.receipt.take() else { return error };
         let ending = receipt::Ending::Failed(error.code().to_owned());
         match receipt.finish(Final { ending, outcome: self.progress.outcome() }).await {

@@ -11,6 +11,7 @@ use types::TenantId;
 use super::commitment::Salts;
 use super::record::{Ending, Outcome, ReceiptId, Subject, at_most};
 use super::tables::{self, Author};
+use super::usage::{self, UsageDays, UsageRow};
 use super::writer::{Counters, Order, Writer};
 use super::{Envelope, ReceiptError, ReceiptKey};
 
@@ -177,6 +178,14 @@ impl ReceiptLog {
             let (sequence, line) = entry?;
             String::from_utf8(line).map_err(|_| ReceiptError::Damaged(format!("sequence {sequence}")))
         }))
+    }
+
+    /// What a tenant used on these days, by day and part.
+    ///
+    /// # Errors
+    /// As [`Self::get`], and [`ReceiptError::OverLimit`] for more rows than an answer may have.
+    pub fn usage(&self, tenant: &TenantId, days: UsageDays) -> Result<Vec<UsageRow>, ReceiptError> {
+        usage::read(&self.db, tenant, days)
     }
 
     /// What was committed.

@@ -11,6 +11,7 @@ use super::ReceiptError;
 use super::log::{Final, ReceiptCounts, Started};
 use super::record::{Kind, ReceiptId};
 use super::tables::{Author, Entry, Tables};
+use super::usage;
 
 /// Records of one transaction.
 const BATCH_RECORDS_MAX: usize = 1024;
@@ -59,8 +60,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Gives every open receipt a `recovered` record, and makes the tables.
+    /// Makes the tables, and gives every open receipt a `recovered` record.
     pub(super) fn recover(&self) -> Result<(), ReceiptError> {
+        let transaction = self.db.begin_write()?;
+        usage::count_missing(&transaction)?;
+        transaction.commit()?;
         loop {
             let transaction = self.db.begin_write()?;
             let ids = Tables::open(&transaction)?.open_ids(BATCH_RECORDS_MAX)?;
