@@ -211,7 +211,8 @@ fn collect(from: impl Read + Send + 'static, log: Arc<Mutex<String>>, address: O
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             let start = line.find("http://127.0.0.1:").or_else(|| line.find("https://127.0.0.1:"));
             if let (Some(sender), Some(start)) = (&address, start) {
-                let url = line.get(start..).unwrap_or_default().split_whitespace().next().unwrap_or_default();
+                let rest = line.get(start..).unwrap_or_default();
+                let url = rest.split([' ', '"']).next().unwrap_or_default();
                 // Later lines with an address find nobody waiting.
                 drop(sender.try_send(url.trim_end_matches(['/', '.', ',']).to_owned()));
             }

@@ -77,14 +77,14 @@ pub(crate) async fn serve(
         let accepted = tokio::select! {
             () = &mut stop => break,
             Some(_ended) = connections.join_next() => continue,
-            () = hang_up(&mut hang_ups) => {
-                tls.iter_mut().for_each(Tls::reload);
-                continue;
-            }
             permit = Arc::clone(&permits).acquire_owned() => {
                 let Ok(permit) = permit else { break };
                 tokio::select! {
                     () = &mut stop => break,
+                    () = hang_up(&mut hang_ups) => {
+                        tls.iter_mut().for_each(Tls::reload);
+                        continue;
+                    }
                     accepted = listener.listener.accept() => accepted.map(|(stream, _)| (stream, permit)),
                 }
             }

@@ -12,8 +12,9 @@ use super::commitment::Salts;
 use super::record::{Ending, Outcome, ReceiptId, Subject, at_most};
 use super::tables::{self, Author};
 use super::usage::{self, UsageDays, UsageRow};
+use super::verify::{Break, Verified, Verifier};
 use super::writer::{Counters, Order, Writer};
-use super::{Envelope, ReceiptError, ReceiptKey};
+use super::{Envelope, PublicKeys, ReceiptError, ReceiptKey};
 
 /// Receipts that may be open at once.
 const RECEIPTS_OPEN_MAX: usize = 4096;
@@ -178,6 +179,24 @@ impl ReceiptLog {
             let (sequence, line) = entry?;
             String::from_utf8(line).map_err(|_| ReceiptError::Damaged(format!("sequence {sequence}")))
         }))
+    }
+
+    /// Checks a tenant's whole chain as it lies in a database that no host has open; nothing is written.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; a chain that breaks is no error of this call.
+    pub fn check_stored(
+        db: &Database,
+        tenant: &TenantId,
+        keys: &PublicKeys,
+    ) -> Result<Result<Verified, Break>, ReceiptError> {
+        let mut verifier = Verifier::new(keys);
+        for line in tables::read_after(db, tenant, 0)? {
+            if let Err(fault) = verifier.record(&line?.1) {
+                return Ok(Err(fault));
+            }
+        }
+        Ok(Ok(verifier.finish()))
     }
 
     /// What a tenant used on these days, by day and part.

@@ -162,6 +162,14 @@ impl PluginHost {
         PluginInstance::start(Arc::clone(&self.shared), &prepared.plugin, session, permit).await
     }
 
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.shared.engine
+    }
+
+    pub(crate) fn compiler(&self) -> &Compiler {
+        &self.shared.compiler
+    }
+
     /// From memory, else from disk, else compiled from the source; once, however many ask at the same time.
     async fn prepared(&self, digest: Digest, source: &dyn ComponentSource) -> Result<Prepared, PluginError> {
         let prepared = self.shared.prepared.try_get_with(digest, self.prepare(digest, source)).await;
