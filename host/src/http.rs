@@ -3,14 +3,17 @@
 
 mod adapters;
 mod admin;
+mod answers;
 mod auth;
 mod drain;
 mod error;
 mod functions;
+mod in_process;
 mod invoke;
 mod listen;
 mod logs;
 mod openai;
+mod openapi;
 mod operations;
 mod pace;
 mod receipts;
@@ -19,6 +22,8 @@ mod tls;
 mod usage;
 mod wire;
 
+pub(crate) use answers::AdapterReport;
+pub use in_process::{Answer, InProcess};
 pub(crate) use listen::{Listener, Serving, serve};
 pub(crate) use tls::Tls;
 
@@ -30,6 +35,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
+use bytes::Bytes;
 
 use crate::config::HttpLimits;
 use crate::error::Error;
@@ -49,12 +55,13 @@ pub(crate) struct App {
     host: Arc<OnceLock<Arc<Host>>>,
     pub(crate) metrics: Arc<Metrics>,
     limits: HttpLimits,
+    document: Arc<OnceLock<Bytes>>,
 }
 
 impl App {
     /// Without a host yet.
     pub(crate) fn new(metrics: Arc<Metrics>, limits: HttpLimits) -> Self {
-        Self { host: Arc::default(), metrics, limits }
+        Self { host: Arc::default(), metrics, limits, document: Arc::default() }
     }
 
     /// The host, once it is ready.
@@ -69,6 +76,11 @@ impl App {
 
     pub(crate) const fn limits(&self) -> &HttpLimits {
         &self.limits
+    }
+
+    /// What `GET /openapi.json` answers, made when it is first asked for.
+    pub(crate) fn document(&self) -> Bytes {
+        self.document.get_or_init(|| openapi::document(&routes(&self.limits))).clone()
     }
 }
 
@@ -93,6 +105,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/health", Public, get(operations::health)),
         route("/ready", Public, get(operations::ready)),
         route("/metrics", Public, get(operations::metrics)),
+        route("/openapi.json", Public, get(openapi::serve)),
         route("/v1/plugins", Needs(Deploy), post(functions::upload).layer(plugin_body)),
         route("/v1/functions", Needs(Deploy), get(functions::list)),
         route(
@@ -177,11 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn only_operations_are_public() {
+    fn only_operations_and_the_document_are_public() {
         let routes = routes(&HttpLimits::default());
         let public: Vec<_> =
             routes.iter().filter(|route| route.access == Access::Public).map(|route| route.path).collect();
-        assert_eq!(public, ["/health", "/ready", "/metrics"]);
+        assert_eq!(public, ["/health", "/ready", "/metrics", "/openapi.json"]);
     }
 
     #[tokio::test]

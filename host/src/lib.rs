@@ -22,3 +22,6 @@ pub mod metrics;
 pub mod receipt;
 
 pub use error::Error;
+/// For tests and fuzz targets.
+#[doc(hidden)]
+pub use http::{Answer, InProcess};

@@ -77,20 +77,25 @@ pub struct FunctionInfo {
     pub latest: u32,
 }
 
-/// The versions `first ..= latest` exist; a deleted function has none (`first` is past `latest`) and keeps its numbers.
+/// The versions `first ..= latest` exist, but for `missing`; a deleted function has none (`first` is past `latest`) and keeps its
+/// numbers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Head {
     first: u32,
     latest: u32,
     live: Option<u32>,
+    /// Numbers below `latest` that were taken and never noted: their writers are at work still, or died. A version whose writer
+    /// died was acknowledged to nobody, and must not turn up later.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<u32>,
     #[serde(default)]
     history: LiveHistory,
 }
 
 impl Head {
     fn new() -> Self {
-        Self { first: 1, latest: 0, live: None, history: LiveHistory::default() }
+        Self { first: 1, latest: 0, live: None, missing: Vec::new(), history: LiveHistory::default() }
     }
 
     fn set_live(&mut self, version: u32, by: &str) {
@@ -99,7 +104,20 @@ impl Head {
     }
 
     fn has(&self, version: u32) -> bool {
-        self.first <= version && version <= self.latest
+        self.first <= version && version <= self.latest && !self.missing.contains(&version)
+    }
+
+    fn note(&mut self, version: u32, by: &str) {
+        // Below `first`: the function was deleted in the meantime, and this version with it.
+        if version < self.first {
+            return;
+        }
+        self.missing.retain(|missing| *missing != version);
+        self.missing.extend(self.latest + 1..version);
+        self.latest = self.latest.max(version);
+        if self.live.is_none() {
+            self.set_live(version, by);
+        }
     }
 
     fn count(&self) -> u32 {
@@ -245,13 +263,7 @@ impl Registry {
         by: &str,
     ) -> Result<(), RegistryError> {
         self.change_head(tenant, function, |head| {
-            // Below `first`: the function was deleted in the meantime, and this version with it.
-            if head.first <= version {
-                head.latest = head.latest.max(version);
-                if head.live.is_none() {
-                    head.set_live(version, by);
-                }
-            }
+            head.note(version, by);
             Ok(())
         })
         .await
@@ -295,7 +307,7 @@ impl Registry {
     ) -> Result<Vec<FunctionVersion>, RegistryError> {
         let head = self.existing_head(tenant, function).await?;
         let mut versions = Vec::new();
-        for version in head.first..=head.latest {
+        for version in (head.first..=head.latest).filter(|version| head.has(*version)) {
             match self.read_version(tenant, function, version).await {
                 Ok(found) => versions.push(found),
                 Err(RegistryError::UnknownVersion { .. }) => {}
@@ -359,6 +371,7 @@ impl Registry {
             }
             removed = head.first..=head.latest;
             (head.first, head.live, head.history) = (head.latest + 1, None, LiveHistory::default());
+            head.missing.clear();
             Ok(())
         })
         .await?;

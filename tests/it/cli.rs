@@ -261,7 +261,7 @@ fn an_adapter_is_inspected_on_the_host_and_in_a_folder() {
         ["adapter", "inspect", "--file", folder.to_str().unwrap(), "--base", base.to_str().unwrap(), "--json"];
     let here: Value = serde_json::from_str(&printed(&run_tenon(&arguments))).expect("JSON");
     let there = server.client().get("/v1/adapters/iso-date").expect(200).json();
-    for field in ["digest", "rank", "modules", "bytes"] {
+    for field in ["digest", "rank", "modules", "bytes", "report"] {
         assert_eq!(here[field], there[field], "{field}");
     }
     let empty = tempfile::tempdir().expect("a temporary folder");

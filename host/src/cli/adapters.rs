@@ -12,6 +12,7 @@ use super::failure::Failure;
 use super::output::{Printer, cell, items, read, table, text};
 use super::remote::{Connection, Remote, segment, upload};
 use crate::error::Error;
+use crate::http::AdapterReport;
 
 /// The files of an adapter in PEFT's form.
 const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
@@ -117,7 +118,7 @@ fn inspect_folder(folder: &Path, base: &Path) -> Result<Value, Failure> {
     Ok(json!({
         "digest": canonical.digest.to_string(), "rank": canonical.rank, "modules": modules,
         "bytes": canonical.bytes.len(), "base": base.digest().to_string(),
-        "claimed_base": canonical.base_model_name,
+        "report": serde_json::to_value(AdapterReport::from(&canonical.report)).unwrap_or_default(),
     }))
 }
 
@@ -150,8 +151,23 @@ fn on_one_line(value: &Value) -> String {
         Value::Object(object) => {
             object.iter().map(|(name, value)| format!("{name} {}", on_one_line(value))).collect::<Vec<_>>().join("  ")
         }
+        Value::Array(list) => match ranges(list) {
+            Some(ranges) => ranges,
+            None => list.iter().map(on_one_line).collect::<Vec<_>>().join(", "),
+        },
         other => other.to_string(),
     }
+}
+
+/// Numbers in order as `0-3,7`; nothing for a list of anything else.
+fn ranges(list: &[Value]) -> Option<String> {
+    let numbers: Vec<u64> = list.iter().map(Value::as_u64).collect::<Option<_>>()?;
+    let runs = numbers.chunk_by(|one, next| one.checked_add(1) == Some(*next));
+    let text = |run: &[u64]| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        single => single.iter().map(u64::to_string).collect(),
+    };
+    Some(runs.map(text).collect::<Vec<_>>().join(","))
 }
 
 #[cfg(test)]
@@ -162,7 +178,8 @@ mod tests {
     fn a_report_is_shown_whole() {
         let report = json!({
             "alias": "a", "rank": 8, "modules": ["q_proj", "v_proj"],
-            "report": {"kind": "dora", "warnings": [], "modules": [{"module": "q_proj", "rank": 8, "scale": 2.0}]},
+            "report": {"kind": "dora", "warnings": [], "modules": [
+                {"module": "q_proj", "layers": [0, 1, 2, 5], "rank": 8, "scale": 2.0}]},
         });
         let rows = fields(&report);
         let expected = [
@@ -171,7 +188,7 @@ mod tests {
             ["modules", "q_proj, v_proj"],
             ["report.kind", "dora"],
             ["report.warnings", ""],
-            ["report.modules", "module q_proj  rank 8  scale 2.0"],
+            ["report.modules", "module q_proj  layers 0-2,5  rank 8  scale 2.0"],
         ];
         assert_eq!(rows, expected.map(|row| row.map(str::to_owned).to_vec()));
     }

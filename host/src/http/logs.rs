@@ -6,13 +6,14 @@ use axum::Json;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use utoipa::IntoParams;
 
+use super::answers::{List, LogLine, LogPage};
 use super::auth::Caller;
 use super::functions;
 use super::wire::PathText;
 use crate::error::Error;
-use crate::logs::{Cursor, Line};
+use crate::logs::Cursor;
 
 /// Lines of one answer.
 const PAGE_LINES_MAX: usize = 1000;
@@ -20,24 +21,31 @@ const PAGE_LINES_DEFAULT: usize = 100;
 /// How long one question may wait for an answer.
 const WAIT_MS_MAX: u64 = 30_000;
 
-/// `?after=CURSOR&limit=LINES&wait_ms=MILLISECONDS&since_unix_ms=TIME`.
-#[derive(Debug, Deserialize)]
+/// Which lines, and how long to wait for one.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LogQuery {
+    /// `next` of an earlier answer: the oldest lines after it. If absent, the newest lines.
     after: Option<String>,
+    /// At most so many lines; 100 if absent, and never more than 1,000.
     limit: Option<usize>,
+    /// If there is no line yet, wait so long for one; never more than 30,000.
     #[serde(default)]
     wait_ms: u64,
+    /// Only lines since then, in milliseconds since 1970-01-01 UTC.
     #[serde(default)]
     since_unix_ms: u64,
 }
 
-/// With `after` the oldest lines behind it, without the newest ones. If there is none yet, waits for one.
+/// Lines of a function's log: what its plugin said, and which invocations failed.
+#[utoipa::path(get, path = "/v1/functions/{name}/logs", tag = "functions", operation_id = "function_logs", params(LogQuery),
+    responses((status = 200, description = "Some lines, or none", body = LogPage)))]
 pub(crate) async fn read(
     caller: Caller,
     PathText(path): PathText,
     query: Result<Query<LogQuery>, QueryRejection>,
-) -> Result<Json<Value>, Error> {
+) -> Result<Json<LogPage>, Error> {
     let Query(query) = query.map_err(|error| Error::invalid("invalid_request", "", error.body_text()))?;
     let name = functions::name(&path)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
@@ -53,16 +61,7 @@ pub(crate) async fn read(
         host.registry.live(tenant, &name).await?;
     }
     let page = host.logs.read(tenant, &name, after, limit);
-    let lines = page.lines.iter().filter(|line| line.time_unix_ms >= query.since_unix_ms).map(line_json);
-    Ok(Json(json!({
-        "object": "list", "name": name.as_str(), "data": lines.collect::<Vec<_>>(),
-        "dropped": page.dropped, "next": page.next.to_string(),
-    })))
-}
-
-fn line_json(line: &Line) -> Value {
-    json!({
-        "sequence": line.sequence, "time_unix_ms": line.time_unix_ms, "level": line.level.name(), "version": line.version,
-        "request": &*line.request_id, "message": line.message,
-    })
+    let lines = page.lines.iter().filter(|line| line.time_unix_ms >= query.since_unix_ms).map(LogLine::from);
+    let (name, list, next) = (name.as_str().to_owned(), List::new(lines.collect()), page.next.to_string());
+    Ok(Json(LogPage { list, name, dropped: page.dropped, next }))
 }

@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -39,6 +39,7 @@ impl ReceiptKey {
     /// [`ReceiptError::KeyFile`] when a file cannot be read or written, is damaged, or others may read the secret.
     pub fn open(folder: &Path) -> Result<Self, ReceiptError> {
         let path = folder.join(KEY_FILE);
+        remove_if_there(&staged(&path)).map_err(|error| key_file(&path, error))?;
         let key = match read_secret(&path) {
             Ok(secret) => Self::from_secret(&secret),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -107,9 +108,10 @@ impl ReceiptKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKeys(Vec<VerifyingKey>);
 
-#[derive(Serialize, Deserialize)]
+/// A public key as it is written down.
+#[derive(Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-struct PublicKeyEntry {
+pub(crate) struct PublicKeyEntry {
     keyid: String,
     algorithm: String,
     key: String,
@@ -207,17 +209,32 @@ fn from_hex(hex: &str) -> Option<Zeroizing<[u8; 32]>> {
     Some(secret)
 }
 
+/// Where a file is written first.
+fn staged(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes a file whole or not at all, durably. The data folder has one owner (the database's lock), so that nobody races.
 fn replace_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let new = path.with_extension("new");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    let new = staged(path);
+    remove_if_there(&new)?;
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    if let Err(error) = write() {
+        let _ = remove_if_there(&new);
+        return Err(error);
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
     path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
@@ -242,6 +259,16 @@ mod tests {
         assert!(!format!("{first:?}").contains(&secret));
         let file = fs::read_to_string(folder.path().join(KEY_FILE)).expect("key");
         assert_eq!(file, secret + "\n");
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let first = ReceiptKey::open(folder.path()).expect("made");
+        fs::write(staged(&folder.path().join(KEY_FILE)), b"half").expect("left");
+        let second = ReceiptKey::open(folder.path()).expect("read");
+        assert_eq!(first.id(), second.id());
+        assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 2);
     }
 
     #[test]

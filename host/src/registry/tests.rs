@@ -129,6 +129,17 @@ async fn a_number_whose_writer_died_is_passed_over() {
     assert_eq!(registry.get_version(&acme, &f, 2).await.expect_err("not noted").code(), "version_not_found");
     assert_eq!(registry.put_version(&acme, &f, manifest("three"), "key").await.expect("put").version, 3);
     assert_eq!(registry.get_version(&acme, &f, 3).await.expect("there").manifest.description, "three");
+    assert_eq!(
+        registry.promote(&acme, &f, 2, None, "key").await.expect_err("nobody was told of it").code(),
+        "version_not_found"
+    );
+    let numbers = async || -> Vec<u32> {
+        registry.versions(&acme, &f).await.expect("versions").iter().map(|found| found.version).collect()
+    };
+    assert_eq!(numbers().await, [1, 3], "it does not turn up with the next one");
+    registry.note_version(&acme, &f, 2, "key").await.expect("its writer was only slow");
+    assert_eq!(numbers().await, [1, 2, 3]);
+    assert_eq!(registry.get_live(&acme, &f).await.expect("live").version, 1);
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ impl Tenants {
     /// [`TenantError::DevKeyFile`], [`TenantError::Store`].
     pub async fn create_dev_key(&self, path: &Path) -> Result<Zeroizing<String>, TenantError> {
         let tenant: TenantId = DEV_TENANT.parse().map_err(|_| TenantError::BadRecord(DEV_TENANT.to_owned()))?;
+        on_file("clean up beside", path, |path| remove_if_there(&staged(path))).await?;
         if let Some(text) = on_file("read", path, read_private).await? {
             let principal = self.authenticate(&text).await?;
             if principal.is_some_and(|found| found.tenant == tenant && found.rights == Rights::ALL) {
@@ -69,17 +70,23 @@ fn read_private(path: &Path) -> io::Result<Option<Zeroizing<String>>> {
     Ok(std::str::from_utf8(&bytes).ok().map(|text| Zeroizing::new(text.trim_end().to_owned())))
 }
 
+/// Where the file is written first. The data folder has one owner (the database's lock), so that nobody races.
+fn staged(path: &Path) -> PathBuf {
+    path.with_extension("key.new")
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Whole or not at all: a reader never sees half a key.
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let staged = path.with_extension(format!("key.{}.tmp", std::process::id()));
+    let staged = staged(path);
     let write = || -> io::Result<()> {
-        // What an earlier process of this number left when it died.
-        if let Err(error) = fs::remove_file(&staged)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
-        }
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
         writeln!(file, "{text}")?;
         file.sync_all()?;
@@ -88,7 +95,7 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
     };
     let written = write();
     if written.is_err() {
-        let _ = fs::remove_file(&staged);
+        let _ = remove_if_there(&staged);
     }
     written
 }
@@ -115,6 +122,17 @@ mod tests {
         assert_ne!(second, first);
         assert_eq!(tenants.authenticate(&first).await.expect("authenticate"), None);
         assert!(tenants.authenticate(&second).await.expect("authenticate").is_some());
+        assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_writer_left_is_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("dev.key");
+        let tenants = Tenants::new(Arc::new(MemoryStore::default()));
+        let key = tenants.create_dev_key(&path).await.expect("a key");
+        fs::write(staged(&path), b"tk_half").expect("a leftover");
+        assert_eq!(tenants.create_dev_key(&path).await.expect("the same key"), key);
         assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 1);
     }
 

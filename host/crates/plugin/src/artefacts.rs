@@ -16,6 +16,10 @@ const MAGIC: &[u8; 8] = b"tenoncw1";
 const MARK_BYTES: usize = blake3::OUT_LEN;
 const KEY_BYTES: usize = blake3::KEY_LEN;
 const KEY_FILE: &str = "mark.key";
+/// Free space that a cache leaves to what cannot be made again.
+const FREE_BYTES_MIN: u64 = 16 << 20;
+/// How a file begins that is being written; no process but ours writes into the folder.
+const STAGED_PREFIX: &str = ".staged-";
 
 /// The folder of compiled components. All of its calls block.
 pub(crate) struct Artefacts {
@@ -36,6 +40,7 @@ impl Artefacts {
         if metadata.mode() & 0o077 != 0 {
             fs::set_permissions(folder, Permissions::from_mode(0o700))?;
         }
+        remove_staged(folder)?;
         Ok(Self { folder: folder.to_owned(), key: read_or_make_key(folder)?, fingerprint, bytes_max })
     }
 
@@ -72,7 +77,11 @@ impl Artefacts {
     /// Keeps an artefact: all of it or nothing, also when the power fails.
     pub(crate) fn write(&self, component: Digest, artefact: &OwnArtefact) -> io::Result<()> {
         let bytes = artefact.bytes();
-        let mut file = NamedTempFile::new_in(&self.folder)?;
+        let disk = rustix::fs::statvfs(&self.folder)?;
+        if disk.f_bavail.saturating_mul(disk.f_frsize) < FREE_BYTES_MIN.saturating_add(bytes.len() as u64) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let mut file = staged(&self.folder)?;
         file.write_all(MAGIC)?;
         file.write_all(self.mark(component, bytes).as_bytes())?;
         file.write_all(bytes)?;
@@ -94,6 +103,22 @@ impl Artefacts {
     }
 }
 
+/// A file of mode 0600 that goes with its handle, unless it is given its name.
+fn staged(folder: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(STAGED_PREFIX).tempfile_in(folder)
+}
+
+/// What a process that was killed had begun to write.
+fn remove_staged(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(STAGED_PREFIX) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads the key; makes a new one if there is none, or if it is not secret. A new key makes every old mark worthless.
 fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let path = folder.join(KEY_FILE);
@@ -102,8 +127,7 @@ fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
     }
     let mut key = [0; KEY_BYTES];
     getrandom::fill(&mut key).map_err(|error| io::Error::other(error.to_string()))?;
-    // A temporary file has mode 0600.
-    let mut file = NamedTempFile::new_in(folder)?;
+    let mut file = staged(folder)?;
     file.write_all(&key)?;
     file.as_file().sync_all()?;
     file.persist(&path).map_err(|error| error.error)?;
@@ -152,6 +176,17 @@ mod tests {
         assert!(newer.read(one).is_none(), "another engine's artefact");
         fs::remove_file(folder.path().join(KEY_FILE)).expect("removed");
         assert!(open(folder.path()).read(one).is_none(), "marked with another key");
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let one = Digest::of(b"one");
+        open(folder.path()).write(one, &OwnArtefact::from_compiler(b"code".to_vec())).expect("written");
+        let left = staged(folder.path()).expect("begun").into_temp_path().keep().expect("and left");
+        let artefacts = open(folder.path());
+        assert!(!left.exists());
+        assert!(artefacts.read(one).is_some(), "what is whole stays");
     }
 
     #[test]

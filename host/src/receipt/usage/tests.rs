@@ -106,9 +106,13 @@ async fn records_of_before_there_was_usage_are_counted_once() {
         open.finish(last(Ending::Finished, 1, 2)).await.expect("final");
     }
     drop(log);
-    let transaction = bench.db.begin_write().expect("write");
-    assert!(transaction.delete_table(USAGE).expect("deleted"));
-    transaction.commit().expect("committed");
+    let forgotten = bench.db.write(|db| {
+        let transaction = db.begin_write()?;
+        let was_there = transaction.delete_table(USAGE)?;
+        transaction.commit()?;
+        Ok::<_, ReceiptError>(was_there)
+    });
+    assert!(forgotten.expect("deleted"));
     let log = bench.open();
     assert_eq!(total(&log, &tenant("a")).completion_tokens, 6);
     assert_eq!(from_usage(&log, &tenant("a")), from_export(&log, &tenant("a")));
