@@ -5,11 +5,13 @@ mod tidy;
 
 mod adapters;
 mod cli;
+mod clients;
 mod compositions;
 mod crash;
 mod doctor;
 mod functions;
 mod hostile;
+mod hostile_adapters;
 mod lifecycle;
 mod logs;
 mod malformed;
