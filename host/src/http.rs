@@ -11,16 +11,21 @@ mod functions;
 mod in_process;
 mod invoke;
 mod listen;
+mod logs;
 mod openai;
 mod openapi;
 mod operations;
 mod pace;
 mod receipts;
 mod stream;
+mod tls;
+mod usage;
 mod wire;
 
+pub(crate) use answers::AdapterReport;
 pub use in_process::{Answer, InProcess};
-pub(crate) use listen::{Listener, serve};
+pub(crate) use listen::{Listener, Serving, serve};
+pub(crate) use tls::Tls;
 
 use std::sync::{Arc, OnceLock};
 
@@ -110,6 +115,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         ),
         route("/v1/functions/{name}/versions", Needs(Deploy), get(functions::versions)),
         route("/v1/functions/{name}/promote", Needs(Deploy), post(functions::promote)),
+        route("/v1/functions/{name}/logs", Needs(Deploy), get(logs::read)),
         route("/v1/functions/{name}/invoke", Needs(Invoke), post(invoke::invoke)),
         route("/v1/adapters", Needs(Adapters), get(adapters::list)),
         route(
@@ -125,6 +131,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/v1/receipts/export", Needs(Receipts), get(receipts::export)),
         route("/v1/receipts/keys", Needs(Receipts), get(receipts::keys)),
         route("/v1/receipts/{id}", Needs(Receipts), get(receipts::show)),
+        route("/v1/usage", Needs(Receipts), get(usage::show)),
         route("/v1/tenants", Needs(Admin), post(admin::create_tenant).get(admin::list_tenants)),
         route("/v1/keys", Needs(Admin), post(admin::create_key)),
         route("/v1/keys/{id}", Needs(Admin), delete(admin::revoke_key)),

@@ -14,7 +14,7 @@ use types::{
 };
 
 use super::Stages;
-use super::function::FunctionCall;
+use super::function::{FunctionCall, log_failure};
 use super::pending::PendingTokens;
 use super::post::{PostOutcome, PostState};
 use super::prompt::Rendered;
@@ -23,6 +23,7 @@ use super::stop::StopMatcher;
 use crate::adapters::AdapterLease;
 use crate::error::Error;
 use crate::host::Host;
+use crate::logs::InvocationLog;
 use crate::metrics::PluginCall;
 use crate::receipt::{self, Claims, Final, OpenReceipt, Started};
 use crate::tenants::Principal;
@@ -90,6 +91,7 @@ pub(crate) struct Head {
 pub(crate) struct Generation {
     pub(crate) head: Arc<Head>,
     host: Arc<Host>,
+    log: Option<InvocationLog>,
     receipt: Option<OpenReceipt>,
     source: Option<Source>,
     ready: VecDeque<Piece>,
@@ -152,6 +154,7 @@ impl Generation {
         Ok(Self {
             head: Arc::new(head),
             host: Arc::clone(host),
+            log: parts.function.as_ref().map(|call| call.log.clone()),
             receipt: Some(receipt),
             source: Some(Source {
                 tokens,
@@ -196,6 +199,7 @@ impl Generation {
         Ok(Self {
             head: Arc::new(head),
             host: Arc::clone(host),
+            log: None,
             receipt: None,
             source: None,
             ready: VecDeque::from([Piece::Text { text, tokens: Vec::new() }, Piece::End(ended)]),
@@ -342,6 +346,7 @@ impl Generation {
 
     async fn fail(&mut self, error: Error) -> Error {
         self.source = None;
+        log_failure(self.log.as_ref(), &error);
         // What the plugin let through before it failed goes out first.
         let Some(receipt) = self.take_receipt() else {
             self.ready.clear();
