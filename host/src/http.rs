@@ -10,6 +10,7 @@ mod error;
 mod functions;
 mod invoke;
 mod listen;
+mod malformed;
 mod openai;
 mod openapi;
 mod operations;
@@ -80,6 +81,10 @@ impl App {
 /// Identifier of a request, made here; sent back and written into the log and the receipt.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId(pub(crate) String);
+
+fn new_request_id() -> String {
+    format!("req_{}", ulid::Ulid::generate())
+}
 
 struct Route {
     path: &'static str,
@@ -153,7 +158,7 @@ pub(crate) fn router(app: App) -> Router {
 
 /// Gives every request an identifier, and logs and counts its answer.
 async fn identify(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let id = format!("req_{}", ulid::Ulid::generate());
+    let id = new_request_id();
     let route =
         request.extensions().get::<MatchedPath>().map_or_else(|| "unmatched".into(), |path| path.as_str().to_owned());
     request.extensions_mut().insert(RequestId(id.clone()));

@@ -11,6 +11,7 @@ mod crash;
 mod functions;
 mod hostile;
 mod lifecycle;
+mod malformed;
 mod openai;
 mod operations;
 mod plugins;

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::malformed::Explained;
 use crate::config::HttpLimits;
 use crate::error::Error;
 
@@ -94,7 +95,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-type Connection = hyper::server::conn::http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>>;
+type Connection = hyper::server::conn::http1::Connection<Explained<TokioIo<TcpStream>>, TowerToHyperService<Router>>;
 
 fn connection(stream: TcpStream, router: Router, limits: &HttpLimits) -> Connection {
     let _best_effort = stream.set_nodelay(true);
@@ -102,5 +103,5 @@ fn connection(stream: TcpStream, router: Router, limits: &HttpLimits) -> Connect
     let _best_effort = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_MAX));
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_headers(100);
-    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+    builder.serve_connection(Explained::new(TokioIo::new(stream)), TowerToHyperService::new(router))
 }
