@@ -8,6 +8,7 @@ mod auth;
 mod drain;
 mod error;
 mod functions;
+mod in_process;
 mod invoke;
 mod listen;
 mod malformed;
@@ -19,6 +20,7 @@ mod receipts;
 mod stream;
 mod wire;
 
+pub use in_process::{Answer, InProcess};
 pub(crate) use listen::{Listener, serve};
 
 use std::sync::{Arc, OnceLock};

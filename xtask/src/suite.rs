@@ -13,7 +13,7 @@ use std::time::Instant;
 use clap::ValueEnum;
 
 use crate::shell::{self, Outcome};
-use crate::{base, clients, guests};
+use crate::{base, clients, guests, tools};
 
 /// A part of `cargo xtask test`, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,6 +41,8 @@ pub(crate) enum Stage {
 const CARGO_DENY: &str = "0.20.2";
 /// The workspace of the SDK and the plugins.
 const GUESTS: &str = "plugins/Cargo.toml";
+/// The workspace of the fuzz targets, which is not built here.
+const FUZZ: &str = "fuzz/Cargo.toml";
 
 /// What test runners counted.
 #[derive(Default)]
@@ -82,7 +84,8 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
     match stage {
         Stage::Fmt => {
             shell::run(&mut shell::cargo(&["fmt", "--all", "--check"]))?;
-            shell::run(&mut shell::cargo(&["fmt", "--all", "--check", "--manifest-path", GUESTS]))
+            shell::run(&mut shell::cargo(&["fmt", "--all", "--check", "--manifest-path", GUESTS]))?;
+            shell::run(&mut shell::cargo(&["fmt", "--all", "--check", "--manifest-path", FUZZ]))
         }
         Stage::Guests => guests(false),
         Stage::Base => base::ensure().map(|path| println!("base: {}", path.display())),
@@ -157,24 +160,10 @@ fn native(arguments: &[&str]) -> Command {
 
 /// Licences, bans and sources. Not advisories: their database lies in no package registry, which is all that CI reaches.
 fn deny() -> Outcome {
-    let tool = cargo_deny()?;
+    let tool = tools::installed("cargo-deny", CARGO_DENY)?;
     shell::run(Command::new(tool).args(["check", "bans", "licenses", "sources"]).current_dir(shell::root()))?;
     println!("deny: advisories are not checked here; run `cargo deny check advisories` before a release");
     Ok(())
-}
-
-/// The pinned cargo-deny, built at the first use (about a minute, unoptimised).
-fn cargo_deny() -> Outcome<PathBuf> {
-    let folder = shell::target().join("tools").join(format!("cargo-deny-{CARGO_DENY}"));
-    let tool = folder.join("bin").join("cargo-deny");
-    if !tool.is_file() {
-        let build = folder.join("build");
-        let mut install = shell::cargo(&["install", "--quiet", "--locked", "--debug", "cargo-deny"]);
-        install.args(["--version", CARGO_DENY, "--root"]).arg(&folder).arg("--target-dir").arg(&build);
-        shell::run(&mut install)?;
-        fs::remove_dir_all(build)?;
-    }
-    Ok(tool)
 }
 
 /// Runs a test command, passing its output on and adding up the summary lines of libtest.

@@ -12,6 +12,9 @@ use utoipa::ToSchema;
 use super::RECEIPT_ID;
 use crate::error::Error;
 
+/// Characters of a message, told or logged.
+const MESSAGE_CHARS_MAX: usize = 1000;
+
 /// The status for an error: its blame gives the class, a few codes are more precise.
 pub(crate) fn status(error: &Error) -> StatusCode {
     match error.code() {
@@ -27,6 +30,7 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "uri_too_long" => StatusCode::URI_TOO_LONG,
         "headers_too_large" => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         "queue_full" => StatusCode::TOO_MANY_REQUESTS,
+        "storage_full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => match (error.blame(), error) {
             (Blame::Caller, Error::Rejected { .. } | Error::Adapter(_) | Error::Plugin(_)) => {
                 StatusCode::UNPROCESSABLE_ENTITY
@@ -71,7 +75,7 @@ pub(crate) fn body(error: &Error) -> Value {
         500..=599 => "server_error",
         _ => "invalid_request_error",
     };
-    let (message, code) = (error.public_message(), error.code().to_owned());
+    let (message, code) = (shorten(&error.public_message()), error.code().to_owned());
     let error = ErrorObject { message, kind, code, param: error.param().map(str::to_owned) };
     serde_json::to_value(ErrorBody { error }).unwrap_or_default()
 }
@@ -89,7 +93,15 @@ pub(crate) fn log(error: &Error, request_id: &str) {
 
 /// An error may quote a caller or a plugin: neither may write lines of its own into the log.
 fn one_line(error: &Error) -> String {
-    error.to_string().replace(char::is_control, " ")
+    shorten(&error.to_string()).replace(char::is_control, " ")
+}
+
+/// An error may quote a caller, and a caller's value may be a whole body.
+fn shorten(message: &str) -> String {
+    match message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
+        None => message.to_owned(),
+    }
 }
 
 impl IntoResponse for Error {
@@ -124,6 +136,15 @@ pub(super) fn with_receipt(mut response: Response, receipt_id: &str) -> Response
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_does_not_send_a_body_back() {
+        let error =
+            Error::invalid("invalid_request", "", format!("body: invalid type: string \"{}\"", "é".repeat(1 << 20)));
+        let told = body(&error)["error"]["message"].as_str().expect("text").chars().count();
+        assert_eq!((told, one_line(&error).chars().count()), (MESSAGE_CHARS_MAX + 1, MESSAGE_CHARS_MAX + 1));
+        assert_eq!(shorten("short"), "short");
+    }
 
     #[test]
     fn nobody_writes_lines_of_their_own_into_the_log() {

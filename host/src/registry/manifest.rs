@@ -86,6 +86,10 @@ pub struct ManifestLimits {
     pub deadline_ms_max: Option<u32>,
     /// Entries of a composition.
     pub composition_entries_max: Option<usize>,
+    /// Bytes of text that the plugin may hold back.
+    pub held_bytes_max: Option<usize>,
+    /// Bytes of text that the plugin may answer with.
+    pub answer_bytes_max: Option<usize>,
 }
 
 impl ManifestLimits {
@@ -102,6 +106,8 @@ impl ManifestLimits {
             output_tokens_max: least(self.output_tokens_max, host.output_tokens_max),
             deadline_ms_max: least(self.deadline_ms_max, host.deadline_ms_max),
             composition_entries_max: least(self.composition_entries_max, host.composition_entries_max),
+            held_bytes_max: least(self.held_bytes_max, host.held_bytes_max),
+            answer_bytes_max: least(self.answer_bytes_max, host.answer_bytes_max),
             ..host.clone()
         }
     }
