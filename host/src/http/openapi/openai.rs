@@ -52,6 +52,8 @@ struct ChatChoice {
     token_ids: Option<Vec<u32>>,
     /// With `return_token_ids`.
     prompt_token_ids: Option<Vec<u32>>,
+    /// Of this choice.
+    receipt: String,
 }
 
 /// What the model said.
@@ -61,6 +63,9 @@ struct AssistantMessage {
     role: String,
     #[schema(required)]
     content: Option<String>,
+    /// Always null: no model here refuses in a way of its own.
+    #[schema(required)]
+    refusal: Option<String>,
 }
 
 /// Why an answer ended.
@@ -75,6 +80,8 @@ enum FinishReason {
 #[derive(ToSchema)]
 struct ChatLogprobs {
     content: Vec<ChatLogprob>,
+    #[schema(required)]
+    refusal: Option<String>,
 }
 
 /// A token that was chosen.
@@ -83,7 +90,9 @@ struct ChatLogprob {
     token: String,
     #[schema(required)]
     logprob: Option<f64>,
-    bytes: Vec<u8>,
+    /// The token's own; null for a special token, which prints nothing.
+    #[schema(required)]
+    bytes: Option<Vec<u8>>,
     top_logprobs: Vec<TopLogprob>,
 }
 
@@ -93,7 +102,9 @@ struct TopLogprob {
     token: String,
     #[schema(required)]
     logprob: Option<f64>,
-    bytes: Vec<u8>,
+    /// The token's own; null for a special token, which prints nothing.
+    #[schema(required)]
+    bytes: Option<Vec<u8>>,
 }
 
 /// A completion. Streamed, the same in pieces.
@@ -121,6 +132,8 @@ struct CompletionChoice {
     token_ids: Option<Vec<u32>>,
     /// With `return_token_ids`.
     prompt_token_ids: Option<Vec<u32>>,
+    /// Of this choice.
+    receipt: String,
 }
 
 /// Log-probabilities of a completion's tokens, in lists of one length.
