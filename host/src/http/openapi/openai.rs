@@ -52,7 +52,8 @@ struct ChatChoice {
     token_ids: Option<Vec<u32>>,
     /// With `return_token_ids`.
     prompt_token_ids: Option<Vec<u32>>,
-    /// Of this choice.
+    /// Of this choice, which is an inference of its own.
+    #[schema(pattern = "^rcpt_[0-9A-Z]{26}$")]
     receipt: String,
 }
 
@@ -63,7 +64,7 @@ struct AssistantMessage {
     role: String,
     #[schema(required)]
     content: Option<String>,
-    /// Always null: no model here refuses in a way of its own.
+    /// Always null.
     #[schema(required)]
     refusal: Option<String>,
 }
@@ -80,6 +81,7 @@ enum FinishReason {
 #[derive(ToSchema)]
 struct ChatLogprobs {
     content: Vec<ChatLogprob>,
+    /// Always null.
     #[schema(required)]
     refusal: Option<String>,
 }
@@ -90,7 +92,7 @@ struct ChatLogprob {
     token: String,
     #[schema(required)]
     logprob: Option<f64>,
-    /// The token's own; null for a special token, which prints nothing.
+    /// All tokens' bytes together are the text; null for a special token, which prints nothing.
     #[schema(required)]
     bytes: Option<Vec<u8>>,
     top_logprobs: Vec<TopLogprob>,
@@ -102,7 +104,7 @@ struct TopLogprob {
     token: String,
     #[schema(required)]
     logprob: Option<f64>,
-    /// The token's own; null for a special token, which prints nothing.
+    /// All tokens' bytes together are the text; null for a special token, which prints nothing.
     #[schema(required)]
     bytes: Option<Vec<u8>>,
 }
@@ -132,7 +134,8 @@ struct CompletionChoice {
     token_ids: Option<Vec<u32>>,
     /// With `return_token_ids`.
     prompt_token_ids: Option<Vec<u32>>,
-    /// Of this choice.
+    /// Of this choice, which is an inference of its own.
+    #[schema(pattern = "^rcpt_[0-9A-Z]{26}$")]
     receipt: String,
 }
 
