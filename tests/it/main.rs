@@ -15,6 +15,7 @@ mod hostile_adapters;
 mod lifecycle;
 mod logs;
 mod malformed;
+mod not_http;
 mod openai;
 mod operations;
 mod plugins;
