@@ -3,12 +3,16 @@
 
 mod tidy;
 
+mod actions;
 mod adapters;
+mod adversarial;
 mod cli;
 mod compositions;
 mod crash;
 mod functions;
+mod hang_ups;
 mod hostile;
+mod json_guard;
 mod lifecycle;
 mod malformed;
 mod openai;

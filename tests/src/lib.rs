@@ -4,12 +4,14 @@
 
 mod client;
 mod places;
+mod plugins;
 mod server;
 mod setup;
 mod sse;
 
 pub use client::{Answer, Client, completion_ids};
 pub use places::{adapter_folder, base, golden, guest, repository, shared, skip, tracked_files};
+pub use plugins::{deploy_component, deploy_plugin, receipt_of, server_with_limits, wait_until_idle};
 pub use server::{Options, Server, run_tenon, tenon};
 pub use setup::{deploy_examples, shared_server, tenant_key};
 pub use sse::{Events, read_events};
