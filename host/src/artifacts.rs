@@ -89,6 +89,14 @@ impl Artifacts {
         Self { store }
     }
 
+    /// Whether so many bytes could be kept now.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Store`].
+    pub async fn check_room(&self, bytes: usize) -> Result<(), ArtifactError> {
+        Ok(self.store.check_room(bytes as u64).await?)
+    }
+
     /// Keeps the bytes and names them. The work is the same whether or not they were there: another tenant's upload must not be
     /// observable. Bytes that rotted are replaced.
     ///

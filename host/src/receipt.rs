@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 use types::Blame;
 
+use crate::store::{DatabaseFailure, StoreError};
+
 pub use commitment::{Commitment, Committer, Salt, Salts};
 pub use envelope::{Envelope, EnvelopeSignature, Fault, PAYLOAD_TYPE, pae};
 pub(crate) use key::PublicKeyEntry;
@@ -74,7 +76,10 @@ pub enum ReceiptError {
     Damaged(String),
     /// The database failed.
     #[error("the receipt log cannot be read or written; check the disk under the data folder")]
-    Storage(#[source] Arc<redb::Error>),
+    Storage(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The disk is full, or the data folder is not where it was.
+    #[error("no receipt, no answer: {0}")]
+    Store(#[from] StoreError),
     /// A key file is unusable.
     #[error("receipt key file {path}: {reason}", path = path.display())]
     KeyFile {
@@ -97,6 +102,7 @@ impl ReceiptError {
             Self::Closed => "shutting_down",
             Self::OverLimit { .. } => "limit_exceeded",
             Self::AlreadyFinal(_) | Self::NeverStarted(_) | Self::Encode(_) => "internal",
+            Self::Store(error) => error.code(),
             Self::Damaged(_) | Self::Storage(_) | Self::KeyFile { .. } | Self::Random(_) => "receipts_unavailable",
         }
     }
@@ -108,7 +114,27 @@ impl ReceiptError {
             Self::TooManyOpen { .. } | Self::Closed => Blame::Capacity,
             Self::OverLimit { limit, .. } if is_about_claims(limit) => Blame::Function,
             Self::OverLimit { .. } => Blame::Caller,
+            Self::Store(error) => error.blame(),
             _ => Blame::Host,
+        }
+    }
+}
+
+impl ReceiptError {
+    fn from_database(error: redb::Error) -> Self {
+        match StoreError::backend("write a receipt", error) {
+            StoreError::Backend { source, .. } => Self::Storage(source),
+            full => Self::Store(full),
+        }
+    }
+}
+
+impl DatabaseFailure for ReceiptError {
+    fn is_of_the_file(&self) -> bool {
+        match self {
+            Self::Storage(source) => source.downcast_ref::<redb::Error>().is_some_and(DatabaseFailure::is_of_the_file),
+            Self::Store(StoreError::Full) => true,
+            _ => false,
         }
     }
 }
@@ -121,7 +147,7 @@ macro_rules! storage_errors {
     ($($error:ty),*) => {
         $(impl From<$error> for ReceiptError {
             fn from(error: $error) -> Self {
-                Self::Storage(Arc::new(error.into()))
+                Self::from_database(error.into())
             }
         })*
     };

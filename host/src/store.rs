@@ -5,9 +5,11 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+mod database;
 mod embedded;
 #[cfg(test)]
 pub(crate) mod memory;
+mod space;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -16,7 +18,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use types::Blame;
 
+pub(crate) use database::DatabaseFailure;
+pub use database::StateDatabase;
 pub use embedded::EmbeddedStore;
+pub use space::STORAGE_RESERVE_BYTES;
 
 /// Bytes of the largest blob.
 pub const BLOB_BYTES_MAX: u64 = 2 << 30;
@@ -77,9 +82,31 @@ pub enum StoreError {
     /// Another process holds the data directory.
     #[error("the data directory `{0}` is in use by another process; stop it, or use its HTTP address")]
     InUse(String),
+    /// The database is not what was written, or not there while the rest of the folder is.
+    #[error("`{file}` is damaged or missing ({reason}); it was left as it is: restore the data folder from a backup")]
+    Damaged {
+        /// The database.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A name that the store cannot keep.
     #[error("`{0}` is not a name that the store can keep")]
     BadKey(String),
+    /// No room on the disk, or less than the reserve.
+    #[error(
+        "there is no room on the host's disk: nothing was changed; free space under the data folder (16 MiB must stay \
+         free), then try again"
+    )]
+    Full,
+    /// The data folder is not where it was.
+    #[error(
+        "the data folder `{0}` was removed or replaced under the running host; stop the host, put the folder back, start"
+    )]
+    Lost(String),
+    /// The database could not be opened again after an error.
+    #[error("the database is closed; the log has the reason")]
+    Closed,
     /// The disk, the database or the service failed.
     #[error("the store could not {doing}")]
     Backend {
@@ -93,7 +120,7 @@ pub enum StoreError {
 impl StoreError {
     /// Wraps a failure of what lies beneath.
     pub(crate) fn backend(doing: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
-        Self::Backend { doing, source: Arc::new(source) }
+        if is_full(&source) { Self::Full } else { Self::Backend { doing, source: Arc::new(source) } }
     }
 
     /// Gave up after [`SWAP_ATTEMPTS_MAX`].
@@ -108,7 +135,10 @@ impl StoreError {
             Self::Conflict { .. } => "conflict",
             Self::TooLarge { .. } => "limit_exceeded",
             Self::InUse(_) => "data_directory_in_use",
-            Self::BadKey(_) | Self::Backend { .. } => "store_failed",
+            Self::Full => "storage_full",
+            Self::Lost(_) => "data_directory_lost",
+            Self::Damaged { .. } => "store_damaged",
+            Self::BadKey(_) | Self::Closed | Self::Backend { .. } => "store_failed",
         }
     }
 
@@ -116,11 +146,23 @@ impl StoreError {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::Conflict { .. } => Blame::Capacity,
+            Self::Conflict { .. } | Self::Full => Blame::Capacity,
             Self::TooLarge { .. } => Blame::Caller,
-            Self::InUse(_) | Self::BadKey(_) | Self::Backend { .. } => Blame::Host,
+            Self::InUse(_) | Self::BadKey(_) | Self::Lost(_) => Blame::Host,
+            Self::Damaged { .. } | Self::Closed | Self::Backend { .. } => Blame::Host,
         }
     }
+}
+
+/// Whether an error, or one that it comes from, says that the disk, the quota or the file is full.
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    let of_io = |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge);
+    let here = match (error.downcast_ref::<std::io::Error>(), error.downcast_ref::<redb::Error>()) {
+        (Some(error), _) | (_, Some(redb::Error::Io(error))) => of_io(error),
+        _ => matches!(error.downcast_ref(), Some(StoreError::Full)),
+    };
+    here || error.source().is_some_and(is_full)
 }
 
 /// Immutable blobs and small pointers with compare-and-swap. A write that returned is durable.
@@ -128,6 +170,12 @@ impl StoreError {
 /// Blob names and pointer keys are segments of `a-z A-Z 0-9 . _ -` joined by `/`.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Whether a blob of so many bytes would find room: to be asked before work whose result would be turned away.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], [`StoreError::Lost`].
+    async fn check_room(&self, bytes: u64) -> Result<(), StoreError>;
+
     /// Keeps a blob.
     ///
     /// # Errors

@@ -1,9 +1,11 @@
 //! A host that is killed in the middle of everything, again and again over one data folder: what was acknowledged is
 //! there, what was not is whole or absent, and nothing is left lying about. The plan of each run is drawn from a seed that
-//! it prints; `TENON_CRASH_SEED=N` repeats it (as far as timing lets it).
+//! it prints; `CRASH_SEED=N` repeats it (as far as timing lets it).
 
 mod callers;
 mod chain;
+mod damage;
+mod disk;
 mod files;
 mod ledger;
 
@@ -30,8 +32,8 @@ pub(super) struct Random(u64);
 
 impl Random {
     fn from_environment(test: &str) -> Self {
-        let seed = std::env::var("TENON_CRASH_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(SEED);
-        eprintln!("{test}: TENON_CRASH_SEED={seed}");
+        let seed = std::env::var("CRASH_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(SEED);
+        eprintln!("{test}: CRASH_SEED={seed}");
         Self(seed)
     }
 

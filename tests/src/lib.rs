@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test harness fails by panicking")]
 
 mod client;
+mod peft;
 mod places;
 mod plugins;
 mod server;
@@ -10,6 +11,7 @@ mod setup;
 mod sse;
 
 pub use client::{Answer, Client, completion_ids};
+pub use peft::{PeftAdapter, PeftTensor, safetensors_file};
 pub use places::{adapter_folder, base, golden, guest, repository, shared, skip, tracked_files};
 pub use plugins::{deploy_component, deploy_plugin, receipt_of, server_with_limits, wait_until_idle};
 pub use server::{Options, Server, run_tenon, tenon};

@@ -28,6 +28,7 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "method_not_allowed" => StatusCode::METHOD_NOT_ALLOWED,
         "body_timeout" => StatusCode::REQUEST_TIMEOUT,
         "queue_full" => StatusCode::TOO_MANY_REQUESTS,
+        "storage_full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => match (error.blame(), error) {
             (Blame::Caller, Error::Rejected { .. } | Error::Adapter(_) | Error::Plugin(_)) => {
                 StatusCode::UNPROCESSABLE_ENTITY

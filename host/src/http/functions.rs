@@ -36,6 +36,7 @@ pub(crate) async fn upload(
     let RawBody(bytes) = body.map_err(|error| if let Error::TooLarge { .. } = error { too_large() } else { error })?;
     let host = &caller.host;
     let size = bytes.len();
+    host.artifacts.check_room(size).await?;
     let digest = host.plugins.admit(bytes.clone()).await?;
     host.artifacts.put(ArtifactKind::Plugin, bytes).await?;
     host.registry.record_plugin(&caller.principal.tenant, digest).await?;

@@ -24,11 +24,10 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
         Some(host) if host.engine.is_stopped() => {
             Error::Internal("the engine has stopped; restart the host".into()).into_response()
         }
-        Some(host) if host.receipts.is_failing() => {
-            let message = "the receipt log cannot be written; make room under the data folder and restart the host";
-            Error::Internal(message.into()).into_response()
-        }
-        Some(host) if !host.is_draining() => (StatusCode::OK, Json(Ready { status: "ready" })).into_response(),
+        Some(host) if !host.is_draining() => match host.receipts.check().await {
+            Ok(()) => (StatusCode::OK, Json(Ready { status: "ready" })).into_response(),
+            Err(error) => Error::from(error).into_response(),
+        },
         Some(_) => Error::Unavailable("draining").into_response(),
         None => Error::Unavailable("the base is still loading").into_response(),
     }

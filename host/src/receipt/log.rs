@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use redb::Database;
 use tokio::sync::{mpsc, oneshot, watch};
 use types::TenantId;
 
@@ -13,6 +12,7 @@ use super::record::{Ending, Outcome, ReceiptId, Subject, at_most};
 use super::tables::{self, Author};
 use super::writer::{Counters, Order, Writer};
 use super::{Envelope, ReceiptError, ReceiptKey};
+use crate::store::StateDatabase;
 
 /// Receipts that may be open at once.
 const RECEIPTS_OPEN_MAX: usize = 4096;
@@ -69,7 +69,7 @@ pub struct ReceiptCounts {
 
 /// Append-only chains of receipts, one per tenant, in a database. Closed when dropped.
 pub struct ReceiptLog {
-    db: Arc<Database>,
+    db: Arc<StateDatabase>,
     counters: Arc<Counters>,
     orders: mpsc::Sender<Order>,
     ended: watch::Receiver<()>,
@@ -87,13 +87,13 @@ impl ReceiptLog {
     ///
     /// # Errors
     /// [`ReceiptError::Storage`] or [`ReceiptError::Damaged`].
-    pub fn open(db: Arc<Database>, key: ReceiptKey, node: impl Into<String>) -> Result<Self, ReceiptError> {
+    pub fn open(db: Arc<StateDatabase>, key: ReceiptKey, node: impl Into<String>) -> Result<Self, ReceiptError> {
         Self::open_with(db, key, node.into(), RECEIPTS_OPEN_MAX)
     }
 
-    fn open_with(db: Arc<Database>, key: ReceiptKey, node: String, open_max: usize) -> Result<Self, ReceiptError> {
+    fn open_with(db: Arc<StateDatabase>, key: ReceiptKey, node: String, open_max: usize) -> Result<Self, ReceiptError> {
         let counters = Arc::new(Counters::default());
-        let writer = Writer { db: Arc::clone(&db), author: Author { key, node }, counters: Arc::clone(&counters) };
+        let mut writer = Writer::new(Arc::clone(&db), Author { key, node }, Arc::clone(&counters));
         writer.recover()?;
         // An open receipt holds the place of its final record, and for a moment that of its started one.
         let (orders, inbox) = mpsc::channel(open_max.saturating_mul(2).saturating_add(1));
@@ -105,7 +105,7 @@ impl ReceiptLog {
                 writer.run(inbox);
                 drop(running);
             })
-            .map_err(|error| ReceiptError::Storage(Arc::new(redb::Error::Io(error))))?;
+            .map_err(|error| ReceiptError::Storage(Arc::new(error)))?;
         Ok(Self { db, counters, orders, ended, writer: Mutex::new(Some((close, thread))) })
     }
 
@@ -144,7 +144,8 @@ impl ReceiptLog {
     /// # Errors
     /// [`ReceiptError::Storage`] or [`ReceiptError::Damaged`]. The same for all that read.
     pub fn get(&self, tenant: &TenantId, id: &ReceiptId) -> Result<Option<StoredReceipt>, ReceiptError> {
-        Ok(tables::read_pair(&self.db, tenant, id)?.map(|(started, last)| StoredReceipt { started, last }))
+        let pair = self.db.read(|db| tables::read_pair(db, tenant, id))?;
+        Ok(pair.map(|(started, last)| StoredReceipt { started, last }))
     }
 
     /// The salts of a receipt's commitments, for the tenant that owns it and nobody else.
@@ -152,7 +153,7 @@ impl ReceiptLog {
     /// # Errors
     /// As [`Self::get`].
     pub fn salts(&self, tenant: &TenantId, id: &ReceiptId) -> Result<Option<Salts>, ReceiptError> {
-        tables::read_salts(&self.db, tenant, id)
+        self.db.read(|db| tables::read_salts(db, tenant, id))
     }
 
     /// Records of a tenant's chain after a sequence number (0 for the beginning), at most `limit` and 1,000.
@@ -160,8 +161,10 @@ impl ReceiptLog {
     /// # Errors
     /// As [`Self::get`].
     pub fn list(&self, tenant: &TenantId, after: u64, limit: usize) -> Result<Vec<(u64, Envelope)>, ReceiptError> {
-        let lines = tables::read_after(&self.db, tenant, after)?.take(limit.min(LIST_RECORDS_MAX));
-        lines.map(|entry| entry.and_then(|(sequence, line)| Ok((sequence, tables::parse_stored(&line)?)))).collect()
+        self.db.read(|db| {
+            let lines = tables::read_after(db, tenant, after)?.take(limit.min(LIST_RECORDS_MAX));
+            lines.map(|entry| entry.and_then(|(sequence, line)| Ok((sequence, tables::parse_stored(&line)?)))).collect()
+        })
     }
 
     /// A tenant's whole chain as of now, one line of JSON (without its end) after the other: what [`super::verify`] reads.
@@ -172,7 +175,7 @@ impl ReceiptLog {
         &self,
         tenant: &TenantId,
     ) -> Result<impl Iterator<Item = Result<String, ReceiptError>> + use<>, ReceiptError> {
-        let lines = tables::read_after(&self.db, tenant, 0)?;
+        let lines = self.db.read(|db| tables::read_after(db, tenant, 0))?;
         Ok(lines.map(|entry| {
             let (sequence, line) = entry?;
             String::from_utf8(line).map_err(|_| ReceiptError::Damaged(format!("sequence {sequence}")))
@@ -185,10 +188,14 @@ impl ReceiptLog {
         self.counters.read()
     }
 
-    /// Whether the last transaction failed. A full disk stays so after room was made: the database must be opened anew.
-    #[must_use]
-    pub fn is_failing(&self) -> bool {
-        self.counters.is_failing()
+    /// Whether receipts can be written. After a failure it is tried: what was left open by it is recovered on the way.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn check(&self) -> Result<(), ReceiptError> {
+        let (reply, answer) = oneshot::channel();
+        self.place()?.send(Order::Check { reply });
+        wait(answer, &mut self.ended.clone()).await
     }
 
     /// Commits what was sent and ends the writer; blocks for as long as that takes. Receipts that are still open get

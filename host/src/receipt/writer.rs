@@ -1,8 +1,9 @@
 //! Group commit: one thread takes all that waits, signs and chains it, and makes it durable in one transaction. Not here:
 //! what a record is.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use redb::{Database, Durability};
 use tokio::sync::{mpsc, oneshot};
@@ -11,6 +12,7 @@ use super::ReceiptError;
 use super::log::{Final, ReceiptCounts, Started};
 use super::record::{Kind, ReceiptId};
 use super::tables::{Author, Entry, Tables};
+use crate::store::StateDatabase;
 
 /// Records of one transaction.
 const BATCH_RECORDS_MAX: usize = 1024;
@@ -19,8 +21,21 @@ pub(super) type Reply = oneshot::Sender<Result<(), ReceiptError>>;
 
 /// What the writer is told.
 pub(super) enum Order {
-    Start { id: ReceiptId, started: Arc<Started>, reply: Reply },
-    End { id: ReceiptId, started: Arc<Started>, last: Box<Final>, reply: Option<Reply> },
+    Start {
+        id: ReceiptId,
+        started: Arc<Started>,
+        reply: Reply,
+    },
+    End {
+        id: ReceiptId,
+        started: Arc<Started>,
+        last: Box<Final>,
+        reply: Option<Reply>,
+    },
+    /// Whether records can be written.
+    Check {
+        reply: Reply,
+    },
     Close,
 }
 
@@ -29,15 +44,9 @@ pub(super) enum Order {
 pub(super) struct Counters {
     kinds: [AtomicU64; 5],
     transactions: AtomicU64,
-    /// Whether the last transaction failed.
-    failing: AtomicBool,
 }
 
 impl Counters {
-    pub(super) fn is_failing(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
-    }
-
     pub(super) fn read(&self) -> ReceiptCounts {
         let of = |kind: Kind| self.kinds.get(kind as usize).map_or(0, |count| count.load(Ordering::Relaxed));
         ReceiptCounts {
@@ -53,28 +62,44 @@ impl Counters {
 
 /// The only one who writes receipts.
 pub(super) struct Writer {
-    pub(super) db: Arc<Database>,
-    pub(super) author: Author,
-    pub(super) counters: Arc<Counters>,
+    db: Arc<StateDatabase>,
+    author: Author,
+    counters: Arc<Counters>,
+    /// Receipts that somebody holds: started, and not yet ended by their holder.
+    held: HashSet<ReceiptId>,
+    /// A transaction failed: receipts may be open that nobody holds.
+    has_lost_some: bool,
 }
 
 impl Writer {
-    /// Gives every open receipt a `recovered` record, and makes the tables.
-    pub(super) fn recover(&self) -> Result<(), ReceiptError> {
+    pub(super) fn new(db: Arc<StateDatabase>, author: Author, counters: Arc<Counters>) -> Self {
+        Self { db, author, counters, held: HashSet::new(), has_lost_some: true }
+    }
+
+    /// Gives every open receipt that nobody holds a `recovered` record, and makes the tables.
+    pub(super) fn recover(&mut self) -> Result<(), ReceiptError> {
         loop {
-            let transaction = self.db.begin_write()?;
-            let ids = Tables::open(&transaction)?.open_ids(BATCH_RECORDS_MAX)?;
-            transaction.commit()?;
-            if ids.is_empty() {
+            let lost: Vec<_> = self.db.write(|db| self.lost_ids(db))?;
+            if lost.is_empty() {
+                self.has_lost_some = false;
                 return Ok(());
             }
-            let entries: Vec<_> = ids.iter().map(Entry::Recovered).collect();
+            let entries: Vec<_> = lost.iter().map(Entry::Recovered).collect();
             self.commit(&entries)?.into_iter().collect::<Result<Vec<_>, _>>()?;
         }
     }
 
+    fn lost_ids(&self, db: &Database) -> Result<Vec<ReceiptId>, ReceiptError> {
+        let transaction = db.begin_write()?;
+        let mut ids = Tables::open(&transaction)?.open_ids(self.held.len() + BATCH_RECORDS_MAX)?;
+        transaction.commit()?;
+        ids.retain(|id| !self.held.contains(id));
+        ids.truncate(BATCH_RECORDS_MAX);
+        Ok(ids)
+    }
+
     /// Serves until told to close, then what was sent before that.
-    pub(super) fn run(&self, mut inbox: mpsc::Receiver<Order>) {
+    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
         let mut batch = Vec::new();
         while inbox.blocking_recv_many(&mut batch, BATCH_RECORDS_MAX) > 0 {
             if batch.iter().any(|order| matches!(order, Order::Close)) {
@@ -90,32 +115,60 @@ impl Writer {
     }
 
     /// Commits the batch and answers everybody in it.
-    fn serve(&self, batch: &mut Vec<Order>) {
-        let entries: Vec<_> = batch.iter().filter_map(Order::entry).collect();
+    fn serve(&mut self, batch: &mut Vec<Order>) {
+        let room = self.db.check_room().map_err(ReceiptError::from);
+        let recovered = if self.has_lost_some && room.is_ok() { self.recover() } else { Ok(()) };
+        // What is new needs room and a log without loose ends; what was begun may end in any case.
+        let mut orders = Vec::with_capacity(batch.len());
+        for order in batch.drain(..) {
+            match (order, room.as_ref().and(recovered.as_ref())) {
+                (Order::Start { reply, .. }, Err(error)) => drop(reply.send(Err(error.clone()))),
+                (Order::Check { reply }, able) => drop(reply.send(able.map(drop).map_err(Clone::clone))),
+                (order, _) => orders.push(order),
+            }
+        }
+        let entries: Vec<_> = orders.iter().filter_map(Order::entry).collect();
         if entries.is_empty() {
-            return batch.clear();
+            return;
         }
         let results = self.commit(&entries);
-        self.counters.failing.store(results.is_err(), Ordering::Relaxed);
         drop(entries);
-        let orders = batch.drain(..).filter(|order| !matches!(order, Order::Close));
+        self.has_lost_some |= results.is_err();
+        let orders = orders.into_iter().filter(|order| !matches!(order, Order::Close));
         match results {
-            Ok(results) => orders.zip(results).for_each(|(order, result)| order.answer(result)),
-            Err(error) => orders.for_each(|order| order.answer(Err(error.clone()))),
+            Ok(results) => orders.zip(results).for_each(|(order, result)| self.answer(order, result)),
+            Err(error) => orders.for_each(|order| self.answer(order, Err(error.clone()))),
         }
+    }
+
+    fn answer(&mut self, order: Order, result: Result<(), ReceiptError>) {
+        match &order {
+            Order::Start { id, .. } if result.is_ok() => drop(self.held.insert(id.clone())),
+            Order::End { id, .. } => {
+                self.has_lost_some |= self.held.remove(id) && result.is_err();
+            }
+            _ => {}
+        }
+        order.answer(result);
     }
 
     /// One durable transaction. The outer error is storage's and concerns all; inner ones concern one record.
     fn commit(&self, entries: &[Entry<'_>]) -> Result<Vec<Result<(), ReceiptError>>, ReceiptError> {
-        let mut transaction = self.db.begin_write()?;
+        self.db.write(|db| self.commit_to(db, entries))
+    }
+
+    fn commit_to(&self, db: &Database, entries: &[Entry<'_>]) -> Result<Vec<Result<(), ReceiptError>>, ReceiptError> {
+        let mut transaction = db.begin_write()?;
         transaction
             .set_durability(Durability::Immediate)
-            .map_err(|error| ReceiptError::Storage(Arc::new(error.into())))?;
+            .map_err(|error| ReceiptError::Storage(Arc::new(redb::Error::from(error))))?;
         let mut tables = Tables::open(&transaction)?;
         let mut results = Vec::with_capacity(entries.len());
         for entry in entries {
             match tables.append(entry, &self.author) {
-                Err(error @ (ReceiptError::Storage(_) | ReceiptError::Damaged(_))) => return Err(error),
+                Err(error @ (ReceiptError::Storage(_) | ReceiptError::Store(_) | ReceiptError::Damaged(_))) => {
+                    return Err(error);
+                }
                 result => results.push(result),
             }
         }
@@ -136,17 +189,19 @@ impl Order {
         match self {
             Self::Start { id, started, .. } => Some(Entry::Started(id, started)),
             Self::End { id, started, last, .. } => Some(Entry::Final(id, started, last)),
-            Self::Close => None,
+            Self::Check { .. } | Self::Close => None,
         }
     }
 
     fn answer(self, result: Result<(), ReceiptError>) {
         match self {
             // Whoever gave up waiting dropped its receipt, whose `cancelled` record follows in the queue.
-            Self::Start { reply, .. } | Self::End { reply: Some(reply), .. } => drop(reply.send(result)),
+            Self::Start { reply, .. } | Self::Check { reply } | Self::End { reply: Some(reply), .. } => {
+                drop(reply.send(result));
+            }
             Self::End { id, reply: None, .. } => {
                 if let Err(error) = result {
-                    tracing::error!(receipt = %id, %error, "a dropped receipt has no final record before the next start");
+                    tracing::error!(receipt = %id, %error, "a dropped receipt has no final record; it will be recovered");
                 }
             }
             Self::Close => {}

@@ -14,7 +14,7 @@ use object_store::local::LocalFileSystem;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::{BlobWrite, Pointer, Store, StoreError, Version};
+use super::{BlobWrite, Pointer, SCAN_ENTRIES_MAX, StateDatabase, Store, StoreError, Version};
 
 /// Key to (version, value).
 const POINTERS: TableDefinition<'static, &str, (u64, &[u8])> = TableDefinition::new("pointers");
@@ -26,7 +26,7 @@ const COUNTER: &str = "last";
 pub struct EmbeddedStore {
     directory: PathBuf,
     blobs: LocalFileSystem,
-    database: Arc<Database>,
+    database: Arc<StateDatabase>,
 }
 
 impl std::fmt::Debug for EmbeddedStore {
@@ -57,12 +57,14 @@ impl EmbeddedStore {
         let blobs = LocalFileSystem::new_with_prefix(&blobs)
             .map_err(|error| StoreError::backend("open the blob directory", error))?
             .with_fsync(true);
-        Ok(Self { directory, blobs, database: Arc::new(database) })
+        let path = directory.join("state.redb");
+        let database = Arc::new(StateDatabase::of_file(database, &directory, path)?);
+        Ok(Self { directory, blobs, database })
     }
 
     /// The database, for the receipt log: it has tables of its own in the same file.
     #[must_use]
-    pub fn database(&self) -> Arc<Database> {
+    pub fn database(&self) -> Arc<StateDatabase> {
         Arc::clone(&self.database)
     }
 
@@ -75,22 +77,50 @@ impl EmbeddedStore {
     async fn with_database<T: Send + 'static>(
         &self,
         doing: &'static str,
-        work: impl FnOnce(&Database) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&StateDatabase) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let database = self.database();
         blocking(doing, move || work(&database)).await
     }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl Fn(&Database) -> Result<T, redb::Error> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let read = move |database: &StateDatabase| database.read(work).map_err(|error| failed(doing, error));
+        self.with_database(doing, read).await
+    }
+}
+
+/// An error of our own may have passed through redb's type.
+fn failed(doing: &'static str, error: redb::Error) -> StoreError {
+    if let redb::Error::Io(inner) = &error
+        && let Some(ours) = inner.get_ref().and_then(|inner| inner.downcast_ref::<StoreError>())
+    {
+        return ours.clone();
+    }
+    StoreError::backend(doing, error)
 }
 
 #[async_trait]
 impl Store for EmbeddedStore {
+    async fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
+        self.with_database("look for room", move |database| {
+            database.space().map_or(Ok(()), |space| space.check_room(bytes))
+        })
+        .await
+    }
+
     async fn put_blob(&self, name: &str, bytes: Bytes, write: BlobWrite) -> Result<(), StoreError> {
         super::check_blob_bytes(bytes.len() as u64)?;
         let mode = match write {
             BlobWrite::Keep => PutMode::Create,
             BlobWrite::Replace => PutMode::Overwrite,
         };
-        match self.blobs.put_opts(&blob_path(name)?, bytes.into(), PutOptions::from(mode)).await {
+        let path = blob_path(name)?;
+        let _room = self.database.space().map(|space| space.claim(bytes.len() as u64)).transpose()?;
+        match self.blobs.put_opts(&path, bytes.into(), PutOptions::from(mode)).await {
             Ok(_) => Ok(()),
             Err(object_store::Error::AlreadyExists { .. }) if write == BlobWrite::Keep => Ok(()),
             Err(error) => Err(StoreError::backend("write a blob", error)),
@@ -109,40 +139,40 @@ impl Store for EmbeddedStore {
 
     async fn get(&self, key: &str) -> Result<Option<(Bytes, Version)>, StoreError> {
         let key = key.to_owned();
-        self.with_database("read a record", move |database| get(database, &key)).await
+        self.read("read a record", move |database| get(database, &key)).await
     }
 
     async fn swap(&self, key: &str, expected: Option<Version>, new: Option<Bytes>) -> Result<Version, StoreError> {
         super::check_pointer(key, new.as_ref())?;
         let key = key.to_owned();
-        self.with_database("write a record", move |database| swap(database, &key, expected, new.as_deref())).await
+        self.with_database("write a record", move |database| {
+            // What removes may use the reserve: it may be what makes room.
+            if new.is_some() {
+                database.check_room()?;
+            }
+            let swapped = database.write(|database| swap(database, &key, expected, new.as_deref()));
+            swapped.map_err(|error| failed("write a record", error))?.ok_or(StoreError::Conflict { key })
+        })
+        .await
     }
 
     async fn scan(&self, prefix: &str) -> Result<Vec<Pointer>, StoreError> {
         let prefix = prefix.to_owned();
-        self.with_database("list records", move |database| scan(database, &prefix)).await
+        let found = self.read("list records", move |database| scan(database, &prefix)).await?;
+        super::check_scan(found.len()).map(|()| found)
     }
 }
 
-fn get(database: &Database, key: &str) -> Result<Option<(Bytes, Version)>, StoreError> {
-    let failed = |error: redb::Error| StoreError::backend("read a record", error);
-    let read = database.begin_read().map_err(|error| failed(error.into()))?;
-    let table = read.open_table(POINTERS).map_err(|error| failed(error.into()))?;
-    let found = table.get(key).map_err(|error| failed(error.into()))?;
+fn get(database: &Database, key: &str) -> Result<Option<(Bytes, Version)>, redb::Error> {
+    let found = database.begin_read()?.open_table(POINTERS)?.get(key)?;
     Ok(found.map(|found| {
         let (version, value) = found.value();
         (Bytes::copy_from_slice(value), Version(version))
     }))
 }
 
-fn swap(database: &Database, key: &str, expected: Option<Version>, new: Option<&[u8]>) -> Result<Version, StoreError> {
-    let conflict = || StoreError::Conflict { key: key.to_owned() };
-    let swapped = swap_transaction(database, key, expected, new);
-    swapped.map_err(|error| StoreError::backend("write a record", error))?.ok_or_else(conflict)
-}
-
 /// `None`: the pointer is not as expected, and nothing was changed (a transaction that is dropped is aborted).
-fn swap_transaction(
+fn swap(
     database: &Database,
     key: &str,
     expected: Option<Version>,
@@ -168,17 +198,15 @@ fn swap_transaction(
     Ok(Some(Version(version)))
 }
 
-fn scan(database: &Database, prefix: &str) -> Result<Vec<Pointer>, StoreError> {
-    let failed = |error: redb::Error| StoreError::backend("list records", error);
-    let read = database.begin_read().map_err(|error| failed(error.into()))?;
-    let table = read.open_table(POINTERS).map_err(|error| failed(error.into()))?;
+/// One more than a scan may have says that there are too many.
+fn scan(database: &Database, prefix: &str) -> Result<Vec<Pointer>, redb::Error> {
+    let table = database.begin_read()?.open_table(POINTERS)?;
     let mut pointers = Vec::new();
-    for entry in table.range(prefix..).map_err(|error| failed(error.into()))? {
-        let (key, entry) = entry.map_err(|error| failed(error.into()))?;
+    for entry in table.range(prefix..)?.take(SCAN_ENTRIES_MAX + 1) {
+        let (key, entry) = entry?;
         if !key.value().starts_with(prefix) {
             break;
         }
-        super::check_scan(pointers.len() + 1)?;
         let (version, value) = entry.value();
         let value = Bytes::copy_from_slice(value);
         pointers.push(Pointer { key: key.value().to_owned(), value, version: Version(version) });
@@ -194,6 +222,11 @@ fn blob_path(name: &str) -> Result<object_store::path::Path, StoreError> {
 fn open_database(directory: &Path) -> Result<Database, StoreError> {
     let path = directory.join("state.redb");
     let failed = |error: redb::Error| StoreError::backend("open state.redb", error);
+    let damaged = |reason: String| StoreError::Damaged { file: path.display().to_string(), reason };
+    let bytes = fs::metadata(&path).map_or(0, |found| found.len());
+    if bytes == 0 && has_artifacts(directory) {
+        return Err(damaged("it holds nothing, and there are blobs beside it".to_owned()));
+    }
     fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -205,10 +238,27 @@ fn open_database(directory: &Path) -> Result<Database, StoreError> {
         Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
             return Err(StoreError::InUse(directory.display().to_string()));
         }
-        Err(error) => return Err(failed(error.into())),
+        Err(error) => {
+            let error = redb::Error::from(error);
+            return Err(if is_damage(&error) { damaged(error.to_string()) } else { failed(error) });
+        }
     };
     make_tables(&database).map_err(failed)?;
     Ok(database)
+}
+
+/// Whether there is a blob: then there was a database too.
+fn has_artifacts(directory: &Path) -> bool {
+    fs::read_dir(directory.join("blobs")).is_ok_and(|mut kinds| kinds.next().is_some())
+}
+
+fn is_damage(error: &redb::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    match error {
+        redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) => true,
+        redb::Error::Io(error) => matches!(error.kind(), InvalidData | UnexpectedEof),
+        _ => false,
+    }
 }
 
 /// So that a reader never finds a table missing.
@@ -332,6 +382,26 @@ mod tests {
         store.put_blob("plugin/kept", Bytes::from_static(b"1"), BlobWrite::Keep).await.expect("put");
         store.put_blob("plugin/kept", Bytes::from_static(b"2"), BlobWrite::Keep).await.expect("put again");
         assert_eq!(files(&blobs), [blobs.join("adapter"), blobs.join("plugin/kept")]);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_was_removed_takes_nothing_more() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = folder.path().join("data");
+        let store = EmbeddedStore::open(&directory).await.expect("open");
+        store.swap("a/b", None, Some(Bytes::from_static(b"1"))).await.expect("swap");
+        fs::rename(&directory, folder.path().join("elsewhere")).expect("moved");
+        let swap = store.swap("a/c", None, Some(Bytes::new())).await;
+        assert_eq!(swap.expect_err("it would be lost").code(), "data_directory_lost");
+        let put = store.put_blob("plugin/ab/cd", Bytes::new(), BlobWrite::Keep).await;
+        assert_eq!(put.expect_err("it would be lost").code(), "data_directory_lost");
+        assert!(!directory.exists(), "nothing is made anew in its place");
+        assert!(store.get("a/b").await.expect("what is open can be read").is_some());
+        EmbeddedStore::open(&directory).await.expect("another one in its place");
+        assert!(store.swap("a/c", None, Some(Bytes::new())).await.is_err(), "is another one");
+        drop(fs::remove_dir_all(&directory));
+        fs::rename(folder.path().join("elsewhere"), &directory).expect("moved back");
+        store.swap("a/c", None, Some(Bytes::new())).await.expect("and all is well");
     }
 
     #[tokio::test]

@@ -27,6 +27,10 @@ impl MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
+    async fn check_room(&self, _bytes: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn put_blob(&self, name: &str, bytes: Bytes, write: BlobWrite) -> Result<(), StoreError> {
         super::check_key(name)?;
         super::check_blob_bytes(bytes.len() as u64)?;

@@ -16,6 +16,8 @@ const MAGIC: &[u8; 8] = b"tenoncw1";
 const MARK_BYTES: usize = blake3::OUT_LEN;
 const KEY_BYTES: usize = blake3::KEY_LEN;
 const KEY_FILE: &str = "mark.key";
+/// Free space that a cache leaves to what cannot be made again.
+const FREE_BYTES_MIN: u64 = 16 << 20;
 /// How a file begins that is being written; no process but ours writes into the folder.
 const STAGED_PREFIX: &str = ".staged-";
 
@@ -75,6 +77,10 @@ impl Artefacts {
     /// Keeps an artefact: all of it or nothing, also when the power fails.
     pub(crate) fn write(&self, component: Digest, artefact: &OwnArtefact) -> io::Result<()> {
         let bytes = artefact.bytes();
+        let disk = rustix::fs::statvfs(&self.folder)?;
+        if disk.f_bavail.saturating_mul(disk.f_frsize) < FREE_BYTES_MIN.saturating_add(bytes.len() as u64) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let mut file = staged(&self.folder)?;
         file.write_all(MAGIC)?;
         file.write_all(self.mark(component, bytes).as_bytes())?;
