@@ -146,8 +146,9 @@ impl Store for EmbeddedStore {
         super::check_pointer(key, new.as_ref())?;
         let key = key.to_owned();
         self.with_database("write a record", move |database| {
-            // What removes may use the reserve: it may be what makes room.
-            if new.is_some() {
+            // What changes or removes a record may use the reserve: the database does not grow by it, and a key must be
+            // revoked on a full disk too.
+            if expected.is_none() {
                 database.check_room()?;
             }
             let swapped = database.write(|database| swap(database, &key, expected, new.as_deref()));
