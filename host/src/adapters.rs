@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{AdapterLimits, CanonicalAdapter, ModelConfig, canonical_adapter};
+use model::{AdapterBase, AdapterLimits, AdapterReport, CanonicalAdapter, canonical_adapter};
 use tokio::sync::Semaphore;
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 
@@ -34,7 +34,7 @@ const RESOLVED_ONE_BY_ONE_MAX: usize = 16;
 #[derive(Clone, Debug)]
 pub struct AdapterStoreConfig {
     /// The base that adapters must fit.
-    pub base: ModelConfig,
+    pub base: Arc<dyn AdapterBase>,
     /// Limits on one adapter.
     pub limits: AdapterLimits,
     /// Packed adapters in host memory, those out on lease but evicted not counted.
@@ -50,7 +50,7 @@ pub struct AdapterStoreConfig {
 impl AdapterStoreConfig {
     /// For a base, with defaults.
     #[must_use]
-    pub fn new(base: ModelConfig) -> Self {
+    pub fn new(base: Arc<dyn AdapterBase>) -> Self {
         Self {
             base,
             limits: AdapterLimits::default(),
@@ -63,13 +63,13 @@ impl AdapterStoreConfig {
 }
 
 /// An adapter as its owner sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AdapterInfo {
     /// Its name.
     pub alias: AdapterAlias,
     /// Its content.
     pub digest: Digest,
-    /// Its rank.
+    /// The largest rank of a module.
     pub rank: u32,
     /// What it acts on.
     pub modules: ModuleSet,
@@ -77,6 +77,8 @@ pub struct AdapterInfo {
     pub bytes: u64,
     /// Where it is, as far as this tenant's own use has brought it.
     pub residency: Residency,
+    /// What it was found to be when this alias was set.
+    pub report: Option<AdapterReport>,
 }
 
 /// Names that were resolved for one request of one tenant: the proof of ownership that the request goes on with. Not to be kept
@@ -103,7 +105,7 @@ impl ResolvedAdapters {
 /// Adapters, by tenant.
 #[derive(Debug)]
 pub struct AdapterStore {
-    base: Arc<ModelConfig>,
+    base: Arc<dyn AdapterBase>,
     limits: AdapterLimits,
     aliases_per_tenant_max: usize,
     root: Option<AdaptersRoot>,
@@ -128,7 +130,7 @@ impl AdapterStore {
             None => None,
         };
         Ok(Self {
-            base: Arc::new(config.base),
+            base: config.base,
             limits: config.limits,
             aliases_per_tenant_max: config.aliases_per_tenant_max,
             root,
@@ -184,21 +186,21 @@ impl AdapterStore {
     ) -> Result<AdapterInfo, AdapterError> {
         let _permit = self.load_permit().await?;
         let (base, limits) = (Arc::clone(&self.base), self.limits.clone());
-        let CanonicalAdapter { bytes, digest, rank, modules, .. } = blocking(move || {
+        let CanonicalAdapter { bytes, digest, rank, modules, report } = blocking(move || {
             let (config_json, weights) = read(&limits)?;
-            Ok(canonical_adapter(&config_json, &weights, &base, &limits)?)
+            Ok(canonical_adapter(&config_json, &weights, &*base, &limits)?)
         })
         .await?;
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(AdapterError::DigestMismatch { expected, found: digest });
         }
-        let record = AliasRecord { digest, rank, modules, bytes: bytes.len() as u64 };
+        let record = AliasRecord { digest, rank, modules, bytes: bytes.len() as u64, report: Some(report) };
         self.artifacts.put(ArtifactKind::Adapter, bytes.into()).await?;
         let replaced = self.owners.set(tenant, alias, &record).await?;
         if let Some(replaced) = replaced {
             self.forget_unowned(tenant, replaced).await?;
         }
-        Ok(self.described(tenant, alias.clone(), &record))
+        Ok(self.described(tenant, alias.clone(), record))
     }
 
     /// The tenant's adapters, by alias.
@@ -207,7 +209,7 @@ impl AdapterStore {
     /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
     pub async fn list(&self, tenant: &TenantId) -> Result<Vec<AdapterInfo>, AdapterError> {
         let found = self.owners.list(tenant).await?;
-        Ok(found.into_iter().map(|(alias, record)| self.described(tenant, alias, &record)).collect())
+        Ok(found.into_iter().map(|(alias, record)| self.described(tenant, alias, record)).collect())
     }
 
     /// One of the tenant's adapters.
@@ -216,7 +218,7 @@ impl AdapterStore {
     /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
     pub async fn info(&self, tenant: &TenantId, alias_or_digest: &str) -> Result<Option<AdapterInfo>, AdapterError> {
         let found = self.owners.find(tenant, alias_or_digest).await?;
-        Ok(found.map(|(alias, record)| self.described(tenant, alias, &record)))
+        Ok(found.map(|(alias, record)| self.described(tenant, alias, record)))
     }
 
     /// The content behind an alias or digest, if the tenant owns it.
@@ -304,7 +306,7 @@ impl AdapterStore {
         let _permit = self.load_permit().await?;
         let bytes = self.artifacts.get(ArtifactKind::Adapter, digest).await?;
         let (base, limits) = (Arc::clone(&self.base), self.limits.clone());
-        blocking(move || Ok(model::LoraAdapter::from_canonical(&bytes, &base, &limits)?)).await
+        blocking(move || Ok(model::LoraAdapter::from_canonical(&bytes, &*base, &limits)?)).await
     }
 
     async fn load_permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, AdapterError> {
@@ -330,9 +332,10 @@ impl AdapterStore {
         Ok(())
     }
 
-    fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: &AliasRecord) -> AdapterInfo {
-        let &AliasRecord { digest, rank, modules, bytes } = record;
-        AdapterInfo { alias, digest, rank, modules, bytes, residency: self.memory.residency(tenant, digest) }
+    fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord) -> AdapterInfo {
+        let AliasRecord { digest, rank, modules, bytes, report } = record;
+        let residency = self.memory.residency(tenant, digest);
+        AdapterInfo { alias, digest, rank, modules, bytes, residency, report }
     }
 }
 

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use plugin::PluginLimits;
 use types::{Blame, PlanLimits};
 
 pub use raw::{Precision, PrecisionError, RawConfig, RawLimits};
@@ -49,6 +50,10 @@ pub struct Config {
     pub drain: Duration,
     /// What one plan may ask for. `layers` is the base's to say.
     pub plan_limits: PlanLimits,
+    /// What one plugin, its instance and each call of it may use.
+    pub plugin_limits: PluginLimits,
+    /// Plugin instances at once.
+    pub plugin_instances_max: u32,
     /// What one connection may do.
     pub http_limits: HttpLimits,
     /// What is logged, as `tracing` filter directives.

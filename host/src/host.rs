@@ -1,13 +1,14 @@
 //! The composition root: every part built once, in the order of the data flow, and taken down in the reverse one.
 //! Not here: what any part does.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use engine::{EngineConfig, EngineHandle, EngineThread};
 use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelConfig};
-use plugin::{CompilerCommand, PluginHost, PluginHostConfig, PluginLimits, Residency};
+use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use types::PlanLimits;
@@ -24,8 +25,6 @@ use crate::registry::Registry;
 use crate::store::EmbeddedStore;
 use crate::tenants::Tenants;
 
-/// Plugin instances at once.
-const PLUGIN_INSTANCES_MAX: u32 = 256;
 /// Compiled plugins in memory.
 const PLUGIN_CACHE_BYTES_MAX: u64 = 256 << 20;
 
@@ -47,8 +46,8 @@ pub(crate) struct Host {
 }
 
 /// What must be stopped by hand when a host goes down.
-struct Running {
-    host: Arc<Host>,
+pub(crate) struct Running {
+    pub(crate) host: Arc<Host>,
     engine: EngineThread<LoraAdapter>,
 }
 
@@ -70,7 +69,12 @@ impl Host {
         }
     }
 
-    async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Running, Error> {
+    /// Opens every part. `compiler` is the program that compiles plugins in a process of its own.
+    pub(crate) async fn open(
+        config: &Config,
+        metrics: &Arc<Metrics>,
+        compiler: CompilerCommand,
+    ) -> Result<Running, Error> {
         let store = Arc::new(EmbeddedStore::open(&config.data).await?);
         let tenants = Tenants::new(store.clone());
         if config.dev {
@@ -80,7 +84,7 @@ impl Host {
         }
         let artifacts = Artifacts::new(store.clone());
         let registry = Registry::new(store.clone());
-        let plugins = open_plugins(config)?;
+        let plugins = open_plugins(config, compiler)?;
         let (base, runner) = open_base(config).await?;
         let layers = u32::try_from(base.config().layers).unwrap_or(u32::MAX);
         let plan_limits = PlanLimits { layers, ..config.plan_limits.clone() };
@@ -91,7 +95,7 @@ impl Host {
                 file_bytes_max: usize::try_from(config.http_limits.adapter_bytes_max).unwrap_or(usize::MAX),
                 ..AdapterLimits::default()
             },
-            ..AdapterStoreConfig::new(base.config().clone())
+            ..AdapterStoreConfig::new(base.clone())
         };
         let adapters = AdapterStore::new(store.clone(), artifacts.clone(), adapter_config).await?;
         let engine_config = EngineConfig {
@@ -124,15 +128,17 @@ impl Host {
     }
 }
 
-fn open_plugins(config: &Config) -> Result<PluginHost, Error> {
-    let program = std::env::current_exe().map_err(Error::io("cannot find this program's own file"))?;
-    let compiler = CompilerCommand { program, arguments: vec![COMPILE_COMMAND.into()] };
-    let limits = PluginLimits { upload_bytes_max: config.http_limits.upload_bytes_max, ..PluginLimits::default() };
+/// The binary `tenon`, to be run as the compiler.
+pub(crate) fn compiler(program: PathBuf) -> CompilerCommand {
+    CompilerCommand { program, arguments: vec![COMPILE_COMMAND.into()] }
+}
+
+fn open_plugins(config: &Config, compiler: CompilerCommand) -> Result<PluginHost, Error> {
     Ok(PluginHost::new(PluginHostConfig {
         cache_dir: config.data.join("plugin-cache"),
         compiler,
-        limits,
-        instances_max: PLUGIN_INSTANCES_MAX,
+        limits: config.plugin_limits.clone(),
+        instances_max: config.plugin_instances_max,
         cache_bytes_max: PLUGIN_CACHE_BYTES_MAX,
     })?)
 }
@@ -178,6 +184,7 @@ fn node_name() -> String {
 /// Serves until SIGTERM or SIGINT, then drains: the listener closes, what is in flight ends, receipts become durable.
 pub(crate) async fn serve(config: Config) -> Result<(), Error> {
     let metrics = Arc::new(Metrics::new());
+    let program = std::env::current_exe().map_err(Error::io("cannot find this program's own file"))?;
     let app = App::new(Arc::clone(&metrics), config.http_limits.clone());
     let listener = Listener::bind(config.listen).await?;
     println!("tenon: listening on http://{}", listener.address());
@@ -188,7 +195,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Error> {
     let serving = http::serve(listener, http::router(app.clone()), config.http_limits.clone(), stopping, config.drain);
     let serving = tokio::spawn(serving);
     let running = tokio::select! {
-        running = Host::open(&config, &metrics) => running.map(Some),
+        running = Host::open(&config, &metrics, compiler(program)) => running.map(Some),
         () = termination() => Ok(None),
     };
     let outcome = match running {
@@ -210,7 +217,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Error> {
     served
 }
 
-async fn close(running: Running) -> Result<(), Error> {
+/// Takes it down: generations are cut, receipts become durable.
+pub(crate) async fn close(running: Running) -> Result<(), Error> {
     let Running { host, engine } = running;
     let stopped = tokio::task::spawn_blocking(move || {
         if let Err(error) = engine.abort() {

@@ -3,19 +3,23 @@
 
 mod adapters;
 mod admin;
+mod answers;
 mod auth;
 mod drain;
 mod error;
 mod functions;
+mod in_process;
 mod invoke;
 mod listen;
 mod openai;
+mod openapi;
 mod operations;
 mod pace;
 mod receipts;
 mod stream;
 mod wire;
 
+pub use in_process::{Answer, InProcess};
 pub(crate) use listen::{Listener, serve};
 
 use std::sync::{Arc, OnceLock};
@@ -26,6 +30,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
+use bytes::Bytes;
 
 use crate::config::HttpLimits;
 use crate::error::Error;
@@ -45,12 +50,13 @@ pub(crate) struct App {
     host: Arc<OnceLock<Arc<Host>>>,
     pub(crate) metrics: Arc<Metrics>,
     limits: HttpLimits,
+    document: Arc<OnceLock<Bytes>>,
 }
 
 impl App {
     /// Without a host yet.
     pub(crate) fn new(metrics: Arc<Metrics>, limits: HttpLimits) -> Self {
-        Self { host: Arc::default(), metrics, limits }
+        Self { host: Arc::default(), metrics, limits, document: Arc::default() }
     }
 
     /// The host, once it is ready.
@@ -65,6 +71,11 @@ impl App {
 
     pub(crate) const fn limits(&self) -> &HttpLimits {
         &self.limits
+    }
+
+    /// What `GET /openapi.json` answers, made when it is first asked for.
+    pub(crate) fn document(&self) -> Bytes {
+        self.document.get_or_init(|| openapi::document(&routes(&self.limits))).clone()
     }
 }
 
@@ -89,6 +100,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/health", Public, get(operations::health)),
         route("/ready", Public, get(operations::ready)),
         route("/metrics", Public, get(operations::metrics)),
+        route("/openapi.json", Public, get(openapi::serve)),
         route("/v1/plugins", Needs(Deploy), post(functions::upload).layer(plugin_body)),
         route("/v1/functions", Needs(Deploy), get(functions::list)),
         route(
@@ -171,11 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn only_operations_are_public() {
+    fn only_operations_and_the_document_are_public() {
         let routes = routes(&HttpLimits::default());
         let public: Vec<_> =
             routes.iter().filter(|route| route.access == Access::Public).map(|route| route.path).collect();
-        assert_eq!(public, ["/health", "/ready", "/metrics"]);
+        assert_eq!(public, ["/health", "/ready", "/metrics", "/openapi.json"]);
     }
 
     #[tokio::test]

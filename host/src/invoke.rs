@@ -29,6 +29,7 @@ use crate::host::Host;
 use crate::tenants::Principal;
 use function::FunctionCall;
 use grants::ResolvedGrants;
+use post::PostState;
 
 /// A request as the HTTP surface hands it over.
 pub(crate) struct Invocation {
@@ -126,7 +127,17 @@ async fn submit(
         host,
         principal,
         request,
-        generation::Parts { plan, prompt, seed, tokens, leases, function, aliases: grants.aliases(), stages },
+        generation::Parts {
+            post: PostState::new(&limits),
+            plan,
+            prompt,
+            seed,
+            tokens,
+            leases,
+            function,
+            aliases: grants.aliases(),
+            stages,
+        },
     )
     .await
 }

@@ -21,3 +21,6 @@ pub mod metrics;
 pub mod receipt;
 
 pub use error::Error;
+/// For tests and fuzz targets.
+#[doc(hidden)]
+pub use http::{Answer, InProcess};

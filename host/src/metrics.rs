@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use engine::EngineStats;
+use plugin::PluginStats;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -84,6 +85,9 @@ struct Fed {
     adapter_slots: Gauge,
     adapter_cache_bytes: Gauge,
     adapter_leases: Gauge,
+    plugin_instances: Gauge,
+    plugin_instances_max: Gauge,
+    plugin_log_lines_dropped: Counter,
     preemptions: Counter,
     engine_steps: Counter,
     receipts: Family<KindLabel, Counter>,
@@ -177,6 +181,13 @@ impl Metrics {
         self.fed.adapter_leases.set(gauge(leases));
     }
 
+    /// Feeds what plugins are doing.
+    pub fn observe_plugins(&self, stats: &PluginStats) {
+        self.fed.plugin_instances.set(gauge(stats.instances));
+        self.fed.plugin_instances_max.set(gauge(stats.instances_max));
+        self.fed.plugin_log_lines_dropped.inner().store(stats.log_lines_dropped, Relaxed);
+    }
+
     /// Feeds what the receipt log has written.
     pub fn observe_receipts(&self, counts: &ReceiptCounts) {
         for (kind, count) in [
@@ -214,6 +225,14 @@ impl Fed {
             adapter_slots: add(r, "tenon_adapter_slots", "Adapter slots", Gauge::default()),
             adapter_cache_bytes: add(r, "tenon_adapter_cache_bytes", "Bytes of adapters in memory", Gauge::default()),
             adapter_leases: add(r, "tenon_adapter_leases", "Adapters in use", Gauge::default()),
+            plugin_instances: add(r, "tenon_plugin_instances", "Plugin instances alive", Gauge::default()),
+            plugin_instances_max: add(r, "tenon_plugin_instances_max", "Plugin instances at once", Gauge::default()),
+            plugin_log_lines_dropped: add(
+                r,
+                "tenon_plugin_log_lines_dropped",
+                "Log lines of plugins over their limits",
+                Counter::default(),
+            ),
             engine_steps: add(r, "tenon_engine_steps", "Steps of the engine", Counter::default()),
             preemptions: add(r, "tenon_preemptions", "Sequences that were set back", Counter::default()),
             receipts: add(r, "tenon_receipts", "Receipt records that are durable", Family::default()),
@@ -246,6 +265,7 @@ mod tests {
         metrics.observe_engine(&EngineStats { waiting: 5, running: 2, ..kv });
         metrics.observe_kv_size(16, 100);
         metrics.observe_adapter_cache(1 << 20, 3);
+        metrics.observe_plugins(&PluginStats { instances: 2, instances_max: 9, log_lines_dropped: 11 });
         let receipts = ReceiptCounts { started: 3, finished: 2, transactions: 4, ..ReceiptCounts::default() };
         metrics.observe_receipts(&receipts);
         metrics
@@ -261,6 +281,8 @@ mod tests {
             "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"100\"} 1\n",
             "tenon_receipts_total{kind=\"started\"} 3\n",
             "tenon_receipt_transactions_total 4\n",
+            "tenon_plugin_instances 2\n",
+            "tenon_plugin_log_lines_dropped_total 11\n",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

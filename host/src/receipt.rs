@@ -26,6 +26,7 @@ use crate::store::{DatabaseFailure, StoreError};
 
 pub use commitment::{Commitment, Committer, Salt, Salts};
 pub use envelope::{Envelope, EnvelopeSignature, Fault, PAYLOAD_TYPE, pae};
+pub(crate) use key::PublicKeyEntry;
 pub use key::{PublicKeys, ReceiptKey};
 pub use log::{Final, OpenReceipt, ReceiptCounts, ReceiptLog, Started, StoredReceipt};
 pub use record::{

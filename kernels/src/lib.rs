@@ -9,6 +9,7 @@
 //! Work is spread over the rayon pool that the caller runs in (see [`Pool`]).
 
 mod attention;
+mod dora;
 pub mod dot;
 mod isa;
 mod lora;
@@ -21,6 +22,7 @@ mod softmax;
 mod swiglu;
 
 pub use attention::{AttentionRow, KvLayer, attention};
+pub use dora::{DoraTerm, dora_add, dora_norms};
 pub use isa::Isa;
 pub use lora::{LoraPair, lora_add};
 pub use matmul::{Matrix, matmul, matmul_reference};

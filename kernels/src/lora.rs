@@ -36,6 +36,12 @@ impl LoraPair {
         (self.a.len() + self.b.len()) * size_of::<f32>()
     }
 
+    /// Rows of A.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
     /// Columns of A.
     #[must_use]
     pub fn inputs(&self) -> usize {
@@ -47,6 +53,15 @@ impl LoraPair {
     pub fn outputs(&self) -> usize {
         self.outputs
     }
+
+    pub(crate) fn a(&self) -> &[f32] {
+        &self.a
+    }
+
+    /// Transposed.
+    pub(crate) fn b(&self) -> &[f32] {
+        &self.b
+    }
 }
 
 /// Adds the term to `outputs` columns of `y`, from column `y_first` of rows of `y_stride`; `x` is `[rows, inputs]`.
@@ -55,25 +70,36 @@ impl LoraPair {
 /// If a shape is wrong.
 pub fn lora_add(isa: Isa, pair: &LoraPair, factor: f32, x: &[f32], y: &mut [f32], y_stride: usize, y_first: usize) {
     assert!(x.len() / pair.inputs == y.len() / y_stride && y_first + pair.outputs <= y_stride);
-    let a = Rows::new(&pair.a, pair.inputs, pair.rank, pair.inputs);
     let rows = y.par_chunks_mut(y_stride).zip(x.par_chunks(pair.inputs));
     rows.for_each_init(Vec::new, |scratch: &mut Vec<f32>, (y, x)| {
-        scratch.clear();
-        scratch.resize(pair.rank + pair.outputs, 0.0);
-        let (shrunk, expanded) = scratch.split_at_mut(pair.rank);
-        dots(isa, a, Rows::one(x), shrunk, 1);
-        expand(isa, shrunk, &pair.b, factor, expanded, &mut y[y_first..][..pair.outputs]);
+        let expanded = shrink_expand(isa, pair, x, scratch);
+        add_scaled(isa, expanded, factor, &mut y[y_first..][..pair.outputs]);
     });
+}
+
+/// B(A x) of one row, in memory of `scratch`.
+pub(crate) fn shrink_expand<'a>(isa: Isa, pair: &LoraPair, x: &[f32], scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    scratch.clear();
+    scratch.resize(pair.rank + pair.outputs, 0.0);
+    let (shrunk, expanded) = scratch.split_at_mut(pair.rank);
+    dots(isa, Rows::new(&pair.a, pair.inputs, pair.rank, pair.inputs), Rows::one(x), shrunk, 1);
+    expand(isa, shrunk, &pair.b, expanded);
+    expanded
 }
 
 multiversion! {
     /// `sums` begin as zeros.
-    fn expand(shrunk: &[f32], b: &[f32], factor: f32, sums: &mut [f32], y: &mut [f32]) {
-        for (value, b) in shrunk.iter().zip(b.chunks_exact(y.len())) {
+    fn expand(shrunk: &[f32], b: &[f32], sums: &mut [f32]) {
+        for (value, b) in shrunk.iter().zip(b.chunks_exact(sums.len())) {
             for (sum, b) in sums.iter_mut().zip(b) {
                 *sum += value * b;
             }
         }
+    }
+}
+
+multiversion! {
+    fn add_scaled(sums: &[f32], factor: f32, y: &mut [f32]) {
         for (y, sum) in y.iter_mut().zip(sums) {
             *y += factor * *sum;
         }

@@ -10,6 +10,7 @@ mod crash;
 mod functions;
 mod hostile;
 mod lifecycle;
+mod malformed;
 mod openai;
 mod operations;
 mod plugins;

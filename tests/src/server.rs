@@ -53,6 +53,15 @@ impl Server {
             crate::skip(test, "the base is not there (cargo xtask base)");
             return None;
         };
+        Some(Self::start_on(&base, options))
+    }
+
+    /// Starts a server on this base and waits until it is loaded.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_on(base: &Path, options: Options) -> Self {
         let scratch = options.data.is_none().then(|| tempfile::tempdir().expect("a temporary folder"));
         let data =
             options.data.or_else(|| scratch.as_ref().map(|folder| folder.path().join("data"))).expect("a folder");
@@ -72,7 +81,7 @@ impl Server {
             Err(_) => panic!("no line with an address came from tenon serve:\n{}", server.log()),
         };
         server.wait_until_ready();
-        Some(server)
+        server
     }
 
     fn wait_until_ready(&mut self) {

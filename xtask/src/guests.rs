@@ -4,6 +4,8 @@
 //! Three ways to a toolchain: rustc has the WebAssembly target; else the Debian route of `scripts/guest-toolchain.sh`;
 //! else an error that says what to run.
 
+mod stage;
+
 use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +15,7 @@ use std::process::{Command, Stdio};
 use wit_component::{ComponentEncoder, DecodedWasm};
 
 const TARGET: &str = "wasm32-unknown-unknown";
-const KINDS: [&str; 2] = ["examples", "adversarial"];
+const KINDS: [&str; 3] = ["examples", "adversarial", "testing"];
 /// The one guest that is there to import what a guest should not.
 const IMPORTS_WASI: &str = "wasi-peek";
 
@@ -60,14 +62,17 @@ fn guest_names(root: &Path) -> Result<Vec<String>> {
 }
 
 fn compile(root: &Path, target_dir: &Path) -> Result<()> {
+    let stage = root.join("target/guests-stage");
+    stage::make(root, &stage)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--release", "--locked", "--target", TARGET, "--workspace", "--exclude", "tenon-sdk"]);
-    cargo.arg("--manifest-path").arg(root.join("plugins/Cargo.toml")).arg("--target-dir").arg(target_dir);
+    cargo.arg("--manifest-path").arg(stage.join("Cargo.toml")).arg("--target-dir").arg(target_dir);
+    cargo.current_dir(&stage);
     // What the host's own build was told does not hold for another target.
     for name in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
         cargo.env_remove(name);
     }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths(root).join("\u{1f}"));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths(&stage).join("\u{1f}"));
     for (name, value) in toolchain(root)? {
         cargo.env(name, value);
     }
@@ -76,12 +81,12 @@ fn compile(root: &Path, target_dir: &Path) -> Result<()> {
 }
 
 /// So that a component says nothing about the machine that built it.
-fn remapped_paths(root: &Path) -> Vec<String> {
+fn remapped_paths(stage: &Path) -> Vec<String> {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
-    let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+    let stage = stage.canonicalize().unwrap_or_else(|_| stage.to_owned());
     let remapped = |from: PathBuf, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    cargo_home.map(|home| remapped(home, "/cargo")).into_iter().chain([remapped(root, "/tenon")]).collect()
+    cargo_home.map(|home| remapped(home, "/cargo")).into_iter().chain([remapped(stage, "/tenon")]).collect()
 }
 
 /// What to export for the guest build; empty if rustc has the target.

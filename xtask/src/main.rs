@@ -1,11 +1,14 @@
-//! Repository tasks: `cargo xtask demo`, `test`, `guests`, `base`, `tidy`. Each does from a fresh clone whatever it
+//! Repository tasks: `cargo xtask demo`, `test`, `fuzz`, `guests`, `base`, `tidy`. Each does from a fresh clone whatever it
 //! needs done first. Not here: anything that a user of Tenon runs on a server; that is the `tenon` binary.
 
 mod base;
+mod clients;
 mod demo;
+mod fuzz;
 mod guests;
 mod shell;
 mod suite;
+mod tools;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +43,18 @@ enum Task {
         #[arg(long, value_enum)]
         stage: Option<suite::Stage>,
     },
+    /// Run the fuzz targets; the first build takes some minutes
+    Fuzz {
+        /// Only this one
+        #[arg(value_enum)]
+        target: Option<fuzz::Target>,
+        /// How long each of them runs
+        #[arg(long, default_value_t = 1.0)]
+        minutes: f64,
+        /// Run the target once, on the input that a finding left
+        #[arg(long, value_name = "FILE", requires = "target")]
+        input: Option<PathBuf>,
+    },
     /// Build the example and adversarial plugins as components
     Guests {
         /// Copy them over the committed ones in tests/fixtures/guests
@@ -56,6 +71,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Demo { once, keep_data, port } => demo::run(&demo::Options { once, keep_data, port }),
         Task::Test { stage } => suite::run(stage),
+        Task::Fuzz { target, minutes, input } => fuzz::run(target, minutes, input.as_deref()),
         Task::Guests { update_fixtures } => suite::guests(update_fixtures),
         Task::Base => base::ensure().map(|path| println!("{}", path.display())),
         Task::Tidy => suite::tidy(),

@@ -13,7 +13,7 @@ use std::time::Instant;
 use clap::ValueEnum;
 
 use crate::shell::{self, Outcome};
-use crate::{base, guests};
+use crate::{base, clients, guests, tools};
 
 /// A part of `cargo xtask test`, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,6 +26,8 @@ pub(crate) enum Stage {
     Base,
     /// Build the workspace, its binaries and its tests
     Build,
+    /// Install the real clients that the tests run
+    Clients,
     /// Run the tests of the workspace
     Workspace,
     /// Run the tests of the Rust SDK and of the plugins, natively
@@ -87,6 +89,7 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
         Stage::Build => {
             shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--lib", "--bins", "--tests"]))
         }
+        Stage::Clients => clients::ensure(),
         Stage::Workspace => tests(shell::cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), totals),
         Stage::Plugins => tests(native(&["test", "--locked", "--workspace", "--manifest-path", GUESTS]), totals),
         Stage::Clippy => {
@@ -154,24 +157,10 @@ fn native(arguments: &[&str]) -> Command {
 
 /// Licences, bans and sources. Not advisories: their database lies in no package registry, which is all that CI reaches.
 fn deny() -> Outcome {
-    let tool = cargo_deny()?;
+    let tool = tools::installed("cargo-deny", CARGO_DENY)?;
     shell::run(Command::new(tool).args(["check", "bans", "licenses", "sources"]).current_dir(shell::root()))?;
     println!("deny: advisories are not checked here; run `cargo deny check advisories` before a release");
     Ok(())
-}
-
-/// The pinned cargo-deny, built at the first use (about a minute, unoptimised).
-fn cargo_deny() -> Outcome<PathBuf> {
-    let folder = shell::target().join("tools").join(format!("cargo-deny-{CARGO_DENY}"));
-    let tool = folder.join("bin").join("cargo-deny");
-    if !tool.is_file() {
-        let build = folder.join("build");
-        let mut install = shell::cargo(&["install", "--quiet", "--locked", "--debug", "cargo-deny"]);
-        install.args(["--version", CARGO_DENY, "--root"]).arg(&folder).arg("--target-dir").arg(&build);
-        shell::run(&mut install)?;
-        fs::remove_dir_all(build)?;
-    }
-    Ok(tool)
 }
 
 /// Runs a test command, passing its output on and adding up the summary lines of libtest.

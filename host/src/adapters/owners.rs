@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use model::AdapterReport;
 use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
 
@@ -17,7 +18,7 @@ use crate::registry::digest_text;
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 
 /// What an alias names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AliasRecord {
     #[serde(with = "digest_text")]
@@ -26,6 +27,10 @@ pub(super) struct AliasRecord {
     #[serde(with = "module_names")]
     pub(super) modules: ModuleSet,
     pub(super) bytes: u64,
+    /// Of the upload that set this alias: the content decides all but the claimed base and the warnings. The first version
+    /// wrote none.
+    #[serde(default)]
+    pub(super) report: Option<AdapterReport>,
 }
 
 #[derive(Debug)]
@@ -211,12 +216,22 @@ mod module_names {
 
 #[cfg(test)]
 mod tests {
+    use model::AdapterKind;
+
     use super::*;
     use crate::store::memory::MemoryStore;
 
     fn record(text: &str) -> AliasRecord {
         let modules = ModuleSet::EMPTY.with(Module::Q).with(Module::Down);
-        AliasRecord { digest: Digest::of(text.as_bytes()), rank: 8, modules, bytes: 10 }
+        let report = AdapterReport {
+            kind: AdapterKind::Lora,
+            modules: Vec::new(),
+            dtypes: vec!["f32".into()],
+            parameters: 10,
+            base_model_name: Some(text.to_owned()),
+            warnings: Vec::new(),
+        };
+        AliasRecord { digest: Digest::of(text.as_bytes()), rank: 8, modules, bytes: 10, report: Some(report) }
     }
 
     fn owners() -> (Owners, TenantId, [AdapterAlias; 2]) {

@@ -1,6 +1,6 @@
 //! The whole path, on adapters of a tiny base.
 
-use model::LoraAdapter;
+use model::{LoraAdapter, ModelConfig};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -47,7 +47,7 @@ fn alias(name: &str) -> AdapterAlias {
 }
 
 async fn over(store: Arc<dyn Store>, change: impl FnOnce(&mut AdapterStoreConfig)) -> AdapterStore {
-    let mut config = AdapterStoreConfig::new(base());
+    let mut config = AdapterStoreConfig::new(Arc::new(base()));
     change(&mut config);
     AdapterStore::new(Arc::clone(&store), Artifacts::new(store), config).await.expect("a store")
 }

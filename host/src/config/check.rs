@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use plugin::PluginLimits;
 use types::PlanLimits;
 
 use super::raw::{RawConfig, RawLimits};
@@ -44,6 +45,13 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
         drain: checks.milliseconds("drain_ms_max", raw.drain_ms_max, Duration::from_secs(30), 0)?,
         plan_limits: checks.plan_limits(&raw.limits)?,
         http_limits: checks.http_limits(&raw.limits)?,
+        plugin_limits: checks.plugin_limits(&raw.limits)?,
+        plugin_instances_max: checks.number(
+            "limits.plugin_instances_max",
+            raw.limits.plugin_instances_max,
+            256,
+            1..=4096,
+        )?,
         log: checks.log(&raw)?,
     })
 }
@@ -179,6 +187,8 @@ impl Checks<'_> {
                 default.logprobs_max.into(),
                 0..=1024,
             )?,
+            held_bytes_max: size("limits.held_bytes_max", raw.held_bytes_max, default.held_bytes_max)?,
+            answer_bytes_max: size("limits.answer_bytes_max", raw.answer_bytes_max, default.answer_bytes_max)?,
             deadline_ms_max: self.number(
                 "limits.deadline_ms_max",
                 raw.deadline_ms_max,
@@ -233,6 +243,56 @@ impl Checks<'_> {
                 default.connections_max as u64,
                 1..=1 << 20,
             )?,
+        })
+    }
+
+    fn plugin_limits(&self, raw: &RawLimits) -> Result<PluginLimits, ConfigError> {
+        let default = PluginLimits::default();
+        let ms = |key: &str, value, default: u64| self.number(key, value, default, 1..=MS_MAX);
+        let count = |key: &str, value, default: u32| self.number(key, value, default.into(), 1..=1 << 30);
+        Ok(PluginLimits {
+            upload_bytes_max: self.http_limits(raw)?.upload_bytes_max,
+            memory_bytes_max: self.number(
+                "limits.plugin_memory_bytes_max",
+                raw.plugin_memory_bytes_max,
+                default.memory_bytes_max as u64,
+                1 << 20..=2 << 30,
+            )?,
+            start_cpu_ms_max: ms(
+                "limits.plugin_start_cpu_ms_max",
+                raw.plugin_start_cpu_ms_max,
+                default.start_cpu_ms_max,
+            )?,
+            call_cpu_ms_max: ms("limits.plugin_call_cpu_ms_max", raw.plugin_call_cpu_ms_max, default.call_cpu_ms_max)?,
+            call_wall_ms_max: ms(
+                "limits.plugin_call_wall_ms_max",
+                raw.plugin_call_wall_ms_max,
+                default.call_wall_ms_max,
+            )?,
+            request_cpu_ms_max: ms(
+                "limits.plugin_request_cpu_ms_max",
+                raw.plugin_request_cpu_ms_max,
+                default.request_cpu_ms_max,
+            )?,
+            host_calls_max: count("limits.plugin_host_calls_max", raw.plugin_host_calls_max, default.host_calls_max)?,
+            request_host_calls_max: count(
+                "limits.plugin_request_host_calls_max",
+                raw.plugin_request_host_calls_max,
+                default.request_host_calls_max,
+            )?,
+            log_bytes_max: self.number(
+                "limits.plugin_log_bytes_max",
+                raw.plugin_log_bytes_max,
+                default.log_bytes_max as u64,
+                0..=1 << 30,
+            )?,
+            log_lines_max: self.number(
+                "limits.plugin_log_lines_max",
+                raw.plugin_log_lines_max,
+                default.log_lines_max.into(),
+                0..=1 << 30,
+            )?,
+            ..default
         })
     }
 

@@ -101,6 +101,10 @@ pub struct RawLimits {
     pub stop_string_bytes_max: Option<u64>,
     /// Alternatives to each token.
     pub logprobs_max: Option<u64>,
+    /// Bytes of text that a plugin may hold back.
+    pub held_bytes_max: Option<u64>,
+    /// Bytes of text that a plugin may answer with.
+    pub answer_bytes_max: Option<u64>,
     /// Milliseconds for a request.
     pub deadline_ms_max: Option<u64>,
     /// Bytes of a body that is not an upload.
@@ -113,4 +117,24 @@ pub struct RawLimits {
     pub header_timeout_ms: Option<u64>,
     /// Connections at once.
     pub connections_max: Option<u64>,
+    /// Plugin instances at once.
+    pub plugin_instances_max: Option<u64>,
+    /// Bytes of all the memories of a plugin's instance.
+    pub plugin_memory_bytes_max: Option<u64>,
+    /// Milliseconds of CPU for an instance's start.
+    pub plugin_start_cpu_ms_max: Option<u64>,
+    /// Milliseconds of CPU for one call of a plugin.
+    pub plugin_call_cpu_ms_max: Option<u64>,
+    /// Milliseconds for one call of a plugin.
+    pub plugin_call_wall_ms_max: Option<u64>,
+    /// Milliseconds of CPU for all calls of a request.
+    pub plugin_request_cpu_ms_max: Option<u64>,
+    /// Calls of the host during one call of a plugin.
+    pub plugin_host_calls_max: Option<u64>,
+    /// Calls of the host during one request.
+    pub plugin_request_host_calls_max: Option<u64>,
+    /// Bytes of log of one request.
+    pub plugin_log_bytes_max: Option<u64>,
+    /// Lines of log of one request.
+    pub plugin_log_lines_max: Option<u64>,
 }

@@ -42,6 +42,7 @@ fn defaults() {
     assert_eq!(config.precision, Precision::Quantised);
     assert_eq!(config.plan_limits, PlanLimits::default());
     assert_eq!(config.http_limits, HttpLimits::default());
+    assert_eq!((config.plugin_limits, config.plugin_instances_max), (PluginLimits::default(), 256));
     assert_eq!(config.kv, KvSize::Bytes(512 << 20));
     assert!(config.threads >= 1 && !config.dev && config.adapters_root.is_none());
 }
@@ -49,12 +50,14 @@ fn defaults() {
 #[test]
 fn flags_win_over_environment_over_file() {
     let bench = Bench::new();
-    let file = "threads = 1\nblock_tokens = 8\nadapter_slots = 4\n[limits]\nlogprobs_max = 3\n";
+    let file =
+        "threads = 1\nblock_tokens = 8\nadapter_slots = 4\n[limits]\nlogprobs_max = 3\nplugin_log_lines_max = 5\n";
     let environment = [("TENON_THREADS", "2"), ("TENON_BLOCK_TOKENS", "32"), ("TENON_LIMITS__BODY_BYTES_MAX", "4096")];
     let flags = RawConfig { threads: Some(3), ..bench.flags() };
     let config = bench.load(file, &environment, &flags).expect("valid");
     assert_eq!((config.threads, config.block_tokens, config.adapter_slots), (3, 32, 4));
     assert_eq!((config.plan_limits.logprobs_max, config.http_limits.body_bytes_max), (3, 4096));
+    assert_eq!(config.plugin_limits, PluginLimits { log_lines_max: 5, ..PluginLimits::default() });
 }
 
 #[test]

@@ -6,24 +6,31 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
-use serde_json::{Value, json};
 use types::{AdapterAlias, Digest};
 
 use super::App;
+use super::answers::{Adapter, List};
 use super::auth::Caller;
-use super::openai;
 use super::wire::{self, AdapterSource, PathText, RawBody};
-use crate::adapters::AdapterInfo;
+use super::{openai, openapi};
 use crate::config::HttpLimits;
 use crate::error::Error;
 
-/// `PUT /v1/adapters/{alias}`: JSON `{"source", "digest"?}`, or `multipart/form-data` with the two PEFT files.
+/// Uploads an adapter, or fetches it, and gives it an alias.
+#[utoipa::path(put, path = "/v1/adapters/{alias}", tag = "adapters", operation_id = "put_adapter",
+    request_body(content((AdapterSource = "application/json"), (openapi::AdapterUpload = "multipart/form-data"))),
+    responses(
+        (status = 201, description = "Taken in", body = Adapter),
+        (status = 409, description = "Another caller was faster"),
+        (status = 415, description = "Neither of the two media types"),
+        (status = 422, description = "Not an adapter for this base"),
+    ))]
 pub(crate) async fn put(
     State(app): State<App>,
     caller: Caller,
     PathText(path): PathText,
     request: Request<Body>,
-) -> Result<(StatusCode, Json<Value>), Error> {
+) -> Result<(StatusCode, Json<Adapter>), Error> {
     let alias = alias(&path)?;
     openai::check_free(alias.as_str())?;
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
@@ -43,7 +50,7 @@ pub(crate) async fn put(
         let message = "send multipart/form-data with the PEFT files, or application/json with `source`";
         return Err(Error::invalid("unsupported_media_type", "", message));
     };
-    Ok((StatusCode::CREATED, Json(info_json(&info))))
+    Ok((StatusCode::CREATED, Json(Adapter::from(&info))))
 }
 
 /// The limit as a length in memory.
@@ -51,33 +58,30 @@ pub(crate) fn adapter_bytes_max(limits: &HttpLimits) -> usize {
     usize::try_from(limits.adapter_bytes_max).unwrap_or(usize::MAX)
 }
 
-/// `GET /v1/adapters`.
-pub(crate) async fn list(caller: Caller) -> Result<Json<Value>, Error> {
+/// Lists the tenant's adapters.
+#[utoipa::path(get, path = "/v1/adapters", tag = "adapters", operation_id = "list_adapters",
+    responses((status = 200, description = "All", body = List<Adapter>)))]
+pub(crate) async fn list(caller: Caller) -> Result<Json<List<Adapter>>, Error> {
     let adapters = caller.host.adapters.list(&caller.principal.tenant).await?;
-    let data: Vec<Value> = adapters.iter().map(info_json).collect();
-    Ok(Json(json!({"object": "list", "data": data})))
+    Ok(Json(List::new(adapters.iter().map(Adapter::listed).collect())))
 }
 
-/// `GET /v1/adapters/{alias}`, by alias or digest.
-pub(crate) async fn show(caller: Caller, PathText(name): PathText) -> Result<Json<Value>, Error> {
+/// An adapter by its alias or digest.
+#[utoipa::path(get, path = "/v1/adapters/{alias}", tag = "adapters", operation_id = "get_adapter",
+    responses((status = 200, description = "It", body = Adapter)))]
+pub(crate) async fn show(caller: Caller, PathText(name): PathText) -> Result<Json<Adapter>, Error> {
     let (store, tenant) = (&caller.host.adapters, &caller.principal.tenant);
     let not_found = || Error::NotFound("this adapter is".into());
     let info = store.info(tenant, &name).await?.ok_or_else(not_found)?;
-    Ok(Json(info_json(&info)))
+    Ok(Json(Adapter::from(&info)))
 }
 
-/// `DELETE /v1/adapters/{alias}`.
+/// Removes an alias.
+#[utoipa::path(delete, path = "/v1/adapters/{alias}", tag = "adapters", operation_id = "delete_adapter",
+    responses((status = 204, description = "Removed")))]
 pub(crate) async fn remove(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     caller.host.adapters.remove(&caller.principal.tenant, &alias(&path)?).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn info_json(info: &AdapterInfo) -> Value {
-    let modules: Vec<&str> = info.modules.iter().map(types::Module::name).collect();
-    json!({
-        "alias": info.alias.as_str(), "digest": info.digest.to_string(), "rank": info.rank, "modules": modules,
-        "bytes": info.bytes,
-    })
 }
 
 fn alias(text: &str) -> Result<AdapterAlias, Error> {

@@ -2,48 +2,48 @@
 
 use axum::Json;
 use axum::http::StatusCode;
-use serde_json::{Value, json};
 use types::TenantId;
 
+use super::answers::{self, Key, List, NamedTenant, Tenant};
 use super::auth::Caller;
 use super::wire::{self, NewKey, NewTenant, PathText, RawBody};
 use crate::error::Error;
-use crate::tenants::{KeyId, KeyInfo, Right, Rights};
+use crate::tenants::{KeyId, Rights};
 
-/// `POST /v1/tenants`.
-pub(crate) async fn create_tenant(caller: Caller, RawBody(body): RawBody) -> Result<(StatusCode, Json<Value>), Error> {
+/// Makes a tenant.
+#[utoipa::path(post, path = "/v1/tenants", tag = "admin", request_body = NewTenant,
+    responses((status = 201, description = "Made", body = NamedTenant), (status = 409, description = "The name is taken")))]
+pub(crate) async fn create_tenant(
+    caller: Caller,
+    RawBody(body): RawBody,
+) -> Result<(StatusCode, Json<NamedTenant>), Error> {
     let tenant = tenant(&wire::parse::<NewTenant>(body)?.name)?;
     caller.host.tenants.create_tenant(&tenant).await?;
-    Ok((StatusCode::CREATED, Json(json!({"name": tenant.as_str()}))))
+    Ok((StatusCode::CREATED, Json(NamedTenant { name: tenant.as_str().to_owned() })))
 }
 
-/// `GET /v1/tenants`: tenants with their keys, without secrets.
-pub(crate) async fn list_tenants(caller: Caller) -> Result<Json<Value>, Error> {
+/// Tenants with their keys, without secrets.
+#[utoipa::path(get, path = "/v1/tenants", tag = "admin", responses((status = 200, description = "All", body = List<Tenant>)))]
+pub(crate) async fn list_tenants(caller: Caller) -> Result<Json<List<Tenant>>, Error> {
     let tenants = caller.host.tenants.list_tenants().await?;
     let keys = caller.host.tenants.list_keys(None).await?;
-    let data: Vec<Value> = tenants
+    let data = tenants
         .iter()
         .map(|tenant| {
-            let keys: Vec<Value> = keys.iter().filter(|key| key.tenant == *tenant).map(key_json).collect();
-            json!({"name": tenant.as_str(), "keys": keys})
+            let keys = keys.iter().filter(|key| key.tenant == *tenant).map(Key::from).collect();
+            Tenant { name: tenant.as_str().to_owned(), keys }
         })
         .collect();
-    Ok(Json(json!({"object": "list", "data": data})))
+    Ok(Json(List::new(data)))
 }
 
-fn key_json(key: &KeyInfo) -> Value {
-    json!({
-        "id": key.id.as_str(), "label": key.label, "rights": names(key.rights), "created_unix_ms": key.created_unix_ms,
-        "revoked_unix_ms": key.revoked_unix_ms,
-    })
-}
-
-fn names(rights: Rights) -> Vec<&'static str> {
-    rights.iter().map(Right::name).collect()
-}
-
-/// `POST /v1/keys`.
-pub(crate) async fn create_key(caller: Caller, RawBody(body): RawBody) -> Result<(StatusCode, Json<Value>), Error> {
+/// Makes a key.
+#[utoipa::path(post, path = "/v1/keys", tag = "admin", request_body = NewKey,
+    responses((status = 201, description = "Made", body = answers::MadeKey), (status = 404, description = "No such tenant")))]
+pub(crate) async fn create_key(
+    caller: Caller,
+    RawBody(body): RawBody,
+) -> Result<(StatusCode, Json<answers::MadeKey>), Error> {
     let body: NewKey = wire::parse(body)?;
     let tenant = tenant(&body.tenant)?;
     let rights: Rights =
@@ -51,12 +51,13 @@ pub(crate) async fn create_key(caller: Caller, RawBody(body): RawBody) -> Result
             Error::invalid("invalid_request", "rights", error.to_string())
         })?;
     let key = caller.host.tenants.create_key(&tenant, rights, &body.label).await?;
-    let id = key.id.as_str();
-    let value = json!({"id": id, "key": key.text.as_str(), "tenant": tenant.as_str(), "rights": names(rights)});
-    Ok((StatusCode::CREATED, Json(value)))
+    let (id, tenant) = (key.id.as_str().to_owned(), tenant.as_str().to_owned());
+    let made = answers::MadeKey { id, key: key.text.as_str().to_owned(), tenant, rights: answers::names(rights) };
+    Ok((StatusCode::CREATED, Json(made)))
 }
 
-/// `DELETE /v1/keys/{id}`: at once.
+/// Revokes a key, at once.
+#[utoipa::path(delete, path = "/v1/keys/{id}", tag = "admin", responses((status = 204, description = "Revoked")))]
 pub(crate) async fn revoke_key(caller: Caller, PathText(id): PathText) -> Result<StatusCode, Error> {
     let id: KeyId = id.parse().map_err(|_| Error::NotFound("this key is".into()))?;
     caller.host.tenants.revoke_key(None, &id).await?;

@@ -4,11 +4,16 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use types::Blame;
+use utoipa::ToSchema;
 
 use super::RECEIPT_ID;
 use crate::error::Error;
+
+/// Characters of a message, told or logged.
+const MESSAGE_CHARS_MAX: usize = 1000;
 
 /// The status for an error: its blame gives the class, a few codes are more precise.
 pub(crate) fn status(error: &Error) -> StatusCode {
@@ -36,6 +41,27 @@ pub(crate) fn status(error: &Error) -> StatusCode {
     }
 }
 
+/// Why a request was not answered, in OpenAI's shape.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    error: ErrorObject,
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize, ToSchema)]
+struct ErrorObject {
+    /// For people; says what to do.
+    message: String,
+    /// The kind of error, as OpenAI's clients know it.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// A stable word for programs.
+    code: String,
+    /// The field of the request that is wrong.
+    #[schema(required)]
+    param: Option<String>,
+}
+
 /// The error object `{"error": {"message", "type", "code", "param"}}`.
 pub(crate) fn body(error: &Error) -> Value {
     let kind = match status(error).as_u16() {
@@ -47,7 +73,9 @@ pub(crate) fn body(error: &Error) -> Value {
         500..=599 => "server_error",
         _ => "invalid_request_error",
     };
-    json!({"error": {"message": error.public_message(), "type": kind, "code": error.code(), "param": error.param()}})
+    let (message, code) = (shorten(&error.public_message()), error.code().to_owned());
+    let error = ErrorObject { message, kind, code, param: error.param().map(str::to_owned) };
+    serde_json::to_value(ErrorBody { error }).unwrap_or_default()
 }
 
 /// Writes an error to the log, at the level that its blame asks for.
@@ -63,7 +91,15 @@ pub(crate) fn log(error: &Error, request_id: &str) {
 
 /// An error may quote a caller or a plugin: neither may write lines of its own into the log.
 fn one_line(error: &Error) -> String {
-    error.to_string().replace(char::is_control, " ")
+    shorten(&error.to_string()).replace(char::is_control, " ")
+}
+
+/// An error may quote a caller, and a caller's value may be a whole body.
+fn shorten(message: &str) -> String {
+    match message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
+        None => message.to_owned(),
+    }
 }
 
 impl IntoResponse for Error {
@@ -98,6 +134,15 @@ pub(super) fn with_receipt(mut response: Response, receipt_id: &str) -> Response
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_does_not_send_a_body_back() {
+        let error =
+            Error::invalid("invalid_request", "", format!("body: invalid type: string \"{}\"", "é".repeat(1 << 20)));
+        let told = body(&error)["error"]["message"].as_str().expect("text").chars().count();
+        assert_eq!((told, one_line(&error).chars().count()), (MESSAGE_CHARS_MAX + 1, MESSAGE_CHARS_MAX + 1));
+        assert_eq!(shorten("short"), "short");
+    }
 
     #[test]
     fn nobody_writes_lines_of_their_own_into_the_log() {

@@ -3,30 +3,34 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde_json::{Value, json};
 use types::FunctionName;
 
 use super::App;
+use super::answers::{Deployed, FunctionCard, List, LiveVersion, Plugin, Promoted, Version, Versions};
 use super::auth::Caller;
-use super::openai;
 use super::wire::{self, PathText, Promote, RawBody};
+use super::{openai, openapi};
 use crate::artifacts::ArtifactKind;
 use crate::error::Error;
 use crate::invoke;
-use crate::registry::{FunctionInfo, FunctionVersion, Manifest, RegistryError};
+use crate::registry::{Manifest, RegistryError};
 
 /// A name from a path.
 pub(crate) fn name(text: &str) -> Result<FunctionName, Error> {
     text.parse().map_err(|error: types::NameError| Error::invalid("invalid_request", "name", error.to_string()))
 }
 
-/// `POST /v1/plugins`: raw component bytes. Validated and compiled before it is kept; the same answer whoever uploaded
-/// the same bytes before.
+/// Uploads a component.
+///
+/// It is validated and compiled before it is kept; the answer is the same whoever uploaded the same bytes before.
+#[utoipa::path(post, path = "/v1/plugins", tag = "functions",
+    request_body(content = openapi::Bytes, content_type = "application/octet-stream"),
+    responses((status = 201, description = "Taken in", body = Plugin), (status = 422, description = "Not a plugin")))]
 pub(crate) async fn upload(
     State(app): State<App>,
     caller: Caller,
     body: Result<RawBody, Error>,
-) -> Result<(StatusCode, Json<Value>), Error> {
+) -> Result<(StatusCode, Json<Plugin>), Error> {
     let too_large = || Error::TooLarge { limit: "upload_bytes_max", max: app.limits().upload_bytes_max };
     // The body does not know that this route's limit is another one.
     let RawBody(bytes) = body.map_err(|error| if let Error::TooLarge { .. } = error { too_large() } else { error })?;
@@ -36,15 +40,17 @@ pub(crate) async fn upload(
     let digest = host.plugins.admit(bytes.clone()).await?;
     host.artifacts.put(ArtifactKind::Plugin, bytes).await?;
     host.registry.record_plugin(&caller.principal.tenant, digest).await?;
-    Ok((StatusCode::CREATED, Json(json!({"digest": digest.to_string(), "bytes": size}))))
+    Ok((StatusCode::CREATED, Json(Plugin { digest: digest.to_string(), bytes: size })))
 }
 
-/// `PUT /v1/functions/{name}`: a new version; the first one becomes live.
+/// Deploys a new version; the first one becomes live.
+#[utoipa::path(put, path = "/v1/functions/{name}", tag = "functions", operation_id = "put_function", request_body = Manifest,
+    responses((status = 201, description = "Deployed", body = Deployed), (status = 409, description = "Another caller was faster")))]
 pub(crate) async fn put(
     caller: Caller,
     PathText(path): PathText,
     RawBody(body): RawBody,
-) -> Result<(StatusCode, Json<Value>), Error> {
+) -> Result<(StatusCode, Json<Deployed>), Error> {
     let name = name(&path)?;
     openai::check_free(name.as_str())?;
     let manifest: Manifest = wire::parse(body)?;
@@ -58,61 +64,57 @@ pub(crate) async fn put(
     }
     let version = host.registry.put_version(tenant, &name, manifest).await?.version;
     let live = host.registry.get_live(tenant, &name).await?.version;
-    Ok((StatusCode::CREATED, Json(json!({"name": name.as_str(), "version": version, "live": live}))))
+    Ok((StatusCode::CREATED, Json(Deployed { name: name.as_str().to_owned(), version, live })))
 }
 
-/// `GET /v1/functions`.
-pub(crate) async fn list(caller: Caller) -> Result<Json<Value>, Error> {
+/// Lists the tenant's functions.
+#[utoipa::path(get, path = "/v1/functions", tag = "functions", operation_id = "list_functions",
+    responses((status = 200, description = "All", body = List<FunctionCard>)))]
+pub(crate) async fn list(caller: Caller) -> Result<Json<List<FunctionCard>>, Error> {
     let functions = caller.host.registry.list(&caller.principal.tenant).await?;
-    let one = |info: &FunctionInfo| json!({"name": info.function.as_str(), "live": info.live, "latest": info.latest});
-    Ok(Json(json!({"object": "list", "data": functions.iter().map(one).collect::<Vec<_>>()})))
+    Ok(Json(List::new(functions.iter().map(FunctionCard::from).collect())))
 }
 
-/// `GET /v1/functions/{name}`: the live version.
-pub(crate) async fn show(caller: Caller, PathText(path): PathText) -> Result<Json<Value>, Error> {
+/// The live version.
+#[utoipa::path(get, path = "/v1/functions/{name}", tag = "functions", operation_id = "get_function",
+    responses((status = 200, description = "The live version", body = LiveVersion)))]
+pub(crate) async fn show(caller: Caller, PathText(path): PathText) -> Result<Json<LiveVersion>, Error> {
     let name = name(&path)?;
     let live = caller.host.registry.get_live(&caller.principal.tenant, &name).await?;
-    let mut value = version_json(&live);
-    if let Some(object) = value.as_object_mut() {
-        object.insert("name".into(), name.as_str().into());
-        object.insert("live".into(), live.version.into());
-    }
-    Ok(Json(value))
+    Ok(Json(LiveVersion { version: Version::from(&live), name: name.as_str().to_owned(), live: live.version }))
 }
 
-/// `GET /v1/functions/{name}/versions`.
-pub(crate) async fn versions(caller: Caller, PathText(path): PathText) -> Result<Json<Value>, Error> {
+/// Every version with its manifest.
+#[utoipa::path(get, path = "/v1/functions/{name}/versions", tag = "functions",
+    responses((status = 200, description = "All", body = Versions)))]
+pub(crate) async fn versions(caller: Caller, PathText(path): PathText) -> Result<Json<Versions>, Error> {
     let name = name(&path)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
     let live = host.registry.get_live(tenant, &name).await?.version;
     let versions = host.registry.versions(tenant, &name).await?;
-    let data: Vec<Value> = versions.iter().map(version_json).collect();
-    Ok(Json(json!({"object": "list", "name": name.as_str(), "live": live, "data": data})))
+    let list = List::new(versions.iter().map(Version::from).collect());
+    Ok(Json(Versions { list, name: name.as_str().to_owned(), live }))
 }
 
-/// `POST /v1/functions/{name}/promote`: makes a version live, also an older one.
+/// Makes a version live, also an older one.
+#[utoipa::path(post, path = "/v1/functions/{name}/promote", tag = "functions", request_body = Promote,
+    responses((status = 200, description = "Live", body = Promoted), (status = 409, description = "Another caller was faster")))]
 pub(crate) async fn promote(
     caller: Caller,
     PathText(path): PathText,
     RawBody(body): RawBody,
-) -> Result<Json<Value>, Error> {
+) -> Result<Json<Promoted>, Error> {
     let name = name(&path)?;
     let version = wire::parse::<Promote>(body)?.version;
     caller.host.registry.promote(&caller.principal.tenant, &name, version).await?;
-    Ok(Json(json!({"name": name.as_str(), "live": version})))
+    Ok(Json(Promoted { name: name.as_str().to_owned(), live: version }))
 }
 
-/// `DELETE /v1/functions/{name}`.
+/// Deletes a function with all of its versions.
+#[utoipa::path(delete, path = "/v1/functions/{name}", tag = "functions", operation_id = "delete_function",
+    responses((status = 204, description = "Deleted")))]
 pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     let name = name(&path)?;
     caller.host.registry.delete(&caller.principal.tenant, &name).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn version_json(record: &FunctionVersion) -> Value {
-    let mut value = serde_json::to_value(&*record.manifest).unwrap_or_default();
-    if let Some(object) = value.as_object_mut() {
-        object.insert("version".into(), record.version.into());
-    }
-    value
 }

@@ -2,10 +2,12 @@
 
 use axum::Extension;
 use axum::response::Response;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use types::FunctionName;
 
+use super::answers::FunctionResult;
 use super::auth::Caller;
+use super::openapi;
 use super::stream::{self, Format};
 use super::wire::{self, InvokeBody, PathText, RawBody};
 use super::{RequestId, functions};
@@ -13,6 +15,15 @@ use crate::error::Error;
 use crate::invoke::{self, AdapterUse, Ended, Generation, Invocation, Target, TokenOut};
 
 /// Invokes the live version of a function.
+#[utoipa::path(post, path = "/v1/functions/{name}/invoke", tag = "functions", request_body = InvokeBody,
+    responses(
+        (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
+            headers(("x-tenon-receipt" = String, description = "The receipt's identifier")),
+            content((FunctionResult = "application/json"), (openapi::Event = "text/event-stream"))),
+        (status = 422, description = "The plugin refused"),
+        (status = 429, description = "Too much at once"),
+        (status = 502, description = "The function failed"),
+    ))]
 pub(crate) async fn invoke(
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
@@ -28,10 +39,7 @@ pub(crate) async fn invoke(
         return Ok(stream::events(generation, NativeFormat));
     }
     let whole = stream::collect(&mut generation).await?;
-    let mut value = end_object("function.result", &generation, &whole.ended);
-    if let Some(object) = value.as_object_mut() {
-        object.insert("output".into(), whole.text.into());
-    }
+    let value = end_object("function.result", &generation, &whole.ended, Some(whole.text));
     Ok(stream::json(&generation, value))
 }
 
@@ -55,19 +63,27 @@ impl Format for NativeFormat {
     }
 
     fn end(&mut self, generation: &Generation, ended: Ended) -> Vec<Value> {
-        vec![end_object("function.end", generation, &ended)]
+        vec![end_object("function.end", generation, &ended, None)]
     }
 }
 
-fn end_object(object: &str, generation: &Generation, ended: &Ended) -> Value {
+fn end_object(object: &'static str, generation: &Generation, ended: &Ended, output: Option<String>) -> Value {
     let (function, version) = function(generation);
-    let metadata: serde_json::Map<String, Value> =
+    let metadata: Map<String, Value> =
         ended.metadata.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
-    json!({
-        "id": generation.request_id, "object": object, "function": function, "version": version,
-        "finish_reason": ended.reason.name(), "adapters": adapters(&generation.adapters),
-        "usage": usage(ended), "metadata": metadata, "receipt": generation.receipt_id,
-    })
+    let result = FunctionResult {
+        id: generation.request_id.clone(),
+        object,
+        function: function.map(str::to_owned),
+        version,
+        finish_reason: ended.reason.name(),
+        adapters: adapters(&generation.adapters),
+        usage: usage(ended),
+        metadata,
+        receipt: generation.receipt_id.clone(),
+        output,
+    };
+    serde_json::to_value(result).unwrap_or_default()
 }
 
 fn function(generation: &Generation) -> (Option<&str>, Option<u32>) {

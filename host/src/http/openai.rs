@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use types::{FunctionName, InvocationRequest, Plan, Prompt};
 
 use super::RequestId;
+use super::answers::List;
 use super::auth::Caller;
-use super::stream;
 use super::wire::{self, ChatBody, CommonBody, CompletionBody, PathText, RawBody};
+use super::{openapi, stream};
 use crate::error::Error;
 use crate::invoke::{self, Invocation, Target};
 use crate::registry::RegistryError;
@@ -29,11 +30,15 @@ pub(super) fn check_free(name: &str) -> Result<(), Error> {
 }
 
 /// The base, the tenant's adapters and its functions.
-pub(crate) async fn models(caller: Caller) -> Result<Json<Value>, Error> {
-    Ok(Json(json!({"object": "list", "data": cards(&caller).await?})))
+#[utoipa::path(get, path = "/v1/models", tag = "openai", operation_id = "list_models",
+    responses((status = 200, description = "All", body = List<openapi::Model>)))]
+pub(crate) async fn models(caller: Caller) -> Result<Json<List<Value>>, Error> {
+    Ok(Json(List::new(cards(&caller).await?)))
 }
 
 /// One of them.
+#[utoipa::path(get, path = "/v1/models/{id}", tag = "openai", operation_id = "get_model",
+    responses((status = 200, description = "It", body = openapi::Model)))]
 pub(crate) async fn model(caller: Caller, PathText(id): PathText) -> Result<Json<Value>, Error> {
     let card = cards(&caller).await?.into_iter().find(|card| card.get("id").is_some_and(|name| *name == *id));
     card.map(Json).ok_or_else(|| unknown(&id))
@@ -60,6 +65,15 @@ fn unknown(model: &str) -> Error {
 }
 
 /// Chat completions.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "openai", operation_id = "chat_completion", request_body = ChatBody,
+    responses(
+        (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
+            headers(("x-tenon-receipt" = String, description = "The receipt's identifier")),
+            content((openapi::ChatCompletion = "application/json"), (openapi::Event = "text/event-stream"))),
+        (status = 422, description = "The function's plugin refused"),
+        (status = 429, description = "Too much at once"),
+        (status = 502, description = "The function failed"),
+    ))]
 pub(crate) async fn chat(
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
@@ -73,6 +87,15 @@ pub(crate) async fn chat(
 }
 
 /// Completions, with the prompt as text or token ids.
+#[utoipa::path(post, path = "/v1/completions", tag = "openai", operation_id = "completion", request_body = CompletionBody,
+    responses(
+        (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
+            headers(("x-tenon-receipt" = String, description = "The receipt's identifier")),
+            content((openapi::Completion = "application/json"), (openapi::Event = "text/event-stream"))),
+        (status = 422, description = "The function's plugin refused"),
+        (status = 429, description = "Too much at once"),
+        (status = 502, description = "The function failed"),
+    ))]
 pub(crate) async fn completions(
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,

@@ -58,10 +58,16 @@ impl<S: Send + Sync> FromRequestParts<S> for PathText {
 /// # Errors
 /// `invalid_json` if it is no JSON, `invalid_request` if it is JSON of another shape.
 pub(crate) fn parse<T: DeserializeOwned>(body: impl AsRef<[u8]>) -> Result<T, Error> {
-    serde_json::from_slice(body.as_ref()).map_err(|error| {
+    let body = body.as_ref();
+    let parsed = serde_json::from_slice(body).map_err(|error| {
         let code = if error.is_data() { "invalid_request" } else { "invalid_json" };
         Error::invalid(code, "", format!("body: {error}"))
-    })
+    })?;
+    // What serde reads into a type it also takes as a list of the type's fields.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(Error::invalid("invalid_request", "", "body: send an object, not a list"));
+    }
+    Ok(parsed)
 }
 
 /// For a field that may be left out, or be `null`, which many clients write in place of leaving it out.

@@ -13,6 +13,7 @@ use plugin::{
 use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
 
 use super::grants::ResolvedGrants;
+use super::post::over;
 use super::{Draft, Routed, random_seed};
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::error::Error;
@@ -67,6 +68,9 @@ pub(crate) async fn route(
                 plan.token_budget = Some(plan.token_budget.unwrap_or(default).min(max_tokens));
             }
             Ok(Routed::Draft(Box::new(Draft { plan, grants, limits, function: Some(call) })))
+        }
+        Decision::Answer(text) if text.len() > limits.answer_bytes_max => {
+            Err(over("the plugin's answer in bytes", text.len(), "answer_bytes_max", limits.answer_bytes_max))
         }
         Decision::Answer(text) => Ok(Routed::Answer(Box::new(call), text)),
         Decision::Reject(rejection) => Err(Error::Rejected {

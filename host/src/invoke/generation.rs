@@ -26,9 +26,6 @@ use crate::metrics::PluginCall;
 use crate::receipt::{self, Claims, Final, OpenReceipt, Started};
 use crate::tenants::Principal;
 
-/// Text that a plugin may hold back.
-const HELD_BYTES_MAX: usize = 1 << 20;
-
 /// One token as the HTTP surface shows it.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenOut {
@@ -69,6 +66,7 @@ pub(crate) struct AdapterUse {
 /// What [`Generation::started`] is made from.
 pub(crate) struct Parts {
     pub(crate) plan: ValidPlan,
+    pub(crate) post: PostState,
     pub(crate) prompt: Rendered,
     pub(crate) seed: u64,
     pub(crate) tokens: TokenStream,
@@ -89,6 +87,10 @@ pub(crate) struct Generation {
     receipt: Option<OpenReceipt>,
     source: Option<Source>,
     ready: VecDeque<Piece>,
+    /// To be told after what is ready.
+    failed: Option<Error>,
+    /// Whether pieces reach the caller as they come; if not, nothing of an answer that fails does.
+    is_streamed: bool,
     progress: Progress,
 }
 
@@ -145,11 +147,13 @@ impl Generation {
                 tokens: parts.tokens,
                 decoder: host.base.tokenizer().decoder(),
                 stop: StopMatcher::new(&parts.plan.stop().strings),
-                plugin: parts.function.filter(|_| post_process).map(|call| (call, PostState::new(HELD_BYTES_MAX))),
+                plugin: parts.function.filter(|_| post_process).map(|call| (call, parts.post)),
                 pending: Vec::new(),
                 _leases: parts.leases,
             }),
             ready: VecDeque::new(),
+            failed: None,
+            is_streamed: request.stream,
             progress,
         })
     }
@@ -182,6 +186,8 @@ impl Generation {
             receipt: None,
             source: None,
             ready: VecDeque::from([Piece::Text { text, tokens: Vec::new() }, Piece::End(ended)]),
+            failed: None,
+            is_streamed: request.stream,
             progress,
         })
     }
@@ -190,13 +196,39 @@ impl Generation {
     pub(crate) async fn next(&mut self) -> Option<Result<Piece, Error>> {
         loop {
             if let Some(piece) = self.ready.pop_front() {
+                self.commit(&piece);
                 return Some(Ok(piece));
+            }
+            if let Some(error) = self.failed.take() {
+                return Some(Err(error));
             }
             self.source.as_ref()?;
             if let Err(error) = self.advance().await {
-                return Some(Err(self.fail(error).await));
+                let error = self.fail(error).await;
+                self.failed = Some(error);
             }
         }
+    }
+
+    /// The receipt is about what is sent: a piece counts when it is taken, until the receipt is closed.
+    fn commit(&mut self, piece: &Piece) {
+        if let (Piece::Text { text, .. }, Some(_)) = (piece, &self.receipt) {
+            self.progress.answered(text);
+        }
+    }
+
+    /// The receipt, to be closed: what is ready will be sent, and counts.
+    fn take_receipt(&mut self) -> Option<OpenReceipt> {
+        let ready = std::mem::take(&mut self.ready);
+        ready.iter().for_each(|piece| self.commit(piece));
+        self.ready = ready;
+        self.receipt.take()
+    }
+
+    /// How it went for an answer that did not come to its end.
+    fn broken_off(&self) -> receipt::Outcome {
+        let outcome = self.progress.outcome();
+        if self.is_streamed { outcome } else { receipt::Outcome { answer: None, ..outcome } }
     }
 
     /// Takes one event of the engine and makes pieces of it.
@@ -255,7 +287,6 @@ impl Generation {
     }
 
     fn queue_text(&mut self, text: String, tokens: Vec<TokenOut>) {
-        self.progress.answered(&text);
         if !text.is_empty() || !tokens.is_empty() {
             self.ready.push_back(Piece::Text { text, tokens });
         }
@@ -285,7 +316,7 @@ impl Generation {
         self.progress.claims = Claims::check(ending.claims)?;
         self.queue_text(tail, pending);
         self.source = None;
-        if let Some(receipt) = self.receipt.take() {
+        if let Some(receipt) = self.take_receipt() {
             let outcome = receipt::Outcome { finish: Some(reason), ..self.progress.outcome() };
             receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
         }
@@ -296,12 +327,16 @@ impl Generation {
 
     async fn fail(&mut self, error: Error) -> Error {
         self.source = None;
-        self.ready.clear();
-        let Some(receipt) = self.receipt.take() else { return error };
+        // What the plugin let through before it failed goes out first.
+        let Some(receipt) = self.take_receipt() else {
+            self.ready.clear();
+            return error;
+        };
         let ending = receipt::Ending::Failed(error.code().to_owned());
-        match receipt.finish(Final { ending, outcome: self.progress.outcome() }).await {
+        match receipt.finish(Final { ending, outcome: self.broken_off() }).await {
             Ok(()) => error,
             Err(receipt_error) => {
+                self.ready.clear();
                 tracing::error!(request_id = self.request_id, %error, "the receipt could not be closed either");
                 receipt_error.into()
             }
@@ -311,8 +346,12 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
+        if self.receipt.is_none() {
+            return;
+        }
+        let outcome = self.broken_off();
         if let Some(receipt) = self.receipt.as_mut() {
-            *receipt.draft() = Final { ending: receipt::Ending::Cancelled, outcome: self.progress.outcome() };
+            *receipt.draft() = Final { ending: receipt::Ending::Cancelled, outcome };
         }
     }
 }

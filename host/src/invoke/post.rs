@@ -1,7 +1,7 @@
 //! What becomes of text after the plugin has seen it: pass, replace, hold, emit, stop. Pure bookkeeping over strings.
 //! Not here: calling the plugin.
 
-use types::Action;
+use types::{Action, PlanError, PlanLimits};
 
 use crate::error::Error;
 
@@ -10,6 +10,9 @@ use crate::error::Error;
 pub(crate) struct PostState {
     held: String,
     held_bytes_max: usize,
+    /// Bytes that may be sent still.
+    answer_bytes_left: usize,
+    answer_bytes_max: usize,
 }
 
 /// What one round of actions amounts to.
@@ -22,16 +25,22 @@ pub(crate) struct PostOutcome {
 }
 
 impl PostState {
-    /// Nothing held; at most this many bytes may be.
-    pub(crate) const fn new(held_bytes_max: usize) -> Self {
-        Self { held: String::new(), held_bytes_max }
+    /// Nothing held and nothing sent, within these limits.
+    pub(crate) const fn new(limits: &PlanLimits) -> Self {
+        let answer_bytes_max = limits.answer_bytes_max;
+        Self {
+            held: String::new(),
+            held_bytes_max: limits.held_bytes_max,
+            answer_bytes_left: answer_bytes_max,
+            answer_bytes_max,
+        }
     }
 
     /// Applies actions to a chunk, in order. Each of `pass`, `replace` and `hold` settles the chunk; what no action
     /// settled is passed.
     ///
     /// # Errors
-    /// `unsupported` for a composition switch; `limit_exceeded` when too much is held.
+    /// `unsupported` for a composition switch; `limit_exceeded` when too much is held or sent.
     pub(crate) fn apply(&mut self, chunk: &str, actions: Vec<Action>) -> Result<PostOutcome, Error> {
         let mut out = PostOutcome::default();
         let mut chunk = Some(chunk);
@@ -50,7 +59,7 @@ impl PostState {
                 Action::Emit(text) => out.text.push_str(&text),
                 Action::Stop => out.stop = true,
                 Action::SwitchComposition(_) => {
-                    let source = types::PlanError::Unsupported("the action switch-composition");
+                    let source = PlanError::Unsupported("the action switch-composition");
                     return Err(Error::Plan { source, by_caller: false });
                 }
             }
@@ -59,25 +68,37 @@ impl PostState {
             out.text.push_str(&std::mem::take(&mut self.held));
             out.text.push_str(chunk);
         }
+        let left = self.answer_bytes_left.checked_sub(out.text.len());
+        self.answer_bytes_left = left.ok_or_else(|| {
+            let bytes = self.answer_bytes_max - self.answer_bytes_left + out.text.len();
+            over("the plugin's answer in bytes", bytes, "answer_bytes_max", self.answer_bytes_max)
+        })?;
         Ok(out)
     }
 
     fn hold(&mut self, chunk: &str) -> Result<(), Error> {
         let bytes = self.held.len() + chunk.len();
         if bytes > self.held_bytes_max {
-            let (value, max) = (bytes.to_string(), self.held_bytes_max.to_string());
-            let source =
-                types::PlanError::OverLimit { what: "text held back in bytes", value, limit: "held_bytes_max", max };
-            return Err(Error::Plan { source, by_caller: false });
+            return Err(over("the text held back in bytes", bytes, "held_bytes_max", self.held_bytes_max));
         }
         self.held.push_str(chunk);
         Ok(())
     }
 }
 
+/// A plugin that answers with too much.
+pub(crate) fn over(what: &'static str, bytes: usize, limit: &'static str, max: usize) -> Error {
+    let source = PlanError::OverLimit { what, value: bytes.to_string(), limit, max: max.to_string() };
+    Error::Plan { source, by_caller: false }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn holding(held_bytes_max: usize) -> PostState {
+        PostState::new(&PlanLimits { held_bytes_max, answer_bytes_max: 10, ..PlanLimits::default() })
+    }
 
     fn text(state: &mut PostState, chunk: &str, actions: &[Action]) -> String {
         state.apply(chunk, actions.to_vec()).expect("applied").text
@@ -85,7 +106,7 @@ mod tests {
 
     #[test]
     fn hold_then_pass_keeps_order() {
-        let mut state = PostState::new(100);
+        let mut state = holding(100);
         assert_eq!(text(&mut state, "a", &[Action::Hold]), "");
         assert_eq!(text(&mut state, "b", &[Action::Hold]), "");
         assert_eq!(text(&mut state, "c", &[Action::Pass]), "abc");
@@ -94,7 +115,7 @@ mod tests {
 
     #[test]
     fn replace_drops_what_is_held() {
-        let mut state = PostState::new(100);
+        let mut state = holding(100);
         assert_eq!(text(&mut state, "secret", &[Action::Hold]), "");
         let actions = [Action::Replace("***".into()), Action::Emit("!".into())];
         assert_eq!(text(&mut state, "more", &actions), "***!");
@@ -103,21 +124,30 @@ mod tests {
 
     #[test]
     fn stop_keeps_what_was_said() {
-        let mut state = PostState::new(100);
+        let mut state = holding(100);
         let outcome = state.apply("end", vec![Action::Pass, Action::Stop]).expect("applied");
         assert_eq!(outcome, PostOutcome { text: "end".into(), stop: true });
     }
 
     #[test]
     fn a_plugin_cannot_hold_without_end() {
-        let mut state = PostState::new(4);
+        let mut state = holding(4);
         assert!(state.apply("abcd", vec![Action::Hold]).is_ok());
         assert_eq!(state.apply("e", vec![Action::Hold]).expect_err("over").code(), "limit_exceeded");
     }
 
     #[test]
+    fn a_plugin_cannot_answer_without_end() {
+        let mut state = holding(100);
+        assert_eq!(text(&mut state, "12345678", &[]), "12345678");
+        assert_eq!(text(&mut state, "9", &[Action::Emit("0".into()), Action::Hold]), "0");
+        let error = state.apply("", vec![Action::Emit("xy".into())]).expect_err("9 + 1 + 2, and what is held");
+        assert!(error.to_string().contains("is 12, over the limit answer_bytes_max of 10"), "{error}");
+    }
+
+    #[test]
     fn a_switch_is_unsupported() {
-        let error = PostState::new(4).apply("a", vec![Action::SwitchComposition(Vec::new())]).expect_err("no");
+        let error = holding(4).apply("a", vec![Action::SwitchComposition(Vec::new())]).expect_err("no");
         assert_eq!(error.code(), "unsupported");
     }
 }

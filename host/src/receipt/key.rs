@@ -108,9 +108,10 @@ impl ReceiptKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKeys(Vec<VerifyingKey>);
 
-#[derive(Serialize, Deserialize)]
+/// A public key as it is written down.
+#[derive(Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-struct PublicKeyEntry {
+pub(crate) struct PublicKeyEntry {
     keyid: String,
     algorithm: String,
     key: String,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use types::{CompositionPart, Digest, FinishReason, FunctionName, LayerRange, ModuleSet, Sampling, TenantId, Usage};
+use utoipa::ToSchema;
 
 use super::{Commitment, ReceiptError};
 
@@ -57,7 +58,7 @@ impl FromStr for ReceiptId {
 }
 
 /// Which record of a receipt this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The first record.
@@ -73,21 +74,23 @@ pub enum Kind {
 }
 
 /// A deployed function's version, with the plugin behind it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FunctionRef {
     /// Its name.
     #[serde(with = "text::parsed")]
+    #[schema(value_type = String)]
     pub name: FunctionName,
     /// Its version.
     pub version: u32,
     /// The plugin's digest.
     #[serde(with = "text::digest")]
+    #[schema(value_type = String)]
     pub plugin: Digest,
 }
 
 /// What a receipt is about; equal in both records of a receipt.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Subject {
     /// The request's identifier, as in `x-request-id`.
@@ -97,6 +100,7 @@ pub struct Subject {
     pub function: Option<FunctionRef>,
     /// The base model's digest.
     #[serde(with = "text::digest")]
+    #[schema(value_type = String)]
     pub base: Digest,
     /// The runner's name.
     pub runner: String,
@@ -109,11 +113,12 @@ pub struct Subject {
 }
 
 /// One term of a composition: an adapter, its weight and what it is limited to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterPart {
     /// The adapter's content.
     #[serde(with = "text::digest")]
+    #[schema(value_type = String)]
     pub adapter: Digest,
     /// wᵢ.
     #[serde(with = "text::finite")]
@@ -139,11 +144,12 @@ impl From<&CompositionPart> for AdapterPart {
 }
 
 /// One term of the composition and how much it did. (Flat, because serde cannot both flatten and refuse unknown fields.)
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterUse {
     /// As in [`AdapterPart`].
     #[serde(with = "text::digest")]
+    #[schema(value_type = String)]
     pub adapter: Digest,
     /// As in [`AdapterPart`].
     #[serde(with = "text::finite")]
@@ -168,7 +174,7 @@ impl AdapterUse {
 }
 
 /// How tokens were chosen.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SamplingRecord {
     /// 0 is greedy.
@@ -193,6 +199,7 @@ pub struct SamplingRecord {
     pub frequency_penalty: f32,
     /// The seed of the draw; text, since a JSON number of 64 bits is not safe in every reader.
     #[serde(with = "text::parsed")]
+    #[schema(value_type = String)]
     pub seed: u64,
 }
 
@@ -214,7 +221,7 @@ impl SamplingRecord {
 }
 
 /// What was counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenCounts {
     /// Tokens of the prompt.
@@ -230,28 +237,33 @@ impl From<Usage> for TokenCounts {
 }
 
 /// How long the stages took, in milliseconds with three decimals.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Timings {
     /// From submission to the first step with rows of this request.
     #[serde(rename = "queue_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
     pub queue: Duration,
     /// In the plugin, over all calls.
     #[serde(rename = "plugin_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
     pub plugin: Duration,
     /// Making the adapters resident.
     #[serde(rename = "adapters_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
     pub adapters: Duration,
     /// From admission to the first token.
     #[serde(rename = "first_token_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
     pub first_token: Duration,
     /// From admission to the end.
     #[serde(rename = "total_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
     pub total: Duration,
 }
 
 /// Something that a plugin says. The host signs that it was said, not that it is true.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
     /// What it is about.
@@ -261,7 +273,7 @@ pub struct Claim {
 }
 
 /// A plugin's claims, few and short.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct Claims(Vec<Claim>);
 
@@ -291,7 +303,7 @@ pub(super) fn at_most(what: &'static str, size: usize, limit: &'static str, max:
 }
 
 /// What a final record says beyond the started one. Fill in what is known.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// The functions that the request was handed over to, in order.
@@ -304,6 +316,7 @@ pub struct Outcome {
     pub sampling: Option<SamplingRecord>,
     /// Why the generation ended ([`FinishReason::name`]).
     #[serde(default, skip_serializing_if = "Option::is_none", with = "text::finish")]
+    #[schema(value_type = Option<String>)]
     pub finish: Option<FinishReason>,
     /// What was counted.
     pub tokens: TokenCounts,
@@ -311,9 +324,11 @@ pub struct Outcome {
     pub timings: Timings,
     /// Commitment to the prompt that the model was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub prompt: Option<Commitment>,
     /// Commitment to the answer that the caller was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub answer: Option<Commitment>,
     /// What the plugin says.
     #[serde(default)]
@@ -336,21 +351,24 @@ pub enum Ending {
 }
 
 /// The payload: one record of a tenant's chain.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Receipt {
     /// Names the inference; its two records share it.
     #[serde(with = "text::parsed")]
+    #[schema(value_type = String)]
     pub id: ReceiptId,
     /// Which record this is.
     pub kind: Kind,
     /// Whose chain this is.
     #[serde(with = "text::parsed")]
+    #[schema(value_type = String)]
     pub tenant: TenantId,
     /// Position in the tenant's chain, from 1.
     pub sequence: u64,
     /// BLAKE3 of the payload before this one in the chain; zeros at position 1.
     #[serde(with = "text::digest")]
+    #[schema(value_type = String)]
     pub previous: Digest,
     /// The host that wrote it.
     pub node: String,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Blame, Digest, PlanLimits};
+use utoipa::ToSchema;
 
 /// Bytes of all text of a manifest.
 pub(super) const MANIFEST_BYTES_MAX: usize = 256 << 10;
@@ -51,11 +52,12 @@ impl ManifestError {
 }
 
 /// What is deployed. Unknown keys are refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The plugin; the tenant must have uploaded it.
     #[serde(with = "digest_text")]
+    #[schema(value_type = String, pattern = "^[0-9a-fA-F]{64}$")]
     pub plugin: Digest,
     /// Adapters that the function may use: aliases (resolved at each request) or digests.
     #[serde(default)]
@@ -75,7 +77,7 @@ pub struct Manifest {
 }
 
 /// A function's own limits. They narrow the host's and never widen them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ManifestLimits {
     /// Tokens of one answer.
@@ -84,6 +86,10 @@ pub struct ManifestLimits {
     pub deadline_ms_max: Option<u32>,
     /// Entries of a composition.
     pub composition_entries_max: Option<usize>,
+    /// Bytes of text that the plugin may hold back.
+    pub held_bytes_max: Option<usize>,
+    /// Bytes of text that the plugin may answer with.
+    pub answer_bytes_max: Option<usize>,
 }
 
 impl ManifestLimits {
@@ -100,6 +106,8 @@ impl ManifestLimits {
             output_tokens_max: least(self.output_tokens_max, host.output_tokens_max),
             deadline_ms_max: least(self.deadline_ms_max, host.deadline_ms_max),
             composition_entries_max: least(self.composition_entries_max, host.composition_entries_max),
+            held_bytes_max: least(self.held_bytes_max, host.held_bytes_max),
+            answer_bytes_max: least(self.answer_bytes_max, host.answer_bytes_max),
             ..host.clone()
         }
     }

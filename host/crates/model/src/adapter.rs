@@ -4,12 +4,21 @@
 //! What must hold: an adapter is executed exactly as it was trained, or refused with its reason. Nothing is left out,
 //! nothing is guessed.
 
+mod base;
 mod canonical;
+mod container;
 mod packed;
+mod pattern;
 mod peft_config;
 mod rejection;
+mod report;
+mod targets;
 mod tensors;
 
+pub use base::AdapterBase;
 pub use canonical::{CanonicalAdapter, canonical_adapter};
+pub use container::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
 pub use packed::LoraAdapter;
+pub(crate) use packed::PackedTerm;
 pub use rejection::{AdapterLimits, AdapterRejection};
+pub use report::{AdapterKind, AdapterReport, ModuleReport};

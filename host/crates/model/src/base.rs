@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Device;
 use candle_core::quantized::QTensor;
-use types::Digest;
+use types::{Digest, Module};
 
 use crate::gguf::{Gguf, malformed};
 use crate::{ChatTemplate, ModelConfig, ModelError, Tokenizer};
@@ -88,6 +88,29 @@ impl Base {
         &self.eos
     }
 
+    /// What the file says the base is, apart from its name: family and size.
+    pub(crate) fn stated_names(&self) -> Vec<&str> {
+        ["general.basename", "general.size_label"].iter().filter_map(|key| self.gguf.string(key).ok()).collect()
+    }
+
+    /// A linear module, `[outputs, inputs]`.
+    pub(crate) fn module_tensor(&self, layer: usize, module: Module) -> Result<QTensor, ModelError> {
+        let (inputs, outputs) = self.config.module_shape(module);
+        let name = match module {
+            Module::Q => "attn_q",
+            Module::K => "attn_k",
+            Module::V => "attn_v",
+            Module::O => "attn_output",
+            Module::Gate => "ffn_gate",
+            Module::Up => "ffn_up",
+            Module::Down => "ffn_down",
+        };
+        if self.has_tensor(&format!("blk.{layer}.{name}.bias")) {
+            return Err(ModelError::Unsupported(format!("{name} of layer {layer} has a bias")));
+        }
+        self.tensor(&format!("blk.{layer}.{name}.weight"), &[outputs, inputs])
+    }
+
     /// Whether the file has this tensor.
     pub(crate) fn has_tensor(&self, name: &str) -> bool {
         self.gguf.content().tensor_infos.contains_key(name)
@@ -105,6 +128,12 @@ impl Base {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         info.read(&mut *file, content.tensor_data_offset, &Device::Cpu).map_err(malformed)
     }
+}
+
+/// Dequantised.
+pub(crate) fn values(tensor: &QTensor) -> Result<Vec<f32>, ModelError> {
+    let flat = tensor.dequantize(&Device::Cpu).and_then(|tensor| tensor.flatten_all());
+    flat.and_then(|tensor| tensor.to_vec1()).map_err(malformed)
 }
 
 #[cfg(test)]

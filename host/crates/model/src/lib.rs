@@ -13,7 +13,10 @@ mod runner;
 mod sampler;
 mod tokenizer;
 
-pub use adapter::{AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, canonical_adapter};
+pub use adapter::{
+    AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, CONTAINER_PREFIX_BYTES, CanonicalAdapter,
+    LoraAdapter, ModuleReport, canonical_adapter, refuse_container, refuse_container_name,
+};
 pub use base::Base;
 pub use chat_template::ChatTemplate;
 pub use config::ModelConfig;

@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use model::{AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, ModelConfig, canonical_adapter};
+use model::{
+    AdapterKind, AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, ModelConfig, ModuleReport,
+    canonical_adapter,
+};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use types::{Module, ModuleSet};
@@ -80,7 +83,10 @@ fn the_canonical_form_is_the_same_for_the_same_adapter() {
         br#"{"target_modules": ["down_proj"], "r": 2, "lora_alpha": 4.0, "peft_type": "LORA", "lora_dropout": 0.5}"#;
     let second = admit(config, &file(&tensors(), "two"), &small()).unwrap();
     assert_eq!(first.digest, second.digest);
-    assert_eq!((first.rank, first.scale, first.base_model_name.as_deref()), (2, 2.0, Some("b")));
+    assert_eq!((first.rank, first.report.base_model_name.as_deref()), (2, Some("b")));
+    let layers = vec![ModuleReport { module: "down_proj".into(), layers: vec![0, 1], rank: 2, scale: 2.0 }];
+    assert_eq!((first.report.kind, &first.report.modules), (AdapterKind::Lora, &layers));
+    assert_eq!((first.report.dtypes.as_slice(), first.report.parameters), (&["f32".to_owned()][..], 2 * 192));
     assert_eq!(first.modules, ModuleSet::EMPTY.with(Module::Down));
     // Moves only if the canonical form does, and then every stored digest does too.
     assert_eq!(first.digest.to_string(), "3e176aafaad3666b5ac08a45510df979e35e2931c6643f094d618248febd7c0c");
@@ -124,7 +130,7 @@ fn each_fault_of_the_tensors_has_its_code() {
         "base_model.model.model.layers.00.mlp.down_proj.lora_A.weight",
         "base_model.model.model.layers.0.self_attn.down_proj.lora_A.weight",
         "base_model.model.model.layers.0.mlp.down_proj.lora_A.bias",
-        "base_model.model.model.layers.0.mlp.down_proj.lora_magnitude_vector",
+        "base_model.model.model.layers.0.mlp.down_proj.lora_embedding_A",
         "base_model.model.lm_head.lora_A.weight",
         "../../etc/passwd\0\n",
     ] {
@@ -135,8 +141,8 @@ fn each_fault_of_the_tensors_has_its_code() {
         tensors.extend(moved.map(|(name, tensor)| (name.replace("layers.1.mlp.down_proj", to), tensor)));
     };
     assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.2.mlp.down_proj")), "adapter_shape_mismatch");
-    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.mlp.up_proj")), "adapter_shape_mismatch");
-    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.self_attn.o_proj")), "adapter_shape_mismatch");
+    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.mlp.up_proj")), "adapter_malformed");
+    assert_eq!(code_after(|tensors| move_layer_1(tensors, "layers.1.self_attn.o_proj")), "adapter_malformed");
     assert_eq!(code_after(|tensors| tensors.get_mut(A0).unwrap().1 = vec![64, 2]), "adapter_shape_mismatch");
     assert_eq!(code_after(|tensors| tensors.get_mut(A0).unwrap().1 = vec![128]), "adapter_shape_mismatch");
     assert_eq!(code_after(|tensors| tensors.get_mut(A0).unwrap().0 = Dtype::I32), "adapter_unsupported");

@@ -67,7 +67,7 @@ struct Case {
     logits: Option<Vec<f32>>,
 }
 
-/// All cases but those with DoRA, which is refused for now.
+/// Every configuration on each of its prompts.
 fn cases(root: &Path) -> Vec<Case> {
     let golden = json(&root.join("golden.json"));
     let file = std::fs::read(root.join("full_logits.safetensors")).unwrap();
@@ -79,9 +79,6 @@ fn cases(root: &Path) -> Vec<Case> {
                 (adapter["name"].as_str().unwrap().to_owned(), adapter["weight"].as_f64().unwrap() as f32)
             });
         let adapters: Vec<_> = adapters.collect();
-        if adapters.iter().any(|(name, _)| name == "units-dora") {
-            continue;
-        }
         for (prompt, result) in entry["results"].as_object().unwrap() {
             let top = result["top20"].as_array().unwrap().iter();
             let logits = result["full_logits_key"].as_str().map(|key| {
@@ -212,8 +209,8 @@ fn adapter(base: &Base, folder: &Path) -> LoraAdapter {
     let read = |name| std::fs::read(folder.join(name)).unwrap();
     let limits = AdapterLimits::default();
     let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
-    let canonical = canonical_adapter(&config, &weights, base.config(), &limits).unwrap();
-    LoraAdapter::from_canonical(&canonical.bytes, base.config(), &limits).unwrap()
+    let canonical = canonical_adapter(&config, &weights, base, &limits).unwrap();
+    LoraAdapter::from_canonical(&canonical.bytes, base, &limits).unwrap()
 }
 
 fn greedy(row: usize) -> SampleRequest {

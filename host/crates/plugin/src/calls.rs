@@ -15,6 +15,7 @@ use wasmtime_wasi::I32Exit;
 use crate::bindings::{Policy, PolicyPre};
 use crate::convert;
 use crate::host::Shared;
+use crate::limiter::Refused;
 use crate::meter::{CpuMeter, Stop, WallTime, metered};
 use crate::state::InstanceState;
 use crate::{PluginError, PluginLimits, Session};
@@ -51,7 +52,7 @@ impl PluginInstance {
         permit: OwnedSemaphorePermit,
     ) -> Result<Self, PluginError> {
         let limits = Arc::clone(&shared.limits);
-        let meter = Arc::new(CpuMeter::default());
+        let meter = Arc::new(CpuMeter::new(Duration::from_millis(limits.request_cpu_ms_max)));
         let mut store = new_store(&shared, session, &meter);
         let running = shared.ticker.running();
         let cpu_max = Duration::from_millis(limits.start_cpu_ms_max);
@@ -132,7 +133,7 @@ impl PluginInstance {
         Ok(convert::ending_from_wit(ending))
     }
 
-    /// Log lines that were dropped because they were over the limit on bytes.
+    /// Log lines that were dropped because they were over a limit of the request.
     #[must_use]
     pub fn log_lines_dropped(&self) -> u32 {
         self.store.data().log_lines_dropped
@@ -158,6 +159,11 @@ impl PluginInstance {
         if let Some(poison) = &self.poison {
             return Err(poison.clone());
         }
+        if self.meter.is_used_up() {
+            let error = request_cpu_time(call, &self.shared.limits);
+            self.poison = Some(error.clone());
+            return Err(error);
+        }
         self.poison = Some(PluginError::Trap { call, reason: "the call was abandoned".to_owned() });
         self.store.set_epoch_deadline(1);
         self.store.data_mut().begin_call();
@@ -182,7 +188,7 @@ impl PluginInstance {
 
 fn new_store(shared: &Shared, session: Session, meter: &Arc<CpuMeter>) -> Store<InstanceState> {
     let limits = &shared.limits;
-    let mut store = Store::new(&shared.engine, InstanceState::new(session, limits));
+    let mut store = Store::new(&shared.engine, InstanceState::new(session, limits, &shared.log_lines_dropped));
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(limits.transfer_bytes_max);
     store.set_max_component_handles(limits.handles_max);
@@ -240,7 +246,9 @@ impl Failure {
             Some(Stop::CpuTime) => {
                 return PluginError::Timeout { call, limit: "call_cpu_ms_max", max_ms: limits.call_cpu_ms_max };
             }
+            Some(Stop::RequestCpuTime) => return request_cpu_time(call, &limits),
             Some(Stop::HostCalls) => return PluginError::Limit { call, limit: "host_calls_max" },
+            Some(Stop::RequestHostCalls) => return PluginError::Limit { call, limit: "request_host_calls_max" },
             None => {}
         }
         if error.is::<PoolConcurrencyLimitError>() {
@@ -249,11 +257,16 @@ impl Failure {
         if error.is::<WasmtimeBug>() {
             return PluginError::Internal(format!("{error:#}"));
         }
-        if state.limiter.take_memory_refused() {
-            return PluginError::OutOfMemory { call, max_bytes: limits.memory_bytes_max };
+        match state.limiter.take_refused() {
+            Some(Refused::Memory) => PluginError::OutOfMemory { call, max_bytes: limits.memory_bytes_max },
+            Some(Refused::Table) => PluginError::Limit { call, limit: "table_elements_max" },
+            None => explain_trap(call, &error),
         }
-        explain_trap(call, &error)
     }
+}
+
+fn request_cpu_time(call: &'static str, limits: &PluginLimits) -> PluginError {
+    PluginError::Timeout { call, limit: "request_cpu_ms_max", max_ms: limits.request_cpu_ms_max }
 }
 
 fn explain_trap(call: &'static str, error: &wasmtime::Error) -> PluginError {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -83,6 +84,19 @@ pub(crate) struct Shared {
     compiler: Compiler,
     prepared: Cache<Digest, Prepared>,
     instances: Arc<Semaphore>,
+    instances_max: usize,
+    pub(crate) log_lines_dropped: Arc<AtomicU64>,
+}
+
+/// What the instances are doing, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PluginStats {
+    /// Instances that live.
+    pub instances: usize,
+    /// Instances that may live at once.
+    pub instances_max: usize,
+    /// Lines that guests logged over their limits, ever.
+    pub log_lines_dropped: u64,
 }
 
 /// A component that is checked, linked and ready to be instantiated.
@@ -127,6 +141,8 @@ impl PluginHost {
                 artefacts: Arc::new(artefacts),
                 prepared,
                 instances: Arc::new(Semaphore::new(instances_max)),
+                instances_max,
+                log_lines_dropped: Arc::default(),
             }),
         })
     }
@@ -160,6 +176,17 @@ impl PluginHost {
         let busy = PluginError::Busy { limit: "instances_max" };
         let permit = Arc::clone(&self.shared.instances).try_acquire_owned().map_err(|_| busy)?;
         PluginInstance::start(Arc::clone(&self.shared), &prepared.plugin, session, permit).await
+    }
+
+    /// What the instances are doing now.
+    #[must_use]
+    pub fn stats(&self) -> PluginStats {
+        let Shared { instances, instances_max, log_lines_dropped, .. } = &*self.shared;
+        PluginStats {
+            instances: instances_max.saturating_sub(instances.available_permits()),
+            instances_max: *instances_max,
+            log_lines_dropped: log_lines_dropped.load(Ordering::Relaxed),
+        }
     }
 
     /// From memory, else from disk, else compiled from the source; once, however many ask at the same time.

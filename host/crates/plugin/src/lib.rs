@@ -30,5 +30,5 @@ pub use calls::PluginInstance;
 pub use capability::{CapabilityError, Catalog, CatalogEntry, Clock, LogLevel, LogSink, Residency, Session};
 pub use child::compiler_main;
 pub use error::PluginError;
-pub use host::{CompilerCommand, ComponentSource, PluginHost, PluginHostConfig};
+pub use host::{CompilerCommand, ComponentSource, PluginHost, PluginHostConfig, PluginStats};
 pub use limits::PluginLimits;

@@ -5,13 +5,20 @@ use wasmtime::ResourceLimiter;
 
 use crate::PluginLimits;
 
+/// What an instance asked too much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    Memory,
+    Table,
+}
+
 /// Refuses growth past the sums. A guest sees `memory.grow` fail; what it asked too much is remembered, so that the trap
 /// that usually follows can be explained.
 #[derive(Debug)]
 pub(crate) struct SumLimiter {
     memory_bytes: usize,
     memory_bytes_max: usize,
-    memory_refused: bool,
+    refused: Option<Refused>,
     table_elements: usize,
     table_elements_max: usize,
     core_instances_max: usize,
@@ -25,7 +32,7 @@ impl SumLimiter {
         Self {
             memory_bytes: 0,
             memory_bytes_max: limits.memory_bytes_max,
-            memory_refused: false,
+            refused: None,
             table_elements: 0,
             table_elements_max: limits.table_elements_max,
             core_instances_max: count(limits.core_instances_max),
@@ -34,9 +41,9 @@ impl SumLimiter {
         }
     }
 
-    /// Whether memory was refused since the last call of this.
-    pub(crate) fn take_memory_refused(&mut self) -> bool {
-        std::mem::take(&mut self.memory_refused)
+    /// What was refused last since the last call of this.
+    pub(crate) fn take_refused(&mut self) -> Option<Refused> {
+        self.refused.take()
     }
 }
 
@@ -56,7 +63,7 @@ impl ResourceLimiter for SumLimiter {
                 Ok(true)
             }
             None => {
-                self.memory_refused = true;
+                self.refused = Some(Refused::Memory);
                 Ok(false)
             }
         }
@@ -66,7 +73,10 @@ impl ResourceLimiter for SumLimiter {
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let within_own = maximum.is_none_or(|maximum| desired <= maximum);
         let sum = grown(self.table_elements, current, desired, self.table_elements_max).filter(|_| within_own);
-        self.table_elements = sum.unwrap_or(self.table_elements);
+        match sum {
+            Some(sum) => self.table_elements = sum,
+            None => self.refused = Some(Refused::Table),
+        }
         Ok(sum.is_some())
     }
 
@@ -93,12 +103,13 @@ mod tests {
         let mut limiter = SumLimiter::new(&limits);
         assert!(limiter.memory_growing(0, 60, None).expect("no trap"));
         assert!(!limiter.memory_growing(0, 60, None).expect("no trap"));
-        assert!(limiter.take_memory_refused() && !limiter.take_memory_refused());
+        assert_eq!((limiter.take_refused(), limiter.take_refused()), (Some(Refused::Memory), None));
         assert!(limiter.memory_growing(0, 40, None).expect("no trap"));
         assert!(!limiter.memory_growing(60, 61, None).expect("no trap"));
         assert!(!limiter.memory_growing(60, usize::MAX, None).expect("no trap"));
         assert!(limiter.table_growing(0, 10, None).expect("no trap"));
         assert!(!limiter.table_growing(0, 1, None).expect("no trap"));
+        assert_eq!(limiter.take_refused(), Some(Refused::Table));
     }
 
     #[test]

@@ -21,14 +21,20 @@ pub struct PluginLimits {
     pub stack_bytes_max: usize,
     /// Milliseconds that one call may run WebAssembly code, counted in epochs.
     pub call_cpu_ms_max: u64,
+    /// Milliseconds that all calls of one request may run WebAssembly code, its start included.
+    pub request_cpu_ms_max: u64,
     /// Milliseconds that one call may take, waiting in host functions included.
     pub call_wall_ms_max: u64,
     /// Milliseconds that the start of an instance may run WebAssembly code (interpreters start slowly).
     pub start_cpu_ms_max: u64,
     /// Bytes of log lines for each request; what is over is dropped and counted.
     pub log_bytes_max: usize,
+    /// Log lines for each request, however short.
+    pub log_lines_max: u32,
     /// Calls of host functions during one call of the guest.
     pub host_calls_max: u32,
+    /// Calls of host functions during one request.
+    pub request_host_calls_max: u32,
     /// Bytes of lists and strings that a guest may pass to the host at once: the arguments of one host function, or the
     /// answer to one call.
     pub transfer_bytes_max: usize,
@@ -58,10 +64,13 @@ impl Default for PluginLimits {
             handles_max: 1024,
             stack_bytes_max: 512 << 10,
             call_cpu_ms_max: 50,
+            request_cpu_ms_max: 10_000,
             call_wall_ms_max: 2_000,
             start_cpu_ms_max: 200,
             log_bytes_max: 64 << 10,
+            log_lines_max: 512,
             host_calls_max: 1024,
+            request_host_calls_max: 64 << 10,
             transfer_bytes_max: 4 << 20,
             random_bytes_max: 64 << 10,
             actions_max: 64,

@@ -16,12 +16,15 @@ use wasmtime::UpdateDeadline;
 /// Epochs between two looks at the meter.
 const EPOCHS_PER_LOOK: u64 = 1;
 
-/// CPU time of the call in progress. Only the thread that polls the call touches it, so `Relaxed` is enough.
+/// CPU time of the call in progress, and of those before it. Only the thread that polls the call touches it, so `Relaxed` is enough.
 #[derive(Debug, Default)]
 pub(crate) struct CpuMeter {
     used_before_poll_ns: AtomicU64,
     poll_began_ns: AtomicU64,
     max_ns: AtomicU64,
+    /// Of all calls that have ended.
+    earlier_ns: AtomicU64,
+    request_max_ns: u64,
 }
 
 /// What stopped a guest, when it was not its own trap.
@@ -29,8 +32,12 @@ pub(crate) struct CpuMeter {
 pub(crate) enum Stop {
     #[error("the CPU time of the call is used up")]
     CpuTime,
+    #[error("the CPU time of the request is used up")]
+    RequestCpuTime,
     #[error("the call has called the host too often")]
     HostCalls,
+    #[error("the request has called the host too often")]
+    RequestHostCalls,
 }
 
 /// The call did not end within its time on the wall.
@@ -38,10 +45,25 @@ pub(crate) enum Stop {
 pub(crate) struct WallTime;
 
 impl CpuMeter {
+    /// For one request that may use so much in all its calls.
+    pub(crate) fn new(request_max: Duration) -> Self {
+        Self { request_max_ns: nanoseconds(request_max), ..Self::default() }
+    }
+
+    /// Whether no further call may begin. A call that ends within its first epoch is never looked at.
+    pub(crate) fn is_used_up(&self) -> bool {
+        let last_ns = self.used_before_poll_ns.load(Ordering::Relaxed);
+        self.earlier_ns.load(Ordering::Relaxed).saturating_add(last_ns) > self.request_max_ns
+    }
+
     /// What to do at the end of an epoch.
     pub(crate) fn look(&self) -> wasmtime::Result<UpdateDeadline> {
-        if self.used_ns() > self.max_ns.load(Ordering::Relaxed) {
+        let used_ns = self.used_ns();
+        if used_ns > self.max_ns.load(Ordering::Relaxed) {
             return Err(wasmtime::Error::new(Stop::CpuTime));
+        }
+        if self.earlier_ns.load(Ordering::Relaxed).saturating_add(used_ns) > self.request_max_ns {
+            return Err(wasmtime::Error::new(Stop::RequestCpuTime));
         }
         Ok(UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::task::yield_now())))
     }
@@ -52,9 +74,14 @@ impl CpuMeter {
     }
 
     fn reset(&self, max: Duration) {
-        self.used_before_poll_ns.store(0, Ordering::Relaxed);
-        self.max_ns.store(u64::try_from(max.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let used_ns = self.used_before_poll_ns.swap(0, Ordering::Relaxed);
+        self.earlier_ns.fetch_add(used_ns, Ordering::Relaxed);
+        self.max_ns.store(nanoseconds(max), Ordering::Relaxed);
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Runs a call within its times.

@@ -2,6 +2,7 @@
 //! use it (`imports/`).
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use wasmtime_wasi::{Deterministic, HostMonotonicClock, HostWallClock, ResourceTable, WasiCtx, WasiCtxView, WasiView};
@@ -22,14 +23,18 @@ pub(crate) struct InstanceState {
     pub(crate) random: blake3::OutputReader,
     pub(crate) random_bytes_left: u32,
     pub(crate) log_bytes_left: usize,
+    pub(crate) log_lines_left: u32,
     pub(crate) log_lines_dropped: u32,
+    /// Of all requests.
+    pub(crate) log_lines_dropped_ever: Arc<AtomicU64>,
     host_calls_left: u32,
+    request_host_calls_left: u32,
     wasi: WasiCtx,
     table: ResourceTable,
 }
 
 impl InstanceState {
-    pub(crate) fn new(session: Session, limits: &Arc<PluginLimits>) -> Self {
+    pub(crate) fn new(session: Session, limits: &Arc<PluginLimits>, dropped_ever: &Arc<AtomicU64>) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles_max);
         Self {
@@ -38,8 +43,11 @@ impl InstanceState {
             random: random(session.seed, "tenon plugin random v1"),
             random_bytes_left: limits.random_bytes_max,
             log_bytes_left: limits.log_bytes_max,
+            log_lines_left: limits.log_lines_max,
             log_lines_dropped: 0,
+            log_lines_dropped_ever: Arc::clone(dropped_ever),
             host_calls_left: limits.host_calls_max,
+            request_host_calls_left: limits.request_host_calls_max,
             wasi: inert_wasi(&session, limits),
             table,
             session,
@@ -48,19 +56,17 @@ impl InstanceState {
 
     /// Gives a new call its host calls, and forgets what the last one ran into and survived.
     pub(crate) fn begin_call(&mut self) {
-        self.limiter.take_memory_refused();
+        self.limiter.take_refused();
         self.host_calls_left = self.limits.host_calls_max;
     }
 
     /// Counts a call of a host function; each import begins with it.
     pub(crate) fn count_host_call(&mut self) -> wasmtime::Result<()> {
-        match self.host_calls_left.checked_sub(1) {
-            Some(left) => {
-                self.host_calls_left = left;
-                Ok(())
-            }
-            None => Err(wasmtime::Error::new(Stop::HostCalls)),
-        }
+        let of_call = self.host_calls_left.checked_sub(1).ok_or(Stop::HostCalls);
+        let of_request = self.request_host_calls_left.checked_sub(1).ok_or(Stop::RequestHostCalls);
+        self.host_calls_left = of_call.map_err(wasmtime::Error::new)?;
+        self.request_host_calls_left = of_request.map_err(wasmtime::Error::new)?;
+        Ok(())
     }
 }
 

@@ -21,6 +21,10 @@ pub struct PlanLimits {
     pub stop_string_bytes_max: usize,
     /// Alternatives to each token.
     pub logprobs_max: u32,
+    /// Bytes of text that a plugin may hold back.
+    pub held_bytes_max: usize,
+    /// Bytes of text that a plugin may answer with, whether it reads along or answers by itself.
+    pub answer_bytes_max: usize,
     /// Milliseconds for a request, and the deadline when the plan does not say.
     pub deadline_ms_max: u32,
     /// Layers of the base.
@@ -39,6 +43,8 @@ impl Default for PlanLimits {
             stop_conditions_max: 16,
             stop_string_bytes_max: 256,
             logprobs_max: 20,
+            held_bytes_max: 1 << 20,
+            answer_bytes_max: 4 << 20,
             deadline_ms_max: 120_000,
             layers: u32::MAX,
         }

@@ -192,7 +192,7 @@ fn check_prompt(prompt: &Prompt, grants: &dyn Grants, limits: &PlanLimits) -> Re
         Prompt::Messages(messages) => messages.iter().map(|m| m.role.len() + m.content.len()).sum(),
         Prompt::Template { name, arguments } => {
             if !grants.has_template(name) {
-                return Err(PlanError::UnknownTemplate(name.clone()));
+                return Err(PlanError::UnknownTemplate(shorten(name)));
             }
             arguments.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>().max(1)
         }
@@ -369,5 +369,7 @@ mod tests {
         let template = |name: &str| Prompt::Template { name: name.into(), arguments: Vec::new() };
         assert_eq!(code(|plan| plan.prompt = template("greet")), "accepted");
         assert_eq!(code(|plan| plan.prompt = template("other")), "unknown_template");
+        let error = check(|plan| plan.prompt = template(&"x".repeat(1 << 20))).unwrap_err();
+        assert!(error.to_string().len() < 200, "a hostile name does not fill the log");
     }
 }

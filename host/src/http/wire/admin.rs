@@ -1,38 +1,44 @@
 //! Bodies of the routes for adapters, functions, tenants and keys.
 
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::or_default;
 
 /// `PUT /v1/adapters/{alias}` with a JSON body.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AdapterSource {
+    /// A URL; `file://` below the host's `adapters_root`.
     pub(crate) source: String,
+    /// What the adapter must turn out to be.
+    #[schema(pattern = "^[0-9a-fA-F]{64}$")]
     pub(crate) digest: Option<String>,
 }
 
 /// `POST /v1/functions/{name}/promote`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Promote {
     pub(crate) version: u32,
 }
 
 /// `POST /v1/tenants`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewTenant {
     pub(crate) name: String,
 }
 
 /// `POST /v1/keys`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewKey {
     pub(crate) tenant: String,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<Vec<String>>)]
     pub(crate) rights: Vec<String>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<String>)]
     pub(crate) label: String,
 }

@@ -3,18 +3,22 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use types::{InvocationRequest, Message};
+use utoipa::ToSchema;
 
 use super::messages::{ChatMessage, messages};
 use super::or_default;
 use crate::error::Error;
 
 /// `POST /v1/functions/{name}/invoke`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct InvokeBody {
+    /// Anything; of an object, `text` is the request's text and other scalars are its parameters.
     input: Option<Value>,
+    /// In place of `input`.
     messages: Option<Vec<ChatMessage>>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) stream: bool,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,

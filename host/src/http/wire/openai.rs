@@ -3,17 +3,19 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use types::{Plan, PlanEntry, Prompt, Sampling, StopConditions};
+use utoipa::ToSchema;
 
 use super::messages::ChatMessage;
 use super::or_default;
 use crate::error::Error;
 
 /// `adapters: [{"name", "weight"}]`, the extension that composes without a plugin.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AdapterField {
     name: String,
     #[serde(default = "one")]
+    #[schema(default = 1.0)]
     weight: f32,
 }
 
@@ -21,33 +23,36 @@ const fn one() -> f32 {
     1.0
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 enum StopField {
     One(String),
     Many(Vec<String>),
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct StreamOptions {
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) include_usage: bool,
 }
 
 /// Only its type is kept: JSON takes twenty times its length in memory, and this lives as long as the request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct ResponseFormat {
     #[serde(default, rename = "type")]
     kind: String,
 }
 
 /// What `/v1/completions` and `/v1/chat/completions` have in common.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct CommonBody {
     pub(crate) model: String,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) stream: bool,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<StreamOptions>)]
     pub(crate) stream_options: StreamOptions,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
@@ -61,18 +66,23 @@ pub(crate) struct CommonBody {
     seed: Option<i64>,
     stop: Option<StopField>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<Vec<u32>>)]
     stop_token_ids: Vec<u32>,
     n: Option<u32>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     ignore_eos: bool,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) return_token_ids: bool,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<Vec<AdapterField>>)]
     pub(crate) adapters: Vec<AdapterField>,
     response_format: Option<ResponseFormat>,
     tools: Option<Vec<Value>>,
     best_of: Option<u32>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     echo: bool,
     suffix: Option<String>,
     logit_bias: Option<Map<String, Value>>,
@@ -130,18 +140,21 @@ impl CommonBody {
 }
 
 /// `POST /v1/chat/completions`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"model": "base", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}))]
 pub(crate) struct ChatBody {
     #[serde(flatten)]
     pub(crate) common: CommonBody,
     pub(crate) messages: Vec<ChatMessage>,
     #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) logprobs: bool,
     pub(crate) top_logprobs: Option<u32>,
 }
 
 /// `POST /v1/completions`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"model": "base", "prompt": "Hello", "max_tokens": 8}))]
 pub(crate) struct CompletionBody {
     #[serde(flatten)]
     pub(crate) common: CommonBody,
@@ -150,7 +163,7 @@ pub(crate) struct CompletionBody {
 }
 
 /// Text or token ids. A list of one prompt is taken as that prompt.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum PromptField {
     Text(String),

@@ -27,6 +27,12 @@ impl Policy for BadPlan {
             }
             "temperature" => plan.sampling.temperature = -1.0,
             "budget" => plan.token_budget = Some(u32::MAX),
+            "deadline" => plan.deadline_ms = Some(u32::MAX),
+            "top-p" => plan.sampling.top_p = f32::NAN,
+            "stop" => plan.stop.strings = vec![String::new()],
+            "stops" => plan.stop.strings = vec!["x".to_owned(); 1000],
+            "infinite" => plan = plan.adapter("iso-date", f32::INFINITY),
+            "heavy" => plan = plan.adapter("iso-date", 1e30),
             "constraint" => plan.constraint = Some(Constraint::Regex("a+".to_owned())),
             "entries" => plan.composition = vec![tenon_sdk::CompositionEntry::whole("all-caps", 1.0); 1000],
             "layers" => {

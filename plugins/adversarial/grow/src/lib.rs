@@ -1,4 +1,5 @@
-//! Takes memory without end; with text `answer` it returns more than a call may, with text `actions` too many actions.
+//! Takes memory without end, in `route` or (text `chunk`) while it reads along; with text `actions` it returns too many
+//! actions.
 
 use tenon_sdk::{Action, Chunk, Decision, Plan, Policy, PostProcessor, Request, Result};
 
@@ -7,31 +8,35 @@ struct Grow;
 impl Policy for Grow {
     fn route(request: &Request) -> Result<Decision> {
         match request.text.as_str() {
-            "answer" => Ok(Decision::Answer("x".repeat(16 << 20))),
-            "actions" => Ok(Decision::Serve),
-            _ => {
-                let mut kept = Vec::new();
-                loop {
-                    kept.push(std::hint::black_box(vec![1_u8; 1 << 20]));
-                }
-            }
+            "actions" | "chunk" => Ok(Decision::Serve),
+            _ => grow(),
         }
     }
 
     fn compose(request: &Request) -> Result<Plan> {
-        Ok(Plan::new(request.prompt()).post_processed())
+        Ok(Plan::new(request.prompt()).token_budget(request.max_tokens).post_processed())
     }
 
-    fn post_processor(_: &Request) -> Box<dyn PostProcessor> {
-        Box::new(Chatter)
+    fn post_processor(request: &Request) -> Box<dyn PostProcessor> {
+        Box::new(Chatter(request.text.clone()))
     }
 }
 
-struct Chatter;
+struct Chatter(String);
 
 impl PostProcessor for Chatter {
     fn chunk(&mut self, _: &Chunk) -> Result<Vec<Action>> {
+        if self.0 == "chunk" {
+            grow();
+        }
         Ok(vec![Action::Emit("x".to_owned()); 10_000])
+    }
+}
+
+fn grow() -> ! {
+    let mut kept = Vec::new();
+    loop {
+        kept.push(std::hint::black_box(vec![1_u8; 1 << 20]));
     }
 }
 

@@ -1,4 +1,5 @@
-//! Fails in the way that the request's text names: `panic`, `stack`, `error`, `compose`, `chunk`, `finish`.
+//! Fails in the way that the request's text names: `panic`, `error`, `compose`, `constructor`, `chunk`, `finish`, and
+//! `stop` in `finish` after the first chunk was passed and the generation stopped.
 
 use tenon_sdk::{Action, Chunk, Decision, Ending, Plan, Policy, PostProcessor, Request, Result, Usage};
 
@@ -8,7 +9,6 @@ impl Policy for Trap {
     fn route(request: &Request) -> Result<Decision> {
         match request.text.as_str() {
             "panic" => panic!("as asked"),
-            "stack" => Ok(Decision::Answer(deeper(request.version.into()).to_string())),
             "error" => Err("a fault of my own".into()),
             _ => Ok(Decision::Serve),
         }
@@ -16,18 +16,13 @@ impl Policy for Trap {
 
     fn compose(request: &Request) -> Result<Plan> {
         assert_ne!(request.text, "compose");
-        Ok(Plan::new(request.prompt()).post_processed())
+        Ok(Plan::new(request.prompt()).token_budget(request.max_tokens).post_processed())
     }
 
     fn post_processor(request: &Request) -> Box<dyn PostProcessor> {
+        assert_ne!(request.text, "constructor");
         Box::new(TrapLater(request.text.clone()))
     }
-}
-
-/// Nothing of it lives in linear memory, so that it is the engine's stack that ends.
-#[inline(never)]
-fn deeper(depth: u64) -> u64 {
-    if depth == u64::MAX { 0 } else { deeper(depth + 1).wrapping_mul(31) ^ depth }
 }
 
 struct TrapLater(String);
@@ -35,11 +30,12 @@ struct TrapLater(String);
 impl PostProcessor for TrapLater {
     fn chunk(&mut self, _: &Chunk) -> Result<Vec<Action>> {
         assert_ne!(self.0, "chunk");
-        Ok(vec![Action::Pass])
+        let stop = (self.0 == "stop").then_some(Action::Stop);
+        Ok([Action::Pass].into_iter().chain(stop).collect())
     }
 
     fn finish(&mut self, _: &Usage) -> Result<Ending> {
-        assert_ne!(self.0, "finish");
+        assert!(!["finish", "stop"].contains(&self.0.as_str()));
         Ok(Ending { actions: vec![Action::Pass], metadata: Vec::new(), claims: Vec::new() })
     }
 }

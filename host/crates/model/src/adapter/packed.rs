@@ -1,62 +1,66 @@
-//! The packed form: f32 factors, laid out for the kernels and for GGUF's order of rows.
+//! The packed form: f32 factors, laid out for the kernels and for GGUF's order of rows, and for DoRA the growth of each row,
+//! which needs the base's weights. Not here: the weight of an adapter in a composition.
 
-use kernels::LoraPair;
+use kernels::{Isa, LoraPair, dora_norms};
 use types::{Module, ModuleSet};
 
-use super::tensors::{self, Factor, Place};
-use super::{AdapterLimits, AdapterRejection, canonical};
+use super::tensors::{self, Factor, Place, Site, Tensors, Term};
+use super::{AdapterBase, AdapterLimits, AdapterRejection, canonical};
 use crate::ModelConfig;
 
 /// An adapter packed for one base, in host memory.
 pub struct LoraAdapter {
     rank: u32,
-    scale: f32,
     modules: ModuleSet,
     /// By layer and [`Module::index`].
-    layers: Vec<[Option<LoraPair>; 7]>,
+    layers: Vec<[Option<PackedTerm>; 7]>,
     base: ModelConfig,
     memory_bytes: usize,
 }
 
+/// The change of one module.
+pub(crate) struct PackedTerm {
+    pub(crate) pair: LoraPair,
+    /// What B(A x) is multiplied by.
+    pub(crate) scale: f32,
+    /// For DoRA: g − 1 of each output, with g = m / ‖W + s·BA‖.
+    pub(crate) growth: Option<Vec<f32>>,
+}
+
 impl LoraAdapter {
-    /// Packs canonical bytes, which are checked again.
+    /// Packs canonical bytes, which are checked again. For DoRA this reads the base's weights and takes as many
+    /// multiplications as `A` and `B` have products with them: not for the engine's thread.
     ///
     /// # Errors
-    /// If the bytes are not in canonical form or do not fit this base.
+    /// If the bytes are not in canonical form or do not fit this base, or if a row of a DoRA module has no norm or a magnitude
+    /// that cannot be used.
     pub fn from_canonical(
         bytes: &[u8],
-        config: &ModelConfig,
+        base: &dyn AdapterBase,
         limits: &AdapterLimits,
     ) -> Result<Self, AdapterRejection> {
-        let (rank, scale, tensors) = canonical::read(bytes, config, limits)?;
-        let modules = tensors::check(&tensors, rank as usize, scale, config, limits)?;
-        let mut layers: Vec<[Option<LoraPair>; 7]> = (0..config.layers).map(|_| Default::default()).collect();
+        let config = base.config();
+        let (terms, tensors) = canonical::read(bytes, config, limits)?;
+        let mut layers: Vec<[Option<PackedTerm>; 7]> = (0..config.layers).map(|_| Default::default()).collect();
         let mut memory_bytes = 0;
-        for (place, a) in tensors.iter().filter(|(place, _)| place.factor == Factor::A) {
-            let Some(b) = tensors.get(&Place { factor: Factor::B, ..*place }) else { continue };
-            let (inputs, outputs) = config.module_shape(place.module);
-            let b = packed_b(&tensors::values(b), rank as usize, outputs, place.module, config.head_dim);
-            let pair = LoraPair::new(rank as usize, inputs, outputs, tensors::values(a), b);
-            memory_bytes += pair.as_ref().map_or(0, LoraPair::memory_bytes);
-            let slot = layers.get_mut(place.layer).and_then(|modules| modules.get_mut(place.module.index()));
-            match slot.filter(|_| pair.is_some()) {
-                Some(slot) => *slot = pair,
-                None => return Err(AdapterRejection::ShapeMismatch(tensors::describe(*place))),
+        for (site, term) in &terms {
+            let packed = pack(*site, *term, &tensors, base, limits)?;
+            memory_bytes +=
+                packed.pair.memory_bytes() + packed.growth.as_ref().map_or(0, |growth| size_of_val(&**growth));
+            match layers.get_mut(site.layer).and_then(|modules| modules.get_mut(site.module.index())) {
+                Some(slot) => *slot = Some(packed),
+                None => return Err(AdapterRejection::ShapeMismatch(site.to_string())),
             }
         }
-        Ok(Self { rank, scale: scale as f32, modules, layers, base: config.clone(), memory_bytes })
+        let rank = terms.values().map(|term| term.rank).max().unwrap_or_default();
+        let modules = terms.keys().map(|site| site.module).collect();
+        Ok(Self { rank: u32::try_from(rank).unwrap_or(u32::MAX), modules, layers, base: config.clone(), memory_bytes })
     }
 
-    /// Its rank.
+    /// The largest rank of a module.
     #[must_use]
     pub fn rank(&self) -> u32 {
         self.rank
-    }
-
-    /// What B(A x) is multiplied by.
-    #[must_use]
-    pub fn scale(&self) -> f32 {
-        self.scale
     }
 
     /// The modules that it acts on.
@@ -76,9 +80,72 @@ impl LoraAdapter {
         self.base == *config
     }
 
-    pub(crate) fn pair(&self, layer: usize, module: Module) -> Option<&LoraPair> {
+    pub(crate) fn term(&self, layer: usize, module: Module) -> Option<&PackedTerm> {
         self.layers.get(layer)?.get(module.index())?.as_ref()
     }
+}
+
+fn pack(
+    site: Site,
+    term: Term,
+    tensors: &Tensors<'_>,
+    base: &dyn AdapterBase,
+    limits: &AdapterLimits,
+) -> Result<PackedTerm, AdapterRejection> {
+    let head_dim = base.config().head_dim;
+    let (inputs, outputs) = base.config().module_shape(site.module);
+    let mismatch = || AdapterRejection::ShapeMismatch(site.to_string());
+    let part = |factor| tensors.get(&Place { site, factor }).map(tensors::values);
+    let (a, b) = part(Factor::A).zip(part(Factor::B)).ok_or_else(mismatch)?;
+    let b = packed_b(&b, term.rank, outputs, site.module, head_dim);
+    let pair = LoraPair::new(term.rank, inputs, outputs, a, b).ok_or_else(mismatch)?;
+    let scale = term.scale as f32;
+    let growth = match part(Factor::M) {
+        Some(magnitude) => {
+            // As a B of rank 1: its rows move where B's do.
+            let magnitude = packed_b(&magnitude, 1, outputs, site.module, head_dim);
+            Some(growth(site, &pair, scale, &magnitude, base, limits)?)
+        }
+        None => None,
+    };
+    Ok(PackedTerm { pair, scale, growth })
+}
+
+/// m / ‖W + s·BA‖ − 1 of each row, both in the packed order.
+fn growth(
+    site: Site,
+    pair: &LoraPair,
+    scale: f32,
+    magnitude: &[f32],
+    base: &dyn AdapterBase,
+    limits: &AdapterLimits,
+) -> Result<Vec<f32>, AdapterRejection> {
+    let zero = magnitude.iter().filter(|magnitude| **magnitude == 0.0).count();
+    if zero > 0 {
+        return Err(AdapterRejection::Unsupported(format!(
+            "the magnitude of {site} is 0 in {zero} rows: it erases them"
+        )));
+    }
+    let weight = base.dense(site.layer, site.module).map_err(|error| AdapterRejection::Base(error.to_string()))?;
+    if weight.len() != pair.inputs() * pair.outputs() {
+        return Err(AdapterRejection::Base(format!("{site} has {} weights", weight.len())));
+    }
+    let norms = dora_norms(Isa::detect(), pair, scale, &weight);
+    let gains = norms.iter().zip(magnitude).map(|(norm, magnitude)| f64::from(*magnitude) / norm);
+    let max = f64::from(limits.dora_gain_max);
+    gains
+        .map(|gain| match gain.abs() {
+            // A norm of zero gives infinity: the magnitude is not zero.
+            size if !size.is_finite() => {
+                Err(AdapterRejection::NotFinite(format!("W + BA of {site} has a row without a norm")))
+            }
+            size if size > max => {
+                let what = "a magnitude in norms of its row";
+                Err(AdapterRejection::TooLarge { what, value: size as u64, max: max as u64 })
+            }
+            _ => Ok((gain - 1.0) as f32),
+        })
+        .collect()
 }
 
 /// B `[outputs, rank]` transposed to `[rank, outputs]`. The rows of q and k move to where GGUF has them: within each head,

@@ -18,6 +18,8 @@ pub struct AdapterLimits {
     /// Scale · ‖A‖ · ‖B‖ (Frobenius) of each module, a bound on how far it can move its output. Trained adapters stay
     /// below 100.
     pub delta_norm_max: u32,
+    /// Magnitude / norm of a row, for DoRA. Trained adapters stay near 1.
+    pub dora_gain_max: u32,
 }
 
 impl AdapterLimits {
@@ -38,6 +40,7 @@ impl Default for AdapterLimits {
             rank_max: 256,
             tensors_max: 8192,
             delta_norm_max: 10_000,
+            dora_gain_max: 1_000,
         }
     }
 }
@@ -45,6 +48,9 @@ impl Default for AdapterLimits {
 /// Why an adapter was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdapterRejection {
+    /// The file is an archive, a pickle, or something else that is not opened.
+    #[error("the file is {0}: send adapter_config.json and adapter_model.safetensors as they are")]
+    MediaType(&'static str),
     /// The files are not what they should be.
     #[error("the adapter is malformed: {0}")]
     Malformed(String),
@@ -67,6 +73,9 @@ pub enum AdapterRejection {
         /// How much may be.
         max: u64,
     },
+    /// The base's weights, which DoRA needs, cannot be read.
+    #[error("the base cannot be read: {0}")]
+    Base(String),
 }
 
 impl AdapterRejection {
@@ -74,6 +83,8 @@ impl AdapterRejection {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
+            Self::MediaType(_) => "unsupported_media_type",
+            Self::Base(_) => "base_unreadable",
             Self::Malformed(_) => "adapter_malformed",
             Self::Unsupported(_) => "adapter_unsupported",
             Self::ShapeMismatch(_) => "adapter_shape_mismatch",
@@ -85,6 +96,9 @@ impl AdapterRejection {
     /// Whose fault it is.
     #[must_use]
     pub const fn blame(&self) -> Blame {
-        Blame::Caller
+        match self {
+            Self::Base(_) => Blame::Host,
+            _ => Blame::Caller,
+        }
     }
 }

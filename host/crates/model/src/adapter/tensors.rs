@@ -2,30 +2,66 @@
 //! bytes alike.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use types::{Module, ModuleSet};
+use types::Module;
 
 use super::{AdapterLimits, AdapterRejection};
 use crate::ModelConfig;
 
-/// The two factors of a module's change.
+/// A module of a layer; the order is that of the canonical form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Site {
+    pub(super) layer: usize,
+    pub(super) module: Module,
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in layer {}", self.module.name(), self.layer)
+    }
+}
+
+/// What a module's change is: B(A x) of this rank, times this scale.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Term {
+    pub(super) rank: usize,
+    pub(super) scale: f64,
+}
+
+/// The parts of a module's change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Factor {
     /// `[rank, inputs]`
     A,
     /// `[outputs, rank]`
     B,
+    /// `[outputs]`, DoRA's magnitude.
+    M,
 }
 
 /// Where a tensor belongs; the order is that of the canonical form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    pub(super) layer: usize,
-    pub(super) module: Module,
+    pub(super) site: Site,
     pub(super) factor: Factor,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of {}", self.factor, self.site)
+    }
+}
+
+/// The part of a layer that a module lies in, by transformers' name.
+pub(super) const fn block(module: Module) -> &'static str {
+    match module {
+        Module::Q | Module::K | Module::V | Module::O => "self_attn",
+        Module::Gate | Module::Up | Module::Down => "mlp",
+    }
 }
 
 pub(super) type Tensors<'a> = BTreeMap<Place, TensorView<'a>>;
@@ -58,7 +94,10 @@ pub(super) fn collect<'a>(
     place_of: impl Fn(&str) -> Result<Place, AdapterRejection>,
 ) -> Result<Tensors<'a>, AdapterRejection> {
     let mut tensors = Tensors::new();
-    for (name, tensor) in file.iter() {
+    // The library gives them in no order: of two faults, the same one must be told each time.
+    let mut named: Vec<_> = file.iter().collect();
+    named.sort_unstable_by_key(|(name, _)| *name);
+    for (name, tensor) in named {
         if tensors.insert(place_of(name)?, tensor).is_some() {
             return Err(AdapterRejection::Malformed(format!("two tensors for {}", short(name))));
         }
@@ -69,26 +108,25 @@ pub(super) fn collect<'a>(
     Ok(tensors)
 }
 
-/// `base_model.model.model.layers.N.self_attn.q_proj.lora_A.weight`
+/// `base_model.model.model.layers.N.self_attn.q_proj.lora_A.weight`, with `lora_B.weight` and `lora_magnitude_vector`, which
+/// some versions of PEFT wrote with `.weight`.
 pub(super) fn peft_place(name: &str) -> Result<Place, AdapterRejection> {
     let place = || {
         let (layer, rest) = name.strip_prefix("base_model.model.model.layers.")?.split_once('.')?;
-        let (block, rest) = rest.split_once('.')?;
+        let (part, rest) = rest.split_once('.')?;
         let (module, factor) = rest.split_once('.')?;
         let factor = match factor {
             "lora_A.weight" => Factor::A,
             "lora_B.weight" => Factor::B,
+            "lora_magnitude_vector" | "lora_magnitude_vector.weight" => Factor::M,
             _ => return None,
         };
         let module = Module::from_name(module)?;
-        let expected = match module {
-            Module::Q | Module::K | Module::V | Module::O => "self_attn",
-            Module::Gate | Module::Up | Module::Down => "mlp",
-        };
-        (block == expected).then_some(Place { layer: layer_number(layer)?, module, factor })
+        (part == block(module)).then_some(Place { site: Site { layer: layer_number(layer)?, module }, factor })
     };
     place().ok_or_else(|| {
-        AdapterRejection::Unsupported(format!("tensor `{}` is not A or B of a linear module of the base", short(name)))
+        let name = short(name);
+        AdapterRejection::Unsupported(format!("tensor `{name}` is no part of LoRA on a linear module of the base"))
     })
 }
 
@@ -97,52 +135,58 @@ pub(super) fn layer_number(text: &str) -> Option<usize> {
     text.parse().ok().filter(|layer: &usize| layer.to_string() == text)
 }
 
-/// Checks that every A has its B, that shapes and layers are those of the base, that values are finite and not so large
-/// that they could only break the output. Gives the modules.
+/// Checks that the tensors are exactly those of the terms, that shapes and layers are those of the base, that values are
+/// finite and not so large that they could only break the output.
 pub(super) fn check(
     tensors: &Tensors<'_>,
-    rank: usize,
-    scale: f64,
+    terms: &BTreeMap<Site, Term>,
     config: &ModelConfig,
     limits: &AdapterLimits,
-) -> Result<ModuleSet, AdapterRejection> {
-    let mut modules = ModuleSet::EMPTY;
-    for (place, tensor) in tensors {
-        let at = describe(*place);
-        if place.layer >= config.layers {
-            return Err(AdapterRejection::ShapeMismatch(format!("{at}: the base has {} layers", config.layers)));
+) -> Result<(), AdapterRejection> {
+    let is_dora = tensors.keys().any(|place| place.factor == Factor::M);
+    for site in tensors.keys().map(|place| place.site) {
+        if site.layer >= config.layers {
+            return Err(AdapterRejection::ShapeMismatch(format!("{site}: the base has {} layers", config.layers)));
         }
-        let (inputs, outputs) = config.module_shape(place.module);
-        let (other, expected) = match place.factor {
-            Factor::A => (Factor::B, [rank, inputs]),
-            Factor::B => (Factor::A, [outputs, rank]),
-        };
-        if !tensors.contains_key(&Place { factor: other, ..*place }) {
-            return Err(AdapterRejection::Malformed(format!("{at} has no {other:?}")));
+        if !terms.contains_key(&site) {
+            return Err(AdapterRejection::Malformed(format!("{site} has tensors but is not targeted")));
         }
-        if !matches!(tensor.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            let dtype = tensor.dtype();
-            return Err(AdapterRejection::Unsupported(format!("{at} is of type {dtype:?}, use f32, f16 or bf16")));
-        }
-        if tensor.shape() != expected {
-            let shape = tensor.shape();
-            return Err(AdapterRejection::ShapeMismatch(format!("{at} has shape {shape:?}, expected {expected:?}")));
-        }
-        modules = modules.with(place.module);
     }
-    for (place, a) in tensors.iter().filter(|(place, _)| place.factor == Factor::A) {
-        let Some(b) = tensors.get(&Place { factor: Factor::B, ..*place }) else { continue };
-        let norm = norm(a) * norm(b) * scale.abs();
+    for (&site, term) in terms {
+        let (inputs, outputs) = config.module_shape(site.module);
+        let part = |factor, expected: &[usize]| {
+            let place = Place { site, factor };
+            let missing = || AdapterRejection::Malformed(format!("{place} is targeted but missing"));
+            let tensor = tensors.get(&place).ok_or_else(missing)?;
+            check_tensor(place, tensor, expected)?;
+            let norm = norm(tensor);
+            if norm.is_finite() { Ok(norm) } else { Err(AdapterRejection::NotFinite(place.to_string())) }
+        };
+        let norm = part(Factor::A, &[term.rank, inputs])? * part(Factor::B, &[outputs, term.rank])? * term.scale.abs();
+        if is_dora {
+            part(Factor::M, &[outputs])?;
+        }
         if !norm.is_finite() {
-            let module = place.module.name();
-            return Err(AdapterRejection::NotFinite(format!("A or B of {module} in layer {}", place.layer)));
+            return Err(AdapterRejection::NotFinite(format!("the change of {site}")));
         }
         let max = u64::from(limits.delta_norm_max);
         if norm > max as f64 {
             return Err(AdapterRejection::TooLarge { what: "the norm of a module's change", value: norm as u64, max });
         }
     }
-    Ok(modules)
+    Ok(())
+}
+
+fn check_tensor(place: Place, tensor: &TensorView<'_>, expected: &[usize]) -> Result<(), AdapterRejection> {
+    if !matches!(tensor.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        let dtype = tensor.dtype();
+        return Err(AdapterRejection::Unsupported(format!("{place} is of type {dtype:?}, use f32, f16 or bf16")));
+    }
+    if tensor.shape() != expected {
+        let shape = tensor.shape();
+        return Err(AdapterRejection::ShapeMismatch(format!("{place} has shape {shape:?}, expected {expected:?}")));
+    }
+    Ok(())
 }
 
 /// Frobenius norm in f64; not finite exactly if a value is not.
@@ -159,10 +203,6 @@ pub(super) fn values(tensor: &TensorView<'_>) -> Vec<f32> {
         Dtype::BF16 => data.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
         _ => Vec::new(),
     }
-}
-
-pub(super) fn describe(place: Place) -> String {
-    format!("{:?} of {} in layer {}", place.factor, place.module.name(), place.layer)
 }
 
 /// A name from the file, made safe to print.

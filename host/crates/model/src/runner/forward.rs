@@ -5,12 +5,15 @@
 
 use std::sync::Arc;
 
-use engine::Batch;
-use kernels::{AttentionRow, Isa, Matrix, RopeTable, attention, lora_add, matmul, rms_norm, swiglu};
+use engine::{Batch, LoraSegment};
+use kernels::{
+    AttentionRow, DoraTerm, Isa, Matrix, RopeTable, attention, dora_add, lora_add, matmul, rms_norm, swiglu,
+};
 use types::Module;
 
 use super::kv::KvMemory;
 use super::weights::Weights;
+use crate::adapter::PackedTerm;
 use crate::{LoraAdapter, ModelConfig};
 
 /// Activations, kept from step to step for their memory.
@@ -28,7 +31,15 @@ pub(super) struct Buffers {
     attended: Vec<f32>,
     /// `[rows, hidden]`, what a half layer adds to the stream.
     added: Vec<f32>,
-    scratch: Vec<f32>,
+    scratch: Scratch,
+}
+
+/// Memory for one linear layer.
+#[derive(Default)]
+struct Scratch {
+    matmul: Vec<f32>,
+    /// The layer's output before any adapter's change; filled only where DoRA needs it.
+    plain: Vec<f32>,
 }
 
 /// A step in progress.
@@ -117,34 +128,60 @@ impl Forward<'_> {
         normed.resize(added.len(), 0.0);
         rms_norm(added, &self.weights.output_norm, self.config.rms_epsilon, normed);
         let mut logits = vec![0.0; samples.len() * self.config.vocabulary];
-        matmul(self.isa, &[self.weights.output()], normed, samples.len(), &mut logits, scratch);
+        matmul(self.isa, &[self.weights.output()], normed, samples.len(), &mut logits, &mut scratch.matmul);
         logits
     }
 
-    /// y = Wx + Σᵢ wᵢ·sᵢ·Bᵢ(Aᵢx) for modules of equal input; their outputs lie one after the other in each row of `y`.
-    fn linear(&self, layer: usize, modules: &[Module], x: &[f32], y: &mut Vec<f32>, scratch: &mut Vec<f32>) {
+    /// y = Wx + Σᵢ δᵢ(x) for modules of equal input; their outputs lie one after the other in each row of `y`. δᵢ is
+    /// wᵢ·sᵢ·Bᵢ(Aᵢx), or what DoRA makes of it and of the plain Wx: no δ sees another's.
+    fn linear(&self, layer: usize, modules: &[Module], x: &[f32], y: &mut Vec<f32>, scratch: &mut Scratch) {
         let weights = &self.weights.layers[layer];
         let matrices: Vec<&Matrix> = modules.iter().map(|module| weights.module(*module)).collect();
         let stride: usize = matrices.iter().map(|matrix| matrix.outputs()).sum();
         y.resize(self.rows() * stride, 0.0);
-        matmul(self.isa, &matrices, x, self.rows(), y, scratch);
+        matmul(self.isa, &matrices, x, self.rows(), y, &mut scratch.matmul);
 
-        let layer_number = u32::try_from(layer).unwrap_or(u32::MAX);
-        for segment in self.batch.segments.iter().filter(|segment| segment.layers.contains(layer_number)) {
-            let Some(adapter) = &self.slots[segment.slot.0 as usize] else { continue };
+        if self.has_dora(layer, modules) {
+            scratch.plain.clear();
+            scratch.plain.extend_from_slice(y);
+        }
+        for segment in self.batch.segments.iter().filter(|segment| is_in(segment, layer)) {
             let rows = segment.rows.start as usize..segment.rows.end as usize;
-            let factor = segment.weight * adapter.scale();
             let mut first = 0;
             for (module, matrix) in modules.iter().zip(&matrices) {
-                if let Some(pair) = adapter.pair(layer, *module).filter(|_| segment.modules.contains(*module)) {
+                if let Some(term) = self.term(segment, layer, *module) {
                     let x = &x[rows.start * matrix.inputs()..rows.end * matrix.inputs()];
-                    let y = &mut y[rows.start * stride..rows.end * stride];
-                    lora_add(self.isa, pair, factor, x, y, stride, first);
+                    let all = rows.start * stride..rows.end * stride;
+                    let (pair, scale, weight) = (&term.pair, term.scale, segment.weight);
+                    match &term.growth {
+                        None => lora_add(self.isa, pair, weight * scale, x, &mut y[all], stride, first),
+                        Some(growth) => {
+                            let term = DoraTerm { pair, growth, weight, scale };
+                            dora_add(self.isa, &term, x, &scratch.plain[all.clone()], &mut y[all], stride, first);
+                        }
+                    }
                 }
                 first += matrix.outputs();
             }
         }
     }
+
+    /// The change that a segment's adapter makes to a module, if it makes one.
+    fn term(&self, segment: &LoraSegment, layer: usize, module: Module) -> Option<&PackedTerm> {
+        let adapter = self.slots[segment.slot.0 as usize].as_ref()?;
+        adapter.term(layer, module).filter(|_| segment.modules.contains(module))
+    }
+
+    /// Whether some change of these modules is made of the plain Wx.
+    fn has_dora(&self, layer: usize, modules: &[Module]) -> bool {
+        let is_dora = |segment, module| self.term(segment, layer, module).is_some_and(|term| term.growth.is_some());
+        let mut segments = self.batch.segments.iter().filter(|segment| is_in(segment, layer));
+        segments.any(|segment| modules.iter().any(|module| is_dora(segment, *module)))
+    }
+}
+
+fn is_in(segment: &LoraSegment, layer: usize) -> bool {
+    segment.layers.contains(u32::try_from(layer).unwrap_or(u32::MAX))
 }
 
 fn add(stream: &mut [f32], added: &[f32]) {

@@ -1,11 +1,11 @@
 //! The base's tensors in the form that the kernels take, read through candle.
 
-use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QTensor};
 use kernels::{BlockFormat, Matrix};
 use types::Module;
 
 use super::Precision;
+use crate::base::values;
 use crate::gguf::malformed;
 use crate::{Base, ModelError};
 
@@ -34,13 +34,14 @@ impl LayerWeights {
 impl Weights {
     pub(super) fn load(base: &Base, precision: Precision) -> Result<Self, ModelError> {
         let config = base.config();
-        let table = [config.vocabulary, config.hidden];
+        let shape = [config.vocabulary, config.hidden];
+        let table = |name| matrix(&base.tensor(name, &shape)?, shape, precision);
         let tied = !base.has_tensor("output.weight");
         Ok(Self {
-            embedding: matrix(base, "token_embd.weight", table, precision)?,
+            embedding: table("token_embd.weight")?,
             layers: (0..config.layers).map(|layer| load_layer(base, layer, precision)).collect::<Result<_, _>>()?,
             output_norm: vector(base, "output_norm.weight")?,
-            output: if tied { None } else { Some(matrix(base, "output.weight", table, precision)?) },
+            output: if tied { None } else { Some(table("output.weight")?) },
         })
     }
 
@@ -52,19 +53,7 @@ impl Weights {
 fn load_layer(base: &Base, layer: usize, precision: Precision) -> Result<LayerWeights, ModelError> {
     let module = |module: Module| {
         let (inputs, outputs) = base.config().module_shape(module);
-        let name = match module {
-            Module::Q => "attn_q",
-            Module::K => "attn_k",
-            Module::V => "attn_v",
-            Module::O => "attn_output",
-            Module::Gate => "ffn_gate",
-            Module::Up => "ffn_up",
-            Module::Down => "ffn_down",
-        };
-        if base.has_tensor(&format!("blk.{layer}.{name}.bias")) {
-            return Err(ModelError::Unsupported(format!("{name} of layer {layer} has a bias")));
-        }
-        matrix(base, &format!("blk.{layer}.{name}.weight"), [outputs, inputs], precision)
+        matrix(&base.module_tensor(layer, module)?, [outputs, inputs], precision)
     };
     let [q, k, v, o, gate, up, down] = Module::ALL.map(module);
     Ok(LayerWeights {
@@ -74,9 +63,7 @@ fn load_layer(base: &Base, layer: usize, precision: Precision) -> Result<LayerWe
     })
 }
 
-fn matrix(base: &Base, name: &str, shape: [usize; 2], precision: Precision) -> Result<Matrix, ModelError> {
-    let tensor = base.tensor(name, &shape)?;
-    let [outputs, inputs] = shape;
+fn matrix(tensor: &QTensor, [outputs, inputs]: [usize; 2], precision: Precision) -> Result<Matrix, ModelError> {
     let format = match tensor.dtype() {
         GgmlDType::Q4_0 => Some(BlockFormat::Q4_0),
         GgmlDType::Q4_1 => Some(BlockFormat::Q4_1),
@@ -88,16 +75,11 @@ fn matrix(base: &Base, name: &str, shape: [usize; 2], precision: Precision) -> R
             let bytes = tensor.data().map_err(malformed)?.into_owned();
             Matrix::from_blocks(outputs, inputs, format, bytes)
         }
-        None => Matrix::from_f32(outputs, inputs, values(&tensor)?),
+        None => Matrix::from_f32(outputs, inputs, values(tensor)?),
     };
-    matrix.ok_or_else(|| ModelError::Malformed(format!("tensor {name} has the wrong size")))
+    matrix.ok_or_else(|| ModelError::Malformed(format!("a tensor of {outputs} x {inputs} has the wrong size")))
 }
 
 fn vector(base: &Base, name: &str) -> Result<Vec<f32>, ModelError> {
     values(&base.tensor(name, &[base.config().hidden])?)
-}
-
-fn values(tensor: &QTensor) -> Result<Vec<f32>, ModelError> {
-    let flat = tensor.dequantize(&Device::Cpu).and_then(|tensor| tensor.flatten_all());
-    flat.and_then(|tensor| tensor.to_vec1()).map_err(malformed)
 }

@@ -1,4 +1,6 @@
-//! `log`: lines for the function's log, up to a limit on bytes.
+//! `log`: lines for the function's log, up to limits on bytes and on lines.
+
+use std::sync::atomic::Ordering;
 
 use crate::LogLevel;
 use crate::bindings::tenon::plugin::log::{Host, Level};
@@ -8,22 +10,25 @@ use crate::state::InstanceState;
 impl Host for InstanceState {
     async fn write(&mut self, level: Level, message: String) -> wasmtime::Result<()> {
         self.count_host_call()?;
-        match self.log_bytes_left.checked_sub(message.len()) {
-            Some(left) => {
-                self.log_bytes_left = left;
+        // A line that holds nothing costs the host a line all the same.
+        let left = (self.log_bytes_left.checked_sub(message.len()), self.log_lines_left.checked_sub(1));
+        match left {
+            (Some(bytes), Some(lines)) => {
+                (self.log_bytes_left, self.log_lines_left) = (bytes, lines);
                 self.session.log.write(level_from_wit(level), &message);
             }
-            None => self.drop_line(),
+            (None, _) => self.drop_line(&format!("log_bytes_max is {} bytes", self.limits.log_bytes_max)),
+            (_, None) => self.drop_line(&format!("log_lines_max is {} lines", self.limits.log_lines_max)),
         }
         Ok(())
     }
 }
 
 impl InstanceState {
-    fn drop_line(&mut self) {
+    fn drop_line(&mut self, limit: &str) {
+        self.log_lines_dropped_ever.fetch_add(1, Ordering::Relaxed);
         if self.log_lines_dropped == 0 {
-            let max_bytes = self.limits.log_bytes_max;
-            let notice = format!("lines are dropped: the limit log_bytes_max is {max_bytes} bytes a request");
+            let notice = format!("lines are dropped: the limit {limit} a request");
             self.session.log.write(LogLevel::Warn, &notice);
         }
         self.log_lines_dropped = self.log_lines_dropped.saturating_add(1);

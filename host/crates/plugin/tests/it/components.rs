@@ -2,6 +2,8 @@
 //! model's binary format.
 
 const HEADER: &[u8] = b"\0asm\x0d\0\x01\0";
+const CORE_HEADER: &[u8] = b"\0asm\x01\0\0\0";
+const FUNCREF: u8 = 0x70;
 
 /// A component with nothing in it.
 pub(crate) fn empty() -> Vec<u8> {
@@ -26,11 +28,42 @@ pub(crate) fn importing(name: &str) -> Vec<u8> {
 pub(crate) fn with_memories(guest: &[u8], count: usize, pages: usize) -> Vec<u8> {
     let mut memory = vec![1, 0];
     leb(&mut memory, pages);
-    let mut module = b"\0asm\x01\0\0\0".to_vec();
+    let mut module = CORE_HEADER.to_vec();
     section(&mut module, 5, &memory);
+    with_modules(guest, count, &module)
+}
+
+/// The same with tables of this many elements.
+pub(crate) fn with_tables(guest: &[u8], count: usize, elements: usize) -> Vec<u8> {
+    let mut table = vec![1, FUNCREF, 0];
+    leb(&mut table, elements);
+    let mut module = CORE_HEADER.to_vec();
+    section(&mut module, 4, &table);
+    with_modules(guest, count, &module)
+}
+
+/// The same with memories of one page that each grow by one page as often as they can, when they are instantiated.
+pub(crate) fn with_growing_memories(guest: &[u8], count: usize) -> Vec<u8> {
+    let mut module = CORE_HEADER.to_vec();
+    // One type, `() -> ()`; one function of it; a memory of one page; the function is the start.
+    section(&mut module, 1, &[1, 0x60, 0, 0]);
+    section(&mut module, 3, &[1, 0]);
+    section(&mut module, 5, &[1, 0, 1]);
+    section(&mut module, 8, &[0]);
+    // loop; i32.const 1; memory.grow; i32.const -1; i32.ne; br_if 0; end; end
+    let code = [0, 0x03, 0x40, 0x41, 1, 0x40, 0, 0x41, 0x7f, 0x47, 0x0d, 0, 0x0b, 0x0b];
+    let mut bodies = vec![1];
+    leb(&mut bodies, code.len());
+    bodies.extend_from_slice(&code);
+    section(&mut module, 10, &bodies);
+    with_modules(guest, count, &module)
+}
+
+/// A guest with this module `count` times more, each instantiated at its start.
+fn with_modules(guest: &[u8], count: usize, module: &[u8]) -> Vec<u8> {
     let mut component = guest.to_vec();
     for index in (core_modules(guest)..).take(count) {
-        section(&mut component, 1, &module);
+        section(&mut component, 1, module);
         // One core instance, of that module, with no arguments.
         let mut instance = vec![1, 0];
         leb(&mut instance, index);

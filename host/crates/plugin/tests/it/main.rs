@@ -1,6 +1,7 @@
 //! The sandbox as its users see it, with real guests and the real compiler child.
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests stand outside of test functions")]
 
+mod abandoned;
 mod admission;
 mod calls;
 mod components;

@@ -64,7 +64,7 @@ pub(crate) fn guest(name: &str) -> Bytes {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
     let built = root.join("target/guests").join(format!("{name}.wasm"));
     let fixture = root.join("tests/fixtures/guests").join(format!("{name}.wasm"));
-    let sources = ["wit", "sdk/rust/src", "plugins/examples", "plugins/adversarial"];
+    let sources = ["wit", "sdk/rust/src", "plugins/examples", "plugins/adversarial", "plugins/testing"];
     let newest = sources.iter().filter_map(|folder| newest(&root.join(folder))).max();
     let fresh = built.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|time| Some(time) >= newest);
     std::fs::read(if fresh { built } else { fixture }).expect("a guest").into()

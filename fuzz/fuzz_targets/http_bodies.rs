@@ -1,0 +1,22 @@
+//! Requests on every route of a whole host in this process.
+#![no_main]
+
+use std::cell::RefCell;
+use std::path::Path;
+
+#[path = "../../host/tests/malformed/properties.rs"]
+mod properties;
+
+use properties::Host;
+
+thread_local! {
+    static HOST: RefCell<Option<Host>> = const { RefCell::new(None) };
+}
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    HOST.with_borrow_mut(|host| {
+        // The compiler of plugins is not under test here, and runs under limits that no sanitizer fits into.
+        let tenon = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/tenon");
+        host.get_or_insert_with(|| Host::open(&tenon)).hold(bytes);
+    });
+});

@@ -1,0 +1,91 @@
+//! The admission report: what an adapter was found to be, for its owner to read. Made once, when it is admitted. Not here:
+//! anything that decides what is computed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::tensors::{Place, Site, Tensors, Term};
+
+/// The kinds that are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterKind {
+    /// alpha / rank
+    Lora,
+    /// alpha / sqrt(rank)
+    RsLora,
+    /// With a magnitude for each output, of either scale.
+    Dora,
+}
+
+impl AdapterKind {
+    /// `lora`, `rslora` or `dora`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::RsLora => "rslora",
+            Self::Dora => "dora",
+        }
+    }
+}
+
+/// What an adapter was found to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterReport {
+    /// Its kind.
+    pub kind: AdapterKind,
+    /// Layers with the same module, rank and scale together, in order of module and first layer.
+    pub modules: Vec<ModuleReport>,
+    /// Types of its tensors: `f32`, `f16`, `bf16`.
+    pub dtypes: Vec<String>,
+    /// Values of all tensors.
+    pub parameters: u64,
+    /// The base that its configuration claims, for people to read; at most 256 bytes, never used.
+    pub base_model_name: Option<String>,
+    /// What its owner should know, though it was admitted.
+    pub warnings: Vec<String>,
+}
+
+/// Layers in which one module changes in the same way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModuleReport {
+    /// `q_proj`, …
+    pub module: String,
+    /// In order.
+    pub layers: Vec<u32>,
+    /// Rows of A.
+    pub rank: u32,
+    /// What B(A x) is multiplied by.
+    pub scale: f64,
+}
+
+/// Groups the terms by module, rank and scale.
+pub(super) fn modules(terms: &BTreeMap<Site, Term>) -> Vec<ModuleReport> {
+    let mut groups = Vec::<(Site, ModuleReport)>::new();
+    for (site, term) in terms {
+        let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let (layer, rank) = (small(site.layer), small(term.rank));
+        let name = site.module.name();
+        let same = |(_, group): &&mut (Site, ModuleReport)| {
+            group.module == name && group.rank == rank && group.scale == term.scale
+        };
+        match groups.iter_mut().find(same) {
+            Some((_, group)) => group.layers.push(layer),
+            None => {
+                let group = ModuleReport { module: name.to_owned(), layers: vec![layer], rank, scale: term.scale };
+                groups.push((*site, group));
+            }
+        }
+    }
+    groups.sort_by_key(|(first, _)| (first.module, first.layer));
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// Types and number of all values.
+pub(super) fn sizes(tensors: &Tensors<'_>) -> (Vec<String>, u64) {
+    let dtypes: BTreeSet<String> = tensors.values().map(|tensor| format!("{:?}", tensor.dtype())).collect();
+    let parameters = tensors.iter().map(|(_, tensor): (&Place, _)| tensor.shape().iter().product::<usize>() as u64);
+    (dtypes.into_iter().map(|dtype| dtype.to_ascii_lowercase()).collect(), parameters.sum())
+}

@@ -1,0 +1,142 @@
+//! What holds of every plan and its check. The fuzz target `plan_validation` is these lines over libFuzzer's bytes.
+
+use generators::{Draw, Granted, PlanCase, plan_case};
+use types::{
+    Composition, Digest, Grants as _, LayerRange, Plan, PlanEntry, PlanError, PlanLimits, Prompt, Span, ValidPlan,
+};
+
+/// A refusal is a line for people and logs, however long the plan is.
+const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// What became of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It may run.
+    Accepted,
+    /// It may not.
+    Refused,
+}
+
+/// Makes a plan of these bytes and checks it.
+///
+/// # Panics
+/// If something does not hold.
+pub(crate) fn hold(bytes: &[u8]) -> Verdict {
+    let case = case(bytes);
+    let PlanCase { plan, granted, limits } = &case;
+    let checked = ValidPlan::check(plan.clone(), granted, limits);
+    assert_eq!(
+        format!("{checked:?}"),
+        format!("{:?}", ValidPlan::check(plan.clone(), granted, limits)),
+        "the same twice"
+    );
+    match checked {
+        Ok(valid) => {
+            is_within_the_limits(&valid, plan, granted, limits);
+            is_canonical(&valid, plan, limits);
+            Verdict::Accepted
+        }
+        Err(error) => {
+            is_told(&error);
+            Verdict::Refused
+        }
+    }
+}
+
+/// The first byte chooses: a structured plan, or the rest as text in every place that takes some.
+fn case(bytes: &[u8]) -> PlanCase {
+    match bytes.split_first() {
+        Some((first, rest)) if first % 8 == 7 => {
+            let text = String::from_utf8_lossy(rest).into_owned();
+            let mut plan =
+                Plan::new(Prompt::Template { name: text.clone(), arguments: vec![(text.clone(), text.clone())] });
+            if first & 8 == 0 {
+                plan.prompt = Prompt::Text(text.clone());
+                plan.composition.push(PlanEntry::whole(text.clone(), 1.0));
+            }
+            plan.stop.strings.push(text);
+            PlanCase { plan, granted: Granted::default(), limits: PlanLimits::default() }
+        }
+        Some((_, rest)) => plan_case(&mut Draw::new(rest)),
+        None => plan_case(&mut Draw::new(&[])),
+    }
+}
+
+/// Written down again from the meaning of each limit, not from the code of the check.
+fn is_within_the_limits(valid: &ValidPlan, plan: &Plan, granted: &Granted, limits: &PlanLimits) {
+    let parts = valid.composition().parts();
+    assert!(plan.composition.len() <= limits.composition_entries_max && parts.len() <= plan.composition.len());
+    for part in parts {
+        assert!(part.weight.is_finite() && part.weight != 0.0 && part.weight.abs() <= limits.adapter_weight_abs_max);
+        assert!(granted.adapters.values().any(|digest| *digest == part.adapter), "only what was granted");
+        assert!(part.modules.iter().count() > 0);
+        assert!(part.layers.first < part.layers.end);
+        assert!(part.layers == LayerRange::ALL || part.layers.end <= limits.layers);
+    }
+    let named = plan.composition.iter().all(|entry| granted.adapter(&entry.adapter).is_some());
+    assert!(named, "an adapter of weight 0 must be granted too");
+    assert!(plan.composition.iter().all(|entry| entry.span == Span::Whole), "spans are refused, not ignored");
+    assert!(plan.constraint.is_none() && plan.cold.is_none() && plan.prefetch.is_empty(), "refused, not ignored");
+    assert!((1..=limits.output_tokens_max).contains(&valid.output_tokens_max()));
+    assert_eq!(valid.output_tokens_max(), plan.token_budget.unwrap_or(valid.output_tokens_max()));
+    assert!(valid.deadline().as_millis() <= limits.deadline_ms_max.into());
+    assert_eq!((valid.prompt(), valid.post_process()), (&plan.prompt, plan.post_process));
+    let (bytes, tokens) = match valid.prompt() {
+        Prompt::Text(text) => (text.len(), 1),
+        Prompt::Tokens(tokens) => (1, tokens.len()),
+        Prompt::Messages(messages) => (messages.iter().map(|one| one.role.len() + one.content.len()).sum(), 1),
+        Prompt::Template { name, arguments } => {
+            assert!(granted.templates.contains(name));
+            (arguments.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>().max(1), 1)
+        }
+    };
+    let is_text = !matches!(valid.prompt(), Prompt::Tokens(_));
+    assert!(bytes >= 1 && (!is_text || bytes <= limits.prompt_bytes_max));
+    assert!(tokens >= 1 && (is_text || tokens <= limits.prompt_tokens_max));
+    let stop = valid.stop();
+    assert!(stop.strings.len() <= limits.stop_conditions_max && stop.token_ids.len() <= limits.stop_conditions_max);
+    assert!(stop.strings.iter().all(|text| (1..=limits.stop_string_bytes_max).contains(&text.len())));
+    let sampling = valid.sampling();
+    assert!((0.0..=100.0).contains(&sampling.temperature));
+    assert!(sampling.top_p > 0.0 && sampling.top_p <= 1.0);
+    assert!((0.0..=1.0).contains(&sampling.min_p));
+    assert!(sampling.repetition_penalty > 0.0 && sampling.repetition_penalty.is_finite());
+    assert!((-2.0..=2.0).contains(&sampling.presence_penalty) && (-2.0..=2.0).contains(&sampling.frequency_penalty));
+    assert!(sampling.logprobs.is_none_or(|count| count <= limits.logprobs_max));
+}
+
+/// Canonical, whatever the order; and what is canonical is accepted again, as it is.
+fn is_canonical(valid: &ValidPlan, plan: &Plan, limits: &PlanLimits) {
+    let parts = valid.composition().parts();
+    let keys: Vec<(Digest, _)> = parts.iter().map(|part| (part.adapter, (part.modules, part.layers))).collect();
+    assert!(keys.is_sorted(), "in order of digest");
+    assert_eq!(valid.composition(), &Composition::new(parts.iter().rev().copied()));
+    let granted = Granted {
+        adapters: parts.iter().map(|part| (part.adapter.to_string(), part.adapter)).collect(),
+        templates: match valid.prompt() {
+            Prompt::Template { name, .. } => [name.clone()].into(),
+            _ => Default::default(),
+        },
+    };
+    let entry = |part: &types::CompositionPart| PlanEntry {
+        modules: Some(part.modules),
+        layers: Some(part.layers),
+        ..PlanEntry::whole(part.adapter.to_string(), part.weight)
+    };
+    let again = Plan {
+        prompt: valid.prompt().clone(),
+        composition: parts.iter().rev().map(entry).collect(),
+        sampling: valid.sampling().clone(),
+        stop: valid.stop().clone(),
+        token_budget: Some(valid.output_tokens_max()),
+        ..plan.clone()
+    };
+    assert_eq!(ValidPlan::check(again, &granted, limits).as_ref(), Ok(valid));
+}
+
+fn is_told(error: &PlanError) {
+    let codes = ["adapter_not_granted", "unsupported", "limit_exceeded", "invalid_plan", "unknown_template"];
+    assert!(codes.contains(&error.code()), "{}", error.code());
+    let message = error.to_string();
+    assert!((10..=MESSAGE_BYTES_MAX).contains(&message.len()), "{} bytes", message.len());
+}

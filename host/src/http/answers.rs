@@ -1,0 +1,339 @@
+//! JSON bodies of answers, as types, so that the OpenAPI document says what is sent. Not here: the answers in OpenAI's
+//! shape (`openai/`), and the records of receipts, whose types are their own.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::adapters::AdapterInfo;
+use crate::receipt::{Envelope, Kind, Receipt};
+use crate::registry::{FunctionInfo, FunctionVersion, Manifest, ManifestLimits};
+use crate::tenants::{KeyInfo, Right, Rights};
+
+/// A list of things.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct List<T> {
+    #[schema(example = "list")]
+    object: &'static str,
+    data: Vec<T>,
+}
+
+impl<T> List<T> {
+    pub(crate) fn new(data: Vec<T>) -> Self {
+        Self { object: "list", data }
+    }
+}
+
+/// The process answers.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Health {
+    pub(crate) status: &'static str,
+    pub(crate) version: &'static str,
+}
+
+/// Requests can be answered.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Ready {
+    pub(crate) status: &'static str,
+}
+
+/// A plugin that was taken in.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Plugin {
+    /// BLAKE3 of the component: its name in manifests.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    pub(crate) digest: String,
+    pub(crate) bytes: usize,
+}
+
+/// A version that was deployed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Deployed {
+    pub(crate) name: String,
+    pub(crate) version: u32,
+    /// The version that answers.
+    pub(crate) live: u32,
+}
+
+/// Which version answers now.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Promoted {
+    pub(crate) name: String,
+    pub(crate) live: u32,
+}
+
+/// A function in a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FunctionCard {
+    name: String,
+    /// The version that answers.
+    live: u32,
+    /// The newest version.
+    latest: u32,
+}
+
+impl From<&FunctionInfo> for FunctionCard {
+    fn from(info: &FunctionInfo) -> Self {
+        Self { name: info.function.as_str().to_owned(), live: info.live, latest: info.latest }
+    }
+}
+
+/// One version of a function: its manifest and number.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Version {
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    plugin: String,
+    adapters: Vec<String>,
+    templates: BTreeMap<String, String>,
+    config: BTreeMap<String, String>,
+    limits: ManifestLimits,
+    description: String,
+    version: u32,
+}
+
+impl From<&FunctionVersion> for Version {
+    fn from(record: &FunctionVersion) -> Self {
+        // Taken apart, so that a field that is added there is missed here by the compiler.
+        let Manifest { plugin, adapters, templates, config, limits, description } = Manifest::clone(&record.manifest);
+        let (plugin, version) = (plugin.to_string(), record.version);
+        Self { plugin, adapters, templates, config, limits, description, version }
+    }
+}
+
+/// The live version of a function.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct LiveVersion {
+    #[serde(flatten)]
+    pub(crate) version: Version,
+    pub(crate) name: String,
+    pub(crate) live: u32,
+}
+
+/// Every version of a function.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Versions {
+    #[serde(flatten)]
+    pub(crate) list: List<Version>,
+    pub(crate) name: String,
+    /// The version that answers.
+    pub(crate) live: u32,
+}
+
+/// An adapter.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Adapter {
+    alias: String,
+    /// BLAKE3 of its canonical form.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    digest: String,
+    rank: u32,
+    /// What it acts on, by PEFT's names.
+    modules: Vec<&'static str>,
+    /// Of its canonical form.
+    bytes: u64,
+    /// What its admission found; lists leave it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<AdapterReport>,
+}
+
+impl Adapter {
+    /// As lists show it.
+    pub(crate) fn listed(info: &AdapterInfo) -> Self {
+        Self {
+            report: None,
+            alias: info.alias.as_str().to_owned(),
+            digest: info.digest.to_string(),
+            rank: info.rank,
+            modules: info.modules.iter().map(types::Module::name).collect(),
+            bytes: info.bytes,
+        }
+    }
+}
+
+impl From<&AdapterInfo> for Adapter {
+    fn from(info: &AdapterInfo) -> Self {
+        Self { report: info.report.as_ref().map(AdapterReport::from), ..Self::listed(info) }
+    }
+}
+
+/// What an adapter's admission found.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AdapterReport {
+    /// `lora`, `rslora` or `dora`.
+    kind: &'static str,
+    modules: Vec<ModuleReport>,
+    /// Types of its tensors.
+    dtypes: Vec<String>,
+    /// Values of all tensors.
+    parameters: u64,
+    /// The base that its configuration claims; never used.
+    base_model: Option<String>,
+    /// What its owner should know, though it was admitted.
+    warnings: Vec<String>,
+}
+
+/// Layers in which one module changes in the same way.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ModuleReport {
+    module: String,
+    layers: Vec<u32>,
+    rank: u32,
+    /// What B(A x) is multiplied by.
+    scale: f64,
+}
+
+impl From<&model::AdapterReport> for AdapterReport {
+    fn from(report: &model::AdapterReport) -> Self {
+        let module = |one: &model::ModuleReport| ModuleReport {
+            module: one.module.clone(),
+            layers: one.layers.clone(),
+            rank: one.rank,
+            scale: one.scale,
+        };
+        Self {
+            kind: report.kind.name(),
+            modules: report.modules.iter().map(module).collect(),
+            dtypes: report.dtypes.clone(),
+            parameters: report.parameters,
+            base_model: report.base_model_name.clone(),
+            warnings: report.warnings.clone(),
+        }
+    }
+}
+
+/// A tenant that was made.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct NamedTenant {
+    pub(crate) name: String,
+}
+
+/// A tenant with its keys.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Tenant {
+    pub(crate) name: String,
+    pub(crate) keys: Vec<Key>,
+}
+
+/// A key without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Key {
+    id: String,
+    label: String,
+    rights: Vec<&'static str>,
+    created_unix_ms: u64,
+    #[schema(required)]
+    revoked_unix_ms: Option<u64>,
+}
+
+impl From<&KeyInfo> for Key {
+    fn from(key: &KeyInfo) -> Self {
+        Self {
+            id: key.id.as_str().to_owned(),
+            label: key.label.clone(),
+            rights: names(key.rights),
+            created_unix_ms: key.created_unix_ms,
+            revoked_unix_ms: key.revoked_unix_ms,
+        }
+    }
+}
+
+/// A key that was just made.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct MadeKey {
+    pub(crate) id: String,
+    /// Shown here and never again.
+    pub(crate) key: String,
+    pub(crate) tenant: String,
+    pub(crate) rights: Vec<&'static str>,
+}
+
+pub(crate) fn names(rights: Rights) -> Vec<&'static str> {
+    rights.iter().map(Right::name).collect()
+}
+
+/// A receipt as its owner sees it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ReceiptAnswer {
+    #[schema(pattern = "^rcpt_[0-9A-Z]{26}$")]
+    pub(crate) id: String,
+    pub(crate) kind: Kind,
+    /// The last record.
+    #[schema(value_type = Receipt)]
+    pub(crate) receipt: Value,
+    /// The started record and, if there is one, the final one.
+    pub(crate) envelopes: Vec<Envelope>,
+    pub(crate) salts: Salts,
+}
+
+/// What opens the commitments of a receipt.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Salts {
+    #[schema(required)]
+    pub(crate) prompt: Option<String>,
+    #[schema(required)]
+    pub(crate) answer: Option<String>,
+}
+
+/// A record of the chain.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ChainRecord {
+    /// Its place, from 1.
+    pub(crate) sequence: u64,
+    #[schema(value_type = Receipt)]
+    pub(crate) receipt: Value,
+    pub(crate) envelope: Envelope,
+}
+
+/// A page of the chain.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ChainPage {
+    #[serde(flatten)]
+    pub(crate) list: List<ChainRecord>,
+    /// What to give as `after` for the next page; null at the end.
+    #[schema(required)]
+    pub(crate) next: Option<u64>,
+}
+
+/// An adapter of a composition.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ComposedAdapter {
+    pub(crate) name: String,
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    pub(crate) digest: String,
+    /// As it was written.
+    #[schema(value_type = f64)]
+    pub(crate) weight: Value,
+}
+
+/// Token counts in OpenAI's shape.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub(crate) struct Usage {
+    pub(crate) prompt_tokens: u32,
+    pub(crate) completion_tokens: u32,
+    pub(crate) total_tokens: u32,
+}
+
+/// What a function answered. Streamed, an object `function.begin`, `function.chunk`s with `delta`, and `function.end`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FunctionResult {
+    pub(crate) id: String,
+    pub(crate) object: &'static str,
+    #[schema(required)]
+    pub(crate) function: Option<String>,
+    #[schema(required)]
+    pub(crate) version: Option<u32>,
+    pub(crate) finish_reason: &'static str,
+    #[schema(value_type = Vec<ComposedAdapter>)]
+    pub(crate) adapters: Value,
+    #[schema(value_type = Usage)]
+    pub(crate) usage: Value,
+    /// What the plugin adds.
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub(crate) metadata: Map<String, Value>,
+    pub(crate) receipt: String,
+    /// The whole text; not in `function.end`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) output: Option<String>,
+}

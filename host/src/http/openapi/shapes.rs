@@ -1,0 +1,30 @@
+//! Bodies that are read as bytes and so have no type of their own: what the document says of them. Not here: bodies in
+//! JSON, whose types are in `wire/` and `answers.rs`.
+#![expect(dead_code, reason = "only their schemas are used")]
+
+use utoipa::ToSchema;
+
+/// A WebAssembly component as it is.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+pub(crate) struct Bytes(Vec<u8>);
+
+/// The files of a PEFT folder. The names of parts or of files say what they are.
+#[derive(ToSchema)]
+pub(crate) struct AdapterUpload {
+    #[serde(rename = "adapter_config.json")]
+    #[schema(value_type = String, format = Binary)]
+    config: Vec<u8>,
+    #[serde(rename = "adapter_model.safetensors")]
+    #[schema(value_type = String, format = Binary)]
+    weights: Vec<u8>,
+    /// What the adapter must turn out to be.
+    digest: Option<String>,
+}
+
+/// A server-sent event.
+#[derive(ToSchema)]
+pub(crate) struct Event {
+    /// An object in JSON; the last event's is `[DONE]`. An error in mid-stream is the error object.
+    data: String,
+}

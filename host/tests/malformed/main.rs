@@ -1,0 +1,27 @@
+//! Requests that clients would not send, asked of a whole host within this process, by the generator that the fuzz target
+//! uses too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod properties;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use generators::seeded_bytes;
+use properties::Host;
+
+#[test]
+fn every_request_gets_an_answer_or_an_error_of_ours() {
+    let mut host = Host::open(Path::new(env!("CARGO_BIN_EXE_tenon")));
+    let mut statuses = BTreeMap::<u16, u32>::new();
+    for seed in 0..2000 {
+        println!("seed {seed}");
+        for status in host.hold(&seeded_bytes(seed, 100 + seed as usize % 500)) {
+            *statuses.entry(status).or_default() += 1;
+        }
+    }
+    println!("{statuses:?}");
+    for status in [200, 201, 400, 401, 404, 405, 422] {
+        assert!(statuses.contains_key(&status), "{status} is met: {statuses:?}");
+    }
+}
