@@ -165,7 +165,8 @@ impl Store for EmbeddedStore {
 }
 
 fn get(database: &Database, key: &str) -> Result<Option<(Bytes, Version)>, redb::Error> {
-    let found = database.begin_read()?.open_table(POINTERS)?.get(key)?;
+    // Owned: a plain guard does not keep its transaction, and the page under it could be freed.
+    let found = database.begin_read()?.open_table(POINTERS)?.get_owned(key)?;
     Ok(found.map(|found| {
         let (version, value) = found.value();
         (Bytes::copy_from_slice(value), Version(version))
@@ -359,6 +360,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_database_that_went_missing_is_not_made_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = EmbeddedStore::open(folder.path()).await.expect("open");
+        store.put_blob("plugin/ab/cd", Bytes::from_static(b"blob"), BlobWrite::Keep).await.expect("put");
+        drop(store);
+        fs::remove_file(folder.path().join("state.redb")).expect("removed");
+        let error = EmbeddedStore::open(folder.path()).await.expect_err("its blobs would be nobody's");
+        assert_eq!(error.code(), "store_damaged");
+        assert!(!folder.path().join("state.redb").exists());
+    }
+
+    /// Readers hold no page that a writer may free: redb's own assertions see it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn readers_and_a_writer_of_one_record_do_not_meet() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(EmbeddedStore::open(folder.path()).await.expect("open"));
+        let mut version = store.swap("a/b", None, Some(Bytes::from_static(b"0"))).await.expect("swap");
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                let store = Arc::clone(&store);
+                tokio::spawn(async move {
+                    for _ in 0..400 {
+                        assert!(store.get("a/b").await.expect("get").is_some());
+                    }
+                })
+            })
+            .collect();
+        for count in 0..100 {
+            let value = Bytes::from(count.to_string());
+            version = store.swap("a/b", Some(version), Some(value)).await.expect("swap");
+        }
+        for reader in readers {
+            reader.await.expect("no panic");
+        }
+    }
+
+    #[tokio::test]
     async fn a_second_opener_is_told_so() {
         let folder = tempfile::tempdir().expect("a folder");
         let _held = EmbeddedStore::open(folder.path()).await.expect("open");
@@ -409,6 +447,7 @@ mod tests {
     async fn leftovers_of_a_crash_are_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let kind = folder.path().join("blobs/adapter/ab");
+        drop(EmbeddedStore::open(folder.path()).await.expect("open"));
         fs::create_dir_all(&kind).expect("folders");
         fs::write(kind.join("cd#1"), b"half").expect("a leftover");
         fs::write(kind.join("cd"), b"whole").expect("a blob");
