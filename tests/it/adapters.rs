@@ -1,7 +1,7 @@
 //! Adapters as a user uploads, lists, replaces and removes them; what is malformed is refused with its reason.
 
 use serde_json::{Value, json};
-use tests::{Options, Server, adapter_folder, repository, shared, shared_server, skip};
+use tests::{Options, PeftAdapter, Server, adapter_folder, repository, shared_server};
 
 fn files(name: &str) -> (Vec<u8>, Vec<u8>) {
     let folder = adapter_folder(name).expect("a committed adapter");
@@ -109,34 +109,44 @@ fn an_adapter_comes_from_a_file_url_below_the_root_only() {
 }
 
 #[test]
-fn the_hostile_set_is_refused_case_by_case() {
-    let test = "the_hostile_set_is_refused_case_by_case";
-    let Some(server) = shared_server(test) else { return };
-    let Some(hostile) = shared().map(|shared| shared.join("lora/hostile")).filter(|folder| folder.is_dir()) else {
-        return skip(test, "../shared/lora/hostile is not there");
-    };
+fn the_admission_report_is_kept_with_the_adapter() {
+    let test = "the_admission_report_is_kept_with_the_adapter";
+    let Some(mut server) = Server::start(test, Options::default()) else { return };
+    let mut varied = PeftAdapter::tiny(1);
+    varied.set("target_modules", json!(r"model\.layers\.[01]\.self_attn\.[qv]_proj"));
+    varied.set("layers_to_transform", Value::Null);
+    varied.set("r", json!(1));
+    varied.set("rank_pattern", json!({"q_proj": 2, "layers.1.self_attn.v_proj": 2, "v_proj": 2}));
+    varied.set("alpha_pattern", json!({"layers.1.self_attn.q_proj": 3}));
+    varied.set("base_model_name_or_path", json!("../../../../etc/passwd"));
+    varied.set("future_flag", json!(7));
     let client = server.client();
-    let cases = std::fs::read(hostile.join("cases.json")).expect("cases.json");
-    let cases: Value = serde_json::from_slice(&cases).expect("cases.json is JSON");
-    let (mut refused, mut wrong) = (0, Vec::new());
-    for case in cases["cases"].as_array().unwrap() {
-        let (name, expect) = (case["name"].as_str().unwrap(), case["expect"].as_str().unwrap());
-        let read = |file: &str| std::fs::read(hostile.join(name).join(file));
-        // Folders without both files are archives and pickles, which this route cannot be given.
-        let (Ok(config), Ok(weights)) = (read("adapter_config.json"), read("adapter_model.safetensors")) else {
-            continue;
-        };
-        let answer = client.upload_adapter_bytes("hostile", config, weights);
-        let is_right = match expect {
-            "accept" => answer.status == 201,
-            "reject" => (400..500).contains(&answer.status),
-            _ => answer.status == 201 || (400..500).contains(&answer.status),
-        };
-        refused += usize::from(answer.status >= 400);
-        if !is_right {
-            wrong.push(format!("{name} ({}): expected {expect}, {} {}", case["why"], answer.status, answer.text));
-        }
-    }
-    assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(refused > 40, "only {refused} cases were refused");
+    let added = client.upload_adapter_bytes("varied", varied.config_file(), varied.weights_file()).expect(201).json();
+    assert_eq!((&added["rank"], &added["modules"]), (&json!(2), &json!(["q_proj", "v_proj"])));
+    let report = &added["report"];
+    assert_eq!(report["kind"], json!("lora"));
+    let modules = json!([
+        {"module": "q_proj", "layers": [0], "rank": 2, "scale": 2.0},
+        {"module": "q_proj", "layers": [1], "rank": 2, "scale": 1.5},
+        {"module": "v_proj", "layers": [0, 1], "rank": 2, "scale": 2.0},
+    ]);
+    // lora_alpha is 4 where no pattern says otherwise.
+    assert_eq!(report["modules"], modules);
+    assert_eq!(report["dtypes"], json!(["f32"]));
+    assert_eq!(report["parameters"], json!(2 * (2 * 576 * 2 + 2 * (576 + 192))));
+    assert_eq!(report["base_model"], json!("../../../../etc/passwd"));
+    let warnings = report["warnings"].as_array().expect("a list");
+    let has = |text: &str| warnings.iter().filter_map(Value::as_str).any(|warning| warning.contains(text));
+    assert!(warnings.len() == 2 && has("future_flag") && has("etc/passwd"), "{warnings:?}");
+
+    let data = server.keep_data();
+    server.terminate();
+    server.wait();
+    let arguments = Vec::new();
+    let folder = data.as_ref().map(|folder| folder.path().join("data"));
+    let Some(server) = Server::start(test, Options { arguments, data: folder }) else { return };
+    let client = server.client();
+    assert_eq!(client.get("/v1/adapters/varied").expect(200).json(), added, "the same after a restart");
+    let listed = client.get("/v1/adapters").expect(200).json();
+    assert!(listed["data"][0].get("report").is_none(), "lists leave it out");
 }

@@ -5,10 +5,12 @@ mod tidy;
 
 mod adapters;
 mod cli;
+mod clients;
 mod compositions;
 mod crash;
 mod functions;
 mod hostile;
+mod hostile_adapters;
 mod lifecycle;
 mod malformed;
 mod openai;

@@ -161,11 +161,30 @@ impl Client {
     /// Uploads the two files of an adapter.
     #[must_use]
     pub fn upload_adapter_bytes(&self, alias: &str, config: Vec<u8>, weights: Vec<u8>) -> Answer {
-        let part = |bytes: Vec<u8>, name: &str| multipart::Part::bytes(bytes).file_name(name.to_owned());
-        let form = multipart::Form::new()
-            .part("adapter_config.json", part(config, "adapter_config.json"))
-            .part("adapter_model.safetensors", part(weights, "adapter_model.safetensors"));
+        let files = [("adapter_config.json".to_owned(), config), ("adapter_model.safetensors".to_owned(), weights)];
+        self.upload_files(alias, files.into())
+    }
+
+    /// Uploads files as parts of a form that are named after them.
+    ///
+    /// # Panics
+    /// If the server does not answer.
+    #[must_use]
+    pub fn upload_files(&self, alias: &str, files: Vec<(String, Vec<u8>)>) -> Answer {
+        let form = files.into_iter().fold(multipart::Form::new(), |form, (name, bytes)| {
+            form.part(name.clone(), multipart::Part::bytes(bytes).file_name(name))
+        });
         let request = self.request(Method::PUT, &format!("/v1/adapters/{alias}")).multipart(form);
+        answer(request.send().expect("the server answers"))
+    }
+
+    /// `PUT` of bytes as they are, of this content type.
+    ///
+    /// # Panics
+    /// If the server does not answer.
+    #[must_use]
+    pub fn put_bytes(&self, path: &str, content_type: &str, body: Vec<u8>) -> Answer {
+        let request = self.request(Method::PUT, path).header("content-type", content_type).body(body);
         answer(request.send().expect("the server answers"))
     }
 

@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test harness fails by panicking")]
 
 mod client;
+mod peft;
 mod places;
 mod server;
 mod setup;
 mod sse;
 
 pub use client::{Answer, Client, completion_ids};
+pub use peft::{PeftAdapter, PeftTensor, safetensors_file};
 pub use places::{adapter_folder, base, golden, guest, repository, shared, skip, tracked_files};
 pub use server::{Options, Server, run_tenon, tenon};
 pub use setup::{deploy_examples, shared_server, tenant_key};

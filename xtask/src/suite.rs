@@ -41,6 +41,8 @@ pub(crate) enum Stage {
 const CARGO_DENY: &str = "0.20.2";
 /// The workspace of the SDK and the plugins.
 const GUESTS: &str = "plugins/Cargo.toml";
+/// The workspace of the fuzz targets, which is not built here.
+const FUZZ: &str = "fuzz/Cargo.toml";
 
 /// What test runners counted.
 #[derive(Default)]
@@ -82,7 +84,8 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
     match stage {
         Stage::Fmt => {
             shell::run(&mut shell::cargo(&["fmt", "--all", "--check"]))?;
-            shell::run(&mut shell::cargo(&["fmt", "--all", "--check", "--manifest-path", GUESTS]))
+            shell::run(&mut shell::cargo(&["fmt", "--all", "--check", "--manifest-path", GUESTS]))?;
+            shell::run(&mut shell::cargo(&["fmt", "--all", "--check", "--manifest-path", FUZZ]))
         }
         Stage::Guests => guests(false),
         Stage::Base => base::ensure().map(|path| println!("base: {}", path.display())),

@@ -11,13 +11,15 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::AdapterLimits;
+use model::{AdapterLimits, CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::AdapterError;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// Names of a folder that are looked at to say what it has instead of weights.
+const NAMES_READ_MAX: usize = 256;
 
 /// The path that a `file:///…` address names. It is absolute and has no `..`.
 pub(super) fn file_path(url: &str) -> Result<PathBuf, AdapterError> {
@@ -54,11 +56,29 @@ impl AdaptersRoot {
 
     /// (`adapter_config.json`, `adapter_model.safetensors`) of a folder, each no larger than its limit. Blocking.
     pub(super) fn read_folder(&self, folder: &Path, limits: &AdapterLimits) -> Result<(Bytes, Bytes), AdapterError> {
-        let resolved = folder.canonicalize().ok().filter(|folder| folder.starts_with(&self.path) && folder.is_dir());
+        let resolved = folder.canonicalize().ok().filter(|folder| folder.starts_with(&self.path));
         let folder = resolved.ok_or(AdapterError::SourceNotFound)?;
+        if !folder.is_dir() {
+            self.refuse_container_file(&folder)?;
+            return Err(AdapterError::SourceNotFound);
+        }
+        if !folder.join(WEIGHTS).exists() {
+            refuse_container_names(&folder)?;
+        }
         let config = self.read_file(&folder, CONFIG, "adapter_config_bytes_max", limits.config_bytes_max)?;
         let weights = self.read_file(&folder, WEIGHTS, "adapter_file_bytes_max", limits.file_bytes_max)?;
         Ok((config, weights))
+    }
+
+    /// Says of an archive that it is one, by its first bytes or its name; it is not opened.
+    fn refuse_container_file(&self, path: &Path) -> Result<(), AdapterError> {
+        let Some(file) = self.open_below(path) else { return Ok(()) };
+        let Some(metadata) = file.metadata().ok().filter(std::fs::Metadata::is_file) else { return Ok(()) };
+        let mut prefix = Vec::new();
+        if file.take(CONTAINER_PREFIX_BYTES as u64).read_to_end(&mut prefix).is_ok() {
+            refuse_container(&prefix, metadata.len())?;
+        }
+        Ok(refuse_container_name(&path.to_string_lossy())?)
     }
 
     fn read_file(
@@ -95,6 +115,15 @@ impl AdaptersRoot {
         let (file, folders) = names.split_last()?;
         open_parts(&self.path, folders, file).ok().map(File::from)
     }
+}
+
+/// Says of a folder without our weights that it has others: `adapter_model.bin`, an archive.
+fn refuse_container_names(folder: &Path) -> Result<(), AdapterError> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().take(NAMES_READ_MAX).filter_map(Result::ok);
+    for name in entries.map(|entry| entry.file_name()).filter(|name| name != "training_args.bin") {
+        refuse_container_name(&name.to_string_lossy())?;
+    }
+    Ok(())
 }
 
 fn open_parts(root: &Path, folders: &[&OsStr], file: &OsStr) -> rustix::io::Result<OwnedFd> {
@@ -178,6 +207,27 @@ mod tests {
         let error = read(path.join("half")).expect_err("a file that is a link out");
         assert!(matches!(error, AdapterError::SourceFile(WEIGHTS)), "{error:?}");
         assert!(AdaptersRoot::open(&path.join("none")).is_err());
+    }
+
+    #[test]
+    fn archives_and_pickles_are_named_and_not_opened() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = AdaptersRoot::open(folder.path()).expect("a root");
+        let read = |name: &str| code(root.read_folder(&folder.path().join(name), &limits()));
+        fs::write(folder.path().join("a.zip"), b"not even one").expect("a file");
+        fs::write(folder.path().join("plain"), b"\x1f\x8b\x08 with gzip's first bytes").expect("a file");
+        fs::write(folder.path().join("text"), b"neither").expect("a file");
+        assert_eq!(
+            ["a.zip", "plain", "text"].map(read),
+            ["unsupported_media_type", "unsupported_media_type", "source_not_found"]
+        );
+        folder_with(&folder.path().join("pickle"), b"{}", b"");
+        let rename =
+            |from: &str, to: &str| fs::rename(folder.path().join(from), folder.path().join(to)).expect("renamed");
+        rename("pickle/adapter_model.safetensors", "pickle/training_args.bin");
+        assert_eq!(read("pickle"), "source_not_found");
+        rename("pickle/training_args.bin", "pickle/adapter_model.bin");
+        assert_eq!(read("pickle"), "unsupported_media_type");
     }
 
     #[test]

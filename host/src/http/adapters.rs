@@ -6,6 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
+use model::refuse_container;
 use types::{AdapterAlias, Digest};
 
 use super::App;
@@ -13,6 +14,7 @@ use super::answers::{Adapter, List};
 use super::auth::Caller;
 use super::wire::{self, AdapterSource, PathText, RawBody};
 use super::{openai, openapi};
+use crate::adapters::AdapterError;
 use crate::config::HttpLimits;
 use crate::error::Error;
 
@@ -43,6 +45,7 @@ pub(crate) async fn put(
         store.add_bytes(tenant, &alias, upload.config, upload.weights, upload.digest).await?
     } else if is_json || kind.is_empty() {
         let RawBody(body) = RawBody::from_request(request, &app).await?;
+        refuse_container(&body, body.len() as u64).map_err(AdapterError::from)?;
         let body: AdapterSource = wire::parse(body)?;
         let expected = body.digest.as_deref().map(digest).transpose()?;
         store.add_file_url(tenant, &alias, &body.source, expected).await?

@@ -1,5 +1,5 @@
 //! The two files of a PEFT folder: an adapter of some kind that PEFT would write, and then, perhaps, something wrong with its
-//! configuration, its tensors, its values or its container. Not here: archives and other files that are no adapter.
+//! configuration, its tensors, its values or its container, or a file of another kind in its place.
 
 use std::collections::BTreeSet;
 
@@ -43,8 +43,29 @@ pub fn adapter(draw: &mut Draw<'_>, sizes: &Sizes) -> AdapterFiles {
     } else {
         safetensors::file(&tensors, metadata)
     };
-    AdapterFiles { config: config.into_bytes(draw), weights }
+    let mut files = AdapterFiles { config: config.into_bytes(draw), weights };
+    if draw.one_in(32) {
+        // What is sent by mistake, or in the hope that it is opened.
+        let file = if draw.one_in(4) { &mut files.config } else { &mut files.weights };
+        let magic = draw.pick(MAGIC);
+        file.splice(..magic.len().min(file.len()), magic.iter().copied());
+    }
+    files
 }
+
+/// How archives, pickles and other weights begin.
+const MAGIC: &[&[u8]] = &[
+    b"PK\x03\x04",
+    b"\x1f\x8b\x08",
+    b"\x28\xb5\x2f\xfd",
+    b"BZh9",
+    b"\xfd7zXZ\0",
+    b"7z\xbc\xaf\x27\x1c",
+    b"\x80\x04\x95",
+    b"\x80\x02}q",
+    b"GGUF\x03\0\0\0",
+    b"\x93NUMPY",
+];
 
 /// Which modules have which factors: what PEFT's options say, worked out.
 struct Shape {

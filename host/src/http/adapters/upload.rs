@@ -6,9 +6,11 @@ use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use bytes::{Bytes, BytesMut};
+use model::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
 use types::Digest;
 
 use super::{adapter_bytes_max, digest};
+use crate::adapters::AdapterError;
 use crate::error::Error;
 use crate::http::{App, pace};
 
@@ -107,7 +109,16 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
         .map_err(|rejection| Error::invalid("invalid_request", "", rejection.body_text()))?;
     let (mut config, mut weights, mut expected) = (None, None, None);
     while let Some(field) = parts.next_field().await.map_err(|error| broken(&error, bytes_max))? {
-        let part = Part::of(field.name().unwrap_or_default(), field.file_name().unwrap_or_default())?;
+        let (name, file) = (field.name().unwrap_or_default(), field.file_name().unwrap_or_default());
+        let part = match Part::of(name, file) {
+            Ok(part) => part,
+            // By its name or its first bytes it may be an archive or a pickle: then that is what is said of it.
+            Err(unknown) => {
+                refuse_container_name(if file.is_empty() { name } else { file }).map_err(AdapterError::from)?;
+                refuse_container_part(field).await?;
+                return Err(unknown);
+            }
+        };
         let (place, limit, max) = match part {
             Part::Config => (&mut config, "adapter_config_bytes_max", CONFIG_BYTES_MAX),
             Part::Weights => (&mut weights, "adapter_bytes_max", bytes_max),
@@ -125,6 +136,17 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
         weights: weights.ok_or_else(|| missing(WEIGHTS))?,
         digest: expected,
     })
+}
+
+async fn refuse_container_part(mut field: Field<'_>) -> Result<(), Error> {
+    let mut prefix = BytesMut::new();
+    while let Ok(Some(chunk)) = field.chunk().await {
+        prefix.extend_from_slice(&chunk);
+        if prefix.len() >= CONTAINER_PREFIX_BYTES {
+            break;
+        }
+    }
+    Ok(refuse_container(&prefix, prefix.len() as u64).map_err(AdapterError::from)?)
 }
 
 async fn bounded(mut field: Field<'_>, limit: &'static str, max: usize, bytes_max: usize) -> Result<Bytes, Error> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::tensors::{Site, Term};
+use super::tensors::{Site, Term, shown};
 use super::{AdapterKind, AdapterLimits, AdapterRejection, targets};
 use crate::ModelConfig;
 
@@ -74,7 +74,7 @@ impl PeftConfig {
     pub(super) fn parse(bytes: &[u8], base: &ModelConfig, limits: &AdapterLimits) -> Result<Self, AdapterRejection> {
         limits.check("adapter_config.json in bytes", bytes.len(), limits.config_bytes_max)?;
         let config: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| {
-            AdapterRejection::Malformed(format!("adapter_config.json is not a JSON object: {error}"))
+            AdapterRejection::Malformed(format!("adapter_config.json is not a JSON object: {}", shown(&error)))
         })?;
         let mut warnings = refuse_other_kinds(&config)?;
         let (is_dora, is_rslora) = (flag(&config, "use_dora")?, flag(&config, "use_rslora")?);

@@ -1,12 +1,13 @@
 //! The tensors of an adapter: the container's own rules, names, shapes and values. Used on a PEFT file and on canonical
 //! bytes alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use types::Module;
 
 use super::{AdapterLimits, AdapterRejection};
@@ -66,7 +67,8 @@ pub(super) const fn block(module: Module) -> &'static str {
 
 pub(super) type Tensors<'a> = BTreeMap<Place, TensorView<'a>>;
 
-/// Opens a safetensors file after the checks that its library leaves out: the size of the header and its first byte.
+/// Opens a safetensors file after the checks that its library leaves out: the size of the header, its first
+/// byte, and names that are there twice, of which other readers would take another one.
 pub(super) fn open<'a>(bytes: &'a [u8], limits: &AdapterLimits) -> Result<SafeTensors<'a>, AdapterRejection> {
     limits.check("its weights in bytes", bytes.len(), limits.file_bytes_max)?;
     let (length, rest) = bytes
@@ -83,9 +85,41 @@ pub(super) fn open<'a>(bytes: &'a [u8], limits: &AdapterLimits) -> Result<SafeTe
     if rest.first() != Some(&b'{') {
         return Err(AdapterRejection::Malformed("the header of the weights does not begin with `{`".into()));
     }
-    let file = SafeTensors::deserialize(bytes).map_err(|error| AdapterRejection::Malformed(error.to_string()))?;
+    let header = rest.get(..header_bytes).unwrap_or_default();
+    let UniqueKeys = serde_json::from_slice(header)
+        .map_err(|error| AdapterRejection::Malformed(format!("its header: {}", shown(&error))))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| AdapterRejection::Malformed(shown(&error)))?;
     limits.check("its number of tensors", file.len(), limits.tensors_max)?;
     Ok(file)
+}
+
+/// A JSON object without equal keys; what they hold is not looked at.
+struct UniqueKeys;
+
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for UniqueKeys {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self, M::Error> {
+        let mut keys = BTreeSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            map.next_value::<IgnoredAny>()?;
+            if keys.contains(&key) {
+                return Err(M::Error::custom(format!("`{}` is there twice", short(&key))));
+            }
+            keys.insert(key);
+        }
+        Ok(self)
+    }
 }
 
 /// Puts every tensor of the file in its place by `place_of`, which refuses names that have none.
@@ -203,6 +237,11 @@ pub(super) fn values(tensor: &TensorView<'_>) -> Vec<f32> {
         Dtype::BF16 => data.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
         _ => Vec::new(),
     }
+}
+
+/// What a library says of the file; it may quote any of it.
+pub(super) fn shown(error: &impl ToString) -> String {
+    error.to_string().chars().take(256).flat_map(char::escape_debug).collect()
 }
 
 /// A name from the file, made safe to print.
