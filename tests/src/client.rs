@@ -311,7 +311,6 @@ impl Client {
     }
 
     /// A request with the key, for callers that want to see it fail.
-    #[must_use]
     pub fn request(&self, method: Method, path: &str) -> reqwest::blocking::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url));
         match &self.key {
