@@ -12,6 +12,8 @@ const PATTERN_BYTES_MAX: usize = 4096;
 const NESTING_MAX: u32 = 32;
 /// Bytes that a compiled pattern may take.
 const COMPILED_BYTES_MAX: usize = 256 << 10;
+/// Bytes that the compiled patterns of one key may take together: a page of short patterns would take seconds to compile.
+const COMPILED_BYTES_ALL_MAX: usize = 16 << 20;
 
 /// A compiled pattern. Names of modules are ASCII and one line, which is where both languages agree.
 #[derive(Debug)]
@@ -20,13 +22,13 @@ pub(super) struct Pattern(Regex);
 impl Pattern {
     /// Matches names as a whole: `re.fullmatch(pattern, name)`.
     pub(super) fn whole(key: &str, pattern: &str) -> Result<Self, AdapterRejection> {
-        compile(key, pattern, |pattern| format!("^(?:{pattern})$"))
+        compile(key, pattern, 1, |pattern| format!("^(?:{pattern})$"))
     }
 
     /// Matches the end of a name, from the beginning or after a dot: `re.match(rf"(.*\.)?({pattern})$", name)`, as PEFT
-    /// looks up `rank_pattern` and `alpha_pattern`.
-    pub(super) fn ending(key: &str, pattern: &str) -> Result<Self, AdapterRejection> {
-        compile(key, pattern, |pattern| format!(r"^(?:(?:.*\.)?(?:{pattern})$)"))
+    /// looks up `rank_pattern` and `alpha_pattern`. It is one of `count` patterns.
+    pub(super) fn ending(key: &str, pattern: &str, count: usize) -> Result<Self, AdapterRejection> {
+        compile(key, pattern, count, |pattern| format!(r"^(?:(?:.*\.)?(?:{pattern})$)"))
     }
 
     pub(super) fn matches(&self, name: &str) -> bool {
@@ -34,7 +36,8 @@ impl Pattern {
     }
 }
 
-fn compile(key: &str, pattern: &str, place: fn(&str) -> String) -> Result<Pattern, AdapterRejection> {
+fn compile(key: &str, pattern: &str, count: usize, place: fn(&str) -> String) -> Result<Pattern, AdapterRejection> {
+    let compiled_bytes_max = COMPILED_BYTES_MAX.min(COMPILED_BYTES_ALL_MAX / count.max(1));
     let refuse = |why: &str| {
         let shown: String = pattern.chars().take(96).flat_map(char::escape_debug).collect();
         Err(AdapterRejection::Unsupported(format!("the pattern `{shown}` in `{key}` {why}")))
@@ -57,7 +60,7 @@ fn compile(key: &str, pattern: &str, place: fn(&str) -> String) -> Result<Patter
     }
     let built = RegexBuilder::new(&place(pattern))
         .unicode(false)
-        .size_limit(COMPILED_BYTES_MAX)
+        .size_limit(compiled_bytes_max)
         .dfa_size_limit(COMPILED_BYTES_MAX)
         .nest_limit(NESTING_MAX + 4)
         .build();
@@ -171,7 +174,7 @@ mod tests {
             ("model", false),
             (".*", true),
         ] {
-            assert_eq!(Pattern::ending("rank_pattern", pattern).unwrap().matches(NAME), expected, "{pattern}");
+            assert_eq!(Pattern::ending("rank_pattern", pattern, 1).unwrap().matches(NAME), expected, "{pattern}");
         }
     }
 
@@ -205,7 +208,7 @@ mod tests {
         ] {
             let refused = Pattern::whole("target_modules", pattern).unwrap_err();
             assert_eq!(refused.code(), "adapter_unsupported", "{pattern}");
-            assert!(Pattern::ending("rank_pattern", pattern).is_err(), "{pattern}");
+            assert!(Pattern::ending("rank_pattern", pattern, 1).is_err(), "{pattern}");
         }
     }
 

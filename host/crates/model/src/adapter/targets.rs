@@ -181,7 +181,8 @@ fn patterns<T>(
         let (what, max) = ("the number of patterns", PATTERNS_MAX as u64);
         return Err(AdapterRejection::TooLarge { what, value: entries.len() as u64, max });
     }
-    entries.iter().map(|(pattern, value)| Ok((Pattern::ending(key, pattern)?, value_of(key, value)?))).collect()
+    let pattern = |pattern| Pattern::ending(key, pattern, entries.len());
+    entries.iter().map(|(name, value)| Ok((pattern(name)?, value_of(key, value)?))).collect()
 }
 
 fn first<T: Copy>(patterns: &[(Pattern, T)], name: &str) -> Option<T> {
@@ -313,6 +314,15 @@ mod tests {
         ] {
             assert_eq!(of(changes).unwrap_err().code(), code, "{changes}");
         }
+        // Each would be small enough by itself; together they took seconds.
+        let heavy: Map<String, Value> =
+            (0..1024).map(|at| (format!(r"(((a?){{9}}){{9}}){{9}}{at}"), Value::from(2))).collect();
+        let heavy = format!(r#"{{"rank_pattern": {}}}"#, Value::Object(heavy));
+        assert_eq!(of(&heavy).unwrap_err().code(), "adapter_unsupported");
+        // As many plain names are no trouble.
+        let names: Map<String, Value> =
+            (0..1024).map(|at| (format!("model.layers.{at}.self_attn.q_proj"), Value::from(2))).collect();
+        assert_eq!(of(&format!(r#"{{"rank_pattern": {}}}"#, Value::Object(names))).unwrap().len(), 24);
         let many: Map<String, Value> = (0..1025).map(|at| (format!("a{at}"), Value::from(2))).collect();
         let many = format!(r#"{{"rank_pattern": {}}}"#, Value::Object(many));
         assert_eq!(of(&many).unwrap_err().code(), "adapter_too_large");
