@@ -3,13 +3,15 @@
 
 mod bodies;
 
+use std::fmt;
+
 use crate::{Draw, Json};
 
 /// Stands for the caller's key in a header.
 pub const KEY: &str = "KEY";
 
-/// A request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A request. It is shown as text.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Request {
     /// `GET`, …
     pub method: String,
@@ -21,6 +23,17 @@ pub struct Request {
     pub body: Vec<u8>,
     /// The body comes in pieces of so many bytes.
     pub piece_bytes: usize,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)?;
+        for (name, value) in &self.headers {
+            write!(f, "\n{name}: {}", String::from_utf8_lossy(value))?;
+        }
+        let body = String::from_utf8_lossy(&self.body);
+        write!(f, "\n\n{} (in pieces of {} bytes)", body.escape_debug(), self.piece_bytes)
+    }
 }
 
 /// What a body is for.
