@@ -34,6 +34,12 @@ impl Host {
         Self { tenon: tenon.to_owned(), opened: Opened::new(tenon), inputs: 0 }
     }
 
+    /// The OpenAPI document.
+    #[allow(dead_code, reason = "the fuzz target does not ask for it")]
+    pub(crate) fn document(&self) -> Value {
+        json_of(&self.opened.ask("GET", "/openapi.json", "", Vec::new()))
+    }
+
     /// Makes requests of these bytes and asks them, one after the other. Gives the statuses.
     ///
     /// # Panics

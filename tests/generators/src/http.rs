@@ -76,6 +76,9 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/v1/receipts/{}", Kind::None),
     ("GET", "/v1/tenants", Kind::None),
     ("DELETE", "/v1/keys/{}", Kind::None),
+    ("GET", "/v1/functions/{}/logs", Kind::None),
+    ("GET", "/v1/usage", Kind::None),
+    ("GET", "/openapi.json", Kind::None),
     ("GET", "/health", Kind::None),
     ("GET", "/ready", Kind::None),
     ("GET", "/metrics", Kind::None),
@@ -85,6 +88,11 @@ const ROUTES: &[(&str, &str, Kind)] = &[
 /// Names in paths: some exist, some cannot.
 const NAMES: &[&str] =
     &["echo", "tiny", "one", "a.b-c_d", "base", "%2e%2e", "%ff", "a%2Fb", "%00", "req_1", "x%0d%0ay"];
+
+/// Method and path of every route that is known here; `{}` stands for a name.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|(method, path, _)| (*method, *path))
+}
 
 /// Up to three requests, to be sent one after the other.
 pub fn requests(draw: &mut Draw<'_>) -> Vec<Request> {
@@ -180,6 +188,8 @@ fn spoil(request: &mut Request, draw: &mut Draw<'_>) {
             "?limit=-1&after=%ff",
             "?a=b&a=c",
             "?limit=99999999999",
+            "?follow=true&since=-1",
+            "?from=a&to=%00",
             "//",
             "/..",
         ])),
