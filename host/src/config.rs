@@ -48,7 +48,7 @@ pub struct Config {
     pub queue_requests_max: usize,
     /// How long running requests may take to end when the host stops.
     pub drain: Duration,
-    /// What one plan may ask for. `layers` is the base's to say.
+    /// What one plan may ask for. `layers` and `vocabulary` are the base's to say.
     pub plan_limits: PlanLimits,
     /// What one plugin, its instance and each call of it may use.
     pub plugin_limits: PluginLimits,
@@ -95,6 +95,8 @@ pub struct HttpLimits {
     pub handshake_timeout: Duration,
     /// Connections at once.
     pub connections_max: usize,
+    /// Answers that one request may ask for: its prompts times its `n`.
+    pub choices_max: u32,
 }
 
 impl Default for HttpLimits {
@@ -106,6 +108,7 @@ impl Default for HttpLimits {
             header_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             connections_max: 1024,
+            choices_max: 8,
         }
     }
 }

@@ -74,9 +74,9 @@ pub enum Error {
     /// Nothing could be answered in time.
     #[error("the deadline passed before the adapters were there")]
     Deadline,
-    /// The runner failed in mid-stream.
+    /// The engine or the runner failed in mid-stream.
     #[error("generation failed: {0}")]
-    Generation(String),
+    Generation(#[from] engine::GenerationError),
     /// The base.
     #[error(transparent)]
     Model(#[from] model::ModelError),
@@ -151,7 +151,7 @@ impl Error {
             Self::Plugin(error) => error.code(),
             Self::Submit(error) => error.code(),
             Self::Deadline => "deadline_exceeded",
-            Self::Generation(_) => "generation_failed",
+            Self::Generation(error) => error.code(),
             Self::Model(error) => error.code(),
             Self::Adapter(error) => error.code(),
             Self::Artifact(error) => error.code(),
@@ -189,7 +189,8 @@ impl Error {
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),
-            Self::Generation(_) | Self::Io { .. } | Self::Internal(_) => Blame::Host,
+            Self::Generation(error) => error.blame(),
+            Self::Io { .. } | Self::Internal(_) => Blame::Host,
             Self::WithReceipt { source, .. } => source.blame(),
         }
     }
@@ -200,6 +201,10 @@ impl Error {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
             Self::Plan { source, by_caller: true } => plan_field(source),
+            Self::Model(model::ModelError::ChatTemplateLacks("tools")) => Some("tools"),
+            Self::Model(model::ModelError::ChatTemplate(_) | model::ModelError::ChatTemplateLacks(_)) => {
+                Some("messages")
+            }
             Self::WithReceipt { source, .. } => source.param(),
             _ => None,
         }
@@ -226,8 +231,33 @@ fn plan_field(error: &PlanError) -> Option<&'static str> {
     match error {
         PlanError::AdapterNotGranted(_) => Some("adapters"),
         PlanError::Unsupported(what) | PlanError::OutOfRange { what, .. } | PlanError::OverLimit { what, .. } => {
-            ["logprobs", "min_p", "temperature", "top_p"].into_iter().find(|field| field == what)
+            FIELDS.into_iter().find(|(of_plan, _)| of_plan == what).map(|(_, field)| field)
         }
         PlanError::UnknownTemplate(_) => None,
     }
 }
+
+/// What a plan's check calls a value, and the field that it came from.
+const FIELDS: [(&str, &str); 21] = [
+    ("temperature", "temperature"),
+    ("top_p", "top_p"),
+    ("min_p", "min_p"),
+    ("repetition_penalty", "repetition_penalty"),
+    ("presence_penalty", "presence_penalty"),
+    ("frequency_penalty", "frequency_penalty"),
+    ("logprobs", "logprobs"),
+    ("the number of tokens in logit_bias", "logit_bias"),
+    ("a token of logit_bias", "logit_bias"),
+    ("a bias of logit_bias", "logit_bias"),
+    ("max_tokens", "max_tokens"),
+    ("the token budget", "max_tokens"),
+    ("the number of stop conditions", "stop"),
+    ("a stop string's length", "stop"),
+    ("the number of composition entries", "adapters"),
+    ("an adapter's weight", "adapters"),
+    ("the messages' length in bytes", "messages"),
+    ("the prompt's length", "prompt"),
+    ("the prompt's length in bytes", "prompt"),
+    ("the prompt's length in tokens", "prompt"),
+    ("the input's length in bytes, as JSON,", "input"),
+];

@@ -90,7 +90,8 @@ impl Host {
         let plugins = open_plugins(config, compiler)?;
         let (base, runner) = open_base(config).await?;
         let layers = u32::try_from(base.config().layers).unwrap_or(u32::MAX);
-        let plan_limits = PlanLimits { layers, ..config.plan_limits.clone() };
+        let vocabulary = u32::try_from(base.config().vocabulary).unwrap_or(u32::MAX);
+        let plan_limits = PlanLimits { layers, vocabulary, ..config.plan_limits.clone() };
         let adapter_config = AdapterStoreConfig {
             adapters_root: config.adapters_root.clone(),
             host_bytes_max: config.adapter_cache_bytes_max,

@@ -6,26 +6,29 @@
 mod function;
 mod generation;
 mod grants;
+mod pending;
 mod post;
 mod prompt;
 mod record;
+mod seed;
 mod stop;
 mod template;
 
 pub(crate) use template::check_templates;
 
-pub(crate) use generation::{AdapterUse, Ended, Generation, Piece, TokenOut};
+pub(crate) use generation::{AdapterUse, Ended, Generation, Head, Piece, TokenOut};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::Submission;
-use futures::future::try_join_all;
+use engine::{Submission, TokenStream};
+use futures::future::{join_all, try_join_all};
 use types::{FunctionName, InvocationRequest, Plan, PlanLimits, ValidPlan};
 
 use crate::adapters::AdapterLease;
 use crate::error::Error;
 use crate::host::Host;
+use crate::logs::InvocationLog;
 use crate::tenants::Principal;
 use function::FunctionCall;
 use grants::ResolvedGrants;
@@ -39,9 +42,12 @@ pub(crate) struct Invocation {
     pub(crate) request: InvocationRequest,
     /// Who decides what is generated.
     pub(crate) target: Target,
+    /// Which of several answers to the same question this is; 0 if there is one.
+    pub(crate) choice: u32,
 }
 
 /// Who decides what is generated.
+#[derive(Clone)]
 pub(crate) enum Target {
     /// The live version of a function.
     Function(FunctionName),
@@ -73,29 +79,58 @@ pub(crate) enum Routed {
     Answer(Box<FunctionCall>, String),
 }
 
+/// A request that is ready for the engine, or answered already.
+struct Prepared {
+    principal: Principal,
+    request: InvocationRequest,
+    work: Work,
+}
+
+enum Work {
+    Answer { call: Box<FunctionCall>, text: String, stages: Stages },
+    Generate(Box<generation::Parts>),
+}
+
+/// A request that has its place in the engine's queue. Dropping it gives the place back.
+struct Queued {
+    prepared: Prepared,
+    tokens: Option<TokenStream>,
+}
+
 /// Takes a request as far as its place in the engine's queue and a durable `started` receipt.
 pub(crate) async fn invoke(host: &Arc<Host>, invocation: Invocation) -> Result<Generation, Error> {
+    prepare(host, invocation).await?.submit(host)?.start(host).await
+}
+
+/// The same with several requests that are one to their caller: all of them or none. Each is an inference of its own, with
+/// its own receipt.
+pub(crate) async fn invoke_all(host: &Arc<Host>, invocations: Vec<Invocation>) -> Result<Vec<Generation>, Error> {
+    let prepared = try_join_all(invocations.into_iter().map(|one| prepare(host, one))).await?;
+    // If one finds no place, those before it give theirs back.
+    let queued = prepared.into_iter().map(|one| one.submit(host)).collect::<Result<Vec<_>, _>>()?;
+    // Every receipt is waited for, so that none is left open: dropping a generation closes its receipt as cancelled.
+    join_all(queued.into_iter().map(|one| one.start(host))).await.into_iter().collect()
+}
+
+/// Everything before the engine: the plugin, the plan's check, adapters, the prompt as tokens.
+async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, Error> {
     let started = Instant::now();
-    let Invocation { principal, mut request, target } = invocation;
+    let Invocation { principal, mut request, target, choice } = invocation;
     let from_plugin = matches!(target, Target::Function(_));
     let routed = match target {
         Target::Plan(plan) => Routed::Draft(Box::new(direct(host, &principal, *plan).await?)),
         Target::Function(name) => function::route(host, &principal, &name, &mut request, started).await?,
     };
     let plugin = if from_plugin { started.elapsed() } else { Duration::ZERO };
-    match routed {
-        Routed::Answer(call, text) => {
-            let stages = Stages { started, plugin, adapters: Duration::ZERO };
-            let log = call.log.clone();
-            let answered = Generation::answered(host, &principal, &request, *call, text, stages).await;
-            answered.inspect_err(|error| function::log_failure(&log, error))
-        }
+    let stages = Stages { started, plugin, adapters: Duration::ZERO };
+    let work = match routed {
+        Routed::Answer(call, text) => Work::Answer { call, text, stages },
         Routed::Draft(draft) => {
             let log = draft.function.as_ref().map(|call| call.log.clone());
-            let submitted = submit(host, &principal, &request, *draft, started, plugin).await;
-            submitted.inspect_err(|error| log.iter().for_each(|log| function::log_failure(log, error)))
+            Work::Generate(Box::new(logged(log, check(host, *draft, choice, stages).await)?))
         }
-    }
+    };
+    Ok(Prepared { principal, request, work })
 }
 
 /// A plan that the caller wrote: it may name every adapter of its tenant.
@@ -105,47 +140,78 @@ async fn direct(host: &Arc<Host>, principal: &Principal, plan: Plan) -> Result<D
     Ok(Draft { plan, grants, limits: host.plan_limits.clone(), function: None })
 }
 
-async fn submit(
-    host: &Arc<Host>,
-    principal: &Principal,
-    request: &InvocationRequest,
-    draft: Draft,
-    started: Instant,
-    plugin: Duration,
-) -> Result<Generation, Error> {
+async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> Result<generation::Parts, Error> {
     let Draft { plan, grants, limits, function } = draft;
     let by_caller = function.is_none();
     let plan = ValidPlan::check(plan, &grants, &limits).map_err(|source| Error::Plan { source, by_caller })?;
     let adapters_started = Instant::now();
     let leasing = lease_adapters(host, &grants, &plan);
     let leases = tokio::time::timeout(plan.deadline(), leasing).await.map_err(|_| Error::Deadline)??;
-    let stages = Stages { started, plugin, adapters: adapters_started.elapsed() };
+    let stages = Stages { adapters: adapters_started.elapsed(), ..stages };
     let templates = function.as_ref().map(|call| &call.manifest.templates);
     let prompt = prompt::tokenise(host, plan.prompt(), templates).await?;
-    let seed = match plan.sampling().seed {
-        Some(seed) => seed,
-        None => random_seed()?,
-    };
-    let adapters = leases.iter().map(|lease| (lease.digest(), Arc::clone(lease.adapter()))).collect();
-    let submission = Submission { plan: plan.clone(), prompt: prompt.tokens.clone(), adapters, seed };
-    let tokens = host.engine.submit(submission)?;
-    Generation::started(
-        host,
-        principal,
-        request,
-        generation::Parts {
-            post: PostState::new(&limits),
-            plan,
-            prompt,
-            seed,
-            tokens,
-            leases,
-            function,
-            aliases: grants.aliases(),
-            stages,
-        },
-    )
-    .await
+    let seed = seed::of_choice(plan.sampling().seed, choice)?;
+    Ok(generation::Parts {
+        post: PostState::new(&limits),
+        plan,
+        prompt,
+        seed,
+        leases,
+        function,
+        aliases: grants.aliases(),
+        stages,
+    })
+}
+
+/// If it failed, the function's log says so.
+fn logged<T>(log: Option<InvocationLog>, result: Result<T, Error>) -> Result<T, Error> {
+    result.inspect_err(|error| log.iter().for_each(|log| function::log_failure(log, error)))
+}
+
+impl Work {
+    /// The log of the function that it is for.
+    fn log(&self) -> Option<InvocationLog> {
+        match self {
+            Self::Answer { call, .. } => Some(call.log.clone()),
+            Self::Generate(parts) => parts.function.as_ref().map(|call| call.log.clone()),
+        }
+    }
+}
+
+impl Prepared {
+    fn submit(self, host: &Arc<Host>) -> Result<Queued, Error> {
+        let tokens = match &self.work {
+            Work::Answer { .. } => None,
+            Work::Generate(parts) => {
+                let adapters = parts.leases.iter().map(|lease| (lease.digest(), Arc::clone(lease.adapter())));
+                let submitted = host.engine.submit(Submission {
+                    plan: parts.plan.clone(),
+                    prompt: parts.prompt.tokens.clone(),
+                    adapters: adapters.collect(),
+                    seed: parts.seed,
+                });
+                Some(logged(self.work.log(), submitted.map_err(Error::from))?)
+            }
+        };
+        Ok(Queued { prepared: self, tokens })
+    }
+}
+
+impl Queued {
+    async fn start(self, host: &Arc<Host>) -> Result<Generation, Error> {
+        let Prepared { principal, request, work } = self.prepared;
+        let log = work.log();
+        let started = match (work, self.tokens) {
+            (Work::Answer { call, text, stages }, _) => {
+                Generation::answered(host, &principal, &request, *call, text, stages).await
+            }
+            (Work::Generate(parts), Some(tokens)) => {
+                Generation::started(host, &principal, &request, *parts, tokens).await
+            }
+            (Work::Generate(_), None) => Err(Error::Internal("a request was not submitted".into())),
+        };
+        logged(log, started)
+    }
 }
 
 async fn lease_adapters(
@@ -160,8 +226,4 @@ async fn lease_adapters(
         leases.push(host.adapters.lease_resolved(grants.adapters(), digest));
     }
     Ok(try_join_all(leases).await?)
-}
-
-fn random_seed() -> Result<u64, Error> {
-    getrandom::u64().map_err(|error| Error::Internal(format!("no randomness: {error}")))
 }

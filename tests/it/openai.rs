@@ -1,5 +1,10 @@
 //! The OpenAI surface as its clients use it.
 
+mod choices;
+mod logprobs;
+mod sampling;
+mod tools;
+
 use serde_json::{Value, json};
 use tests::{completion_ids, shared_server};
 
@@ -47,7 +52,8 @@ fn a_chat_on_the_base() {
     assert_eq!(value["object"], json!("chat.completion"));
     assert_eq!(value["model"], json!("base"));
     let choice = &value["choices"][0];
-    assert_eq!(choice["message"], json!({"role": "assistant", "content": "The capital of France is Paris."}));
+    let content = "The capital of France is Paris.";
+    assert_eq!(choice["message"], json!({"role": "assistant", "content": content, "refusal": null}));
     assert_eq!(choice["finish_reason"], json!("stop"));
     let usage = &value["usage"];
     assert_eq!(usage["prompt_tokens"], json!(37));
@@ -86,8 +92,12 @@ fn a_streamed_chat_has_a_role_deltas_an_end_and_usage_when_asked() {
     assert_eq!(events.data[0]["choices"][0]["delta"]["role"], json!("assistant"));
     assert_eq!(events.text(), "The capital of France is Paris.");
     assert_eq!(events.last("/choices/0/finish_reason"), Some(&json!("stop")));
-    let last = events.data.last().unwrap();
+    let (last, rest) = events.data.split_last().unwrap();
     assert_eq!((&last["choices"], &last["usage"]["prompt_tokens"]), (&json!([]), &json!(37)));
+    assert!(rest.iter().all(|event| event.get("usage") == Some(&Value::Null)), "usage is null until it is known");
+    body["stream_options"] = json!({});
+    let events = server.client().stream("/v1/chat/completions", &body);
+    assert!(events.data.iter().all(|event| event.get("usage").is_none()), "nobody asked for usage");
 }
 
 #[test]
@@ -123,6 +133,14 @@ fn a_stop_string_ends_the_text_before_it() {
     body["stream"] = json!(true);
     let events = server.client().stream("/v1/chat/completions", &body);
     assert_eq!(events.text(), "The capital of France is ", "nothing of a stop string is streamed");
+    // Over several tokens, the last of many strings, and held back until it is clear.
+    body["stop"] = json!(["capital of Spain", "of France is Par"]);
+    let events = server.client().stream("/v1/chat/completions", &body);
+    assert_eq!(events.text(), "The capital ");
+    assert_eq!(events.last("/choices/0/finish_reason"), Some(&json!("stop")));
+    body["stop"] = json!("Paris. And");
+    let events = server.client().stream("/v1/chat/completions", &body);
+    assert_eq!(events.text(), "The capital of France is Paris.", "what did not become a stop string is sent after all");
 }
 
 #[test]
@@ -163,18 +181,60 @@ fn what_is_not_served_is_refused_with_its_field() {
     let refused = |field: &str, value: Value, status, code: &str| {
         let mut body = chat("base", "hello");
         body[field] = value;
-        let answer = client.post("/v1/chat/completions", &body).expect_error(status, code);
-        assert!(answer.json()["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
+        let error = client.post("/v1/chat/completions", &body).expect_error(status, code).json();
+        assert!(error["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
+        assert_eq!(error["error"]["param"], json!(field), "{error}");
     };
     refused("model", json!("nobody"), 404, "model_not_found");
-    refused("n", json!(2), 400, "unsupported");
-    refused("tools", json!([{"type": "function"}]), 400, "unsupported");
+    refused("n", json!(9), 400, "limit_exceeded");
+    refused("n", json!(0), 400, "invalid_request");
+    refused("best_of", json!(2), 400, "unsupported");
     refused("response_format", json!({"type": "json_object"}), 400, "unsupported");
+    refused("functions", json!([{"name": "f"}]), 400, "unsupported");
+    refused("reasoning_effort", json!("low"), 400, "unsupported");
+    refused("stream_options", json!({"include_usage": true}), 400, "invalid_request");
+    refused("top_logprobs", json!(2), 400, "invalid_request");
     refused("temperature", json!(-1), 400, "invalid_plan");
     refused("top_p", json!(7), 400, "invalid_plan");
+    refused("min_p", json!(1.5), 400, "invalid_plan");
+    refused("presence_penalty", json!(2.5), 400, "invalid_plan");
+    refused("frequency_penalty", json!(-2.5), 400, "invalid_plan");
+    refused("repetition_penalty", json!(0), 400, "invalid_plan");
+    refused("logit_bias", json!({"49152": 1}), 400, "invalid_plan");
+    refused("logit_bias", json!({"1": 101}), 400, "invalid_plan");
+    refused("logit_bias", json!({"the": 1}), 400, "invalid_request");
     refused("adapters", json!([{"name": "nobody"}]), 400, "adapter_not_granted");
     refused("adapters", json!([{"name": "iso-date", "weight": 1e30}]), 400, "limit_exceeded");
     refused("max_tokens", json!(100_000_000), 400, "limit_exceeded");
+    refused("max_tokens", json!(0), 400, "invalid_request");
+    refused("max_completion_tokens", json!(-1), 400, "invalid_request");
+    refused("stop", json!([""]), 400, "invalid_plan");
+    refused("stop", json!(vec!["a"; 17]), 400, "limit_exceeded");
+    let suffix = json!({"model": "base", "prompt": "a", "suffix": "b"});
+    client.post("/v1/completions", &suffix).expect_error(400, "unsupported");
+}
+
+#[test]
+fn an_echo_comes_before_the_text() {
+    let Some(server) = shared_server("an_echo_comes_before_the_text") else { return };
+    let client = server.client();
+    let ask = |prompt: Value, echo: bool, stream: bool| {
+        let body = json!({"model": "base", "prompt": prompt, "max_tokens": 4, "temperature": 0, "echo": echo,
+            "stream": stream, "return_token_ids": !stream});
+        if stream {
+            client.stream("/v1/completions", &body).data
+        } else {
+            vec![client.post("/v1/completions", &body).expect(200).json()]
+        }
+    };
+    let plain = ask(json!("The capital"), false, false).remove(0);
+    let expected = format!("The capital{}", plain["choices"][0]["text"].as_str().unwrap());
+    assert_eq!(ask(json!("The capital"), true, false)[0]["choices"][0]["text"], json!(expected));
+    let ids = plain["choices"][0]["prompt_token_ids"].clone();
+    assert_eq!(ask(ids, true, false)[0]["choices"][0]["text"], json!(expected));
+    let streamed: String =
+        ask(json!("The capital"), true, true).iter().filter_map(|e| e.pointer("/choices/0/text")?.as_str()).collect();
+    assert_eq!(streamed, expected);
 }
 
 #[test]

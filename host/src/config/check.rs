@@ -188,6 +188,12 @@ impl Checks<'_> {
                 default.logprobs_max.into(),
                 0..=1024,
             )?,
+            logit_bias_tokens_max: self.number(
+                "limits.logit_bias_tokens_max",
+                raw.logit_bias_tokens_max,
+                default.logit_bias_tokens_max as u64,
+                0..=1 << 16,
+            )?,
             held_bytes_max: size("limits.held_bytes_max", raw.held_bytes_max, default.held_bytes_max)?,
             answer_bytes_max: size("limits.answer_bytes_max", raw.answer_bytes_max, default.answer_bytes_max)?,
             deadline_ms_max: self.number(
@@ -197,6 +203,7 @@ impl Checks<'_> {
                 1..=MS_MAX,
             )?,
             layers: default.layers,
+            vocabulary: default.vocabulary,
         };
         self.output_tokens(raw, limits)
     }
@@ -250,6 +257,7 @@ impl Checks<'_> {
                 default.connections_max as u64,
                 1..=1 << 20,
             )?,
+            choices_max: self.number("limits.choices_max", raw.choices_max, default.choices_max.into(), 1..=256)?,
         })
     }
 

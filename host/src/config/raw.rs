@@ -113,6 +113,8 @@ pub struct RawLimits {
     pub stop_string_bytes_max: Option<u64>,
     /// Alternatives to each token.
     pub logprobs_max: Option<u64>,
+    /// Tokens whose logits are biased.
+    pub logit_bias_tokens_max: Option<u64>,
     /// Bytes of text that a plugin may hold back.
     pub held_bytes_max: Option<u64>,
     /// Bytes of text that a plugin may answer with.
@@ -131,6 +133,8 @@ pub struct RawLimits {
     pub handshake_timeout_ms: Option<u64>,
     /// Connections at once.
     pub connections_max: Option<u64>,
+    /// Answers that one request may ask for.
+    pub choices_max: Option<u64>,
     /// Plugin instances at once.
     pub plugin_instances_max: Option<u64>,
     /// Bytes of all the memories of a plugin's instance.

@@ -1,9 +1,11 @@
 //! `POST /v1/functions/{name}/invoke`: the native shape of a call.
 
+use std::sync::Arc;
+
 use axum::Extension;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
-use types::FunctionName;
+use types::{FunctionName, Usage};
 
 use super::answers::FunctionResult;
 use super::auth::Caller;
@@ -12,7 +14,7 @@ use super::stream::{self, Format};
 use super::wire::{self, InvokeBody, PathText, RawBody};
 use super::{RequestId, functions};
 use crate::error::Error;
-use crate::invoke::{self, AdapterUse, Ended, Generation, Invocation, Target, TokenOut};
+use crate::invoke::{self, AdapterUse, Ended, Head, Invocation, Target, TokenOut};
 
 /// Invokes the live version of a function.
 #[utoipa::path(post, path = "/v1/functions/{name}/invoke", tag = "functions", request_body = InvokeBody,
@@ -33,61 +35,65 @@ pub(crate) async fn invoke(
     let name: FunctionName = functions::name(&name)?;
     let request = wire::parse::<InvokeBody>(body)?.request(&id)?;
     let is_stream = request.stream;
-    let invocation = Invocation { principal: caller.principal, request, target: Target::Function(name) };
-    let mut generation = invoke::invoke(&caller.host, invocation).await?;
+    let invocation = Invocation { principal: caller.principal, request, target: Target::Function(name), choice: 0 };
+    let generation = invoke::invoke(&caller.host, invocation).await?;
     if is_stream {
-        return Ok(stream::events(generation, NativeFormat));
+        return Ok(stream::events(vec![generation], NativeFormat));
     }
-    let whole = stream::collect(&mut generation).await?;
-    let value = end_object("function.result", &generation, &whole.ended, Some(whole.text));
-    Ok(stream::json(&generation, value))
+    let mut wholes = stream::collect(vec![generation]).await?;
+    let Some(whole) = wholes.pop() else { return Err(Error::Internal("an answer without a choice".into())) };
+    let value = end_object("function.result", &whole.head, &whole.ended, Some(whole.text));
+    Ok(stream::json([&whole.head], value))
 }
 
 /// `{"object": "function.chunk", "delta"}` for text, `{"object": "function.end", …}` at the end.
 struct NativeFormat;
 
 impl Format for NativeFormat {
-    fn begin(&mut self, generation: &Generation) -> Vec<Value> {
-        let (function, version) = function(generation);
-        vec![json!({
-            "id": generation.request_id, "object": "function.begin", "function": function, "version": version,
-            "adapters": adapters(&generation.adapters), "receipt": generation.receipt_id,
-        })]
+    fn begin(&mut self, heads: &[Arc<Head>]) -> Vec<Value> {
+        let begin = |head: &Arc<Head>| {
+            let (function, version) = function(head);
+            json!({
+                "id": head.request_id, "object": "function.begin", "function": function, "version": version,
+                "adapters": adapters(&head.adapters), "receipt": head.receipt_id,
+            })
+        };
+        heads.iter().map(begin).collect()
     }
 
-    fn text(&mut self, generation: &Generation, text: String, _tokens: Vec<TokenOut>) -> Vec<Value> {
+    fn text(&mut self, _choice: usize, head: &Head, text: String, _tokens: Vec<TokenOut>) -> Vec<Value> {
         if text.is_empty() {
             return Vec::new();
         }
-        vec![json!({"id": generation.request_id, "object": "function.chunk", "delta": text})]
+        vec![json!({"id": head.request_id, "object": "function.chunk", "delta": text})]
     }
 
-    fn end(&mut self, generation: &Generation, ended: Ended) -> Vec<Value> {
-        vec![end_object("function.end", generation, &ended, None)]
+    fn end(&mut self, _choice: usize, head: &Head, ended: Ended) -> Vec<Value> {
+        vec![end_object("function.end", head, &ended, None)]
     }
 }
 
-fn end_object(object: &'static str, generation: &Generation, ended: &Ended, output: Option<String>) -> Value {
-    let (function, version) = function(generation);
+fn end_object(object: &'static str, head: &Head, ended: &Ended, output: Option<String>) -> Value {
+    let (function, version) = function(head);
     let metadata: Map<String, Value> =
         ended.metadata.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
     let result = FunctionResult {
-        id: generation.request_id.clone(),
+        id: head.request_id.clone(),
         object,
         function: function.map(str::to_owned),
         version,
         finish_reason: ended.reason.name(),
-        adapters: adapters(&generation.adapters),
-        usage: usage(ended),
+        adapters: adapters(&head.adapters),
+        usage: usage(ended.usage),
         metadata,
-        receipt: generation.receipt_id.clone(),
+        receipt: head.receipt_id.clone(),
         output,
     };
     serde_json::to_value(result).unwrap_or_default()
 }
 
-fn function(generation: &Generation) -> (Option<&str>, Option<u32>) {
-    generation.function.as_ref().map(|(name, version)| (name.as_str(), *version)).unzip()
+fn function(head: &Head) -> (Option<&str>, Option<u32>) {
+    head.function.as_ref().map(|(name, version)| (name.as_str(), *version)).unzip()
 }
 
 /// The composition in its canonical order.
@@ -103,10 +109,9 @@ pub(crate) fn shortest(number: f32) -> Value {
 }
 
 /// Token counts in OpenAI's shape.
-pub(crate) fn usage(ended: &Ended) -> Value {
-    let usage = ended.usage;
+pub(crate) fn usage(usage: Usage) -> Value {
     json!({
         "prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
     })
 }

@@ -2,17 +2,18 @@
 //! function; `adapters: [{"name", "weight"}]` composes without a plugin.
 
 mod format;
+mod logprobs;
 
+use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
 use serde_json::{Value, json};
 use types::{FunctionName, InvocationRequest, Plan, Prompt};
 
-use super::RequestId;
 use super::answers::List;
 use super::auth::Caller;
 use super::wire::{self, ChatBody, CommonBody, CompletionBody, PathText, RawBody};
-use super::{openapi, stream};
+use super::{App, RequestId, openapi, stream};
 use crate::error::Error;
 use crate::invoke::{self, Invocation, Target};
 use crate::registry::RegistryError;
@@ -68,87 +69,161 @@ fn unknown(model: &str) -> Error {
 #[utoipa::path(post, path = "/v1/chat/completions", tag = "openai", operation_id = "chat_completion", request_body = ChatBody,
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
-            headers(("x-tenon-receipt" = String, description = "The receipt's identifier")),
+            headers(("x-tenon-receipt" = String, description = "The receipts' identifiers, one for each choice")),
             content((openapi::ChatCompletion = "application/json"), (openapi::Event = "text/event-stream"))),
         (status = 422, description = "The function's plugin refused"),
         (status = 429, description = "Too much at once"),
         (status = 502, description = "The function failed"),
     ))]
 pub(crate) async fn chat(
+    State(app): State<App>,
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
     let body: ChatBody = wire::parse(body)?;
-    let logprobs = body.logprobs.then(|| body.top_logprobs.unwrap_or(0));
-    let messages = wire::messages(body.messages)?;
-    let request = wire::chat_request(&id, messages.clone(), body.common.stream, body.common.max_tokens());
-    answer(caller, body.common, request, Prompt::Messages(messages), logprobs, Kind::Chat).await
+    body.common.check()?;
+    let logprobs = body.logprobs()?;
+    let (common, chat) = body.into_chat()?;
+    let stream = common.stream;
+    let uses_tools = !chat.tools.is_empty() || chat.messages.iter().any(|message| !message.tool_calls.is_empty());
+    let request = wire::chat_request(&id, wire::plain_messages(&chat), stream, common.max_tokens()?);
+    let question = Question { request, prompt: Prompt::Chat(chat), echo: String::new() };
+    let asked = Asked { kind: Kind::Chat, questions: vec![question], common, logprobs, uses_tools };
+    answer(&app, caller, asked).await
 }
 
-/// Completions, with the prompt as text or token ids.
+/// Completions, with prompts as text or token ids.
 #[utoipa::path(post, path = "/v1/completions", tag = "openai", operation_id = "completion", request_body = CompletionBody,
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
-            headers(("x-tenon-receipt" = String, description = "The receipt's identifier")),
+            headers(("x-tenon-receipt" = String, description = "The receipts' identifiers, one for each choice")),
             content((openapi::Completion = "application/json"), (openapi::Event = "text/event-stream"))),
         (status = 422, description = "The function's plugin refused"),
         (status = 429, description = "Too much at once"),
         (status = 502, description = "The function failed"),
     ))]
 pub(crate) async fn completions(
+    State(app): State<App>,
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
     let body: CompletionBody = wire::parse(body)?;
-    let prompt = body.prompt.prompt()?;
-    let text = if let Prompt::Text(text) = &prompt { text.clone() } else { String::new() };
-    let request = wire::text_request(&id, text, body.common.stream, body.common.max_tokens());
-    answer(caller, body.common, request, prompt, body.logprobs, Kind::Completion).await
+    body.common.check()?;
+    body.check()?;
+    let logprobs = body.logprobs()?;
+    let (common, echo) = (body.common, body.echo);
+    let max_tokens = common.max_tokens()?;
+    let question = |prompt: Prompt| {
+        let text = if let Prompt::Text(text) = &prompt { text.clone() } else { String::new() };
+        let request = wire::text_request(&id, text, common.stream, max_tokens);
+        let echo = match &prompt {
+            Prompt::Text(text) if echo => text.clone(),
+            Prompt::Tokens(tokens) if echo => caller.host.base.tokenizer().decode(tokens),
+            _ => String::new(),
+        };
+        Question { request, prompt, echo }
+    };
+    let questions = body.prompt.prompts().into_iter().map(question).collect();
+    answer(&app, caller, Asked { kind: Kind::Completion, questions, common, logprobs, uses_tools: false }).await
 }
 
-async fn answer(
-    caller: Caller,
+/// A request in the form that both routes share.
+struct Asked {
+    kind: Kind,
+    questions: Vec<Question>,
     common: CommonBody,
+    logprobs: Option<u32>,
+    uses_tools: bool,
+}
+
+/// One prompt, as a plan's and as a plugin sees it.
+struct Question {
     request: InvocationRequest,
     prompt: Prompt,
-    logprobs: Option<u32>,
-    kind: Kind,
-) -> Result<Response, Error> {
-    common.refuse_unsupported()?;
-    let target = target(&caller, &common, prompt, logprobs).await?;
-    let invocation = Invocation { principal: caller.principal, request, target };
-    let mut generation = invoke::invoke(&caller.host, invocation).await?;
-    let format = OpenAiFormat::new(kind, caller.host, &common, logprobs.is_some());
-    if common.stream {
-        return Ok(stream::events(generation, format));
-    }
-    let whole = stream::collect(&mut generation).await?;
-    Ok(stream::json(&generation, format.whole(&generation, whole)))
+    /// Sent before the text.
+    echo: String,
 }
 
-/// What `model` names: the base, then an adapter, then a function.
-async fn target(caller: &Caller, common: &CommonBody, prompt: Prompt, logprobs: Option<u32>) -> Result<Target, Error> {
-    let (host, tenant, model) = (&caller.host, &caller.principal.tenant, common.model.as_str());
-    let plan = |plan: Plan| Target::Plan(Box::new(plan));
+/// What `model` names.
+enum Model {
+    Base,
+    Adapter,
+    Function(FunctionName),
+}
+
+async fn answer(app: &App, caller: Caller, asked: Asked) -> Result<Response, Error> {
+    let model = model_of(&caller, &asked.common.model).await?;
+    if matches!(model, Model::Function(_)) {
+        refuse_with_function(&asked)?;
+    }
+    let Asked { kind, questions, common, logprobs, .. } = asked;
+    let choices = common.choices(questions.len(), app.limits().choices_max)?;
+    let mut invocations = Vec::new();
+    let mut echoes = Vec::new();
+    for Question { request, prompt, echo } in questions {
+        let target = target(&model, &common, prompt, logprobs)?;
+        for choice in 0..choices {
+            let (request, target) = (request.clone(), target.clone());
+            invocations.push(Invocation { principal: caller.principal.clone(), request, target, choice });
+            echoes.push(echo.clone());
+        }
+    }
+    let generations = invoke::invoke_all(&caller.host, invocations).await?;
+    let format = OpenAiFormat::new(kind, caller.host, &common, choices, logprobs.is_some(), echoes);
+    if common.stream {
+        return Ok(stream::events(generations, format));
+    }
+    let wholes = stream::collect(generations).await?;
+    let heads: Vec<_> = wholes.iter().map(|whole| whole.head.clone()).collect();
+    Ok(stream::json(&heads, format.whole(wholes)))
+}
+
+/// The base, then an adapter, then a function.
+async fn model_of(caller: &Caller, model: &str) -> Result<Model, Error> {
+    let (host, tenant) = (&caller.host, &caller.principal.tenant);
     if model == BASE || model == host.base.name() {
-        return common.plan(prompt, None, logprobs).map(plan);
+        return Ok(Model::Base);
     }
     if host.adapters.resolve(tenant, model).await?.is_some() {
-        return common.plan(prompt, Some(model), logprobs).map(plan);
+        return Ok(Model::Adapter);
     }
     let name: FunctionName = model.parse().map_err(|_| unknown(model))?;
     match host.registry.get_live(tenant, &name).await {
-        Ok(_) => {}
-        Err(RegistryError::UnknownFunction(_)) => return Err(unknown(model)),
-        Err(error) => return Err(error.into()),
+        Ok(_) => Ok(Model::Function(name)),
+        Err(RegistryError::UnknownFunction(_)) => Err(unknown(model)),
+        Err(error) => Err(error.into()),
     }
-    if !common.adapters.is_empty() || matches!(prompt, Prompt::Tokens(_)) {
-        let message = "a function chooses its own adapters and takes text: send neither `adapters` nor token ids";
+}
+
+/// What a function decides by itself, or its plugin is not told.
+fn refuse_with_function(asked: &Asked) -> Result<(), Error> {
+    if !asked.common.adapters.is_empty() {
+        let message = "a function chooses its own adapters: leave out `adapters`";
         return Err(Error::invalid("invalid_request", "adapters", message));
     }
-    Ok(Target::Function(name))
+    if asked.questions.iter().any(|question| matches!(question.prompt, Prompt::Tokens(_))) {
+        return Err(Error::invalid("invalid_request", "prompt", "a function takes text: send no token ids"));
+    }
+    if asked.uses_tools {
+        let message = "a function's plugin is not told of tools: leave them out, or name the base or an adapter";
+        return Err(Error::invalid("unsupported", "tools", message));
+    }
+    if asked.logprobs.is_some() {
+        let message = "a function's plugin may change the text: there are no log-probabilities of it";
+        return Err(Error::invalid("unsupported", "logprobs", message));
+    }
+    Ok(())
+}
+
+fn target(model: &Model, common: &CommonBody, prompt: Prompt, logprobs: Option<u32>) -> Result<Target, Error> {
+    let plan = |plan: Plan| Target::Plan(Box::new(plan));
+    match model {
+        Model::Base => common.plan(prompt, None, logprobs).map(plan),
+        Model::Adapter => common.plan(prompt, Some(&common.model), logprobs).map(plan),
+        Model::Function(name) => Ok(Target::Function(name.clone())),
+    }
 }
 
 fn shorten(name: &str) -> String {

@@ -5,10 +5,11 @@ mod admin;
 mod invoke;
 mod messages;
 mod openai;
+mod refused;
 
 pub(crate) use admin::{AdapterSource, NewKey, NewTenant, Promote};
 pub(crate) use invoke::{InvokeBody, chat_request, text_request};
-pub(crate) use messages::messages;
+pub(crate) use messages::plain_messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};

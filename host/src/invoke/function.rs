@@ -14,7 +14,7 @@ use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLi
 
 use super::grants::ResolvedGrants;
 use super::post::over;
-use super::{Draft, Routed, random_seed};
+use super::{Draft, Routed, seed};
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::error::Error;
 use crate::host::Host;
@@ -68,7 +68,7 @@ async fn route_live(
     request.max_tokens = request.max_tokens.map(|asked| asked.min(limits.output_tokens_max));
     let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
     let grants = grants.with_templates(&manifest.templates);
-    let plugin_seed = random_seed()?;
+    let plugin_seed = seed::random()?;
     let session = session(host, principal, &name, &manifest, plugin_seed, started, log.clone()).await?;
     let source = StoredComponents(host.artifacts.clone());
     let mut instance = host.plugins.start(manifest.plugin, &source, session).await?;

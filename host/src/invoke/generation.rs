@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{TokenEvent, TokenStream};
+use engine::{GenerationError, TokenEvent, TokenStream};
 use model::TextDecoder;
 use types::{
     Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, Usage, ValidPlan,
@@ -15,6 +15,7 @@ use types::{
 
 use super::Stages;
 use super::function::{FunctionCall, log_failure};
+use super::pending::PendingTokens;
 use super::post::{PostOutcome, PostState};
 use super::prompt::Rendered;
 use super::record::{self, Progress};
@@ -70,20 +71,25 @@ pub(crate) struct Parts {
     pub(crate) post: PostState,
     pub(crate) prompt: Rendered,
     pub(crate) seed: u64,
-    pub(crate) tokens: TokenStream,
     pub(crate) leases: Vec<AdapterLease>,
     pub(crate) function: Option<FunctionCall>,
     pub(crate) aliases: HashMap<Digest, String>,
     pub(crate) stages: Stages,
 }
 
-/// A request that is being answered.
-pub(crate) struct Generation {
+/// What is known of an answer before its first piece.
+#[derive(Debug)]
+pub(crate) struct Head {
     pub(crate) request_id: String,
     pub(crate) receipt_id: String,
     pub(crate) function: Option<(String, u32)>,
     pub(crate) adapters: Vec<AdapterUse>,
     pub(crate) prompt_tokens: Vec<u32>,
+}
+
+/// A request that is being answered.
+pub(crate) struct Generation {
+    pub(crate) head: Arc<Head>,
     host: Arc<Host>,
     log: Option<InvocationLog>,
     receipt: Option<OpenReceipt>,
@@ -103,7 +109,7 @@ struct Source {
     stop: StopMatcher,
     plugin: Option<(FunctionCall, PostState)>,
     /// Tokens whose text was not sent yet.
-    pending: Vec<TokenOut>,
+    pending: PendingTokens,
     /// Held so that the composition's generations stay until the last token.
     _leases: Vec<AdapterLease>,
 }
@@ -115,6 +121,7 @@ impl Generation {
         principal: &Principal,
         request: &InvocationRequest,
         mut parts: Parts,
+        tokens: TokenStream,
     ) -> Result<Self, Error> {
         let subject = record::subject(host, request, parts.function.as_ref(), parts.plan.composition());
         let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
@@ -137,21 +144,24 @@ impl Generation {
             digest: part.adapter,
             weight: part.weight,
         });
-        Ok(Self {
+        let head = Head {
             request_id: request.id.clone(),
             receipt_id: receipt.id().to_string(),
             function,
             adapters: adapters.collect(),
             prompt_tokens: parts.prompt.tokens,
+        };
+        Ok(Self {
+            head: Arc::new(head),
             host: Arc::clone(host),
             log: parts.function.as_ref().map(|call| call.log.clone()),
             receipt: Some(receipt),
             source: Some(Source {
-                tokens: parts.tokens,
+                tokens,
                 decoder: host.base.tokenizer().decoder(),
                 stop: StopMatcher::new(&parts.plan.stop().strings),
                 plugin: parts.function.filter(|_| post_process).map(|call| (call, parts.post)),
-                pending: Vec::new(),
+                pending: PendingTokens::default(),
                 _leases: parts.leases,
             }),
             ready: VecDeque::new(),
@@ -179,12 +189,15 @@ impl Generation {
         let outcome = receipt::Outcome { finish: Some(FinishReason::Stop), ..progress.outcome() };
         receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
         let ended = Ended { reason: FinishReason::Stop, usage: Usage::default(), metadata: Vec::new() };
-        Ok(Self {
+        let head = Head {
             request_id: request.id.clone(),
             receipt_id,
             function: Some((call.name.to_string(), call.version)),
             adapters: Vec::new(),
             prompt_tokens: Vec::new(),
+        };
+        Ok(Self {
+            head: Arc::new(head),
             host: Arc::clone(host),
             log: None,
             receipt: None,
@@ -242,12 +255,13 @@ impl Generation {
             Some(TokenEvent::Token { id, logprob, top }) => {
                 self.progress.count_token(&self.host.metrics);
                 let text = source.decoder.push(id);
+                source.pending.push(TokenOut { id, logprob, top }, text.len());
                 let (text, stopped) = source.stop.push(&text);
-                source.pending.push(TokenOut { id, logprob, top });
-                let plugin_stop = self.deliver(text).await?;
+                let tokens = source.pending.release(text.len());
+                let plugin_stop = self.deliver(text, tokens).await?;
                 match (stopped, plugin_stop) {
-                    (true, _) => self.finish(FinishReason::Stop, None).await,
-                    (false, true) => self.finish(FinishReason::StoppedByPlugin, None).await,
+                    (true, _) => self.finish(FinishReason::Stop, None, Vec::new()).await,
+                    (false, true) => self.finish(FinishReason::StoppedByPlugin, None, Vec::new()).await,
                     (false, false) => Ok(()),
                 }
             }
@@ -258,21 +272,22 @@ impl Generation {
                 if !stopped {
                     text.push_str(&source.stop.finish());
                 }
-                self.deliver(text).await?;
-                self.finish(if stopped { FinishReason::Stop } else { reason }, Some(usage)).await
+                let tokens = source.pending.release(text.len());
+                let rest = if stopped { Vec::new() } else { source.pending.take_all() };
+                self.deliver(text, tokens).await?;
+                self.finish(if stopped { FinishReason::Stop } else { reason }, Some(usage), rest).await
             }
-            Some(TokenEvent::Failed(message)) => Err(Error::Generation(message)),
-            None => Err(Error::Generation("the engine stopped".into())),
+            Some(TokenEvent::Failed(error)) => Err(error.into()),
+            None => Err(GenerationError::Stopped.into()),
         }
     }
 
     /// Sends text through the plugin and queues what comes of it. True if the plugin ends the generation.
-    async fn deliver(&mut self, text: String) -> Result<bool, Error> {
+    async fn deliver(&mut self, text: String, tokens: Vec<TokenOut>) -> Result<bool, Error> {
         let Some(source) = self.source.as_mut() else { return Ok(false) };
         if text.is_empty() {
             return Ok(false);
         }
-        let tokens = std::mem::take(&mut source.pending);
         let (text, stop) = match source.plugin.as_mut() {
             None => (text, false),
             Some((call, state)) => {
@@ -296,12 +311,12 @@ impl Generation {
         }
     }
 
-    /// The plugin's last word, the final receipt, the last piece. `usage` is the engine's count if it ended by itself.
-    async fn finish(&mut self, reason: FinishReason, usage: Option<Usage>) -> Result<(), Error> {
+    /// The plugin's last word, the final receipt, the last piece. `usage` is the engine's count if it ended by itself;
+    /// `rest` are its last tokens, which print nothing.
+    async fn finish(&mut self, reason: FinishReason, usage: Option<Usage>, rest: Vec<TokenOut>) -> Result<(), Error> {
         let Some(source) = self.source.as_mut() else { return Ok(()) };
         let usage = usage.unwrap_or_else(|| self.progress.usage());
         self.progress.completion_tokens = usage.completion_tokens;
-        let pending = std::mem::take(&mut source.pending);
         let mut ending = Ending::default();
         let mut tail = String::new();
         if let Some((call, state)) = source.plugin.as_mut() {
@@ -318,7 +333,7 @@ impl Generation {
             tail = state.apply("", std::mem::take(&mut ending.actions))?.text;
         }
         self.progress.claims = Claims::check(ending.claims)?;
-        self.queue_text(tail, pending);
+        self.queue_text(tail, rest);
         self.source = None;
         if let Some(receipt) = self.take_receipt() {
             let outcome = receipt::Outcome { finish: Some(reason), ..self.progress.outcome() };
@@ -344,7 +359,7 @@ impl Generation {
             Ok(()) => error,
             Err(receipt_error) => {
                 self.ready.clear();
-                tracing::error!(request_id = self.request_id, %error, "the receipt could not be closed either");
+                tracing::error!(request_id = self.head.request_id, %error, "the receipt could not be closed either");
                 receipt_error.into()
             }
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use types::Prompt;
+use types::{Chat, Prompt};
 
 use super::template;
 use crate::error::Error;
@@ -39,7 +39,8 @@ pub(crate) async fn tokenise(
         let text = match prompt {
             Prompt::Tokens(_) => String::new(),
             Prompt::Text(text) => text,
-            Prompt::Messages(messages) => base.chat_template().render(&messages, true)?,
+            Prompt::Messages(messages) => base.chat_template().render(&Chat::from(messages), true)?,
+            Prompt::Chat(chat) => base.chat_template().render(&chat, true)?,
             Prompt::Template { name, arguments } => {
                 let source = source.ok_or_else(|| Error::Internal(format!("template `{name}` passed the check")))?;
                 template::render(&source, &arguments, bytes_max)?

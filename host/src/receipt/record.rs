@@ -197,6 +197,9 @@ pub struct SamplingRecord {
     /// 0 is off.
     #[serde(with = "text::finite")]
     pub frequency_penalty: f32,
+    /// Tokens and what was added to their logits; absent without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logit_bias: Vec<(u32, f32)>,
     /// The seed of the draw; text, since a JSON number of 64 bits is not safe in every reader.
     #[serde(with = "text::parsed")]
     #[schema(value_type = String)]
@@ -206,7 +209,7 @@ pub struct SamplingRecord {
 impl SamplingRecord {
     /// What is said about these parameters and the seed that was used.
     #[must_use]
-    pub const fn new(sampling: &Sampling, seed: u64) -> Self {
+    pub fn new(sampling: &Sampling, seed: u64) -> Self {
         Self {
             temperature: sampling.temperature,
             top_k: sampling.top_k,
@@ -215,6 +218,7 @@ impl SamplingRecord {
             repetition_penalty: sampling.repetition_penalty,
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
+            logit_bias: sampling.logit_bias.clone(),
             seed,
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use types::{
-    ColdPolicy, Constraint, Digest, Grants, LayerRange, Message, Module, ModuleSet, Plan, PlanEntry, PlanLimits,
-    Prompt, Sampling, Span, StopConditions,
+    Chat, ChatMessage, ColdPolicy, Constraint, Digest, Grants, LayerRange, Message, Module, ModuleSet, Plan, PlanEntry,
+    PlanLimits, Prompt, Sampling, Span, StopConditions, ToolCall,
 };
 
 use crate::Draw;
@@ -85,13 +85,16 @@ fn limits(draw: &mut Draw<'_>) -> PlanLimits {
         limits.stop_conditions_max = draw.below(4);
         limits.stop_string_bytes_max = draw.below(8);
         limits.logprobs_max = draw.count();
+        limits.logit_bias_tokens_max = draw.below(4);
+        limits.vocabulary = draw.count();
         limits.deadline_ms_max = draw.count();
     }
     limits
 }
 
 fn prompt(draw: &mut Draw<'_>) -> Prompt {
-    match draw.below(6) {
+    match draw.below(7) {
+        6 => Prompt::Chat(chat(draw)),
         0 | 1 => Prompt::Text(draw.text()),
         2 => Prompt::Tokens((0..draw.below(12)).map(|_| draw.count()).collect()),
         3 => {
@@ -104,6 +107,20 @@ fn prompt(draw: &mut Draw<'_>) -> Prompt {
             arguments: (0..draw.below(3)).map(|_| (draw.text(), draw.text())).collect(),
         },
     }
+}
+
+fn chat(draw: &mut Draw<'_>) -> Chat {
+    let message = |draw: &mut Draw<'_>| ChatMessage {
+        role: draw.text(),
+        content: draw.text(),
+        name: draw.maybe(4, Draw::text),
+        tool_calls: (0..draw.below(3))
+            .map(|_| ToolCall { id: draw.text(), name: draw.text(), arguments: draw.text() })
+            .collect(),
+        tool_call_id: draw.maybe(4, Draw::text),
+    };
+    let messages = (0..draw.below(4)).map(|_| message(draw)).collect();
+    Chat { messages, tools: (0..draw.below(3)).map(|_| draw.text()).collect() }
 }
 
 fn composition(draw: &mut Draw<'_>) -> Vec<PlanEntry> {
@@ -145,7 +162,8 @@ fn change(plan: &mut Plan, draw: &mut Draw<'_>) {
 }
 
 fn change_sampling(sampling: &mut Sampling, draw: &mut Draw<'_>) {
-    match draw.below(9) {
+    match draw.below(10) {
+        9 => sampling.logit_bias = (0..draw.below(4)).map(|_| (draw.count(), draw.float())).collect(),
         0 => sampling.temperature = draw.float(),
         1 => sampling.top_k = draw.count(),
         2 => sampling.top_p = draw.float(),

@@ -33,7 +33,7 @@ fn add_sequence<A>(sequence: &Sequence<A>, block_tokens: u32, batch: &mut Batch)
     batch.block_tables.extend(sequence.blocks.blocks().iter().take(blocks));
     let rows = first_row..length(&batch.tokens);
     if sequence.is_sampled() {
-        batch.samples.push(sequence.sample_request(rows.end.saturating_sub(1)));
+        sequence.add_sample(rows.end.saturating_sub(1), batch);
     }
     batch.sequences.push(BatchSequence { rows, blocks: first_block..length(&batch.block_tables) });
 }

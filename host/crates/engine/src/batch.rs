@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use types::{LayerRange, ModuleSet};
 
-use crate::{RunnerError, RunnerShape};
+use crate::{RunnerError, RunnerShape, SeenToken};
 
 /// A place in the runner that holds one adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +26,10 @@ pub struct Batch {
     pub segments: Vec<LoraSegment>,
     /// Rows whose next token is wanted, in ascending order of row.
     pub samples: Vec<SampleRequest>,
+    /// Tokens that penalties fall on, those of all samples one after the other; within a sample each token once.
+    pub seen_tokens: Vec<SeenToken>,
+    /// Tokens and what is added to their logits, likewise.
+    pub logit_biases: Vec<(u32, f32)>,
 }
 
 impl Batch {
@@ -57,7 +61,26 @@ impl Batch {
         }
         let ascending = self.samples.windows(2).all(|pair| matches!(pair, [one, two] if one.row < two.row));
         rule(ascending, "samples are not in order of row")?;
-        rule(self.samples.last().is_none_or(|last| (last.row as usize) < rows), "a sample has no row")
+        rule(self.samples.last().is_none_or(|last| (last.row as usize) < rows), "a sample has no row")?;
+        for sample in &self.samples {
+            let (seen, biases) = (self.seen_of(sample), self.biases_of(sample));
+            let known = seen.is_some_and(|seen| seen.iter().all(|token| token.id < shape.vocabulary))
+                && biases.is_some_and(|biases| biases.iter().all(|(id, _)| *id < shape.vocabulary));
+            rule(known, "a sample has tokens that do not exist")?;
+        }
+        Ok(())
+    }
+
+    /// The tokens that a sample's penalties fall on; `None` if its range is wrong.
+    #[must_use]
+    pub fn seen_of(&self, sample: &SampleRequest) -> Option<&[SeenToken]> {
+        part(&self.seen_tokens, &sample.seen)
+    }
+
+    /// The biases of a sample; `None` if its range is wrong.
+    #[must_use]
+    pub fn biases_of(&self, sample: &SampleRequest) -> Option<&[(u32, f32)]> {
+        part(&self.logit_biases, &sample.biases)
     }
 
     /// Empties it and keeps its memory.
@@ -68,6 +91,8 @@ impl Batch {
         self.block_tables.clear();
         self.segments.clear();
         self.samples.clear();
+        self.seen_tokens.clear();
+        self.logit_biases.clear();
     }
 }
 
@@ -108,8 +133,9 @@ pub struct LoraSegment {
     pub layers: LayerRange,
 }
 
-/// A token to be drawn from one row's logits. The draw depends on (seed, step) and the logits alone, never on what else
-/// is in the batch.
+/// A token to be drawn from one row's logits. The draw depends on (seed, step), the logits and the sequence's own tokens
+/// alone, never on what else is in the batch. In this order: bias, repetition, frequency and presence penalty on the
+/// logits; temperature, `min_p`, `top_k`, `top_p` on what is left; the draw.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleRequest {
     /// Into [`Batch::tokens`].
@@ -120,12 +146,47 @@ pub struct SampleRequest {
     pub top_k: u32,
     /// 1 is off.
     pub top_p: f32,
+    /// 0 is off.
+    pub min_p: f32,
+    /// Of all `seen`: divides positive logits, multiplies others; 1 is off.
+    pub repetition_penalty: f32,
+    /// Taken from the logits of those `seen` in the output; 0 is off.
+    pub presence_penalty: f32,
+    /// Taken from them once for each time; 0 is off.
+    pub frequency_penalty: f32,
+    /// Into [`Batch::seen_tokens`]; empty without penalties.
+    pub seen: Range<u32>,
+    /// Into [`Batch::logit_biases`].
+    pub biases: Range<u32>,
     /// The sequence's seed.
     pub seed: u64,
     /// How many tokens the sequence has generated before this one.
     pub step: u32,
-    /// Report the log-probability (of the full softmax, before temperature) and this many alternatives.
+    /// Report the log-probability (the model's own: of the full softmax, before all of the above) and this many
+    /// alternatives.
     pub logprobs: Option<u32>,
+}
+
+impl SampleRequest {
+    /// The most likely token of this row, and nothing else.
+    #[must_use]
+    pub const fn greedy(row: u32) -> Self {
+        Self {
+            row,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seen: 0..0,
+            biases: 0..0,
+            seed: 0,
+            step: 0,
+            logprobs: None,
+        }
+    }
 }
 
 /// A drawn token.

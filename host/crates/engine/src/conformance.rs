@@ -81,7 +81,7 @@ fn generate<R: ModelRunner>(
             match event {
                 TokenEvent::Token { id, .. } => output.push(id),
                 TokenEvent::Finished { .. } => {}
-                TokenEvent::Failed(why) => return Err(why),
+                TokenEvent::Failed(why) => return Err(why.to_string()),
             }
         }
         outputs.push(output);

@@ -12,7 +12,8 @@ use crate::handle::{Clock, Message};
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 use crate::{
-    Batch, EngineConfig, EngineError, EngineHandle, EngineStats, ModelRunner, RunnerError, RunnerShape, SampledToken,
+    Batch, EngineConfig, EngineError, EngineHandle, EngineStats, GenerationError, ModelRunner, RunnerError,
+    RunnerShape, SampledToken,
 };
 
 /// Schedules sequences onto a runner, one step at a time. Without a thread of its own: see [`crate::start`].
@@ -125,7 +126,7 @@ impl<R: ModelRunner> Engine<R> {
             sequence.finish(FinishReason::Deadline, now);
         }
         if self.aborted {
-            fail_all(self.scheduler.remove_where(|_| true), "the engine was stopped");
+            fail_all(self.scheduler.remove_where(|_| true), &GenerationError::Stopped);
         }
     }
 
@@ -141,7 +142,7 @@ impl<R: ModelRunner> Engine<R> {
                 None => Err(RunnerError::Adapter("its sequences are gone".into())),
             };
             if let Err(error) = loaded {
-                fail_all(self.scheduler.remove_slot(load.slot), &error.to_string());
+                fail_all(self.scheduler.remove_slot(load.slot), &GenerationError::Adapter(error.to_string()));
             }
         }
     }
@@ -185,13 +186,15 @@ impl<R: ModelRunner> Engine<R> {
 
     /// The KV of the batch's rows is lost, and with it its sequences.
     fn fail_batch(&mut self, error: &RunnerError) {
-        fail_all(self.scheduler.remove_where(|sequence| sequence.planned > 0), &error.to_string());
+        let failed = self.scheduler.remove_where(|sequence| sequence.planned > 0);
+        fail_all(failed, &GenerationError::Runner(error.to_string()));
     }
 
     /// A bug of the scheduler must not spin the thread or leave clients waiting.
     fn fail_if_stuck(&mut self, loads: &[SlotLoad]) {
         if self.order.is_empty() && loads.is_empty() && !self.is_idle() {
-            fail_all(self.scheduler.remove_where(|_| true), "nothing could be scheduled; report it as a bug");
+            let error = GenerationError::Runner("nothing could be scheduled; report it as a bug".into());
+            fail_all(self.scheduler.remove_where(|_| true), &error);
         }
     }
 
@@ -225,8 +228,8 @@ impl<R: ModelRunner> Engine<R> {
     }
 }
 
-fn fail_all<A>(sequences: Vec<Sequence<A>>, why: &str) {
-    sequences.into_iter().for_each(|sequence| sequence.fail(why.to_owned()));
+fn fail_all<A>(sequences: Vec<Sequence<A>>, why: &GenerationError) {
+    sequences.into_iter().for_each(|sequence| sequence.fail(why.clone()));
 }
 
 fn check_shape(shape: &RunnerShape) -> Result<(), EngineError> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use types::Digest;
 
-use crate::{RunnerShape, Submission, SubmitError, TokenEvent};
+use crate::{GenerationError, RunnerShape, Submission, SubmitError, TokenEvent};
 
 /// Time since some fixed moment, read by the host: the engine has no clock of its own.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -208,7 +208,7 @@ impl TokenStream {
             Some(event @ TokenEvent::Token { .. }) => Some(event),
             last => {
                 self.ended = true;
-                Some(last.unwrap_or_else(|| TokenEvent::Failed("the engine has stopped".into())))
+                Some(last.unwrap_or(TokenEvent::Failed(GenerationError::Stopped)))
             }
         }
     }

@@ -9,7 +9,8 @@ use types::{Digest, FinishReason, Usage, ValidPlan};
 
 use crate::block_manager::BlockTable;
 use crate::handle::Arrival;
-use crate::{SampleRequest, SampledToken, Slot, TokenEvent};
+use crate::seen_tokens::SeenTokens;
+use crate::{Batch, GenerationError, SampleRequest, SampledToken, Slot, TokenEvent};
 
 /// A sequence of tokens that is being continued.
 pub(crate) struct Sequence<A> {
@@ -21,6 +22,8 @@ pub(crate) struct Sequence<A> {
     /// The prompt, then the output.
     tokens: Vec<u32>,
     prompt_tokens: usize,
+    /// What penalties fall on; none without penalties.
+    seen: Option<SeenTokens>,
     /// Tokens whose KV lies in `blocks`; fewer than there are tokens.
     pub(crate) computed: usize,
     /// Tokens whose KV the next step computes.
@@ -43,6 +46,7 @@ impl<A> Sequence<A> {
         let Arrival { submission, submitted, events, place } = arrival;
         Self {
             number,
+            seen: SeenTokens::new(submission.plan.sampling(), &submission.prompt),
             plan: submission.plan,
             seed: submission.seed,
             adapters: submission.adapters,
@@ -87,18 +91,29 @@ impl<A> Sequence<A> {
         self.planned > 0 && self.planned == self.remaining()
     }
 
-    /// The draw of the next token from this row.
-    pub(crate) fn sample_request(&self, row: u32) -> SampleRequest {
+    /// Adds the draw of the next token from this row.
+    pub(crate) fn add_sample(&self, row: u32, batch: &mut Batch) {
         let sampling = self.plan.sampling();
-        SampleRequest {
+        let (first_seen, first_bias) = (length(&batch.seen_tokens), length(&batch.logit_biases));
+        if let Some(seen) = &self.seen {
+            batch.seen_tokens.extend_from_slice(seen.as_slice());
+        }
+        batch.logit_biases.extend_from_slice(&sampling.logit_bias);
+        batch.samples.push(SampleRequest {
             row,
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            seen: first_seen..length(&batch.seen_tokens),
+            biases: first_bias..length(&batch.logit_biases),
             seed: self.seed,
             step: self.usage().completion_tokens,
             logprobs: sampling.logprobs,
-        }
+        });
     }
 
     /// Notes that a step has rows of this sequence: it waits no more.
@@ -115,6 +130,9 @@ impl<A> Sequence<A> {
     pub(crate) fn append(&mut self, token: SampledToken, eos: &[u32], tokens_max: usize) {
         let SampledToken { id, logprob, top } = token;
         self.tokens.push(id);
+        if let Some(seen) = &mut self.seen {
+            seen.push(id);
+        }
         let stop = self.plan.stop();
         if stop.token_ids.contains(&id) || (!stop.ignore_eos && eos.contains(&id)) {
             self.ended = Some(FinishReason::Stop);
@@ -134,7 +152,7 @@ impl<A> Sequence<A> {
     }
 
     /// The last word of a sequence that could not be continued.
-    pub(crate) fn fail(self, why: String) {
+    pub(crate) fn fail(self, why: GenerationError) {
         self.send(TokenEvent::Failed(why));
     }
 
@@ -157,4 +175,9 @@ impl<A> Sequence<A> {
         let sent = self.events.try_send(event);
         debug_assert!(!matches!(sent, Err(mpsc::error::TrySendError::Full(_))), "a stream is too short");
     }
+}
+
+/// No more tokens than sequences times the vocabulary, far below a `u32`.
+fn length<T>(items: &[T]) -> u32 {
+    u32::try_from(items.len()).unwrap_or(u32::MAX)
 }

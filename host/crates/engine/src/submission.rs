@@ -105,6 +105,41 @@ pub enum TokenEvent {
         /// From submission to the first step that had rows of this sequence.
         queued: Duration,
     },
-    /// The runner failed.
-    Failed(String),
+    /// It could not be continued.
+    Failed(GenerationError),
+}
+
+/// Why a sequence could not be continued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GenerationError {
+    /// The engine was stopped, or its thread died.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// The runner refused the adapter.
+    #[error("{0}")]
+    Adapter(String),
+    /// The runner failed, or nothing could be scheduled.
+    #[error("{0}")]
+    Runner(String),
+}
+
+impl GenerationError {
+    /// A stable word for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Stopped => "shutting_down",
+            Self::Adapter(_) => "adapter_load_failed",
+            Self::Runner(_) => "generation_failed",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub const fn blame(&self) -> Blame {
+        match self {
+            Self::Stopped => Blame::Capacity,
+            Self::Adapter(_) | Self::Runner(_) => Blame::Host,
+        }
+    }
 }

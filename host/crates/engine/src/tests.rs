@@ -43,12 +43,25 @@ pub(crate) struct Request {
     pub(crate) stop: Vec<u32>,
     pub(crate) ignore_eos: bool,
     pub(crate) deadline_ms: Option<u32>,
+    pub(crate) repetition_penalty: f32,
+    pub(crate) presence_penalty: f32,
 }
 
 pub(crate) fn request(prompt: impl IntoIterator<Item = u32>, output: u32) -> Request {
     let prompt = prompt.into_iter().collect();
     let (adapters, stop) = (Vec::new(), Vec::new());
-    Request { prompt, output, adapters, narrow: false, seed: None, stop, ignore_eos: true, deadline_ms: None }
+    Request {
+        prompt,
+        output,
+        adapters,
+        narrow: false,
+        seed: None,
+        stop,
+        ignore_eos: true,
+        deadline_ms: None,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+    }
 }
 
 fn value_of(name: &str) -> u64 {
@@ -59,6 +72,10 @@ impl Request {
     pub(crate) fn with(mut self, adapters: impl IntoIterator<Item = (&'static str, f32)>) -> Self {
         self.adapters.extend(adapters);
         self
+    }
+
+    pub(crate) fn penalised(self, repetition_penalty: f32, presence_penalty: f32) -> Self {
+        Self { repetition_penalty, presence_penalty, ..self }
     }
 
     fn modules(&self) -> ModuleSet {
@@ -73,6 +90,8 @@ impl Request {
         };
         plan.composition = self.adapters.iter().map(entry).collect();
         plan.sampling.temperature = if self.seed.is_some() { 1.0 } else { 0.0 };
+        plan.sampling.repetition_penalty = self.repetition_penalty;
+        plan.sampling.presence_penalty = self.presence_penalty;
         plan.stop.token_ids = self.stop.clone();
         plan.stop.ignore_eos = self.ignore_eos;
         plan.deadline_ms = self.deadline_ms;

@@ -29,6 +29,11 @@ pub enum ModelError {
     /// The chat template refused the messages, or did not end in time.
     #[error("the chat template refused the messages: {0}")]
     ChatTemplate(String),
+    /// The chat template has no place for what was sent with the messages.
+    #[error(
+        "this base's chat template has no place for {0}: leave them out, or use a base that was trained with tools"
+    )]
+    ChatTemplateLacks(&'static str),
     /// The runner's own sizes do not fit together.
     #[error("the runner's configuration is wrong: {0}")]
     Configuration(String),
@@ -44,6 +49,7 @@ impl ModelError {
             Self::Unsupported(_) => "base_unsupported",
             Self::Tokenize(_) => "tokenize_failed",
             Self::ChatTemplate(_) => "chat_template_failed",
+            Self::ChatTemplateLacks(_) => "unsupported",
             Self::Configuration(_) => "runner_configuration",
         }
     }
@@ -52,7 +58,7 @@ impl ModelError {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::Tokenize(_) | Self::ChatTemplate(_) => Blame::Caller,
+            Self::Tokenize(_) | Self::ChatTemplate(_) | Self::ChatTemplateLacks(_) => Blame::Caller,
             Self::Read { .. } | Self::Malformed(_) | Self::Unsupported(_) | Self::Configuration(_) => Blame::Host,
         }
     }

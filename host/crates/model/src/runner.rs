@@ -168,9 +168,9 @@ impl ModelRunner for CpuRunner {
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
-        let logits = self.step_logits(batch)?;
-        let rows = logits.chunks_exact(self.config.vocabulary);
-        sampled.extend(rows.zip(&batch.samples).map(|(logits, request)| sample(logits, request)));
+        let mut logits = self.step_logits(batch)?;
+        let rows = logits.chunks_exact_mut(self.config.vocabulary);
+        sampled.extend(rows.zip(&batch.samples).map(|(logits, request)| sample(logits, request, batch)));
         Ok(())
     }
 }

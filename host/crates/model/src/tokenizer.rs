@@ -66,12 +66,19 @@ impl Tokenizer {
         self.token(id).map(|token| String::from_utf8_lossy(&token.bytes).into_owned()).unwrap_or_default()
     }
 
+    /// The bytes that a token prints; they may begin or end inside a character. None for special tokens, which print
+    /// nothing, and for those that do not exist.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        self.token(id).filter(|token| !token.special).map(|token| &*token.bytes)
+    }
+
     fn token(&self, id: u32) -> Option<&Token> {
         self.inner.tokens.get(id as usize)
     }
 
     fn printed(&self, id: u32) -> &[u8] {
-        self.token(id).filter(|token| !token.special).map_or(&[], |token| &token.bytes)
+        self.token_bytes(id).unwrap_or_default()
     }
 
     /// From the metadata of a file whose tokenizer is GPT-2's with digits set apart (`smollm`).
@@ -213,5 +220,6 @@ mod tests {
         assert_eq!(decoder.finish(), "");
         assert_eq!(tokenizer.decode(&[0, 1, 2, 3, 7]), "a\u{1f642}b");
         assert_eq!(tokenizer.token_text(3), "<|x|>");
+        assert_eq!((tokenizer.token_bytes(1), tokenizer.token_bytes(3)), (Some(&b"\x99"[..]), None));
     }
 }

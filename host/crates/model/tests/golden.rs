@@ -10,7 +10,7 @@ use std::time::Instant;
 use engine::{Batch, BatchSequence, LoraSegment, ModelRunner, SampleRequest, Slot};
 use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter};
 use serde_json::Value;
-use types::{LayerRange, Message, ModuleSet};
+use types::{Chat, LayerRange, Message, ModuleSet};
 
 const BASE_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const BLOCK_TOKENS: usize = 16;
@@ -214,7 +214,7 @@ fn adapter(base: &Base, folder: &Path) -> LoraAdapter {
 }
 
 fn greedy(row: usize) -> SampleRequest {
-    SampleRequest { row: row as u32, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, step: 0, logprobs: None }
+    SampleRequest::greedy(row as u32)
 }
 
 fn argmax(logits: &[f32]) -> u32 {
@@ -236,7 +236,7 @@ fn prompts_tokenise_and_render_as_transformers_does() {
         if let Some(messages) = prompt["messages"].as_array() {
             let field = |message: &Value, field| message[field].as_str().unwrap().to_owned();
             let messages = messages.iter().map(|m| Message { role: field(m, "role"), content: field(m, "content") });
-            let rendered = base.chat_template().render(&messages.collect::<Vec<_>>(), true).unwrap();
+            let rendered = base.chat_template().render(&Chat::from(messages.collect::<Vec<_>>()), true).unwrap();
             assert_eq!(rendered, text, "{name}");
         }
         let tokens = base.tokenizer().encode(text).unwrap();

@@ -289,15 +289,7 @@ fn logits(runner: &mut CpuRunner, compositions: &[&[Entry]]) -> Vec<Vec<f32>> {
             modules: entry.modules,
             layers: entry.layers,
         }));
-        batch.samples.extend(rows.map(|row| SampleRequest {
-            row,
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            seed: 0,
-            step: 0,
-            logprobs: None,
-        }));
+        batch.samples.extend(rows.map(SampleRequest::greedy));
     }
     let logits = runner.step_logits(&batch).unwrap();
     logits.chunks_exact(TOKENS.len() * VOCABULARY).map(<[f32]>::to_vec).collect()

@@ -176,6 +176,8 @@ fn sampling_from_wit(sampling: wit::Sampling) -> Sampling {
         repetition_penalty: sampling.repetition_penalty,
         presence_penalty: sampling.presence_penalty,
         frequency_penalty: sampling.frequency_penalty,
+        // Not in the contract: plugins see text, not the vocabulary.
+        logit_bias: Vec::new(),
         seed: sampling.seed.map(u64::from),
         logprobs: sampling.logprobs,
     }

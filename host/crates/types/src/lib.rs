@@ -4,6 +4,7 @@
 //! Not here: I/O, async code, serialisation, and anything that knows HTTP, WebAssembly or tensors.
 
 mod blame;
+mod chat;
 mod composition;
 mod digest;
 mod hook;
@@ -15,6 +16,7 @@ mod usage;
 mod valid_plan;
 
 pub use blame::Blame;
+pub use chat::{Chat, ChatMessage, ToolCall};
 pub use composition::{Composition, CompositionPart, LayerRange, Module, ModuleSet};
 pub use digest::{Digest, DigestError};
 pub use hook::{Action, Chunk, ChunkToken, Decision, Ending, HookUsage, InvocationRequest, Message, Rejection};

@@ -21,6 +21,8 @@ pub struct PlanLimits {
     pub stop_string_bytes_max: usize,
     /// Alternatives to each token.
     pub logprobs_max: u32,
+    /// Tokens whose logits are biased.
+    pub logit_bias_tokens_max: usize,
     /// Bytes of text that a plugin may hold back.
     pub held_bytes_max: usize,
     /// Bytes of text that a plugin may answer with, whether it reads along or answers by itself.
@@ -29,6 +31,8 @@ pub struct PlanLimits {
     pub deadline_ms_max: u32,
     /// Layers of the base.
     pub layers: u32,
+    /// Tokens in the base's vocabulary.
+    pub vocabulary: u32,
 }
 
 impl Default for PlanLimits {
@@ -43,10 +47,12 @@ impl Default for PlanLimits {
             stop_conditions_max: 16,
             stop_string_bytes_max: 256,
             logprobs_max: 20,
+            logit_bias_tokens_max: 300,
             held_bytes_max: 1 << 20,
             answer_bytes_max: 4 << 20,
             deadline_ms_max: 120_000,
             layers: u32::MAX,
+            vocabulary: u32::MAX,
         }
     }
 }

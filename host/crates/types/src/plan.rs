@@ -1,6 +1,6 @@
 //! The plan as a plugin wrote it: untrusted. Not here: its check, which is `valid_plan.rs`.
 
-use crate::{LayerRange, Message, ModuleSet, Sampling, StopConditions};
+use crate::{Chat, LayerRange, Message, ModuleSet, Sampling, StopConditions};
 
 /// What the model is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub enum Prompt {
     Tokens(Vec<u32>),
     /// Rendered through the base's chat template.
     Messages(Vec<Message>),
+    /// The same with tools and calls of them; only the HTTP surface makes these.
+    Chat(Chat),
     /// A template of the function's manifest.
     Template {
         /// Its name.

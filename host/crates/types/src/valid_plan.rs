@@ -2,12 +2,16 @@
 //!
 //! Not here: resolving names (a [`Grants`] does), rendering and tokenising the prompt.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::{
     Blame, Composition, CompositionPart, Digest, LayerRange, ModuleSet, Plan, PlanEntry, PlanLimits, Prompt, Sampling,
     Span, StopConditions,
 };
+
+/// A factor this large takes a seen token out for good.
+const REPETITION_PENALTY_MAX: f32 = 100.0;
 
 /// What a function (or a caller without one) may use.
 pub trait Grants {
@@ -172,13 +176,6 @@ fn unsupported(plan: &Plan) -> Result<(), PlanError> {
     if plan.composition.iter().any(|entry| entry.span != Span::Whole) {
         return Err(PlanError::Unsupported("a span other than `whole`"));
     }
-    let sampling = &plan.sampling;
-    if sampling.min_p != 0.0 {
-        return Err(PlanError::Unsupported("min_p"));
-    }
-    if sampling.repetition_penalty != 1.0 || sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0 {
-        return Err(PlanError::Unsupported("a penalty"));
-    }
     Ok(())
 }
 
@@ -190,6 +187,11 @@ fn check_prompt(prompt: &Prompt, grants: &dyn Grants, limits: &PlanLimits) -> Re
             tokens.len()
         }
         Prompt::Messages(messages) => messages.iter().map(|m| m.role.len() + m.content.len()).sum(),
+        Prompt::Chat(chat) => {
+            let bytes = chat.bytes();
+            at_most("the messages' length in bytes", bytes, "prompt_bytes_max", limits.prompt_bytes_max)?;
+            bytes
+        }
         Prompt::Template { name, arguments } => {
             if !grants.has_template(name) {
                 return Err(PlanError::UnknownTemplate(shorten(name)));
@@ -214,8 +216,40 @@ fn check_sampling(sampling: &Sampling, limits: &PlanLimits) -> Result<(), PlanEr
     if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
         return Err(out_of_range("top_p", sampling.top_p, "over 0 and at most 1"));
     }
+    if !(0.0..=1.0).contains(&sampling.min_p) {
+        return Err(out_of_range("min_p", sampling.min_p, "between 0 and 1"));
+    }
+    let repetition = sampling.repetition_penalty;
+    if !(repetition > 0.0 && repetition <= REPETITION_PENALTY_MAX) {
+        return Err(out_of_range("repetition_penalty", repetition, "over 0 and at most 100"));
+    }
+    for (what, penalty) in
+        [("presence_penalty", sampling.presence_penalty), ("frequency_penalty", sampling.frequency_penalty)]
+    {
+        if !(-2.0..=2.0).contains(&penalty) {
+            return Err(out_of_range(what, penalty, "between -2 and 2"));
+        }
+    }
     if let Some(count) = sampling.logprobs {
         at_most("logprobs", count, "logprobs_max", limits.logprobs_max)?;
+    }
+    check_bias(&sampling.logit_bias, limits)
+}
+
+fn check_bias(biases: &[(u32, f32)], limits: &PlanLimits) -> Result<(), PlanError> {
+    let count_max = limits.logit_bias_tokens_max;
+    at_most("the number of tokens in logit_bias", biases.len(), "logit_bias_tokens_max", count_max)?;
+    let mut seen = BTreeSet::new();
+    for &(token, bias) in biases {
+        if token >= limits.vocabulary {
+            return Err(out_of_range("a token of logit_bias", token, "a token of the base's vocabulary"));
+        }
+        if !(-100.0..=100.0).contains(&bias) {
+            return Err(out_of_range("a bias of logit_bias", bias, "between -100 and 100"));
+        }
+        if !seen.insert(token) {
+            return Err(out_of_range("a token of logit_bias", token, "named once"));
+        }
     }
     Ok(())
 }
@@ -332,7 +366,6 @@ mod tests {
         let span = Span::Output { first: 0, end: None };
         let entry = PlanEntry { span, ..PlanEntry::whole("mine", 1.0) };
         assert_eq!(code(|plan| plan.composition.push(entry)), "unsupported");
-        assert_eq!(code(|plan| plan.sampling.frequency_penalty = 0.5), "unsupported");
     }
 
     #[test]
@@ -351,6 +384,39 @@ mod tests {
         assert_eq!(code(|plan| plan.prompt = Prompt::Text(String::new())), "invalid_plan");
         assert_eq!(code(|plan| plan.prompt = Prompt::Text("x".repeat(2 << 20))), "limit_exceeded");
         assert_eq!(code(|plan| plan.prompt = Prompt::Tokens(vec![1; 9000])), "limit_exceeded");
+    }
+
+    #[test]
+    fn ranges_of_sampling() {
+        let code = |change: &dyn Fn(&mut Sampling)| {
+            let limits = PlanLimits { vocabulary: 10, logit_bias_tokens_max: 2, ..PlanLimits::default() };
+            let mut plan = Plan::new(Prompt::Text("hello".into()));
+            change(&mut plan.sampling);
+            ValidPlan::check(plan, &OneAdapter, &limits).map_or_else(|error| error.code(), |_| "accepted")
+        };
+        for (value, expected) in [(-2.0, "accepted"), (2.0, "accepted"), (2.1, "invalid_plan"), (-2.1, "invalid_plan")]
+        {
+            assert_eq!(code(&|sampling| sampling.presence_penalty = value), expected, "{value}");
+            assert_eq!(code(&|sampling| sampling.frequency_penalty = value), expected, "{value}");
+        }
+        for (value, expected) in [(0.0, "accepted"), (1.0, "accepted"), (-0.1, "invalid_plan"), (1.1, "invalid_plan")] {
+            assert_eq!(code(&|sampling| sampling.min_p = value), expected, "{value}");
+        }
+        for (value, expected) in
+            [(0.0, "invalid_plan"), (0.01, "accepted"), (100.0, "accepted"), (101.0, "invalid_plan")]
+        {
+            assert_eq!(code(&|sampling| sampling.repetition_penalty = value), expected, "{value}");
+        }
+        assert_eq!(code(&|sampling| sampling.presence_penalty = f32::NAN), "invalid_plan");
+        assert_eq!(code(&|sampling| sampling.repetition_penalty = f32::NAN), "invalid_plan");
+        assert_eq!(code(&|sampling| sampling.min_p = f32::NAN), "invalid_plan");
+        let bias = |biases: &[(u32, f32)]| code(&|sampling| sampling.logit_bias = biases.to_vec());
+        assert_eq!(bias(&[(9, 100.0), (0, -100.0)]), "accepted");
+        assert_eq!(bias(&[(10, 1.0)]), "invalid_plan");
+        assert_eq!(bias(&[(1, 100.5)]), "invalid_plan");
+        assert_eq!(bias(&[(1, f32::NAN)]), "invalid_plan");
+        assert_eq!(bias(&[(1, 1.0), (1, 2.0)]), "invalid_plan");
+        assert_eq!(bias(&[(1, 1.0), (2, 1.0), (3, 1.0)]), "limit_exceeded");
     }
 
     #[test]

@@ -1,16 +1,18 @@
-//! The objects of OpenAI's API: completions and chat completions, whole and in chunks, with log-probabilities and usage.
+//! The objects of OpenAI's API: completions and chat completions, whole and in chunks, with their choices and usage. Not
+//! here: log-probabilities, which are `logprobs.rs`.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use types::FinishReason;
+use types::{FinishReason, Usage};
 
+use super::logprobs::{self, TextOffset};
 use crate::host::Host;
 use crate::http::invoke::{adapters, usage};
 use crate::http::stream::{Format, Whole};
 use crate::http::wire::CommonBody;
-use crate::invoke::{Ended, Generation, TokenOut};
+use crate::invoke::{Ended, Head, TokenOut};
 
 /// Which of the two APIs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,67 +21,110 @@ pub(crate) enum Kind {
     Completion,
 }
 
-/// Writes generations in OpenAI's shape.
+/// Writes generations in OpenAI's shape. Choices of the same prompt are neighbours.
 pub(crate) struct OpenAiFormat {
     kind: Kind,
     host: Arc<Host>,
     model: String,
     created: u64,
+    /// Choices of each prompt.
+    choices: usize,
     logprobs: bool,
     token_ids: bool,
     include_usage: bool,
-    /// Characters sent so far, for `text_offset`.
-    offset: usize,
+    request_id: String,
+    /// Of each choice: what is sent before its text, and where its text has come to.
+    echoes: Vec<String>,
+    offsets: Vec<TextOffset>,
+    usage: Usage,
 }
 
 impl OpenAiFormat {
-    pub(crate) fn new(kind: Kind, host: Arc<Host>, common: &CommonBody, logprobs: bool) -> Self {
+    pub(crate) fn new(
+        kind: Kind,
+        host: Arc<Host>,
+        common: &CommonBody,
+        choices: u32,
+        logprobs: bool,
+        echoes: Vec<String>,
+    ) -> Self {
+        let offset = |echo: &String| TextOffset::new(host.base.tokenizer().decoder(), echo.chars().count());
         Self {
             kind,
-            host,
             model: common.model.clone(),
             created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            choices: choices as usize,
             logprobs,
             token_ids: common.return_token_ids,
-            include_usage: common.stream_options.include_usage,
-            offset: 0,
+            include_usage: common.include_usage(),
+            request_id: String::new(),
+            offsets: echoes.iter().map(offset).collect(),
+            echoes,
+            host,
+            usage: Usage::default(),
         }
     }
 
     /// The whole answer as one object.
-    pub(crate) fn whole(mut self, generation: &Generation, whole: Whole) -> Value {
-        let logprobs = self.logprobs(&whole.tokens);
-        let mut choice = json!({"index": 0, "logprobs": logprobs, "finish_reason": finish(whole.ended.reason)});
-        let content = match self.kind {
-            Kind::Chat => ("message", json!({"role": "assistant", "content": whole.text})),
-            Kind::Completion => ("text", whole.text.into()),
-        };
-        set(&mut choice, content.0, content.1);
-        if self.token_ids {
-            set(&mut choice, "token_ids", ids(&whole.tokens));
-            set(&mut choice, "prompt_token_ids", json!(generation.prompt_tokens));
-        }
+    pub(crate) fn whole(mut self, wholes: Vec<Whole>) -> Value {
+        let first = wholes.first().map(|whole| Arc::clone(&whole.head));
+        self.request_id = first.as_ref().map(|head| head.request_id.clone()).unwrap_or_default();
+        let choices = wholes.into_iter().enumerate().map(|(index, whole)| self.whole_choice(index, whole)).collect();
         let object = if self.kind == Kind::Chat { "chat.completion" } else { "text_completion" };
-        let mut value = self.envelope(generation, object, vec![choice]);
-        set(&mut value, "usage", usage(&whole.ended));
-        set(&mut value, "adapters", adapters(&generation.adapters));
+        let mut value = self.envelope(object, choices);
+        set(&mut value, "usage", usage(self.usage));
+        set(&mut value, "adapters", first.map_or(Value::Null, |head| adapters(&head.adapters)));
         value
     }
 
-    fn envelope(&self, generation: &Generation, object: &str, choices: Vec<Value>) -> Value {
+    fn whole_choice(&mut self, index: usize, whole: Whole) -> Value {
+        let Whole { head, text, tokens, ended } = whole;
+        self.count(index, &ended);
+        let logprobs = self.logprobs(index, &tokens);
+        let mut choice = json!({"index": index, "logprobs": logprobs, "finish_reason": finish(ended.reason)});
+        match self.kind {
+            Kind::Chat => set(&mut choice, "message", json!({"role": "assistant", "content": text, "refusal": null})),
+            Kind::Completion => set(&mut choice, "text", (self.take_echo(index) + &text).into()),
+        }
+        if self.token_ids {
+            set(&mut choice, "token_ids", ids(&tokens));
+            set(&mut choice, "prompt_token_ids", json!(head.prompt_tokens));
+        }
+        set(&mut choice, "receipt", head.receipt_id.as_str().into());
+        choice
+    }
+
+    /// Tokens of a prompt count once, however many choices it has.
+    fn count(&mut self, index: usize, ended: &Ended) {
+        let Usage { prompt_tokens, completion_tokens } = ended.usage;
+        if index.is_multiple_of(self.choices.max(1)) {
+            self.usage.prompt_tokens = self.usage.prompt_tokens.saturating_add(prompt_tokens);
+        }
+        self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(completion_tokens);
+    }
+
+    fn take_echo(&mut self, index: usize) -> String {
+        self.echoes.get_mut(index).map(std::mem::take).unwrap_or_default()
+    }
+
+    fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
         json!({
-            "id": generation.request_id, "object": object, "created": self.created, "model": self.model,
-            "choices": choices,
+            "id": self.request_id, "object": object, "created": self.created, "model": self.model, "choices": choices,
         })
     }
 
-    fn chunk(&self, generation: &Generation, choice: Value) -> Value {
+    /// A chunk; where usage was asked for, all but the last say that it is not known yet.
+    fn chunk(&self, choices: Vec<Value>) -> Value {
         let object = if self.kind == Kind::Chat { "chat.completion.chunk" } else { "text_completion" };
-        self.envelope(generation, object, vec![choice])
+        let mut chunk = self.envelope(object, choices);
+        if self.include_usage {
+            set(&mut chunk, "usage", Value::Null);
+        }
+        chunk
     }
 
-    fn choice(&self, text: Option<String>, logprobs: Value, reason: Option<FinishReason>) -> Value {
-        let mut choice = json!({"index": 0, "logprobs": logprobs, "finish_reason": reason.map(finish)});
+    fn choice(&self, index: usize, text: Option<String>, logprobs: Value, reason: Option<FinishReason>) -> Value {
+        let mut choice = json!({"index": index, "logprobs": logprobs, "finish_reason": reason.map(finish)});
         match (self.kind, text) {
             (Kind::Chat, Some(text)) => set(&mut choice, "delta", json!({"content": text})),
             (Kind::Chat, None) => set(&mut choice, "delta", json!({})),
@@ -88,77 +133,57 @@ impl OpenAiFormat {
         choice
     }
 
-    fn logprobs(&mut self, tokens: &[TokenOut]) -> Value {
-        if !self.logprobs {
-            return Value::Null;
+    fn logprobs(&mut self, index: usize, tokens: &[TokenOut]) -> Value {
+        let tokenizer = self.host.base.tokenizer();
+        match (self.kind, self.offsets.get_mut(index)) {
+            (Kind::Chat, _) if self.logprobs => logprobs::of_chat(tokenizer, tokens),
+            (Kind::Completion, Some(offset)) if self.logprobs => logprobs::of_completion(tokenizer, offset, tokens),
+            _ => Value::Null,
         }
-        match self.kind {
-            Kind::Chat => json!({"content": tokens.iter().map(|token| self.chat_logprob(token)).collect::<Vec<_>>()}),
-            Kind::Completion => self.completion_logprobs(tokens),
-        }
-    }
-
-    fn chat_logprob(&self, token: &TokenOut) -> Value {
-        let entry = |id: u32, logprob: Option<f32>| {
-            let text = self.host.base.tokenizer().token_text(id);
-            json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()})
-        };
-        let mut value = entry(token.id, token.logprob);
-        let top = token.top.iter().map(|(id, logprob)| entry(*id, Some(*logprob))).collect();
-        set(&mut value, "top_logprobs", top);
-        value
-    }
-
-    fn completion_logprobs(&mut self, tokens: &[TokenOut]) -> Value {
-        let text = |id: u32| self.host.base.tokenizer().token_text(id);
-        let texts: Vec<String> = tokens.iter().map(|token| text(token.id)).collect();
-        let top = |token: &TokenOut| -> Value {
-            token
-                .top
-                .iter()
-                .map(|(id, logprob)| (text(*id), Value::from(*logprob)))
-                .collect::<serde_json::Map<_, _>>()
-                .into()
-        };
-        let tops: Vec<Value> = tokens.iter().map(top).collect();
-        let mut offsets = Vec::with_capacity(texts.len());
-        for text in &texts {
-            offsets.push(self.offset);
-            self.offset += text.chars().count();
-        }
-        let logprobs: Vec<Option<f32>> = tokens.iter().map(|token| token.logprob).collect();
-        json!({"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets})
     }
 }
 
 impl Format for OpenAiFormat {
-    fn begin(&mut self, generation: &Generation) -> Vec<Value> {
-        if self.kind == Kind::Completion {
-            return Vec::new();
+    fn begin(&mut self, heads: &[Arc<Head>]) -> Vec<Value> {
+        self.request_id = heads.first().map(|head| head.request_id.clone()).unwrap_or_default();
+        let mut chunks = Vec::new();
+        for index in 0..heads.len() {
+            if self.kind == Kind::Chat {
+                let delta = json!({"role": "assistant", "content": ""});
+                let choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
+                chunks.push(self.chunk(vec![choice]));
+            }
+            let echo = self.take_echo(index);
+            if !echo.is_empty() {
+                chunks.push(self.chunk(vec![self.choice(index, Some(echo), Value::Null, None)]));
+            }
         }
-        let delta = json!({"role": "assistant", "content": ""});
-        vec![self.chunk(generation, json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": null}))]
+        chunks
     }
 
-    fn text(&mut self, generation: &Generation, text: String, tokens: Vec<TokenOut>) -> Vec<Value> {
-        let logprobs = self.logprobs(&tokens);
-        let mut choice = self.choice(Some(text), logprobs, None);
+    fn text(&mut self, index: usize, _head: &Head, text: String, tokens: Vec<TokenOut>) -> Vec<Value> {
+        let logprobs = self.logprobs(index, &tokens);
+        let mut choice = self.choice(index, Some(text), logprobs, None);
         if self.token_ids {
             set(&mut choice, "token_ids", ids(&tokens));
         }
-        vec![self.chunk(generation, choice)]
+        vec![self.chunk(vec![choice])]
     }
 
-    fn end(&mut self, generation: &Generation, ended: Ended) -> Vec<Value> {
-        let choice = self.choice(None, Value::Null, Some(ended.reason));
-        let mut chunks = vec![self.chunk(generation, choice)];
-        if self.include_usage {
-            let object = if self.kind == Kind::Chat { "chat.completion.chunk" } else { "text_completion" };
-            let mut last = self.envelope(generation, object, Vec::new());
-            set(&mut last, "usage", usage(&ended));
-            chunks.push(last);
+    fn end(&mut self, index: usize, head: &Head, ended: Ended) -> Vec<Value> {
+        self.count(index, &ended);
+        let mut choice = self.choice(index, None, Value::Null, Some(ended.reason));
+        set(&mut choice, "receipt", head.receipt_id.as_str().into());
+        vec![self.chunk(vec![choice])]
+    }
+
+    fn close(&mut self) -> Vec<Value> {
+        if !self.include_usage {
+            return Vec::new();
         }
-        chunks
+        let mut last = self.chunk(Vec::new());
+        set(&mut last, "usage", usage(self.usage));
+        vec![last]
     }
 }
 

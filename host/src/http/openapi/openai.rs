@@ -52,6 +52,9 @@ struct ChatChoice {
     token_ids: Option<Vec<u32>>,
     /// With `return_token_ids`.
     prompt_token_ids: Option<Vec<u32>>,
+    /// Of this choice, which is an inference of its own.
+    #[schema(pattern = "^rcpt_[0-9A-Z]{26}$")]
+    receipt: String,
 }
 
 /// What the model said.
@@ -61,6 +64,9 @@ struct AssistantMessage {
     role: String,
     #[schema(required)]
     content: Option<String>,
+    /// Always null.
+    #[schema(required)]
+    refusal: Option<String>,
 }
 
 /// Why an answer ended.
@@ -75,6 +81,9 @@ enum FinishReason {
 #[derive(ToSchema)]
 struct ChatLogprobs {
     content: Vec<ChatLogprob>,
+    /// Always null.
+    #[schema(required)]
+    refusal: Option<String>,
 }
 
 /// A token that was chosen.
@@ -83,7 +92,9 @@ struct ChatLogprob {
     token: String,
     #[schema(required)]
     logprob: Option<f64>,
-    bytes: Vec<u8>,
+    /// All tokens' bytes together are the text; null for a special token, which prints nothing.
+    #[schema(required)]
+    bytes: Option<Vec<u8>>,
     top_logprobs: Vec<TopLogprob>,
 }
 
@@ -93,7 +104,9 @@ struct TopLogprob {
     token: String,
     #[schema(required)]
     logprob: Option<f64>,
-    bytes: Vec<u8>,
+    /// All tokens' bytes together are the text; null for a special token, which prints nothing.
+    #[schema(required)]
+    bytes: Option<Vec<u8>>,
 }
 
 /// A completion. Streamed, the same in pieces.
@@ -121,6 +134,9 @@ struct CompletionChoice {
     token_ids: Option<Vec<u32>>,
     /// With `return_token_ids`.
     prompt_token_ids: Option<Vec<u32>>,
+    /// Of this choice, which is an inference of its own.
+    #[schema(pattern = "^rcpt_[0-9A-Z]{26}$")]
+    receipt: String,
 }
 
 /// Log-probabilities of a completion's tokens, in lists of one length.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use types::{InvocationRequest, Message};
 use utoipa::ToSchema;
 
-use super::messages::{ChatMessage, messages};
+use super::messages::{MessageField, messages};
 use super::or_default;
 use crate::error::Error;
 
@@ -16,7 +16,7 @@ pub(crate) struct InvokeBody {
     /// Anything; of an object, `text` is the request's text and other scalars are its parameters.
     input: Option<Value>,
     /// In place of `input`.
-    messages: Option<Vec<ChatMessage>>,
+    messages: Option<Vec<MessageField>>,
     #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     pub(crate) stream: bool,

@@ -75,10 +75,48 @@ fn only_the_row_that_completes_the_prompt_is_sampled() {
 }
 
 #[test]
+fn penalties_fall_on_the_tokens_that_the_sequence_has_wherever_it_was_interrupted() {
+    // Room for one and a half of them: they preempt each other.
+    let small = RunnerShape { kv_blocks: 9, batch_rows_max: 6, ..shape() };
+    let requests = [
+        request([3, 3, 4], 20).penalised(1.5, 0.0),
+        request([5, 6], 20).penalised(1.0, 0.5),
+        request([7], 20),
+        request([8, 9, 9], 20).penalised(1.2, -0.5),
+    ];
+    let batches = batches_of(small, &requests);
+    let mut checked = 0;
+    for batch in &batches {
+        for sample in &batch.samples {
+            let asked = (sample.repetition_penalty, sample.presence_penalty);
+            let found = requests.iter().find(|one| (one.repetition_penalty, one.presence_penalty) == asked);
+            let request = found.expect("a sample is of a request");
+            let output: Vec<u32> = request.expected(&small, &[]).0.into_iter().take(sample.step as usize).collect();
+            let mut counted: Vec<SeenToken> = Vec::new();
+            let of_prompt = request.prompt.iter().filter(|_| request.repetition_penalty != 1.0);
+            let has_penalty = request.repetition_penalty != 1.0 || request.presence_penalty != 0.0;
+            for (id, times) in
+                of_prompt.map(|id| (*id, 0)).chain(output.iter().filter(|_| has_penalty).map(|id| (*id, 1)))
+            {
+                match counted.iter_mut().find(|token| token.id == id) {
+                    Some(token) => token.output_count += times,
+                    None => counted.push(SeenToken { id, output_count: times }),
+                }
+            }
+            assert_eq!(batch.seen_of(sample), Some(&counted[..]), "step {} of {request:?}", sample.step);
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 80);
+    let rows: usize = batches.iter().map(|batch| batch.tokens.len()).sum();
+    assert!(rows > 9 + 80, "some were interrupted and computed again");
+}
+
+#[test]
 fn a_batch_that_breaks_a_rule_is_found() {
     let good = batches_of(shape(), &[request([1, 2, 3, 4, 5], 1).with([("a0", 1.0)]), request([6], 1)]).remove(0);
     good.check(&shape()).expect("the engine's own");
-    let breaks: [fn(&mut Batch); 10] = [
+    let breaks: [fn(&mut Batch); 13] = [
         |b| b.tokens[0] = VOCABULARY,
         |b| b.positions[1] = 7,
         |b| b.block_tables[0] = 64,
@@ -89,6 +127,12 @@ fn a_batch_that_breaks_a_rule_is_found() {
         |b| b.segments[0].slot = Slot(4),
         |b| b.samples.reverse(),
         |b| b.samples[1].row = 6,
+        |b| b.samples[0].seen = 0..1,
+        |b| b.samples[0].biases = 0..1,
+        |b| {
+            b.logit_biases = vec![(VOCABULARY, 1.0)];
+            b.samples[0].biases = 0..1;
+        },
     ];
     for (index, change) in breaks.iter().enumerate() {
         let mut bad = good.clone();

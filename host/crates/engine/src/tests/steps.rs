@@ -174,7 +174,10 @@ fn a_failed_step_fails_its_sequences_and_no_later_one() {
     for stream in &mut hit {
         let (tokens, last) = read(stream);
         assert_eq!(tokens.len(), 2);
-        assert_eq!(last, Some(TokenEvent::Failed("runner failed: told to fail in step 2".into())));
+        assert_eq!(
+            last,
+            Some(TokenEvent::Failed(GenerationError::Runner("runner failed: told to fail in step 2".into())))
+        );
         assert_eq!(stream.try_recv(), None, "nothing comes after the end");
     }
     assert_eq!(rig.handle.stats().kv_blocks_free, 64);
@@ -198,7 +201,7 @@ fn an_adapter_that_does_not_load_fails_only_those_that_need_it() {
     let [one, two, three, four] = &mut streams;
     assert_eq!(read_finished(one), good.expected(&shape(), &[]));
     for stream in [two, three] {
-        let failed = TokenEvent::Failed("adapter does not fit: it is broken".into());
+        let failed = TokenEvent::Failed(GenerationError::Adapter("adapter does not fit: it is broken".into()));
         assert_eq!(read(stream), (vec![], Some(failed)));
     }
     assert_eq!(read_finished(four), request([3], 6).expected(&shape(), &[]));

@@ -45,7 +45,7 @@ fn abort_fails_what_is_there() {
     let streams: Vec<_> =
         (0..200).map(|i| handle.submit(request([i % VOCABULARY], 100).submission()).expect("accepted")).collect();
     thread.abort().expect("a good end");
-    let failed = TokenEvent::Failed("the engine was stopped".into());
+    let failed = TokenEvent::Failed(GenerationError::Stopped);
     let lasts: Vec<_> = streams.into_iter().map(|stream| read_to_end(stream).1).collect();
     assert!(lasts.iter().all(|last| *last == failed || is_length(last)), "{lasts:?}");
     assert!(lasts.contains(&failed), "200 requests are too many to finish by now");
@@ -72,7 +72,7 @@ fn a_panic_of_the_runner_ends_every_stream() {
     let (handle, thread) = started(FakeRunner::new(shape()).panicking_at(3));
     let streams: Vec<_> = (0..20).map(|i| handle.submit(request([i], 100).submission())).collect();
     for stream in streams.into_iter().flatten() {
-        assert_eq!(read_to_end(stream).1, TokenEvent::Failed("the engine has stopped".into()));
+        assert_eq!(read_to_end(stream).1, TokenEvent::Failed(GenerationError::Stopped));
     }
     assert!(matches!(thread.stop(), Err(EngineError::Panicked)));
     assert_eq!(handle.submit(request([1], 1).submission()).err(), Some(SubmitError::Stopped));

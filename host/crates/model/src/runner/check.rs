@@ -82,8 +82,7 @@ mod tests {
 
     /// Two sequences: positions 3..6 in blocks 7 and 2, position 0 in block 9.
     fn sound() -> Batch {
-        let sample =
-            |row| SampleRequest { row, temperature: 0.5, top_k: 0, top_p: 1.0, seed: 1, step: 0, logprobs: None };
+        let sample = |row| SampleRequest { temperature: 0.5, seed: 1, ..SampleRequest::greedy(row) };
         Batch {
             tokens: vec![1, 2, 3, 4],
             positions: vec![3, 4, 5, 0],
@@ -91,6 +90,7 @@ mod tests {
             block_tables: vec![7, 2, 9],
             segments: Vec::new(),
             samples: vec![sample(2), sample(3)],
+            ..Batch::default()
         }
     }
 

@@ -85,6 +85,7 @@ fn is_within_the_limits(valid: &ValidPlan, plan: &Plan, granted: &Granted, limit
         Prompt::Text(text) => (text.len(), 1),
         Prompt::Tokens(tokens) => (1, tokens.len()),
         Prompt::Messages(messages) => (messages.iter().map(|one| one.role.len() + one.content.len()).sum(), 1),
+        Prompt::Chat(chat) => (chat.bytes(), 1),
         Prompt::Template { name, arguments } => {
             assert!(granted.templates.contains(name));
             (arguments.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>().max(1), 1)
@@ -102,6 +103,9 @@ fn is_within_the_limits(valid: &ValidPlan, plan: &Plan, granted: &Granted, limit
     assert!((0.0..=1.0).contains(&sampling.min_p));
     assert!(sampling.repetition_penalty > 0.0 && sampling.repetition_penalty.is_finite());
     assert!((-2.0..=2.0).contains(&sampling.presence_penalty) && (-2.0..=2.0).contains(&sampling.frequency_penalty));
+    let biases: std::collections::BTreeMap<u32, f32> = sampling.logit_bias.iter().copied().collect();
+    assert!(biases.len() == sampling.logit_bias.len() && biases.len() <= limits.logit_bias_tokens_max);
+    assert!(biases.iter().all(|(token, bias)| *token < limits.vocabulary && (-100.0..=100.0).contains(bias)));
     assert!(sampling.logprobs.is_none_or(|count| count <= limits.logprobs_max));
 }
 
