@@ -16,6 +16,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use serde_json::{Value, json};
@@ -109,7 +110,7 @@ struct ServeArgs {
     #[arg(long)]
     dev: bool,
     /// f32 (the reference) or quantised
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(["f32", "quantised"]).try_map(|text| text.parse::<Precision>()))]
     precision: Option<Precision>,
     /// Threads of the runner
     #[arg(long)]

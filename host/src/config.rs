@@ -14,7 +14,8 @@ use std::time::Duration;
 use plugin::PluginLimits;
 use types::{Blame, PlanLimits};
 
-pub use raw::{Precision, PrecisionError, RawConfig, RawLimits, RawTls};
+pub use model::Precision;
+pub use raw::{RawConfig, RawLimits, RawTls};
 pub use sources::Source;
 
 /// What the host is to do, checked.

@@ -16,7 +16,7 @@ use types::PlanLimits;
 use crate::adapters::{self, AdapterInfo, AdapterStore, AdapterStoreConfig};
 use crate::artifacts::Artifacts;
 use crate::cli::COMPILE_COMMAND;
-use crate::config::{self, Config, KvSize};
+use crate::config::{Config, KvSize};
 use crate::error::Error;
 use crate::http::{self, App, Listener, Serving, Tls};
 use crate::logs::{FunctionLogs, LogLimits};
@@ -169,10 +169,7 @@ fn runner_config(config: &Config, base: &ModelConfig) -> CpuRunnerConfig {
         KvSize::Bytes(bytes) => u32::try_from(bytes / block_bytes.max(1)).unwrap_or(u32::MAX),
     };
     CpuRunnerConfig {
-        precision: match config.precision {
-            config::Precision::F32 => model::Precision::F32,
-            config::Precision::Quantised => model::Precision::Quantised,
-        },
+        precision: config.precision,
         block_tokens: config.block_tokens,
         kv_blocks,
         adapter_slots: config.adapter_slots,

@@ -12,6 +12,7 @@ mod in_process;
 mod invoke;
 mod listen;
 mod logs;
+mod malformed;
 mod openai;
 mod openapi;
 mod operations;
@@ -88,6 +89,10 @@ impl App {
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId(pub(crate) String);
 
+fn new_request_id() -> String {
+    format!("req_{}", ulid::Ulid::generate())
+}
+
 struct Route {
     path: &'static str,
     access: Access,
@@ -162,7 +167,7 @@ pub(crate) fn router(app: App) -> Router {
 
 /// Gives every request an identifier, and logs and counts its answer.
 async fn identify(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let id = format!("req_{}", ulid::Ulid::generate());
+    let id = new_request_id();
     let route =
         request.extensions().get::<MatchedPath>().map_or_else(|| "unmatched".into(), |path| path.as_str().to_owned());
     request.extensions_mut().insert(RequestId(id.clone()));

@@ -83,6 +83,8 @@ pub(crate) enum Routed {
 struct Prepared {
     principal: Principal,
     request: InvocationRequest,
+    /// Of the function, if one is invoked.
+    log: Option<InvocationLog>,
     work: Work,
 }
 
@@ -123,14 +125,16 @@ async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, E
     };
     let plugin = if from_plugin { started.elapsed() } else { Duration::ZERO };
     let stages = Stages { started, plugin, adapters: Duration::ZERO };
-    let work = match routed {
-        Routed::Answer(call, text) => Work::Answer { call, text, stages },
+    let (log, work) = match routed {
+        Routed::Answer(call, text) => (Some(call.log.clone()), Work::Answer { call, text, stages }),
         Routed::Draft(draft) => {
             let log = draft.function.as_ref().map(|call| call.log.clone());
-            Work::Generate(Box::new(logged(log, check(host, *draft, choice, stages).await)?))
+            let checked = check(host, *draft, choice, stages).await;
+            let parts = checked.inspect_err(|error| function::log_failure(log.as_ref(), error))?;
+            (log, Work::Generate(Box::new(parts)))
         }
     };
-    Ok(Prepared { principal, request, work })
+    Ok(Prepared { principal, request, log, work })
 }
 
 /// A plan that the caller wrote: it may name every adapter of its tenant.
@@ -163,21 +167,6 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
     })
 }
 
-/// If it failed, the function's log says so.
-fn logged<T>(log: Option<InvocationLog>, result: Result<T, Error>) -> Result<T, Error> {
-    result.inspect_err(|error| log.iter().for_each(|log| function::log_failure(log, error)))
-}
-
-impl Work {
-    /// The log of the function that it is for.
-    fn log(&self) -> Option<InvocationLog> {
-        match self {
-            Self::Answer { call, .. } => Some(call.log.clone()),
-            Self::Generate(parts) => parts.function.as_ref().map(|call| call.log.clone()),
-        }
-    }
-}
-
 impl Prepared {
     fn submit(self, host: &Arc<Host>) -> Result<Queued, Error> {
         let tokens = match &self.work {
@@ -190,7 +179,8 @@ impl Prepared {
                     adapters: adapters.collect(),
                     seed: parts.seed,
                 });
-                Some(logged(self.work.log(), submitted.map_err(Error::from))?)
+                let submitted = submitted.map_err(Error::from);
+                Some(submitted.inspect_err(|error| function::log_failure(self.log.as_ref(), error))?)
             }
         };
         Ok(Queued { prepared: self, tokens })
@@ -199,8 +189,7 @@ impl Prepared {
 
 impl Queued {
     async fn start(self, host: &Arc<Host>) -> Result<Generation, Error> {
-        let Prepared { principal, request, work } = self.prepared;
-        let log = work.log();
+        let Prepared { principal, request, log, work } = self.prepared;
         let started = match (work, self.tokens) {
             (Work::Answer { call, text, stages }, _) => {
                 Generation::answered(host, &principal, &request, *call, text, stages).await
@@ -210,7 +199,7 @@ impl Queued {
             }
             (Work::Generate(_), None) => Err(Error::Internal("a request was not submitted".into())),
         };
-        logged(log, started)
+        started.inspect_err(|error| function::log_failure(log.as_ref(), error))
     }
 }
 

@@ -274,6 +274,30 @@ impl Client {
         (status.unwrap_or_else(|| panic!("no answer: {text:?}")), text)
     }
 
+    /// Sends a request, reads until the answer so far has this text (nothing, if it is empty), waits, and hangs up.
+    ///
+    /// # Panics
+    /// If the answer ends before.
+    pub fn hang_up(&self, path: &str, body: &Value, after: &str, wait: Duration) {
+        let host = self.url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(host).expect("the server listens");
+        stream.set_read_timeout(Some(ANSWER_MAX)).expect("a time that is not zero");
+        let (key, body) = (self.key.as_deref().unwrap_or_default(), body.to_string());
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("the request is taken");
+        let (mut seen, mut piece) = (String::new(), [0; 4096]);
+        while !seen.contains(after) {
+            let bytes = stream.read(&mut piece).expect("the answer goes on");
+            assert!(bytes > 0, "the answer ended without {after}: {seen}");
+            seen.push_str(&String::from_utf8_lossy(&piece[..bytes]));
+        }
+        std::thread::sleep(wait);
+    }
+
     fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Answer {
         let mut request = self.request(method, path);
         if let Some(body) = body {
@@ -287,7 +311,6 @@ impl Client {
     }
 
     /// A request with the key, for callers that want to see it fail.
-    #[must_use]
     pub fn request(&self, method: Method, path: &str) -> reqwest::blocking::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url));
         match &self.key {

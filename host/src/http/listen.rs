@@ -17,6 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use super::malformed::Explained;
 use super::tls::{self, Tls};
 use crate::config::HttpLimits;
 use crate::error::Error;
@@ -157,7 +158,7 @@ fn end(result: Result<(), hyper::Error>, permit: OwnedSemaphorePermit) {
     drop(permit);
 }
 
-type Connection<S> = hyper::server::conn::http1::Connection<TokioIo<S>, TowerToHyperService<Router>>;
+type Connection<S> = hyper::server::conn::http1::Connection<Explained<TokioIo<S>>, TowerToHyperService<Router>>;
 
 fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
@@ -166,5 +167,5 @@ fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) -> Connection<S> {
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_headers(100);
-    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+    builder.serve_connection(Explained::new(TokioIo::new(stream)), TowerToHyperService::new(router))
 }

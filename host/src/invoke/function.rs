@@ -44,11 +44,12 @@ pub(crate) async fn route(
     let live = host.registry.get_live(&principal.tenant, name).await?;
     let log = host.logs.invocation(&principal.tenant, name, live.version, &request.id);
     let routed = route_live(host, principal, live, log.clone(), request, started).await;
-    routed.inspect_err(|error| log_failure(&log, error))
+    routed.inspect_err(|error| log_failure(Some(&log), error))
 }
 
-/// Notes in the function's log that an invocation failed.
-pub(crate) fn log_failure(log: &InvocationLog, error: &Error) {
+/// Notes in the function's log, if there is a function, that an invocation failed.
+pub(crate) fn log_failure(log: Option<&InvocationLog>, error: &Error) {
+    let Some(log) = log else { return };
     log.write(Level::Error, &format!("the invocation failed: {}: {}", error.code(), error.public_message()));
 }
 
