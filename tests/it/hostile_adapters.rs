@@ -55,7 +55,7 @@ struct Watch {
 impl Watch {
     fn start(test: &str, root: &Path) -> Option<Self> {
         let arguments = vec!["--adapters-root".into(), root.to_str().expect("a UTF-8 path").into()];
-        let server = Server::start(test, Options { arguments, data: None })?;
+        let server = Server::start(test, Options { arguments, ..Options::default() })?;
         let client = server.client();
         let folder = adapter_folder("all-caps").expect("a committed adapter");
         let _ = client.upload_adapter("neighbour", &folder).expect(201);

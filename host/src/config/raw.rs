@@ -41,8 +41,20 @@ pub struct RawConfig {
     pub drain_ms_max: Option<u64>,
     /// `tracing` filter directives.
     pub log: Option<String>,
+    /// TLS of the listener.
+    pub tls: RawTls,
     /// Limits.
     pub limits: RawLimits,
+}
+
+/// The table `tls`. Relative paths in the file start at the file's folder.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTls {
+    /// PEM: the certificate and its chain.
+    pub certificate_file: Option<PathBuf>,
+    /// PEM: the private key.
+    pub private_key_file: Option<PathBuf>,
 }
 
 /// The table `limits`.
@@ -83,6 +95,8 @@ pub struct RawLimits {
     pub adapter_bytes_max: Option<u64>,
     /// Milliseconds for a request's headers.
     pub header_timeout_ms: Option<u64>,
+    /// Milliseconds for a TLS handshake.
+    pub handshake_timeout_ms: Option<u64>,
     /// Connections at once.
     pub connections_max: Option<u64>,
     /// Answers that one request may ask for.
