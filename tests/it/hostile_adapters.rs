@@ -55,7 +55,7 @@ struct Watch {
 impl Watch {
     fn start(test: &str, root: &Path) -> Option<Self> {
         let arguments = vec!["--adapters-root".into(), root.to_str().expect("a UTF-8 path").into()];
-        let server = Server::start(test, Options { arguments, data: None })?;
+        let server = Server::start(test, Options { arguments, ..Options::default() })?;
         let client = server.client();
         let folder = adapter_folder("all-caps").expect("a committed adapter");
         let _ = client.upload_adapter("neighbour", &folder).expect(201);
@@ -105,7 +105,6 @@ impl Watch {
         let answer = self.client.upload_files("hostile", files.to_vec());
         self.check(&format!("{name} as a form"), &answer, verdict);
         let answer = self.put_source(&self.root.join(name));
-        // A configuration that is too large is another limit's there, with its own code.
         self.check(&format!("{name} by file://"), &answer, verdict);
     }
 
@@ -189,27 +188,19 @@ fn every_case_of_the_shared_set_gets_its_verdict() {
     assert_eq!((admitted + refused, admitted), (cases.len(), 7));
 }
 
+/// Its name, its files, what they should get.
+type Case = (String, Vec<(String, Vec<u8>)>, Verdict);
+
 /// One case made here: the two files of a sound adapter, changed.
-fn made(
-    name: &str,
-    verdict: Verdict,
-    change: impl FnOnce(&mut PeftAdapter),
-) -> (String, Vec<(String, Vec<u8>)>, Verdict) {
+fn made(name: &str, verdict: Verdict, change: impl FnOnce(&mut PeftAdapter)) -> Case {
     let mut adapter = PeftAdapter::tiny(1);
     change(&mut adapter);
     weighed(name, verdict, &adapter, adapter.weights_file())
 }
 
-fn weighed(
-    name: &str,
-    verdict: Verdict,
-    adapter: &PeftAdapter,
-    weights: Vec<u8>,
-) -> (String, Vec<(String, Vec<u8>)>, Verdict) {
+fn weighed(name: &str, verdict: Verdict, adapter: &PeftAdapter, weights: Vec<u8>) -> Case {
     (name.to_owned(), vec![(CONFIG.to_owned(), adapter.config_file()), (WEIGHTS.to_owned(), weights)], verdict)
 }
-
-type Case = (String, Vec<(String, Vec<u8>)>, Verdict);
 
 fn container_cases() -> Vec<Case> {
     use Verdict::{MediaType, RefusedAs};
@@ -346,7 +337,7 @@ fn config_cases() -> Vec<Case> {
         set("unknown-module", "target_modules", json!(["qkv_fused", "v_proj"]), unsupported),
         set("unknown-keys", "future_flag", json!(true), AdmittedWith("future_flag")),
         set("other-base", "base_model_name_or_path", json!("meta-llama/Llama-3.2-1B"), AdmittedWith("Llama-3.2-1B")),
-        set("padded", "padding", json!("a".repeat(200_000)), Refused),
+        set("padded", "padding", json!("a".repeat(400_000)), Refused),
         pattern("regex", r".*layers\.[01]\.self_attn\.(q_proj|v_proj)", Admitted),
         pattern("regex-catastrophic", "(([a-z0-9_.]+)+)+!", unsupported),
         pattern("regex-look-around", r"(?=.*q_proj).*", unsupported),
