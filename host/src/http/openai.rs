@@ -84,13 +84,14 @@ pub(crate) async fn chat(
     let body: ChatBody = wire::parse(body)?;
     body.common.check()?;
     let logprobs = body.logprobs()?;
+    let choices = body.common.choices(1, app.limits().choices_max)?;
     let (common, chat) = body.into_chat()?;
     let stream = common.stream;
     let uses_tools = !chat.tools.is_empty() || chat.messages.iter().any(|message| !message.tool_calls.is_empty());
     let request = wire::chat_request(&id, wire::plain_messages(&chat), stream, common.max_tokens()?);
     let question = Question { request, prompt: Prompt::Chat(chat), echo: String::new() };
-    let asked = Asked { kind: Kind::Chat, questions: vec![question], common, logprobs, uses_tools };
-    answer(&app, caller, asked).await
+    let asked = Asked { kind: Kind::Chat, questions: vec![question], choices, common, logprobs, uses_tools };
+    answer(caller, asked).await
 }
 
 /// Completions, with prompts as text or token ids.
@@ -113,7 +114,9 @@ pub(crate) async fn completions(
     body.common.check()?;
     body.check()?;
     let logprobs = body.logprobs()?;
-    let (common, echo) = (body.common, body.echo);
+    let (common, echo, prompts) = (body.common, body.echo, body.prompt.prompts());
+    // Before anything is made for each of them: a body has room for a million prompts.
+    let choices = common.choices(prompts.len(), app.limits().choices_max)?;
     let max_tokens = common.max_tokens()?;
     let question = |prompt: Prompt| {
         let text = if let Prompt::Text(text) = &prompt { text.clone() } else { String::new() };
@@ -125,14 +128,16 @@ pub(crate) async fn completions(
         };
         Question { request, prompt, echo }
     };
-    let questions = body.prompt.prompts().into_iter().map(question).collect();
-    answer(&app, caller, Asked { kind: Kind::Completion, questions, common, logprobs, uses_tools: false }).await
+    let questions = prompts.into_iter().map(question).collect();
+    answer(caller, Asked { kind: Kind::Completion, questions, choices, common, logprobs, uses_tools: false }).await
 }
 
 /// A request in the form that both routes share.
 struct Asked {
     kind: Kind,
     questions: Vec<Question>,
+    /// Of each question.
+    choices: u32,
     common: CommonBody,
     logprobs: Option<u32>,
     uses_tools: bool,
@@ -153,13 +158,12 @@ enum Model {
     Function(FunctionName),
 }
 
-async fn answer(app: &App, caller: Caller, asked: Asked) -> Result<Response, Error> {
+async fn answer(caller: Caller, asked: Asked) -> Result<Response, Error> {
     let model = model_of(&caller, &asked.common.model).await?;
     if matches!(model, Model::Function(_)) {
         refuse_with_function(&asked)?;
     }
-    let Asked { kind, questions, common, logprobs, .. } = asked;
-    let choices = common.choices(questions.len(), app.limits().choices_max)?;
+    let Asked { kind, questions, choices, common, logprobs, .. } = asked;
     let mut invocations = Vec::new();
     let mut echoes = Vec::new();
     for Question { request, prompt, echo } in questions {

@@ -49,12 +49,20 @@ const ALIGNMENT: usize = 32;
 /// Kind of a token that is never printed.
 const CONTROL: u32 = 3;
 const SPECIAL: [&str; 4] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"];
-const CHAT_TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
-    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+/// With tools and calls, in the shapes that templates expect.
+const CHAT_TEMPLATE: &str = "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}\
+    <|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+    {% for call in m.tool_calls %}{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}\
+    <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// A GGUF file of these sizes.
 #[must_use]
 pub fn base_file(sizes: &Sizes) -> Vec<u8> {
+    base_file_with(sizes, CHAT_TEMPLATE)
+}
+
+/// The same with another chat template.
+pub fn base_file_with(sizes: &Sizes, chat_template: &str) -> Vec<u8> {
     let tokens = tokens();
     let (mut metadata, mut entries) = (Vec::new(), 0u64);
     let mut put = |key: &str, kind: u32, value: Vec<u8>| {
@@ -80,7 +88,7 @@ pub fn base_file(sizes: &Sizes) -> Vec<u8> {
     put("tokenizer.ggml.merges", ARRAY, array(STRING, ["h e", "l l"].iter().map(|merge| text(merge))));
     put("tokenizer.ggml.bos_token_id", UINT32, number(1));
     put("tokenizer.ggml.eos_token_id", UINT32, number(2));
-    put("tokenizer.chat_template", STRING, text(CHAT_TEMPLATE));
+    put("tokenizer.chat_template", STRING, text(chat_template));
     let tensors = tensors(sizes, tokens.len());
     let mut file = b"GGUF".to_vec();
     file.extend(3u32.to_le_bytes());

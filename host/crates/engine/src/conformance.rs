@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use types::{Digest, Grants, Plan, PlanEntry, PlanLimits, Prompt, ValidPlan};
+use types::{Digest, Grants, Plan, PlanEntry, PlanLimits, Prompt, Sampling, ValidPlan};
 
 use crate::{Engine, EngineConfig, ModelRunner, Submission, TokenEvent};
 
@@ -17,8 +17,9 @@ pub struct ConformanceInput<A> {
     pub output_tokens: u32,
 }
 
-/// That greedy output depends on prompt and composition alone: each prompt under the base, each adapter and all of them
-/// together gives the same tokens alone, with all others in the same batch, and with its prompt cut into small pieces.
+/// That output depends on prompt, composition and sampling alone: each prompt under the base, each adapter and all of them
+/// together, greedily and drawn with every penalty, gives the same tokens alone, with all others in the same batch, and with its
+/// prompt cut into small pieces.
 ///
 /// `make` gives a fresh runner for each pass.
 ///
@@ -35,24 +36,50 @@ pub fn check_runner<R: ModelRunner>(
     let alone = generate(make(), one_at_a_time, input, &requests)?;
     for (how, config) in [("together", together), ("in pieces", in_pieces)] {
         let outputs = generate(make(), config, input, &requests)?;
-        for ((prompt, adapters), (alone, other)) in requests.iter().zip(alone.iter().zip(&outputs)) {
+        for (request, (alone, other)) in requests.iter().zip(alone.iter().zip(&outputs)) {
             if alone != other {
-                return Err(format!("{prompt:?} under {adapters:?} gives {alone:?} alone and {other:?} {how}"));
+                return Err(format!("{request:?} gives {alone:?} alone and {other:?} {how}"));
             }
         }
     }
     Ok(())
 }
 
-type Request = (Vec<u32>, Vec<Digest>);
+#[derive(Clone, Debug)]
+struct Request {
+    prompt: Vec<u32>,
+    adapters: Vec<Digest>,
+    sampling: Sampling,
+}
 
-/// Every prompt with every composition.
+/// Every prompt with every composition, greedily; and drawn, with all that acts on a draw, under all adapters.
 fn requests<A>(input: &ConformanceInput<A>) -> Vec<Request> {
     let all: Vec<Digest> = input.adapters.iter().map(|(digest, _)| *digest).collect();
-    let mut compositions = vec![Vec::new(), all.clone()];
-    compositions.extend(all.into_iter().map(|digest| vec![digest]));
-    let with = |prompt: &Vec<u32>| compositions.iter().map(|c| (prompt.clone(), c.clone())).collect::<Vec<_>>();
+    let mut ways = vec![(Vec::new(), Sampling::default()), (all.clone(), Sampling::default()), (all.clone(), drawn())];
+    ways.extend(all.into_iter().map(|digest| (vec![digest], Sampling::default())));
+    let with = |prompt: &Vec<u32>| {
+        let request = |(adapters, sampling): &(Vec<Digest>, Sampling)| Request {
+            prompt: prompt.clone(),
+            adapters: adapters.clone(),
+            sampling: sampling.clone(),
+        };
+        ways.iter().map(request).collect::<Vec<_>>()
+    };
     input.prompts.iter().flat_map(with).collect()
+}
+
+fn drawn() -> Sampling {
+    Sampling {
+        temperature: 0.9,
+        top_k: 40,
+        top_p: 0.95,
+        min_p: 0.01,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.3,
+        frequency_penalty: 0.4,
+        logit_bias: vec![(0, -2.0), (1, 2.0)],
+        ..Sampling::default()
+    }
 }
 
 /// One pass over all requests; their outputs.
@@ -66,8 +93,8 @@ fn generate<R: ModelRunner>(
     let clock = Arc::new(|| Duration::ZERO);
     let (handle, mut engine) = Engine::new(runner, config, clock).map_err(|error| error.to_string())?;
     let mut streams = Vec::new();
-    for (prompt, adapters) in requests {
-        let submission = submission(input, prompt, adapters)?;
+    for request in requests {
+        let submission = submission(input, request)?;
         streams.push(handle.submit(submission).map_err(|error| error.to_string())?);
     }
     engine.step(Duration::ZERO);
@@ -90,16 +117,18 @@ fn generate<R: ModelRunner>(
 }
 
 /// Adapters at different weights, so that a mixed-up weight shows.
-fn submission<A>(input: &ConformanceInput<A>, prompt: &[u32], adapters: &[Digest]) -> Result<Submission<A>, String> {
-    let mut plan = Plan::new(Prompt::Tokens(prompt.to_vec()));
+fn submission<A>(input: &ConformanceInput<A>, request: &Request) -> Result<Submission<A>, String> {
+    let Request { prompt, adapters, sampling } = request;
+    let mut plan = Plan::new(Prompt::Tokens(prompt.clone()));
     let weights = [1.0, -0.5, 0.75].into_iter().cycle();
     plan.composition =
         adapters.iter().zip(weights).map(|(d, weight)| PlanEntry::whole(d.to_string(), weight)).collect();
+    plan.sampling = sampling.clone();
     plan.stop.ignore_eos = true;
     plan.token_budget = Some(input.output_tokens);
     let limits = PlanLimits { composition_entries_max: adapters.len(), ..PlanLimits::default() };
     let plan = ValidPlan::check(plan, &ByDigest, &limits).map_err(|error| error.to_string())?;
-    Ok(Submission { plan, prompt: prompt.to_vec(), adapters: input.adapters.clone(), seed: 0 })
+    Ok(Submission { plan, prompt: prompt.clone(), adapters: input.adapters.clone(), seed: 5 })
 }
 
 /// Grants what is named by its digest.

@@ -1,0 +1,38 @@
+//! The CPU runner under the suite that every runner must pass, on a base and adapters made here: what it draws, with
+//! penalties and without, depends on nothing else in the batch.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::sync::Arc;
+
+use engine::{ConformanceInput, check_runner};
+use generators::{Draw, Sizes, adapter, base_file, seeded_bytes};
+use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter};
+
+#[test]
+fn the_cpu_runner_conforms_with_much_and_little_memory() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), base_file(&Sizes::TINY)).unwrap();
+    let base: &Base = &Base::open(file.path()).unwrap();
+    let limits = AdapterLimits::default();
+    let adapters = (0..).filter_map(|seed| {
+        let bytes = seeded_bytes(seed, 200);
+        let files = adapter(&mut Draw::new(&bytes), &Sizes::TINY);
+        let canonical = canonical_adapter(&files.config, &files.weights, base, &limits).ok()?;
+        let packed = LoraAdapter::from_canonical(&canonical.bytes, base, &limits).ok()?;
+        Some((types::Digest::of(&canonical.bytes), Arc::new(packed)))
+    });
+    let vocabulary = base.config().vocabulary as u32;
+    let prompts = vec![vec![1], (0..40).map(|id| id * 7 % vocabulary).collect(), vec![5; 9]];
+    let input = ConformanceInput { prompts, adapters: adapters.take(2).collect(), output_tokens: 12 };
+    for kv_blocks in [200, 8] {
+        let config = CpuRunnerConfig {
+            precision: Precision::F32,
+            block_tokens: 8,
+            kv_blocks,
+            adapter_slots: 2,
+            batch_rows_max: 64,
+            threads: 2,
+        };
+        check_runner(|| CpuRunner::new(base, config.clone()).unwrap(), &input).unwrap();
+    }
+}
