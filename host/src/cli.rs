@@ -1,27 +1,45 @@
 //! The command line: `tenon serve`, and the commands that talk to a running host. Not here: what a command means, which
 //! is the host's; a client command is one HTTP call and a page of output.
 
+mod adapters;
 mod client;
+mod doctor;
+mod failure;
+mod functions;
 mod local;
 mod output;
 mod receipts;
+mod remote;
+mod usage;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use serde_json::{Value, json};
 
-use crate::config::{Config, Precision, RawConfig};
+use crate::config::{Config, Precision, RawConfig, RawTls};
 use crate::error::Error;
+use crate::host::Said;
+use failure::Failure;
+use output::Printer;
 
 /// One resident base model, thousands of skills.
 #[derive(Debug, Parser)]
-#[command(name = "tenon", version, about, propagate_version = true)]
+#[command(name = "tenon", version, about, propagate_version = true, after_help = EXIT_CODES)]
 struct Cli {
+    /// Print JSON: one document on standard output, errors on standard error; lines of it from `serve` and `logs --follow`
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     command: Command,
 }
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed or the host refused; 2 the arguments make no sense; 3 the host \
+    could not be reached, or broke off.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -31,16 +49,24 @@ enum Command {
     Deploy(client::DeployArgs),
     /// Invoke a function and print its answer as it comes
     Invoke(client::InvokeArgs),
-    /// Adapters: add, list, remove
+    /// List a function's versions
+    Versions(functions::VersionsArgs),
+    /// Make an earlier version of a function live
+    Rollback(functions::RollbackArgs),
+    /// Print what a function's plugin said, and which invocations failed
+    Logs(functions::LogsArgs),
+    /// Adapters: add, list, inspect, remove
     Adapter {
         #[command(subcommand)]
-        command: client::AdapterCommand,
+        command: adapters::AdapterCommand,
     },
     /// Receipts: show, verify
     Receipt {
         #[command(subcommand)]
         command: receipts::ReceiptCommand,
     },
+    /// Requests and tokens by day, function and adapter
+    Usage(usage::UsageArgs),
     /// Tenants: create, list
     Tenant {
         #[command(subcommand)]
@@ -50,6 +76,13 @@ enum Command {
     Key {
         #[command(subcommand)]
         command: local::KeyCommand,
+    },
+    /// Check configuration, data directory, base and machine, and say what to do
+    Doctor(Box<ServeArgs>),
+    /// Print a shell's completions
+    Completions {
+        /// The shell
+        shell: Shell,
     },
     /// Compile a component from standard input; started by the host itself, under limits
     #[command(name = COMPILE_COMMAND, hide = true)]
@@ -77,7 +110,7 @@ struct ServeArgs {
     #[arg(long)]
     dev: bool,
     /// f32 (the reference) or quantised
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(["f32", "quantised"]).try_map(|text| text.parse::<Precision>()))]
     precision: Option<Precision>,
     /// Threads of the runner
     #[arg(long)]
@@ -85,94 +118,136 @@ struct ServeArgs {
     /// Folder below which `file://` adapters may lie
     #[arg(long, value_name = "DIR")]
     adapters_root: Option<PathBuf>,
+    /// Serve over TLS with this certificate and its chain (PEM)
+    #[arg(long, value_name = "FILE")]
+    tls_certificate_file: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    tls_private_key_file: Option<PathBuf>,
     /// Log filter, such as `info` or `host=debug`
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
 }
 
-/// Where a running host is and with which key.
-#[derive(Debug, Args)]
-pub(crate) struct Connection {
-    /// Address of the host
-    #[arg(long, env = "TENON_URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// API key
-    #[arg(long, env = "TENON_KEY", hide_env_values = true, conflicts_with = "key_file")]
-    key: Option<String>,
-    /// File that holds the key, such as DATA/dev.key
-    #[arg(long, env = "TENON_KEY_FILE", value_name = "FILE")]
-    key_file: Option<PathBuf>,
+impl ServeArgs {
+    fn config(self) -> Result<Config, Error> {
+        let file = self.config.clone();
+        let flags = RawConfig {
+            base: self.base,
+            data: self.data,
+            listen: self.listen,
+            dev: self.dev.then_some(true),
+            precision: self.precision,
+            threads: self.threads,
+            adapters_root: self.adapters_root,
+            log: self.log,
+            tls: RawTls { certificate_file: self.tls_certificate_file, private_key_file: self.tls_private_key_file },
+            ..RawConfig::default()
+        };
+        Ok(Config::load(file.as_deref(), std::env::vars_os(), &flags)?)
+    }
+}
+
+/// The command line as a value, for those who walk through it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Reads the arguments and does what they say.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse_arguments(&error),
+    };
+    let printer = Printer { json: cli.json };
     let result = match cli.command {
         Command::Compile => return plugin::compiler_main(),
-        Command::Serve(arguments) => serve(*arguments),
-        Command::Deploy(arguments) => block_on(client::deploy(arguments)),
-        Command::Invoke(arguments) => block_on(client::invoke(arguments)),
-        Command::Adapter { command } => block_on(client::adapter(command)),
-        Command::Receipt { command } => block_on(receipts::run(command)),
-        Command::Tenant { command } => block_on(local::tenant(command)),
-        Command::Key { command } => block_on(local::key(command)),
+        Command::Serve(arguments) => serve(*arguments, printer),
+        Command::Deploy(arguments) => block_on(client::deploy(arguments, printer)),
+        Command::Invoke(arguments) => block_on(client::invoke(arguments, printer)),
+        Command::Versions(arguments) => block_on(functions::versions(arguments, printer)),
+        Command::Rollback(arguments) => block_on(functions::rollback(arguments, printer)),
+        Command::Logs(arguments) => block_on(functions::logs(arguments, printer)),
+        Command::Adapter { command } => block_on(adapters::run(command, printer)),
+        Command::Receipt { command } => block_on(receipts::run(command, printer)),
+        Command::Usage(arguments) => block_on(usage::run(arguments, printer)),
+        Command::Tenant { command } => block_on(local::tenant(command, printer)),
+        Command::Key { command } => block_on(local::key(command, printer)),
+        Command::Doctor(arguments) => block_on(doctor::run(arguments.config(), printer)),
+        Command::Completions { shell } => completions(shell, printer),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("tenon: {}", chain(&error));
-            ExitCode::FAILURE
+        Err(failure) => {
+            failure.say(printer.json);
+            failure.exit()
         }
     }
 }
 
-fn serve(arguments: ServeArgs) -> Result<(), Error> {
-    let flags = RawConfig {
-        base: arguments.base,
-        data: arguments.data,
-        listen: arguments.listen,
-        dev: arguments.dev.then_some(true),
-        precision: arguments.precision,
-        threads: arguments.threads,
-        adapters_root: arguments.adapters_root,
-        log: arguments.log,
-        ..RawConfig::default()
-    };
-    let config = Config::load(arguments.config.as_deref(), std::env::vars_os(), &flags)?;
+/// What clap says about the arguments, as JSON if that was asked for; help and versions are no errors.
+fn refuse_arguments(error: &clap::Error) -> ExitCode {
+    let as_json =
+        std::env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json");
+    if as_json && error.use_stderr() {
+        let message = error.to_string();
+        let message = message.trim().trim_start_matches("error: ");
+        eprintln!("{}", json!({"error": {"message": message, "code": "usage", "param": null}}));
+        return ExitCode::from(failure::USAGE);
+    }
+    let _nobody_reads = error.print();
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+fn completions(shell: Shell, printer: Printer) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "tenon", &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    printer.result(&json!({"shell": shell.to_string(), "script": script}), |_| script.clone())?;
+    Ok(())
+}
+
+fn serve(arguments: ServeArgs, printer: Printer) -> Result<(), Failure> {
+    let config = arguments.config()?;
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .map_err(|error| Error::invalid("invalid_config", "log", format!("log filter: {error}")))?;
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    block_on(crate::host::serve(config))
+    block_on(async { Ok(crate::host::serve(config, |said| say(said, printer)).await?) })
 }
 
-fn block_on(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+/// What the host says of itself, as it comes; as JSON, a line for each.
+fn say(said: Said<'_>, printer: Printer) {
+    if printer.json {
+        println!("{}", said_json(said));
+        return;
+    }
+    match said {
+        Said::DevelopmentKey { path } => println!("tenon: development key in {}", path.display()),
+        Said::Listening { url } => println!("tenon: listening on {url}"),
+        Said::Ready { base, precision } => println!("tenon: ready, base {base} ({precision})"),
+    }
+}
+
+fn said_json(said: Said<'_>) -> Value {
+    match said {
+        Said::DevelopmentKey { path } => json!({"event": "development_key", "path": path.display().to_string()}),
+        Said::Listening { url } => json!({"event": "listening", "url": url}),
+        Said::Ready { base, precision } => json!({"event": "ready", "base": base, "precision": precision}),
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(Error::io("cannot start the async runtime"))?.block_on(work)
 }
 
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

@@ -14,7 +14,8 @@ use std::time::Duration;
 use plugin::PluginLimits;
 use types::{Blame, PlanLimits};
 
-pub use raw::{Precision, PrecisionError, RawConfig, RawLimits};
+pub use model::Precision;
+pub use raw::{RawConfig, RawLimits, RawTls};
 pub use sources::Source;
 
 /// What the host is to do, checked.
@@ -56,8 +57,19 @@ pub struct Config {
     pub plugin_instances_max: u32,
     /// What one connection may do.
     pub http_limits: HttpLimits,
+    /// TLS of the listener; plain HTTP without it.
+    pub tls: Option<TlsFiles>,
     /// What is logged, as `tracing` filter directives.
     pub log: String,
+}
+
+/// Where the listener's certificate and its key are, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, and those up to the authority.
+    pub certificate_file: PathBuf,
+    /// Its private key, unencrypted.
+    pub private_key_file: PathBuf,
 }
 
 /// Size of the memory for keys and values.
@@ -80,6 +92,8 @@ pub struct HttpLimits {
     pub adapter_bytes_max: u64,
     /// Time for a request's headers.
     pub header_timeout: Duration,
+    /// Time for a TLS handshake.
+    pub handshake_timeout: Duration,
     /// Connections at once.
     pub connections_max: usize,
     /// Answers that one request may ask for: its prompts times its `n`.
@@ -93,6 +107,7 @@ impl Default for HttpLimits {
             upload_bytes_max: 32 << 20,
             adapter_bytes_max: 1 << 30,
             header_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
             connections_max: 1024,
             choices_max: 8,
         }

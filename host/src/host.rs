@@ -1,7 +1,7 @@
 //! The composition root: every part built once, in the order of the data flow, and taken down in the reverse one.
 //! Not here: what any part does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,16 +9,17 @@ use std::time::Instant;
 use engine::{EngineConfig, EngineHandle, EngineThread};
 use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelConfig};
 use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use types::PlanLimits;
 
 use crate::adapters::{self, AdapterInfo, AdapterStore, AdapterStoreConfig};
 use crate::artifacts::Artifacts;
 use crate::cli::COMPILE_COMMAND;
-use crate::config::{self, Config, KvSize};
+use crate::config::{Config, KvSize};
 use crate::error::Error;
-use crate::http::{self, App, Listener};
+use crate::http::{self, App, Listener, Serving, Tls};
+use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
 use crate::registry::Registry;
@@ -40,6 +41,7 @@ pub(crate) struct Host {
     pub(crate) engine: EngineHandle<LoraAdapter>,
     pub(crate) receipts: ReceiptLog,
     pub(crate) receipt_keys: PublicKeys,
+    pub(crate) logs: FunctionLogs,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) precision: String,
     draining: AtomicBool,
@@ -74,13 +76,14 @@ impl Host {
         config: &Config,
         metrics: &Arc<Metrics>,
         compiler: CompilerCommand,
+        say: &impl Fn(Said<'_>),
     ) -> Result<Running, Error> {
         let store = Arc::new(EmbeddedStore::open(&config.data).await?);
         let tenants = Tenants::new(store.clone());
         if config.dev {
             let path = config.data.join("dev.key");
             tenants.create_dev_key(&path).await?;
-            println!("tenon: development key in {}", path.display());
+            say(Said::DevelopmentKey { path: &path });
         }
         let artifacts = Artifacts::new(store.clone());
         let registry = Registry::new(store.clone());
@@ -121,6 +124,7 @@ impl Host {
             engine,
             receipts,
             receipt_keys,
+            logs: FunctionLogs::new(LogLimits::default()),
             metrics: Arc::clone(metrics),
             precision: config.precision.to_string(),
             draining: AtomicBool::new(false),
@@ -165,10 +169,7 @@ fn runner_config(config: &Config, base: &ModelConfig) -> CpuRunnerConfig {
         KvSize::Bytes(bytes) => u32::try_from(bytes / block_bytes.max(1)).unwrap_or(u32::MAX),
     };
     CpuRunnerConfig {
-        precision: match config.precision {
-            config::Precision::F32 => model::Precision::F32,
-            config::Precision::Quantised => model::Precision::Quantised,
-        },
+        precision: config.precision,
         block_tokens: config.block_tokens,
         kv_blocks,
         adapter_slots: config.adapter_slots,
@@ -182,40 +183,77 @@ fn node_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().chars().take(64).collect()
 }
 
-/// Serves until SIGTERM or SIGINT, then drains: the listener closes, what is in flight ends, receipts become durable.
-pub(crate) async fn serve(config: Config) -> Result<(), Error> {
+/// Serves until SIGTERM or SIGINT, then drains: the listener closes, what is in flight ends, receipts become durable. A
+/// second signal cuts what is in flight.
+pub(crate) async fn serve(config: Config, say: impl Fn(Said<'_>)) -> Result<(), Error> {
+    let tls = config.tls.as_ref().map(Tls::open).transpose()?;
     let metrics = Arc::new(Metrics::new());
     let program = std::env::current_exe().map_err(Error::io("cannot find this program's own file"))?;
     let app = App::new(Arc::clone(&metrics), config.http_limits.clone());
     let listener = Listener::bind(config.listen).await?;
-    println!("tenon: listening on http://{}", listener.address());
-    let (stop, mut stopped) = watch::channel(false);
-    let stopping = async move {
-        let _sender_gone = stopped.wait_for(|stop| *stop).await;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    say(Said::Listening { url: &format!("{scheme}://{}", listener.address()) });
+    let (stop, stopped) = watch::channel(Stage::Serving);
+    let (mut stopping, mut cutting) = (stopped.clone(), stopped);
+    let serving = Serving {
+        limits: config.http_limits.clone(),
+        tls,
+        stop: async move { drop(stopping.wait_for(|stage| *stage != Stage::Serving).await) },
+        drain: config.drain,
+        cut: async move { drop(cutting.wait_for(|stage| *stage == Stage::Cutting).await) },
     };
-    let serving = http::serve(listener, http::router(app.clone()), config.http_limits.clone(), stopping, config.drain);
-    let serving = tokio::spawn(serving);
+    let serving = tokio::spawn(http::serve(listener, http::router(app.clone()), serving));
+    let mut signals = Signals::listen()?;
     let running = tokio::select! {
-        running = Host::open(&config, &metrics, compiler(program)) => running.map(Some),
-        () = termination() => Ok(None),
+        running = Host::open(&config, &metrics, compiler(program), &say) => running.map(Some),
+        () = signals.next() => Ok(None),
     };
     let outcome = match running {
         Ok(Some(running)) => {
             app.set_ready(Arc::clone(&running.host));
-            println!("tenon: ready, base {} ({})", running.host.base.name(), running.host.precision);
-            termination().await;
-            tracing::info!("draining");
+            say(Said::Ready { base: running.host.base.name(), precision: &running.host.precision });
+            signals.next().await;
+            tracing::info!("draining; a second signal cuts it short");
             running.host.draining.store(true, Ordering::Relaxed);
+            running.host.logs.close();
             Ok(Some(running))
         }
         other => other,
     };
-    let _receiver_gone = stop.send(true);
-    let served = serving.await.map_err(|error| Error::Internal(format!("the listener did not return: {error}")))?;
+    let _receiver_gone = stop.send(Stage::Draining);
+    let mut serving = serving;
+    let served = tokio::select! {
+        served = &mut serving => served,
+        () = signals.next() => {
+            tracing::warn!("a second signal: what is in flight is cut");
+            let _receiver_gone = stop.send(Stage::Cutting);
+            serving.await
+        }
+    };
+    let served = served.map_err(|error| Error::Internal(format!("the listener did not return: {error}")))?;
     if let Some(running) = outcome? {
         close(running).await?;
     }
     served
+}
+
+/// What `serve` tells whoever started it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Said<'a> {
+    /// A key for development lies here.
+    DevelopmentKey { path: &'a Path },
+    /// The socket is bound.
+    Listening { url: &'a str },
+    /// The base is loaded.
+    Ready { base: &'a str, precision: &'a str },
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    Draining,
+    Cutting,
 }
 
 /// Takes it down: generations are cut, receipts become durable.
@@ -232,15 +270,23 @@ pub(crate) async fn close(running: Running) -> Result<(), Error> {
     Ok(())
 }
 
-/// SIGTERM or SIGINT.
-async fn termination() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("cannot listen for signals: stopping");
-        return;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Error> {
+        let listen = |kind| signal(kind).map_err(Error::io("cannot listen for signals"));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Either of them.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

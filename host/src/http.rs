@@ -11,16 +11,22 @@ mod functions;
 mod in_process;
 mod invoke;
 mod listen;
+mod logs;
+mod malformed;
 mod openai;
 mod openapi;
 mod operations;
 mod pace;
 mod receipts;
 mod stream;
+mod tls;
+mod usage;
 mod wire;
 
+pub(crate) use answers::AdapterReport;
 pub use in_process::{Answer, InProcess};
-pub(crate) use listen::{Listener, serve};
+pub(crate) use listen::{Listener, Serving, serve};
+pub(crate) use tls::Tls;
 
 use std::sync::{Arc, OnceLock};
 
@@ -83,6 +89,10 @@ impl App {
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId(pub(crate) String);
 
+fn new_request_id() -> String {
+    format!("req_{}", ulid::Ulid::generate())
+}
+
 struct Route {
     path: &'static str,
     access: Access,
@@ -110,6 +120,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         ),
         route("/v1/functions/{name}/versions", Needs(Deploy), get(functions::versions)),
         route("/v1/functions/{name}/promote", Needs(Deploy), post(functions::promote)),
+        route("/v1/functions/{name}/logs", Needs(Deploy), get(logs::read)),
         route("/v1/functions/{name}/invoke", Needs(Invoke), post(invoke::invoke)),
         route("/v1/adapters", Needs(Adapters), get(adapters::list)),
         route(
@@ -125,6 +136,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/v1/receipts/export", Needs(Receipts), get(receipts::export)),
         route("/v1/receipts/keys", Needs(Receipts), get(receipts::keys)),
         route("/v1/receipts/{id}", Needs(Receipts), get(receipts::show)),
+        route("/v1/usage", Needs(Receipts), get(usage::show)),
         route("/v1/tenants", Needs(Admin), post(admin::create_tenant).get(admin::list_tenants)),
         route("/v1/keys", Needs(Admin), post(admin::create_key)),
         route("/v1/keys/{id}", Needs(Admin), delete(admin::revoke_key)),
@@ -155,7 +167,7 @@ pub(crate) fn router(app: App) -> Router {
 
 /// Gives every request an identifier, and logs and counts its answer.
 async fn identify(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let id = format!("req_{}", ulid::Ulid::generate());
+    let id = new_request_id();
     let route =
         request.extensions().get::<MatchedPath>().map_or_else(|| "unmatched".into(), |path| path.as_str().to_owned());
     request.extensions_mut().insert(RequestId(id.clone()));

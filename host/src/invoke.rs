@@ -28,6 +28,7 @@ use types::{FunctionName, InvocationRequest, Plan, PlanLimits, ValidPlan};
 use crate::adapters::AdapterLease;
 use crate::error::Error;
 use crate::host::Host;
+use crate::logs::InvocationLog;
 use crate::tenants::Principal;
 use function::FunctionCall;
 use grants::ResolvedGrants;
@@ -82,6 +83,8 @@ pub(crate) enum Routed {
 struct Prepared {
     principal: Principal,
     request: InvocationRequest,
+    /// Of the function, if one is invoked.
+    log: Option<InvocationLog>,
     work: Work,
 }
 
@@ -122,11 +125,16 @@ async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, E
     };
     let plugin = if from_plugin { started.elapsed() } else { Duration::ZERO };
     let stages = Stages { started, plugin, adapters: Duration::ZERO };
-    let work = match routed {
-        Routed::Answer(call, text) => Work::Answer { call, text, stages },
-        Routed::Draft(draft) => Work::Generate(Box::new(check(host, *draft, choice, stages).await?)),
+    let (log, work) = match routed {
+        Routed::Answer(call, text) => (Some(call.log.clone()), Work::Answer { call, text, stages }),
+        Routed::Draft(draft) => {
+            let log = draft.function.as_ref().map(|call| call.log.clone());
+            let checked = check(host, *draft, choice, stages).await;
+            let parts = checked.inspect_err(|error| function::log_failure(log.as_ref(), error))?;
+            (log, Work::Generate(Box::new(parts)))
+        }
     };
-    Ok(Prepared { principal, request, work })
+    Ok(Prepared { principal, request, log, work })
 }
 
 /// A plan that the caller wrote: it may name every adapter of its tenant.
@@ -165,12 +173,14 @@ impl Prepared {
             Work::Answer { .. } => None,
             Work::Generate(parts) => {
                 let adapters = parts.leases.iter().map(|lease| (lease.digest(), Arc::clone(lease.adapter())));
-                Some(host.engine.submit(Submission {
+                let submitted = host.engine.submit(Submission {
                     plan: parts.plan.clone(),
                     prompt: parts.prompt.tokens.clone(),
                     adapters: adapters.collect(),
                     seed: parts.seed,
-                })?)
+                });
+                let submitted = submitted.map_err(Error::from);
+                Some(submitted.inspect_err(|error| function::log_failure(self.log.as_ref(), error))?)
             }
         };
         Ok(Queued { prepared: self, tokens })
@@ -179,8 +189,8 @@ impl Prepared {
 
 impl Queued {
     async fn start(self, host: &Arc<Host>) -> Result<Generation, Error> {
-        let Prepared { principal, request, work } = self.prepared;
-        match (work, self.tokens) {
+        let Prepared { principal, request, log, work } = self.prepared;
+        let started = match (work, self.tokens) {
             (Work::Answer { call, text, stages }, _) => {
                 Generation::answered(host, &principal, &request, *call, text, stages).await
             }
@@ -188,7 +198,8 @@ impl Queued {
                 Generation::started(host, &principal, &request, *parts, tokens).await
             }
             (Work::Generate(_), None) => Err(Error::Internal("a request was not submitted".into())),
-        }
+        };
+        started.inspect_err(|error| function::log_failure(log.as_ref(), error))
     }
 }
 

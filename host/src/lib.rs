@@ -17,6 +17,7 @@ pub mod store;
 pub mod tenants;
 
 // Records.
+mod logs;
 pub mod metrics;
 pub mod receipt;
 

@@ -1,6 +1,7 @@
 //! Receipts: the signed record of every inference, chained per tenant. Reading order: `record` (what is said),
 //! `commitment` (what is said about content), `envelope` (how it is signed), `key`, `log` (the public API), `writer`
-//! (group commit), `tables` (where it lies), `verify` (what anybody with the public keys can check).
+//! (group commit), `tables` (where it lies), `usage` (what is counted of it),
+//! `verify` (what anybody with the public keys can check).
 //!
 //! A `started` record is durable before the first byte of an answer, a final one (finished, cancelled, failed,
 //! recovered) before the last. Records hold no content: prompt and answer enter as salted commitments, and the salts lie
@@ -14,6 +15,7 @@ mod key;
 mod log;
 mod record;
 mod tables;
+mod usage;
 mod verify;
 mod writer;
 
@@ -33,6 +35,7 @@ pub use record::{
     AdapterPart, AdapterUse, Claim, Claims, Ending, FunctionRef, Kind, Outcome, Receipt, ReceiptId, SamplingRecord,
     Subject, Timings, TokenCounts,
 };
+pub use usage::{Part, USAGE_DAYS_MAX, UsageCounts, UsageDays, UsageRow, day_of};
 pub use verify::{Break, Head, Verified, Verifier, verify};
 
 /// Bytes of one envelope as JSON; the writer makes none longer, the verifier reads none longer.
@@ -56,6 +59,9 @@ pub enum ReceiptError {
     /// No started record.
     #[error("receipt {0} was never started")]
     NeverStarted(ReceiptId),
+    /// The last day of a question lies before its first.
+    #[error("`to` lies before `from`; give days as YYYY-MM-DD, the earlier one as `from`")]
+    BadDays,
     /// A text or a list is over its limit.
     #[error("{what} is {size}, over the limit {limit} of {max}")]
     OverLimit {
@@ -101,6 +107,7 @@ impl ReceiptError {
             Self::TooManyOpen { .. } => "overloaded",
             Self::Closed => "shutting_down",
             Self::OverLimit { .. } => "limit_exceeded",
+            Self::BadDays => "invalid_request",
             Self::AlreadyFinal(_) | Self::NeverStarted(_) | Self::Encode(_) => "internal",
             Self::Store(error) => error.code(),
             Self::Damaged(_) | Self::Storage(_) | Self::KeyFile { .. } | Self::Random(_) => "receipts_unavailable",
@@ -113,7 +120,7 @@ impl ReceiptError {
         match self {
             Self::TooManyOpen { .. } | Self::Closed => Blame::Capacity,
             Self::OverLimit { limit, .. } if is_about_claims(limit) => Blame::Function,
-            Self::OverLimit { .. } => Blame::Caller,
+            Self::OverLimit { .. } | Self::BadDays => Blame::Caller,
             Self::Store(error) => error.blame(),
             _ => Blame::Host,
         }

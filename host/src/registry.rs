@@ -8,6 +8,7 @@
 //! was deleted, because receipts cite it.
 
 mod error;
+mod live;
 mod manifest;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use types::{Digest, FunctionName, TenantId};
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError};
 
 pub use error::RegistryError;
+pub use live::{LIVE_CHANGES_MAX, LiveChange, LiveHistory};
 pub(crate) use manifest::digest_text;
 pub use manifest::{Manifest, ManifestError, ManifestLimits};
 
@@ -41,6 +43,27 @@ pub struct FunctionVersion {
     pub version: u32,
     /// What was deployed.
     pub manifest: Arc<Manifest>,
+    /// When, in milliseconds since 1970-01-01 UTC; 0 if it was not noted.
+    pub created_unix_ms: u64,
+}
+
+/// What a version's record holds.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredVersion {
+    created_unix_ms: u64,
+    manifest: Manifest,
+}
+
+/// Which version answers, and which did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// The one that answers.
+    pub live: u32,
+    /// The newest one.
+    pub latest: u32,
+    /// The changes that led there.
+    pub history: LiveHistory,
 }
 
 /// A function as a listing shows it.
@@ -66,16 +89,25 @@ struct Head {
     /// died was acknowledged to nobody, and must not turn up later.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     missing: Vec<u32>,
+    #[serde(default)]
+    history: LiveHistory,
 }
 
 impl Head {
-    const NEW: Self = Self { first: 1, latest: 0, live: None, missing: Vec::new() };
+    fn new() -> Self {
+        Self { first: 1, latest: 0, live: None, missing: Vec::new(), history: LiveHistory::default() }
+    }
+
+    fn set_live(&mut self, version: u32, by: &str) {
+        self.history.push(self.live, version, by);
+        self.live = Some(version);
+    }
 
     fn has(&self, version: u32) -> bool {
         self.first <= version && version <= self.latest && !self.missing.contains(&version)
     }
 
-    fn note(&mut self, version: u32) {
+    fn note(&mut self, version: u32, by: &str) {
         // Below `first`: the function was deleted in the meantime, and this version with it.
         if version < self.first {
             return;
@@ -83,7 +115,9 @@ impl Head {
         self.missing.retain(|missing| *missing != version);
         self.missing.extend(self.latest + 1..version);
         self.latest = self.latest.max(version);
-        self.live = self.live.or(Some(version));
+        if self.live.is_none() {
+            self.set_live(version, by);
+        }
     }
 
     fn count(&self) -> u32 {
@@ -98,7 +132,7 @@ type VersionKey = (TenantId, FunctionName, u32);
 pub struct Registry {
     store: Arc<dyn Store>,
     /// Written once, so never stale; whether a version exists is asked of the head each time.
-    manifests: Cache<VersionKey, Arc<Manifest>>,
+    versions: Cache<VersionKey, FunctionVersion>,
 }
 
 /// Manifests hold what tenants configured; they do not belong in a log.
@@ -112,9 +146,10 @@ impl Registry {
     /// Over a store.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
-        let weigh = |_: &VersionKey, manifest: &Arc<Manifest>| u32::try_from(manifest.text_bytes()).unwrap_or(u32::MAX);
-        let manifests = Cache::builder().max_capacity(MANIFEST_CACHE_BYTES_MAX).weigher(weigh).build();
-        Self { store, manifests }
+        let weigh =
+            |_: &VersionKey, found: &FunctionVersion| u32::try_from(found.manifest.text_bytes()).unwrap_or(u32::MAX);
+        let versions = Cache::builder().max_capacity(MANIFEST_CACHE_BYTES_MAX).weigher(weigh).build();
+        Self { store, versions }
     }
 
     /// Notes that the tenant uploaded this plugin; again is no error.
@@ -157,7 +192,7 @@ impl Registry {
             .collect()
     }
 
-    /// Adds a version, durable before it is visible. The first one becomes live.
+    /// Adds a version, durable before it is visible. The first one becomes live, on behalf of the key `by`.
     ///
     /// # Errors
     /// [`RegistryError::Manifest`], [`RegistryError::UnknownPlugin`], [`RegistryError::OverLimit`].
@@ -166,17 +201,21 @@ impl Registry {
         tenant: &TenantId,
         function: &FunctionName,
         manifest: Manifest,
+        by: &str,
     ) -> Result<FunctionVersion, RegistryError> {
         manifest.check()?;
         if !self.owns_plugin(tenant, manifest.plugin).await? {
             return Err(RegistryError::UnknownPlugin(manifest.plugin));
         }
         self.check_room(tenant, function).await?;
-        let version = self.write_version(tenant, function, &manifest).await?;
-        self.note_version(tenant, function, version).await?;
-        let manifest = Arc::new(manifest);
-        self.manifests.insert((tenant.clone(), function.clone(), version), Arc::clone(&manifest)).await;
-        Ok(FunctionVersion { function: function.clone(), version, manifest })
+        let stored = StoredVersion { created_unix_ms: unix_ms(), manifest };
+        let version = self.write_version(tenant, function, &stored).await?;
+        self.note_version(tenant, function, version, by).await?;
+        let StoredVersion { created_unix_ms, manifest } = stored;
+        let put =
+            FunctionVersion { function: function.clone(), version, manifest: Arc::new(manifest), created_unix_ms };
+        self.versions.insert((tenant.clone(), function.clone(), version), put.clone()).await;
+        Ok(put)
     }
 
     async fn check_room(&self, tenant: &TenantId, function: &FunctionName) -> Result<(), RegistryError> {
@@ -201,9 +240,9 @@ impl Registry {
         &self,
         tenant: &TenantId,
         function: &FunctionName,
-        manifest: &Manifest,
+        stored: &StoredVersion,
     ) -> Result<u32, RegistryError> {
-        let value = record("manifest", manifest)?;
+        let value = record("manifest", stored)?;
         let mut version = self.head(tenant, function).await?.map_or(0, |head| head.latest);
         for _ in 0..SWAP_ATTEMPTS_MAX {
             version = version.checked_add(1).ok_or_else(|| RegistryError::BadRecord(function.to_string()))?;
@@ -221,9 +260,10 @@ impl Registry {
         tenant: &TenantId,
         function: &FunctionName,
         version: u32,
+        by: &str,
     ) -> Result<(), RegistryError> {
         self.change_head(tenant, function, |head| {
-            head.note(version);
+            head.note(version, by);
             Ok(())
         })
         .await
@@ -277,22 +317,42 @@ impl Registry {
         Ok(versions)
     }
 
-    /// Makes a version live, a newer or an older one. Requests in flight keep theirs.
+    /// Which version is live, and which were.
     ///
     /// # Errors
-    /// [`RegistryError::UnknownFunction`], [`RegistryError::UnknownVersion`].
+    /// [`RegistryError::UnknownFunction`].
+    pub async fn live(&self, tenant: &TenantId, function: &FunctionName) -> Result<Live, RegistryError> {
+        let head = self.existing_head(tenant, function).await?;
+        let live = head.live.ok_or_else(|| RegistryError::UnknownFunction(function.clone()))?;
+        Ok(Live { live, latest: head.latest, history: head.history })
+    }
+
+    /// Makes a version live, a newer or an older one, on behalf of the key `by`. Requests in flight keep theirs. With
+    /// `expect`, only if that version is live now: of two who roll back at once, one is refused.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownFunction`], [`RegistryError::UnknownVersion`], [`RegistryError::LiveChanged`].
     pub async fn promote(
         &self,
         tenant: &TenantId,
         function: &FunctionName,
         version: u32,
+        expect: Option<u32>,
+        by: &str,
     ) -> Result<FunctionVersion, RegistryError> {
         let promoted = self.get_version(tenant, function, version).await?;
         self.change_head(tenant, function, |head| {
             if !head.has(version) {
                 return Err(RegistryError::UnknownVersion { function: function.clone(), version });
             }
-            head.live = Some(version);
+            if let (Some(expected), Some(live)) = (expect, head.live)
+                && expected != live
+            {
+                return Err(RegistryError::LiveChanged { function: function.clone(), expected, live });
+            }
+            if head.live != Some(version) {
+                head.set_live(version, by);
+            }
             Ok(())
         })
         .await?;
@@ -310,14 +370,14 @@ impl Registry {
                 return Err(RegistryError::UnknownFunction(function.clone()));
             }
             removed = head.first..=head.latest;
-            (head.first, head.live) = (head.latest + 1, None);
+            (head.first, head.live, head.history) = (head.latest + 1, None, LiveHistory::default());
             head.missing.clear();
             Ok(())
         })
         .await?;
         for version in removed {
             let key = version_key(tenant, function, version);
-            self.manifests.invalidate(&(tenant.clone(), function.clone(), version)).await;
+            self.versions.invalidate(&(tenant.clone(), function.clone(), version)).await;
             if let Some((_, found)) = self.store.get(&key).await? {
                 self.store.swap(&key, Some(found), None).await?;
             }
@@ -366,7 +426,7 @@ impl Registry {
             let found = self.store.get(&key).await?;
             let (mut head, version) = match found {
                 Some((value, version)) => (read_record(&key, &value)?, Some(version)),
-                None => (Head::NEW, None),
+                None => (Head::new(), None),
             };
             change(&mut head)?;
             match self.store.swap(&key, version, Some(record(&key, &head)?)).await {
@@ -384,18 +444,20 @@ impl Registry {
         version: u32,
     ) -> Result<FunctionVersion, RegistryError> {
         let cache_key = (tenant.clone(), function.clone(), version);
-        let manifest = match self.manifests.get(&cache_key).await {
-            Some(manifest) => manifest,
-            None => {
-                let key = version_key(tenant, function, version);
-                let unknown = || RegistryError::UnknownVersion { function: function.clone(), version };
-                let (value, _) = self.store.get(&key).await?.ok_or_else(unknown)?;
-                let manifest: Arc<Manifest> = Arc::new(read_record(&key, &value)?);
-                self.manifests.insert(cache_key, Arc::clone(&manifest)).await;
-                manifest
-            }
-        };
-        Ok(FunctionVersion { function: function.clone(), version, manifest })
+        if let Some(found) = self.versions.get(&cache_key).await {
+            return Ok(found);
+        }
+        let key = version_key(tenant, function, version);
+        let unknown = || RegistryError::UnknownVersion { function: function.clone(), version };
+        let (value, _) = self.store.get(&key).await?.ok_or_else(unknown)?;
+        // Before the time was noted, a record was the manifest alone.
+        let stored = read_record::<StoredVersion>(&key, &value)
+            .or_else(|_| read_record(&key, &value).map(|manifest| StoredVersion { created_unix_ms: 0, manifest }))?;
+        let StoredVersion { created_unix_ms, manifest } = stored;
+        let found =
+            FunctionVersion { function: function.clone(), version, manifest: Arc::new(manifest), created_unix_ms };
+        self.versions.insert(cache_key, found.clone()).await;
+        Ok(found)
     }
 }
 
@@ -409,6 +471,11 @@ fn version_key(tenant: &TenantId, function: &FunctionName, version: u32) -> Stri
 
 fn plugin_key(tenant: &TenantId, digest: Digest) -> String {
     format!("plugins/{tenant}/{digest}")
+}
+
+fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn record(key: &str, value: &impl Serialize) -> Result<Bytes, RegistryError> {

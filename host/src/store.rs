@@ -95,8 +95,7 @@ pub enum StoreError {
     BadKey(String),
     /// No room on the disk, or less than the reserve.
     #[error(
-        "there is no room on the host's disk: nothing was changed; free space under the data folder (16 MiB must stay \
-         free), then try again"
+        "there is no room on the host's disk: free space under the data folder (16 MiB must stay free), then try again"
     )]
     Full,
     /// The data folder is not where it was.

@@ -91,7 +91,7 @@ fn an_adapter_comes_from_a_file_url_below_the_root_only() {
     let root = repository().join("tests/fixtures/lora");
     let arguments = vec!["--adapters-root".into(), root.to_str().expect("a UTF-8 path").into()];
     let test = "an_adapter_comes_from_a_file_url_below_the_root_only";
-    let Some(server) = Server::start(test, Options { arguments, data: None }) else { return };
+    let Some(server) = Server::start(test, Options { arguments, ..Options::default() }) else { return };
     let client = server.client();
     let put = |source: String| client.put("/v1/adapters/by-url", &json!({"source": source}));
     let url = |path: &std::path::Path| format!("file://{}", path.display());
@@ -144,7 +144,7 @@ fn the_admission_report_is_kept_with_the_adapter() {
     server.wait();
     let arguments = Vec::new();
     let folder = data.as_ref().map(|folder| folder.path().join("data"));
-    let Some(server) = Server::start(test, Options { arguments, data: folder }) else { return };
+    let Some(server) = Server::start(test, Options { arguments, data: folder, ..Options::default() }) else { return };
     let client = server.client();
     assert_eq!(client.get("/v1/adapters/varied").expect(200).json(), added, "the same after a restart");
     let listed = client.get("/v1/adapters").expect(200).json();

@@ -2,8 +2,8 @@
 
 use std::process::Output;
 
-use serde_json::Value;
-use tests::{Server, adapter_folder, guest, run_tenon, shared_server, tenon};
+use serde_json::{Value, json};
+use tests::{Options, Server, adapter_folder, guest, run_tenon, shared_server, tenon};
 
 /// Runs `tenon` against this server with its development key.
 fn run(server: &Server, arguments: &[&str]) -> Output {
@@ -77,4 +77,218 @@ fn keys_of_the_configuration_that_nobody_knows_are_errors() {
     let output = tenon().arg("serve").env("TENON_PRECISON", "f32").output().expect("tenon starts");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("TENON_PRECISON"), "{said}");
+}
+
+/// The leaves of the command tree, as they are typed.
+fn leaves(command: &clap::Command, path: &[String], all: &mut Vec<Vec<String>>) {
+    let inner: Vec<_> =
+        command.get_subcommands().filter(|inner| !inner.is_hide_set() && inner.get_name() != "help").collect();
+    if inner.is_empty() {
+        all.push(path.to_vec());
+    }
+    for command in inner {
+        let path: Vec<String> = path.iter().cloned().chain([command.get_name().to_owned()]).collect();
+        leaves(command, &path, all);
+    }
+}
+
+#[test]
+fn every_command_speaks_json() {
+    let Some(server) = shared_server("every_command_speaks_json") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let plugin = folder.path().join("skill-router.wasm");
+    std::fs::write(&plugin, guest("skill-router")).unwrap();
+    let (plugin, adapter) = (plugin.to_str().unwrap(), adapter_folder("iso-date").expect("a committed adapter"));
+    let adapter = adapter.to_str().unwrap();
+    let receipt = server.client().post("/v1/functions/echo/invoke", &json!({"input": "a", "max_tokens": 1}));
+    let receipt = receipt.expect(200).receipt.unwrap();
+    let made = server.client().post("/v1/keys", &json!({"tenant": "dev", "rights": ["invoke"]})).expect(201).json();
+    let key = made["id"].as_str().unwrap().to_owned();
+    let base = tests::base().expect("the server has one");
+    let doctor =
+        ["--base", base.to_str().unwrap(), "--data", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    // In an order in which each finds what it needs.
+    let commands: [(&str, Vec<&str>, &str); 18] = [
+        ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
+        ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
+        ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
+        ("rollback", vec!["json-f"], "/live"),
+        ("invoke", vec!["json-f", "7 May 1990", "--max-tokens", "2"], "/output"),
+        ("logs", vec!["json-f"], "/data/0/message"),
+        ("adapter add", vec!["json-date", adapter], "/digest"),
+        ("adapter list", vec![], "/data/0/alias"),
+        ("adapter inspect", vec!["json-date"], "/rank"),
+        ("adapter remove", vec!["json-date"], "/removed"),
+        ("receipt show", vec![&receipt], "/receipt/id"),
+        ("receipt verify", vec![&receipt], "/head/digest"),
+        ("usage", vec![], "/total/requests"),
+        ("tenant create", vec!["json-tenant"], "/name"),
+        ("tenant list", vec![], "/data/0/name"),
+        ("key create", vec!["--tenant", "json-tenant"], "/key"),
+        ("key revoke", vec![&key], "/revoked"),
+        ("completions", vec!["bash"], "/script"),
+    ];
+    let doctor = ("doctor", doctor.to_vec(), "/data/0/verdict");
+    for (path, arguments, member) in commands.iter().chain([&doctor]) {
+        let typed: Vec<&str> = path.split(' ').chain(arguments.iter().copied()).chain(["--json"]).collect();
+        let output = run(server, &typed);
+        let value: Value = serde_json::from_str(&printed(&output))
+            .unwrap_or_else(|error| panic!("{path}: {error}: {}", String::from_utf8_lossy(&output.stdout)));
+        assert!(value.pointer(member).is_some_and(|found| !found.is_null()), "{path} {member}: {value:#}");
+    }
+    let mut all = Vec::new();
+    leaves(&host::cli::command(), &[], &mut all);
+    let tried: Vec<&str> = commands.iter().chain([&doctor]).map(|(path, ..)| *path).collect();
+    for leaf in &all {
+        // `serve` has a test of its own: it does not end.
+        let leaf = leaf.join(" ");
+        assert!(leaf == "serve" || tried.contains(&leaf.as_str()), "`tenon {leaf}` is not tried here with --json");
+        let typed: Vec<&str> = leaf.split(' ').chain(["--no-such-option", "--json"]).collect();
+        let output = run_tenon(&typed);
+        let error: Value = serde_json::from_slice(&output.stderr)
+            .unwrap_or_else(|error| panic!("{leaf}: {error}: {}", String::from_utf8_lossy(&output.stderr)));
+        assert_eq!((output.status.code(), &error["error"]["code"]), (Some(2), &json!("usage")), "{leaf}: {error}");
+        assert!(output.stdout.is_empty(), "{leaf}");
+    }
+    assert!(all.len() >= 18, "{all:?}");
+}
+
+#[test]
+fn errors_are_json_too_and_exit_codes_tell_them_apart() {
+    let Some(server) = shared_server("errors_are_json_too_and_exit_codes_tell_them_apart") else { return };
+    let refused = run(server, &["--json", "versions", "nobody"]);
+    let error: Value = serde_json::from_slice(&refused.stderr).expect("JSON");
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!((&error["error"]["code"], &error["error"]["status"]), (&json!("function_not_found"), &json!(404)));
+    assert!(error["error"]["request"].as_str().unwrap().starts_with("req_"), "{error}");
+    let away = run_tenon(&["versions", "f", "--json", "--url", "http://127.0.0.1:1"]);
+    let error: Value = serde_json::from_slice(&away.stderr).expect("JSON");
+    assert_eq!((away.status.code(), &error["error"]["code"]), (Some(3), &json!("unreachable")));
+    let local = run_tenon(&["receipt", "verify", "--json", "--file", "none.jsonl"]);
+    let error: Value = serde_json::from_slice(&local.stderr).expect("JSON");
+    assert_eq!(local.status.code(), Some(1));
+    assert!(error["error"]["message"].as_str().unwrap().contains("none.jsonl"), "{error}");
+    let config = run_tenon(&["serve", "--json", "--base", "none.gguf"]);
+    let error: Value = serde_json::from_slice(&config.stderr).expect("JSON");
+    assert_eq!((config.status.code(), &error["error"]["code"]), (Some(1), &json!("config_invalid")));
+}
+
+#[test]
+fn a_rollback_goes_back_and_back_and_a_late_one_is_refused() {
+    let Some(server) = shared_server("a_rollback_goes_back_and_back_and_a_late_one_is_refused") else { return };
+    let client = server.client();
+    let plugin = client.upload_plugin(guest("echo"));
+    for _ in 0..3 {
+        let put = client.put("/v1/functions/rolled", &json!({"plugin": plugin})).expect(201).json();
+        client.post("/v1/functions/rolled/promote", &json!({"version": put["version"]})).expect(200);
+    }
+    let table = printed(&run(server, &["versions", "rolled"]));
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[0].starts_with("VERSION") && lines.len() == 4, "{table}");
+    assert!(lines[2].contains("previous") && lines[3].contains("live,latest"), "{table}");
+    assert!(lines[3].contains(&plugin[..12]) && lines[3].ends_with('Z'), "{table}");
+    assert!(printed(&run(server, &["rollback", "rolled"])).contains("version 2 is live (was 3)"));
+    let late = client.post("/v1/functions/rolled/promote", &json!({"version": 1, "expect": 3}));
+    late.expect_error(409, "conflict");
+    assert!(printed(&run(server, &["rollback", "rolled"])).contains("version 1 is live (was 2)"));
+    let output = run(server, &["rollback", "rolled"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("--to"), "{said}");
+    assert!(printed(&run(server, &["rollback", "rolled", "--to", "3"])).contains("version 3 is live (was 1)"));
+    let history = client.get("/v1/functions/rolled/versions").expect(200).json();
+    let moves: Vec<(u64, u64)> = history["history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| (change["from"].as_u64().unwrap_or(0), change["to"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(moves, [(0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 3)]);
+    let by = server.key().split('_').nth(1).unwrap().to_owned();
+    assert_eq!(history["history"][5]["by"], json!(by));
+}
+
+#[test]
+fn logs_follow_a_function_until_it_is_gone() {
+    use std::io::{BufRead as _, BufReader};
+    let Some(server) = shared_server("logs_follow_a_function_until_it_is_gone") else { return };
+    let client = server.client();
+    let plugin = client.upload_plugin(guest("skill-router"));
+    client.put("/v1/functions/followed", &json!({"plugin": plugin, "adapters": ["iso-date"]})).expect(201);
+    let invoke =
+        || client.post("/v1/functions/followed/invoke", &json!({"input": "7 May 1990", "max_tokens": 2})).expect(200);
+    let first = invoke();
+    let mut command = tenon();
+    command.args(["logs", "followed", "--follow", "--json", "--url", server.url(), "--key", &server.key()]);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("tenon starts");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<Value>(&lines.next().expect("a line").unwrap()).expect("a JSON line");
+    assert_eq!(next()["request"].as_str(), first.request.as_deref());
+    let second = invoke();
+    assert_eq!(next()["request"].as_str(), second.request.as_deref());
+    let text = printed(&run(server, &["logs", "followed", "--lines", "1", "--since", "1h"]));
+    let expected = format!("INFO  v1 {} chose iso-date", second.request.unwrap());
+    assert!(text.trim_end().ends_with(&expected) && text.lines().count() == 1, "{text}");
+    client.delete("/v1/functions/followed").expect(204);
+    let output = child.wait_with_output().expect("it ends with the function");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("function_not_found"), "{said}");
+}
+
+#[test]
+fn completions_name_every_command_in_every_shell() {
+    let names: Vec<String> = host::cli::command()
+        .get_subcommands()
+        .filter(|inner| !inner.is_hide_set())
+        .map(|inner| inner.get_name().to_owned())
+        .collect();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = printed(&run_tenon(&["completions", shell]));
+        for name in &names {
+            assert!(script.contains(name.as_str()), "{shell} does not know `{name}`");
+        }
+        assert!(script.contains("rollback"), "{shell}");
+    }
+}
+
+#[test]
+fn an_adapter_is_inspected_on_the_host_and_in_a_folder() {
+    let Some(server) = shared_server("an_adapter_is_inspected_on_the_host_and_in_a_folder") else { return };
+    let on_host = printed(&run(server, &["adapter", "inspect", "iso-date"]));
+    assert!(on_host.lines().any(|line| line.starts_with("rank") && line.ends_with('8')), "{on_host}");
+    let (folder, base) = (adapter_folder("iso-date").unwrap(), tests::base().expect("the server has one"));
+    let arguments =
+        ["adapter", "inspect", "--file", folder.to_str().unwrap(), "--base", base.to_str().unwrap(), "--json"];
+    let here: Value = serde_json::from_str(&printed(&run_tenon(&arguments))).expect("JSON");
+    let there = server.client().get("/v1/adapters/iso-date").expect(200).json();
+    for field in ["digest", "rank", "modules", "bytes", "report"] {
+        assert_eq!(here[field], there[field], "{field}");
+    }
+    let empty = tempfile::tempdir().expect("a temporary folder");
+    let refused =
+        run_tenon(&["adapter", "inspect", "--file", empty.path().to_str().unwrap(), "--base", base.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+}
+
+#[test]
+fn usage_is_a_table() {
+    let Some(server) = shared_server("usage_is_a_table") else { return };
+    server.client().post("/v1/functions/echo/invoke", &json!({"input": "a", "max_tokens": 1})).expect(200);
+    let table = printed(&run(server, &["usage"]));
+    assert!(table.starts_with("DAY") && table.contains("function echo") && table.contains("total"), "{table}");
+    let none = printed(&run(server, &["usage", "--from", "2026-01-01", "--to", "2026-01-02"]));
+    assert_eq!(none.lines().count(), 2, "{none}");
+}
+
+#[test]
+fn what_serve_says_can_be_json() {
+    let options = Options { arguments: vec!["--json".into()], ..Options::default() };
+    let Some(mut server) = Server::start("what_serve_says_can_be_json", options) else { return };
+    server.terminate();
+    assert!(server.wait().success());
+    let log = server.log();
+    let said: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let mut events: Vec<&str> = said.iter().filter_map(|line| line["event"].as_str()).collect();
+    events.sort_unstable();
+    assert_eq!(events, ["development_key", "listening", "ready"], "{log}");
 }

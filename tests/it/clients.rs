@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tests::{Client, Options, Server, deploy_examples, repository, shared_server, skip, tenant_key};
 
 /// Lines `ok …` of each script, so that no check is skipped silently.
-const PYTHON_CHECKS: usize = 25;
-const NODE_CHECKS: usize = 18;
+const PYTHON_CHECKS: usize = 29;
+const NODE_CHECKS: usize = 21;
 
 /// Examples of each operation in schemathesis's second phase; the others are as many as the document asks for.
 const EXAMPLES_MAX: &str = "60";
@@ -42,7 +42,10 @@ fn pinned(file: &Path, before: &str) -> String {
 fn busy_server(test: &str, scratch: &Path) -> Option<Server> {
     let config = scratch.join("busy.toml");
     std::fs::write(&config, "queue_requests_max = 1\nkv_blocks = 64\nblock_tokens = 16\n").expect("a file");
-    Server::start(test, Options { arguments: vec!["--config".into(), config.display().to_string()], data: None })
+    Server::start(
+        test,
+        Options { arguments: vec!["--config".into(), config.display().to_string()], ..Options::default() },
+    )
 }
 
 /// Deploys a plugin of the fixtures as a function of this name.
@@ -102,7 +105,7 @@ fn the_served_document_holds_under_fuzzing() {
     let limits = scratch.path().join("host.toml");
     std::fs::write(&limits, "[limits]\noutput_tokens_default = 2\noutput_tokens_max = 8\n").expect("a file");
     let arguments = vec!["--config".into(), limits.display().to_string()];
-    let Some(server) = Server::start(test, Options { arguments, data: None }) else { return };
+    let Some(server) = Server::start(test, Options { arguments, ..Options::default() }) else { return };
     let client = server.client();
     deploy_examples(&client);
     deploy(&client, "bad-plan", "bad-plan");

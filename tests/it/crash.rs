@@ -23,8 +23,9 @@ use ledger::{Changes, Ledger, change_adapters, change_functions};
 const SEED: u64 = 20_261_121;
 const KILLS: usize = 20;
 const CALLERS: usize = 50;
-/// Rounds after which the next start is killed as well, before the one that is let go on.
-const KILLS_IN_RECOVERY_EVERY: usize = 4;
+/// Of so many rounds, one is followed by so many starts that are killed as well, before the one that is let go on.
+const RECOVERY_KILLED_EVERY: usize = 4;
+const STARTS_KILLED: usize = 3;
 const NO_MORE_WAITING: Duration = Duration::from_secs(60);
 
 /// Draws of a plan that can be repeated (Steele, Lea and Flood's SplitMix64).
@@ -116,12 +117,13 @@ fn run_and_kill(server: &mut Server, questions: &[Question], round: usize, rando
         let functions = scope.spawn(move || change_functions(client, round));
         moment.wait(answered);
         server.kill();
-        let heard: Vec<Heard> = callers.into_iter().map(|caller| caller.join().expect("a caller")).collect();
-        let changes = [adapters, functions].map(|changes| changes.join().expect("a changer"));
+        let heard: Result<Vec<Heard>, _> = callers.into_iter().map(|caller| caller.join()).collect();
+        let changes: Result<Vec<Changes>, _> = [adapters, functions].into_iter().map(|one| one.join()).collect();
+        let (Ok(heard), Ok(changes)) = (heard, changes) else { panic!("the host's log:\n{}", server.log()) };
         (heard, changes)
     });
     eprintln!("  round {round}: killed at {moment:?}, {} whole", heard.iter().filter(|one| one.is_whole).count());
-    Round { heard, changes: changes.into() }
+    Round { heard, changes }
 }
 
 /// Starts the host and kills it before, while or just after it recovers. `usual` is how long a start takes; recovery is
@@ -160,8 +162,8 @@ fn twenty_kills_lose_nothing_that_was_acknowledged() {
             assert!(expected[one.kind].starts_with(&one.text), "{one:?}: not the beginning of {}", expected[one.kind]);
         }
         drop(server);
-        if round % KILLS_IN_RECOVERY_EVERY == 1 {
-            kill_a_start(&data, restart, &mut random);
+        if round % RECOVERY_KILLED_EVERY == 1 {
+            (0..STARTS_KILLED).for_each(|_| kill_a_start(&data, restart, &mut random));
         }
         let begun = Instant::now();
         let again = Server::start(test, Options { data: Some(data.clone()), ..Options::default() });

@@ -55,7 +55,7 @@ struct Watch {
 impl Watch {
     fn start(test: &str, root: &Path) -> Option<Self> {
         let arguments = vec!["--adapters-root".into(), root.to_str().expect("a UTF-8 path").into()];
-        let server = Server::start(test, Options { arguments, data: None })?;
+        let server = Server::start(test, Options { arguments, ..Options::default() })?;
         let client = server.client();
         let folder = adapter_folder("all-caps").expect("a committed adapter");
         let _ = client.upload_adapter("neighbour", &folder).expect(201);
@@ -346,7 +346,7 @@ fn config_cases() -> Vec<Case> {
         set("unknown-module", "target_modules", json!(["qkv_fused", "v_proj"]), unsupported),
         set("unknown-keys", "future_flag", json!(true), AdmittedWith("future_flag")),
         set("other-base", "base_model_name_or_path", json!("meta-llama/Llama-3.2-1B"), AdmittedWith("Llama-3.2-1B")),
-        set("padded", "padding", json!("a".repeat(200_000)), Refused),
+        set("padded", "padding", json!("a".repeat(400_000)), Refused),
         pattern("regex", r".*layers\.[01]\.self_attn\.(q_proj|v_proj)", Admitted),
         pattern("regex-catastrophic", "(([a-z0-9_.]+)+)+!", unsupported),
         pattern("regex-look-around", r"(?=.*q_proj).*", unsupported),

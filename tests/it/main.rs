@@ -3,18 +3,27 @@
 
 mod tidy;
 
+mod actions;
 mod adapters;
+mod adversarial;
 mod cli;
 mod clients;
 mod compositions;
 mod crash;
+mod doctor;
 mod functions;
+mod hang_ups;
 mod hostile;
 mod hostile_adapters;
+mod json_guard;
 mod lifecycle;
+mod logs;
 mod malformed;
+mod not_http;
 mod openai;
 mod operations;
 mod plugins;
 mod receipts;
 mod tenants;
+mod tls;
+mod usage;

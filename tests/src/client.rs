@@ -3,10 +3,13 @@
 use std::io::{BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use reqwest::blocking::{Body, Response, multipart};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::Value;
 
 use crate::{Events, read_events};
@@ -99,8 +102,24 @@ impl Client {
     /// If there is no HTTP client to be had.
     #[must_use]
     pub fn new(url: &str, key: Option<String>) -> Self {
-        let http = reqwest::blocking::Client::builder().timeout(ANSWER_MAX).no_proxy().build().expect("an HTTP client");
-        Self { http, url: url.to_owned(), key }
+        Self::trusting(url, key, None)
+    }
+
+    /// A caller of a server whose certificate this authority signed (PEM).
+    ///
+    /// # Panics
+    /// If there is no HTTP client to be had, or that is no certificate.
+    #[must_use]
+    pub fn trusting(url: &str, key: Option<String>, authority: Option<&str>) -> Self {
+        let mut roots = rustls::RootCertStore::empty();
+        if let Some(pem) = authority {
+            roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM")).expect("a certificate");
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let tls = tls.expect("versions").with_root_certificates(roots).with_no_client_auth();
+        let http = reqwest::blocking::Client::builder().timeout(ANSWER_MAX).no_proxy().tls_backend_preconfigured(tls);
+        Self { http: http.build().expect("an HTTP client"), url: url.to_owned(), key }
     }
 
     /// The same server, another key.
@@ -255,6 +274,30 @@ impl Client {
         (status.unwrap_or_else(|| panic!("no answer: {text:?}")), text)
     }
 
+    /// Sends a request, reads until the answer so far has this text (nothing, if it is empty), waits, and hangs up.
+    ///
+    /// # Panics
+    /// If the answer ends before.
+    pub fn hang_up(&self, path: &str, body: &Value, after: &str, wait: Duration) {
+        let host = self.url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(host).expect("the server listens");
+        stream.set_read_timeout(Some(ANSWER_MAX)).expect("a time that is not zero");
+        let (key, body) = (self.key.as_deref().unwrap_or_default(), body.to_string());
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("the request is taken");
+        let (mut seen, mut piece) = (String::new(), [0; 4096]);
+        while !seen.contains(after) {
+            let bytes = stream.read(&mut piece).expect("the answer goes on");
+            assert!(bytes > 0, "the answer ended without {after}: {seen}");
+            seen.push_str(&String::from_utf8_lossy(&piece[..bytes]));
+        }
+        std::thread::sleep(wait);
+    }
+
     fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Answer {
         let mut request = self.request(method, path);
         if let Some(body) = body {
@@ -268,7 +311,6 @@ impl Client {
     }
 
     /// A request with the key, for callers that want to see it fail.
-    #[must_use]
     pub fn request(&self, method: Method, path: &str) -> reqwest::blocking::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url));
         match &self.key {

@@ -5,6 +5,7 @@
 mod client;
 mod peft;
 mod places;
+mod plugins;
 mod server;
 mod setup;
 mod sse;
@@ -12,6 +13,7 @@ mod sse;
 pub use client::{Answer, Client, completion_ids};
 pub use peft::{PeftAdapter, PeftTensor, safetensors_file};
 pub use places::{adapter_folder, base, golden, guest, repository, shared, skip, tracked_files};
+pub use plugins::{deploy_component, deploy_plugin, receipt_of, server_with_limits, wait_until_idle};
 pub use server::{Options, Server, run_tenon, tenon};
 pub use setup::{deploy_examples, shared_server, tenant_key};
 pub use sse::{Events, read_events};

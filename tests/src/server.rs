@@ -22,13 +22,15 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// Go on with this data folder; a new one, removed at the end, if absent.
     pub data: Option<PathBuf>,
+    /// The authority (PEM) that signed the server's certificate, if it speaks TLS.
+    pub authority: Option<String>,
 }
 
 impl Options {
     /// A new server that computes in f32, to compare with the golden outputs.
     #[must_use]
     pub fn f32() -> Self {
-        Self { arguments: vec!["--precision".into(), "f32".into()], data: None }
+        Self { arguments: vec!["--precision".into(), "f32".into()], ..Self::default() }
     }
 }
 
@@ -39,6 +41,7 @@ pub struct Server {
     url: String,
     data: PathBuf,
     scratch: Option<tempfile::TempDir>,
+    authority: Option<String>,
     log: Arc<Mutex<String>>,
 }
 
@@ -75,7 +78,7 @@ impl Server {
         let (sender, address) = mpsc::sync_channel(64);
         collect(child.stdout.take().expect("piped"), Arc::clone(&log), Some(sender));
         collect(child.stderr.take().expect("piped"), Arc::clone(&log), None);
-        let mut server = Self { child, guard, url: String::new(), data, scratch, log };
+        let mut server = Self { child, guard, url: String::new(), data, scratch, authority: options.authority, log };
         server.url = match address.recv_timeout(START_MAX) {
             Ok(url) => url,
             Err(_) => panic!("no line with an address came from tenon serve:\n{}", server.log()),
@@ -85,7 +88,7 @@ impl Server {
     }
 
     fn wait_until_ready(&mut self) {
-        let anyone = Client::new(&self.url, None);
+        let anyone = Client::trusting(&self.url, None, self.authority.as_deref());
         let started = Instant::now();
         while anyone.get("/ready").status != 200 {
             let exited = self.child.try_wait().expect("the child can be asked");
@@ -95,7 +98,7 @@ impl Server {
         }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// `http://127.0.0.1:PORT`, or `https://…`.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
@@ -118,7 +121,7 @@ impl Server {
     /// A client with the development key.
     #[must_use]
     pub fn client(&self) -> Client {
-        Client::new(&self.url, Some(self.key()))
+        Client::trusting(&self.url, Some(self.key()), self.authority.as_deref())
     }
 
     /// What the server wrote so far.
@@ -135,7 +138,16 @@ impl Server {
 
     /// Asks the server to end, as an operator would.
     pub fn terminate(&self) {
-        kill_process(self.pid(), Signal::TERM).expect("the server can be signalled");
+        self.signal(Signal::TERM);
+    }
+
+    /// Tells the server to read its certificate again.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("the server can be signalled");
     }
 
     /// Ends the server in mid-flight, as a power cut would end its process.
@@ -206,8 +218,10 @@ fn guard(pid: u32, scratch: Option<&Path>) -> Child {
 fn collect(from: impl Read + Send + 'static, log: Arc<Mutex<String>>, address: Option<mpsc::SyncSender<String>>) {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
-            if let (Some(sender), Some(start)) = (&address, line.find("http://127.0.0.1:")) {
-                let url = line.get(start..).unwrap_or_default().split_whitespace().next().unwrap_or_default();
+            let start = line.find("http://127.0.0.1:").or_else(|| line.find("https://127.0.0.1:"));
+            if let (Some(sender), Some(start)) = (&address, start) {
+                let rest = line.get(start..).unwrap_or_default();
+                let url = rest.split([' ', '"']).next().unwrap_or_default();
                 // Later lines with an address find nobody waiting.
                 drop(sender.try_send(url.trim_end_matches(['/', '.', ',']).to_owned()));
             }

@@ -57,9 +57,9 @@ impl Target {
 /// # Errors
 /// If a target cannot be built, or finds something; how to reproduce it is printed.
 pub(crate) fn run(target: Option<Target>, minutes: f64, input: Option<&Path>) -> Outcome {
-    let _lowest_is_kept = rustix::process::nice(NICE);
     let targets = target.map_or_else(|| Target::value_variants().to_vec(), |target| vec![target]);
     build(&targets)?;
+    let _lower_is_kept = rustix::process::nice(NICE);
     let scratch = scratch()?;
     if let Some(input) = input {
         let target = target.ok_or("say which target the input is for")?;

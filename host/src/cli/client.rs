@@ -1,16 +1,16 @@
-//! `tenon deploy`, `invoke` and `adapter`: a user's commands against a running host.
+//! `tenon deploy` and `tenon invoke`.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use futures::StreamExt as _;
 use reqwest::Method;
-use reqwest::multipart::{Form, Part};
+use reqwest::header::CONTENT_LENGTH;
 use serde_json::{Map, Value, json};
 
-use super::Connection;
-use super::output::{Remote, broken, print, read, text};
+use super::failure::{Failure, Refusal};
+use super::output::{Printer, cell, put, read, read_text, text};
+use super::remote::{Connection, Remote, broken, segment, upload};
 use crate::error::Error;
 
 #[derive(Debug, Args)]
@@ -37,30 +37,37 @@ pub(crate) struct DeployArgs {
 }
 
 /// Uploads the plugin and puts a version of the function.
-pub(crate) async fn deploy(arguments: DeployArgs) -> Result<(), Error> {
+pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<(), Failure> {
     let remote = Remote::new(&arguments.connection)?;
-    let upload = remote.call(Method::POST, "/v1/plugins").body(read(&arguments.plugin)?);
-    let digest = text(&remote.json(upload).await?, "digest").to_owned();
+    let component = read(&arguments.plugin)?;
+    let bytes = component.len();
+    let call = remote.call(Method::POST, "/v1/plugins").header(CONTENT_LENGTH, bytes);
+    let plugin = remote.json(call.body(upload(component, "uploading the plugin"))).await?;
+    let plugin = text(&plugin, "digest");
     let mut templates = Map::new();
     for pair in &arguments.templates {
         let (name, file) = name_value(pair, "template")?;
-        templates.insert(name.to_owned(), super::output::read_text(file.as_ref())?.into());
+        templates.insert(name.to_owned(), read_text(file.as_ref())?.into());
     }
     let mut config = Map::new();
     for pair in &arguments.config {
         let (name, value) = name_value(pair, "config")?;
         config.insert(name.to_owned(), value.into());
     }
-    let manifest = json!({"plugin": digest, "adapters": arguments.adapters, "config": config, "templates": templates});
-    let path = format!("/v1/functions/{}", arguments.name);
-    let put = remote.json(remote.call(Method::PUT, &path).json(&manifest)).await?;
+    let manifest = json!({"plugin": plugin, "adapters": arguments.adapters, "config": config, "templates": templates});
+    let path = format!("/v1/functions/{}", segment(&arguments.name));
+    let mut put = remote.json(remote.call(Method::PUT, &path).json(&manifest)).await?;
     let version = put.get("version").cloned().unwrap_or_default();
-    let mut live = put.get("live").cloned().unwrap_or_default();
-    if arguments.promote && live != version {
+    if arguments.promote && put.get("live") != Some(&version) {
         let call = remote.call(Method::POST, &format!("{path}/promote")).json(&json!({"version": version}));
-        live = remote.json(call).await?.get("live").cloned().unwrap_or_default();
+        let live = remote.json(call).await?.get("live").cloned().unwrap_or_default();
+        put.as_object_mut().into_iter().for_each(|put| drop(put.insert("live".into(), live.clone())));
     }
-    println!("{} version {version} (live: {live}), plugin {digest}", arguments.name);
+    put.as_object_mut().into_iter().for_each(|put| drop(put.insert("plugin".into(), plugin.into())));
+    printer.result(&put, |put| {
+        let (name, live) = (text(put, "name"), cell(put, "live"));
+        format!("{name} version {version} (live: {live}), plugin {plugin}")
+    })?;
     Ok(())
 }
 
@@ -75,9 +82,6 @@ pub(crate) struct InvokeArgs {
     name: String,
     /// The input: JSON, or text if it is no JSON
     input: String,
-    /// Wait for the whole answer and print it as JSON
-    #[arg(long)]
-    json: bool,
     /// At most this many tokens
     #[arg(long)]
     max_tokens: Option<u32>,
@@ -85,112 +89,46 @@ pub(crate) struct InvokeArgs {
     connection: Connection,
 }
 
-/// Invokes a function and prints what comes.
-pub(crate) async fn invoke(arguments: InvokeArgs) -> Result<(), Error> {
+/// Invokes a function and prints what comes; as JSON, the whole answer at its end.
+pub(crate) async fn invoke(arguments: InvokeArgs, printer: Printer) -> Result<(), Failure> {
     let remote = Remote::new(&arguments.connection)?;
     let input: Value = serde_json::from_str(&arguments.input).unwrap_or_else(|_| arguments.input.clone().into());
-    let mut body = json!({"input": input, "stream": !arguments.json});
+    let mut body = json!({"input": input, "stream": !printer.json});
     if let (Some(max_tokens), Some(object)) = (arguments.max_tokens, body.as_object_mut()) {
         object.insert("max_tokens".into(), max_tokens.into());
     }
-    let call = remote.call(Method::POST, &format!("/v1/functions/{}/invoke", arguments.name)).json(&body);
-    if arguments.json {
-        print(&remote.json(call).await?);
+    let path = format!("/v1/functions/{}/invoke", segment(&arguments.name));
+    let call = remote.call(Method::POST, &path).json(&body);
+    if printer.json {
+        printer.result(&remote.json(call).await?, |_| String::new())?;
         return Ok(());
     }
     let mut stream = remote.send(call).await?.bytes_stream();
-    let mut pending = Vec::new();
+    let (mut pending, mut is_whole) = (Vec::new(), false);
     while let Some(bytes) = stream.next().await {
         pending.extend_from_slice(&bytes.map_err(broken)?);
         while let Some(end) = pending.windows(2).position(|pair| pair == b"\n\n") {
             let event: Vec<u8> = pending.drain(..end + 2).collect();
-            event_line(String::from_utf8_lossy(&event).trim())?;
+            is_whole |= event_line(String::from_utf8_lossy(&event).trim())?;
         }
     }
-    Ok(())
+    if is_whole { Ok(()) } else { Err(Failure::Unreachable("the answer was cut off before its end".into())) }
 }
 
-fn event_line(event: &str) -> Result<(), Error> {
-    let Some(data) = event.strip_prefix("data: ").filter(|data| *data != "[DONE]") else { return Ok(()) };
+/// Prints what one event says; whether it is the end.
+fn event_line(event: &str) -> Result<bool, Failure> {
+    let Some(data) = event.strip_prefix("data: ").filter(|data| *data != "[DONE]") else { return Ok(false) };
     let value: Value = serde_json::from_str(data)
-        .map_err(|error| Error::invalid("remote", "", format!("an event is broken: {error}")))?;
-    if let Some(error) = value.get("error") {
-        println!();
-        let message = format!("the host answered {}: {}", text(error, "code"), text(error, "message"));
-        return Err(Error::invalid("remote", "", message));
+        .map_err(|error| Failure::Unreachable(format!("an event of the answer is broken: {error}")))?;
+    if value.get("error").is_some() {
+        put("\n")?;
+        return Err(Failure::Remote(Box::new(Refusal::read(None, &value))));
     }
-    print!("{}", text(&value, "delta"));
-    if text(&value, "object") == "function.end" {
-        println!();
+    put(text(&value, "delta"))?;
+    let is_end = text(&value, "object") == "function.end";
+    if is_end {
+        put("\n")?;
         eprintln!("{}: receipt {}", text(&value, "finish_reason"), text(&value, "receipt"));
     }
-    std::io::stdout().flush().map_err(Error::io("cannot write"))
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AdapterCommand {
-    /// Add the PEFT folder under an alias, or have the host fetch a URL
-    Add {
-        /// Movable name
-        alias: String,
-        /// A folder with adapter_config.json and adapter_model.safetensors, or a file:// URL on the host
-        source: String,
-        #[command(flatten)]
-        connection: Connection,
-    },
-    /// List the tenant's adapters
-    List {
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        connection: Connection,
-    },
-    /// Remove an alias
-    Remove {
-        /// The alias
-        alias: String,
-        #[command(flatten)]
-        connection: Connection,
-    },
-}
-
-/// Adds, lists, removes.
-pub(crate) async fn adapter(command: AdapterCommand) -> Result<(), Error> {
-    match command {
-        AdapterCommand::Add { alias, source, connection } => {
-            let remote = Remote::new(&connection)?;
-            let call = remote.call(Method::PUT, &format!("/v1/adapters/{alias}"));
-            let call = if source.contains("://") {
-                call.json(&json!({"source": source}))
-            } else {
-                let file = |name: &str| read(&PathBuf::from(&source).join(name)).map(Part::bytes);
-                let mut form = Form::new();
-                for name in ["adapter_config.json", "adapter_model.safetensors"] {
-                    form = form.part(name, file(name)?);
-                }
-                call.multipart(form)
-            };
-            let added = remote.json(call).await?;
-            println!("{alias} {} rank {}", text(&added, "digest"), added.get("rank").cloned().unwrap_or_default());
-        }
-        AdapterCommand::List { json, connection } => {
-            let remote = Remote::new(&connection)?;
-            let list = remote.json(remote.call(Method::GET, "/v1/adapters")).await?;
-            if json {
-                print(&list);
-                return Ok(());
-            }
-            for one in list.get("data").and_then(Value::as_array).into_iter().flatten() {
-                let rank = one.get("rank").cloned().unwrap_or_default();
-                println!("{:<32} rank {rank:<4} {}", text(one, "alias"), text(one, "digest"));
-            }
-        }
-        AdapterCommand::Remove { alias, connection } => {
-            let remote = Remote::new(&connection)?;
-            remote.send(remote.call(Method::DELETE, &format!("/v1/adapters/{alias}"))).await?;
-            println!("{alias} removed");
-        }
-    }
-    Ok(())
+    Ok(is_end)
 }

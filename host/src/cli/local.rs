@@ -8,11 +8,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use types::TenantId;
 
-use super::Connection;
-use super::output::{Remote, print, text};
+use super::failure::Failure;
+use super::output::{Printer, cell, items, printable, text};
+use super::remote::{Connection, Remote, segment};
 use crate::error::Error;
 use crate::store::EmbeddedStore;
-use crate::tenants::{KeyId, Rights, Tenants};
+use crate::tenants::{KeyId, KeyInfo, Right, Rights, Tenants};
 
 #[derive(Debug, Args)]
 pub(crate) struct Place {
@@ -65,57 +66,82 @@ pub(crate) enum KeyCommand {
 }
 
 /// Creates and lists tenants.
-pub(crate) async fn tenant(command: TenantCommand) -> Result<(), Error> {
+pub(crate) async fn tenant(command: TenantCommand, printer: Printer) -> Result<(), Failure> {
     match command {
         TenantCommand::Create { name, place } => {
+            let created = json!({"name": name});
             match &place.data {
                 Some(data) => open(data).await?.create_tenant(&tenant_id(&name)?).await?,
                 None => {
                     let remote = Remote::new(&place.connection)?;
-                    remote.json(remote.call(Method::POST, "/v1/tenants").json(&json!({"name": name}))).await?;
+                    remote.json(remote.call(Method::POST, "/v1/tenants").json(&created)).await?;
                 }
             }
-            println!("tenant {name} created");
+            printer.result(&created, |_| format!("tenant {name} created"))?;
         }
-        TenantCommand::List { place } => match &place.data {
-            Some(data) => {
-                let tenants = open(data).await?;
-                let keys = tenants.list_keys(None).await?;
-                for tenant in tenants.list_tenants().await? {
-                    println!("{tenant}");
-                    for key in keys.iter().filter(|key| key.tenant == tenant) {
-                        let state = if key.revoked_unix_ms.is_some() { "revoked" } else { "holds" };
-                        println!("  {} {state} {} {}", key.id, key.rights, key.label);
-                    }
-                }
-            }
-            None => {
-                let remote = Remote::new(&place.connection)?;
-                print(&remote.json(remote.call(Method::GET, "/v1/tenants")).await?);
-            }
-        },
+        TenantCommand::List { place } => {
+            let list = match &place.data {
+                Some(data) => list_stored(&open(data).await?).await?,
+                None => Remote::new(&place.connection)?.get("/v1/tenants").await?,
+            };
+            printer.result(&list, tenants_text)?;
+        }
     }
     Ok(())
 }
 
+/// The same as `GET /v1/tenants` answers.
+async fn list_stored(tenants: &Tenants) -> Result<Value, Error> {
+    let keys = tenants.list_keys(None).await?;
+    let key = |key: &KeyInfo| {
+        let rights: Vec<&str> = key.rights.iter().map(Right::name).collect();
+        json!({
+            "id": key.id.as_str(), "label": key.label, "rights": rights, "created_unix_ms": key.created_unix_ms,
+            "revoked_unix_ms": key.revoked_unix_ms,
+        })
+    };
+    let mut data = Vec::new();
+    for tenant in tenants.list_tenants().await? {
+        let keys: Vec<Value> = keys.iter().filter(|key| key.tenant == tenant).map(key).collect();
+        data.push(json!({"name": tenant.as_str(), "keys": keys}));
+    }
+    Ok(json!({"object": "list", "data": data}))
+}
+
+fn tenants_text(list: &Value) -> String {
+    let mut lines = Vec::new();
+    for tenant in items(list, "data") {
+        lines.push(text(tenant, "name").to_owned());
+        for key in items(tenant, "keys") {
+            let state = if cell(key, "revoked_unix_ms").is_empty() { "holds" } else { "revoked" };
+            let rights: Vec<&str> = items(key, "rights").filter_map(Value::as_str).collect();
+            lines.push(format!("  {} {state} {} {}", text(key, "id"), rights.join(","), text(key, "label")));
+        }
+    }
+    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
+}
+
 /// Creates and revokes keys.
-pub(crate) async fn key(command: KeyCommand) -> Result<(), Error> {
+pub(crate) async fn key(command: KeyCommand, printer: Printer) -> Result<(), Failure> {
     match command {
-        KeyCommand::Create { tenant, rights, label, place } => match &place.data {
-            Some(data) => {
-                let rights: Rights = rights.join(",").parse().map_err(|error: crate::tenants::RightsError| {
-                    Error::invalid("invalid_request", "rights", error.to_string())
-                })?;
-                let key = open(data).await?.create_key(&tenant_id(&tenant)?, rights, &label).await?;
-                println!("{}", key.text.as_str());
-            }
-            None => {
-                let remote = Remote::new(&place.connection)?;
-                let body = json!({"tenant": tenant, "rights": rights, "label": label});
-                let value: Value = remote.json(remote.call(Method::POST, "/v1/keys").json(&body)).await?;
-                println!("{}", text(&value, "key"));
-            }
-        },
+        KeyCommand::Create { tenant, rights, label, place } => {
+            let made = match &place.data {
+                Some(data) => {
+                    let rights: Rights = rights.join(",").parse().map_err(|error: crate::tenants::RightsError| {
+                        Error::invalid("invalid_request", "rights", error.to_string())
+                    })?;
+                    let key = open(data).await?.create_key(&tenant_id(&tenant)?, rights, &label).await?;
+                    let names: Vec<&str> = rights.iter().map(Right::name).collect();
+                    json!({"id": key.id.as_str(), "key": key.text.as_str(), "tenant": tenant, "rights": names})
+                }
+                None => {
+                    let remote = Remote::new(&place.connection)?;
+                    let body = json!({"tenant": tenant, "rights": rights, "label": label});
+                    remote.json(remote.call(Method::POST, "/v1/keys").json(&body)).await?
+                }
+            };
+            printer.result(&made, |made| text(made, "key").to_owned())?;
+        }
         KeyCommand::Revoke { id, place } => {
             match &place.data {
                 Some(data) => {
@@ -124,10 +150,10 @@ pub(crate) async fn key(command: KeyCommand) -> Result<(), Error> {
                 }
                 None => {
                     let remote = Remote::new(&place.connection)?;
-                    remote.send(remote.call(Method::DELETE, &format!("/v1/keys/{id}"))).await?;
+                    remote.send(remote.call(Method::DELETE, &format!("/v1/keys/{}", segment(&id)))).await?;
                 }
             }
-            println!("key {id} revoked");
+            printer.result(&json!({"id": id, "revoked": true}), |_| format!("key {id} revoked"))?;
         }
     }
     Ok(())

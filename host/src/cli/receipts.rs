@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::Connection;
-use super::output::{Remote, broken, print, read};
+use super::failure::Failure;
+use super::output::{Printer, read, text};
+use super::remote::{Connection, Remote, broken, segment};
 use crate::error::Error;
 use crate::receipt::{PublicKeys, ReceiptId, Verifier};
 
@@ -40,11 +41,12 @@ pub(crate) enum ReceiptCommand {
 }
 
 /// Shows or verifies.
-pub(crate) async fn run(command: ReceiptCommand) -> Result<(), Error> {
+pub(crate) async fn run(command: ReceiptCommand, printer: Printer) -> Result<(), Failure> {
     match command {
         ReceiptCommand::Show { id, connection } => {
             let remote = Remote::new(&connection)?;
-            print(&remote.json(remote.call(Method::GET, &format!("/v1/receipts/{id}"))).await?);
+            let receipt = remote.get(&format!("/v1/receipts/{}", segment(&id))).await?;
+            printer.result(&receipt, |receipt| format!("{receipt:#}"))?;
             Ok(())
         }
         ReceiptCommand::Verify { id, file, keys, save, connection } => {
@@ -62,7 +64,9 @@ pub(crate) async fn run(command: ReceiptCommand) -> Result<(), Error> {
                 Some(file) => PublicKeys::read(&file)?,
                 None => public_keys(&fetch(&remote, "/v1/receipts/keys").await?)?,
             };
-            verify(&export, &keys, id.as_ref())
+            let verified = verify(&export, &keys, id.as_ref())?;
+            printer.result(&verified, verified_text)?;
+            Ok(())
         }
     }
 }
@@ -76,7 +80,7 @@ fn read_export(file: &Path) -> Result<Vec<u8>, Error> {
     Ok(export)
 }
 
-async fn fetch(remote: &Remote, path: &str) -> Result<Vec<u8>, Error> {
+async fn fetch(remote: &Remote, path: &str) -> Result<Vec<u8>, Failure> {
     let response = remote.send(remote.call(Method::GET, path)).await?;
     Ok(response.bytes().await.map_err(broken)?.to_vec())
 }
@@ -86,7 +90,7 @@ fn public_keys(json: &[u8]) -> Result<PublicKeys, Error> {
     PublicKeys::parse(text).map_err(|error| Error::invalid("remote", "", format!("keys: {error}")))
 }
 
-fn verify(export: &[u8], keys: &PublicKeys, wanted: Option<&ReceiptId>) -> Result<(), Error> {
+fn verify(export: &[u8], keys: &PublicKeys, wanted: Option<&ReceiptId>) -> Result<Value, Error> {
     let mut verifier = Verifier::new(keys);
     let mut last_of_wanted: Option<Value> = None;
     for line in export.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
@@ -98,18 +102,31 @@ fn verify(export: &[u8], keys: &PublicKeys, wanted: Option<&ReceiptId>) -> Resul
         }
     }
     let verified = verifier.finish();
-    if let Some(id) = wanted {
-        match last_of_wanted {
-            Some(kind) if !verified.open.contains(id) => println!("{id}: {}", kind.as_str().unwrap_or_default()),
-            Some(_) => return Err(Error::invalid("receipt_open", "", format!("{id} has no final record yet"))),
-            None => return Err(Error::NotFound(format!("receipt {id} in this chain is"))),
-        }
-    }
-    let head = verified.head.as_ref().map(|head| format!(", head {} at {}", head.digest, head.sequence));
-    let (records, open) = (verified.records, verified.open.len());
-    println!(
-        "{records} records verified: signatures and chain hold{}; {open} receipts are open",
-        head.unwrap_or_default()
+    let receipt = match (wanted, last_of_wanted) {
+        (None, _) => Value::Null,
+        (Some(id), Some(kind)) if !verified.open.contains(id) => json!({"id": id.as_str(), "kind": kind}),
+        (Some(id), Some(_)) => return Err(Error::invalid("receipt_open", "", format!("{id} has no final record yet"))),
+        (Some(id), None) => return Err(Error::NotFound(format!("receipt {id} in this chain is"))),
+    };
+    let head = verified.head.as_ref().map(
+        |head| json!({"tenant": head.tenant.as_str(), "sequence": head.sequence, "digest": head.digest.to_string()}),
     );
-    Ok(())
+    Ok(json!({"records": verified.records, "open": verified.open.len(), "head": head, "receipt": receipt}))
+}
+
+fn verified_text(verified: &Value) -> String {
+    let number = |name: &str| verified.get(name).cloned().unwrap_or_default();
+    let receipt = verified.get("receipt").filter(|receipt| receipt.is_object());
+    let receipt = receipt.map(|receipt| format!("{}: {}\n", text(receipt, "id"), text(receipt, "kind")));
+    let head = verified.get("head").filter(|head| head.is_object());
+    let head = head.map(|head| {
+        format!(", head {} at {}", text(head, "digest"), head.get("sequence").cloned().unwrap_or_default())
+    });
+    format!(
+        "{}{} records verified: signatures and chain hold{}; {} receipts are open",
+        receipt.unwrap_or_default(),
+        number("records"),
+        head.unwrap_or_default(),
+        number("open")
+    )
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use plugin::PluginLimits;
 use types::PlanLimits;
 
-use super::raw::{RawConfig, RawLimits};
+use super::raw::{RawConfig, RawLimits, RawTls};
 use super::sources::{Settings, refuse};
-use super::{Config, ConfigError, HttpLimits, KvSize};
+use super::{Config, ConfigError, HttpLimits, KvSize, TlsFiles};
 
 /// A day: no limit in milliseconds is longer.
 const MS_MAX: u64 = 86_400_000;
@@ -45,6 +45,7 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
         drain: checks.milliseconds("drain_ms_max", raw.drain_ms_max, Duration::from_secs(30), 0)?,
         plan_limits: checks.plan_limits(&raw.limits)?,
         http_limits: checks.http_limits(&raw.limits)?,
+        tls: checks.tls(&raw.tls)?,
         plugin_limits: checks.plugin_limits(&raw.limits)?,
         plugin_instances_max: checks.number(
             "limits.plugin_instances_max",
@@ -244,6 +245,12 @@ impl Checks<'_> {
                 default.header_timeout,
                 1,
             )?,
+            handshake_timeout: self.milliseconds(
+                "limits.handshake_timeout_ms",
+                raw.handshake_timeout_ms,
+                default.handshake_timeout,
+                1,
+            )?,
             connections_max: self.number(
                 "limits.connections_max",
                 raw.connections_max,
@@ -252,6 +259,25 @@ impl Checks<'_> {
             )?,
             choices_max: self.number("limits.choices_max", raw.choices_max, default.choices_max.into(), 1..=256)?,
         })
+    }
+
+    /// Both files or neither; what is in them is read when the listener starts.
+    fn tls(&self, raw: &RawTls) -> Result<Option<TlsFiles>, ConfigError> {
+        let file = |key: &str, path: &PathBuf| {
+            if path.is_file() {
+                return Ok(path.clone());
+            }
+            Err(self.refuse(key, format!("there is no file {}; name a PEM file", path.display())))
+        };
+        let (certificate, key) = ("tls.certificate_file", "tls.private_key_file");
+        match (&raw.certificate_file, &raw.private_key_file) {
+            (None, None) => Ok(None),
+            (Some(chain), Some(secret)) => {
+                Ok(Some(TlsFiles { certificate_file: file(certificate, chain)?, private_key_file: file(key, secret)? }))
+            }
+            (Some(_), None) => Err(self.refuse(certificate, "set `tls.private_key_file` too, or neither")),
+            (None, Some(_)) => Err(self.refuse(key, "set `tls.certificate_file` too, or neither")),
+        }
     }
 
     fn plugin_limits(&self, raw: &RawLimits) -> Result<PluginLimits, ConfigError> {

@@ -1,43 +1,9 @@
 //! Configuration as it is written, every key optional. Not here: defaults and checks.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
+use model::Precision;
 use serde::{Deserialize, Serialize};
-
-/// How the base is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Everything in f32: the reference.
-    F32,
-    /// With the weights as the file has them.
-    #[default]
-    Quantised,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Quantised => "quantised",
-        })
-    }
-}
-
-/// A word that names no precision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("use `f32` or `quantised`")]
-pub struct PrecisionError;
-
-impl FromStr for Precision {
-    type Err = PrecisionError;
-
-    fn from_str(text: &str) -> Result<Self, PrecisionError> {
-        [Self::F32, Self::Quantised].into_iter().find(|precision| precision.to_string() == text).ok_or(PrecisionError)
-    }
-}
 
 /// What was written, by whatever source. The flags of the command line fill one of these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -75,8 +41,20 @@ pub struct RawConfig {
     pub drain_ms_max: Option<u64>,
     /// `tracing` filter directives.
     pub log: Option<String>,
+    /// TLS of the listener.
+    pub tls: RawTls,
     /// Limits.
     pub limits: RawLimits,
+}
+
+/// The table `tls`. Relative paths in the file start at the file's folder.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTls {
+    /// PEM: the certificate and its chain.
+    pub certificate_file: Option<PathBuf>,
+    /// PEM: the private key.
+    pub private_key_file: Option<PathBuf>,
 }
 
 /// The table `limits`.
@@ -117,6 +95,8 @@ pub struct RawLimits {
     pub adapter_bytes_max: Option<u64>,
     /// Milliseconds for a request's headers.
     pub header_timeout_ms: Option<u64>,
+    /// Milliseconds for a TLS handshake.
+    pub handshake_timeout_ms: Option<u64>,
     /// Connections at once.
     pub connections_max: Option<u64>,
     /// Answers that one request may ask for.

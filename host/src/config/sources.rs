@@ -16,17 +16,18 @@ use super::{ConfigError, RawConfig};
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 const PREFIX: &str = "TENON_";
 /// Variables that are not keys: the file's name; what the command line's client, the tests and the build read.
-const NOT_KEYS: [&str; 8] = [
+const NOT_KEYS: [&str; 9] = [
     "TENON_CONFIG",
     "TENON_URL",
     "TENON_KEY",
     "TENON_KEY_FILE",
+    "TENON_CA",
     "TENON_SHARED",
     "TENON_SKIP_LOG",
     "TENON_GUEST_TOOLCHAIN_DIR",
     "TENON_GUEST_TOOLCHAIN_FORCE",
 ];
-const PATH_KEYS: [&str; 3] = ["base", "data", "adapters_root"];
+const PATH_KEYS: [&str; 5] = ["base", "data", "adapters_root", "tls.certificate_file", "tls.private_key_file"];
 
 /// Who set a value. Later ones win over earlier ones.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -217,6 +218,10 @@ fn read_variable(settings: &mut Settings, name: &OsString, value: &OsString) -> 
     let Some(rest) = shown.strip_prefix(PREFIX).filter(|_| !NOT_KEYS.contains(&shown.as_str())) else {
         return Ok(());
     };
+    if is_kubernetes(rest) {
+        tracing::debug!(name = shown, "ignored: Kubernetes sets it for a service called tenon");
+        return Ok(());
+    }
     let key = rest.replace("__", ".").to_ascii_lowercase();
     let source = Source::Environment(shown.clone());
     if variable_name(&key) != shown {
@@ -229,6 +234,28 @@ fn read_variable(settings: &mut Settings, name: &OsString, value: &OsString) -> 
     let as_text = Value::String(text.to_owned());
     let value = if check_alone(&key, &as_text).is_ok() { as_text } else { scalar(text).unwrap_or(as_text) };
     settings.set(key, value, source)
+}
+
+/// Kubernetes tells every pod where a service named `tenon` is: `TENON_SERVICE_HOST`, `TENON_SERVICE_PORT`,
+/// `TENON_SERVICE_PORT_HTTP`, `TENON_PORT`, `TENON_PORT_8080_TCP`, `TENON_PORT_8080_TCP_ADDR` (`_PORT`, `_PROTO`).
+fn is_kubernetes(rest: &str) -> bool {
+    let is_port_name = |name: &str| {
+        let is_word = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+        !name.is_empty() && name.bytes().all(is_word)
+    };
+    if matches!(rest, "SERVICE_HOST" | "SERVICE_PORT" | "PORT") {
+        return true;
+    }
+    if let Some(name) = rest.strip_prefix("SERVICE_PORT_") {
+        return is_port_name(name);
+    }
+    let Some((number, protocol)) = rest.strip_prefix("PORT_").and_then(|rest| rest.split_once('_')) else {
+        return false;
+    };
+    let (protocol, what) = protocol.split_once('_').unwrap_or((protocol, "ADDR"));
+    number.parse::<u16>().is_ok()
+        && matches!(protocol, "TCP" | "UDP" | "SCTP")
+        && matches!(what, "ADDR" | "PORT" | "PROTO")
 }
 
 fn scalar(text: &str) -> Option<Value> {

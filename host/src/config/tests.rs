@@ -170,3 +170,42 @@ fn the_stronger_source_chooses_how_kv_memory_is_given() {
     let config = bench.load("", &[("TENON_KV_BLOCKS", "7")], &flags).expect("valid");
     assert_eq!(config.kv, KvSize::Bytes(2 << 20));
 }
+
+#[test]
+fn what_kubernetes_sets_for_a_service_named_tenon_is_ignored() {
+    let bench = Bench::new();
+    let set = [
+        ("TENON_SERVICE_HOST", "10.0.0.1"),
+        ("TENON_SERVICE_PORT", "8080"),
+        ("TENON_SERVICE_PORT_HTTP", "8080"),
+        ("TENON_PORT", "tcp://10.0.0.1:8080"),
+        ("TENON_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("TENON_PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("TENON_PORT_8080_TCP_PORT", "8080"),
+        ("TENON_PORT_8080_TCP_PROTO", "tcp"),
+    ];
+    let config = bench.load("", &set, &bench.flags()).expect("valid");
+    assert_eq!(config.listen.port(), 8080);
+    for name in ["TENON_PORTS", "TENON_PORT_HTTP", "TENON_PORT_8080_TLS", "TENON_SERVICE", "TENON_SERVICE_PORT_"] {
+        let message = bench.refused("", &[(name, "1")]);
+        assert!(message.contains("unknown field"), "{name}: {message}");
+    }
+}
+
+#[test]
+fn tls_needs_both_files() {
+    let bench = Bench::new();
+    std::fs::write(bench.path("chain.pem"), b"").expect("file");
+    std::fs::write(bench.path("key.pem"), b"").expect("file");
+    let file = "[tls]\ncertificate_file = 'chain.pem'\nprivate_key_file = 'key.pem'\n";
+    let tls = bench.load(file, &[], &bench.flags()).expect("valid").tls.expect("TLS");
+    assert_eq!((tls.certificate_file, tls.private_key_file), (bench.path("chain.pem"), bench.path("key.pem")));
+    let message = bench.refused("tls.certificate_file = 'chain.pem'", &[]);
+    assert_eq!(message, "`tls.certificate_file` (DIR/tenon.toml:1): set `tls.private_key_file` too, or neither");
+    let message = bench.refused("", &[("TENON_TLS__PRIVATE_KEY_FILE", "key.pem")]);
+    assert!(message.starts_with("`tls.private_key_file` (environment variable TENON_TLS__PRIVATE_KEY_FILE): set"));
+    let message = bench.refused("tls.certificate_file = 'a.pem'\ntls.private_key_file = 'key.pem'", &[]);
+    assert!(message.contains("there is no file DIR/a.pem"), "{message}");
+    let message = bench.refused("tls.certificate = 'a.pem'", &[]);
+    assert!(message.starts_with("`tls.certificate` (DIR/tenon.toml:1): unknown field"), "{message}");
+}

@@ -24,7 +24,7 @@ use crate::error::Error;
     responses(
         (status = 201, description = "Taken in", body = Adapter),
         (status = 409, description = "Another caller was faster"),
-        (status = 415, description = "Neither of the two media types"),
+        (status = 415, description = "Neither of the two media types, or an archive or a pickle inside one"),
         (status = 422, description = "Not an adapter for this base"),
     ))]
 pub(crate) async fn put(

@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::adapters::AdapterInfo;
+use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
-use crate::registry::{FunctionInfo, FunctionVersion, Manifest, ManifestLimits};
+use crate::registry::{FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestLimits};
 use crate::tenants::{KeyInfo, Right, Rights};
 
 /// A list of things.
@@ -91,14 +92,16 @@ pub(crate) struct Version {
     limits: ManifestLimits,
     description: String,
     version: u32,
+    /// When it was deployed, in milliseconds since 1970-01-01 UTC; 0 if that was not noted.
+    created_unix_ms: u64,
 }
 
 impl From<&FunctionVersion> for Version {
     fn from(record: &FunctionVersion) -> Self {
         // Taken apart, so that a field that is added there is missed here by the compiler.
         let Manifest { plugin, adapters, templates, config, limits, description } = Manifest::clone(&record.manifest);
-        let (plugin, version) = (plugin.to_string(), record.version);
-        Self { plugin, adapters, templates, config, limits, description, version }
+        let (plugin, version, created_unix_ms) = (plugin.to_string(), record.version, record.created_unix_ms);
+        Self { plugin, adapters, templates, config, limits, description, version, created_unix_ms }
     }
 }
 
@@ -119,6 +122,70 @@ pub(crate) struct Versions {
     pub(crate) name: String,
     /// The version that answers.
     pub(crate) live: u32,
+    /// The newest version.
+    pub(crate) latest: u32,
+    /// Where a rollback goes: what was live before the live one was for the first time.
+    pub(crate) previous: Option<u32>,
+    /// The last changes of the live version, the oldest first.
+    pub(crate) history: Vec<LiveMove>,
+}
+
+/// One change of the live version.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct LiveMove {
+    /// What was live before.
+    from: Option<u32>,
+    to: u32,
+    /// Milliseconds since 1970-01-01 UTC.
+    time_unix_ms: u64,
+    /// The identifier of the key that asked for it.
+    by: String,
+}
+
+impl From<&LiveChange> for LiveMove {
+    fn from(change: &LiveChange) -> Self {
+        Self { from: change.from, to: change.to, time_unix_ms: change.time_unix_ms, by: change.by.clone() }
+    }
+}
+
+/// Lines of a function's log.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct LogPage {
+    #[serde(flatten)]
+    pub(crate) list: List<LogLine>,
+    pub(crate) name: String,
+    /// Lines between `after` and the first of these that were forgotten; without `after`, all that were.
+    pub(crate) dropped: u64,
+    /// Where to go on: the next `after`.
+    pub(crate) next: String,
+}
+
+/// One line. Plugins write messages as they like: mind control characters before showing them.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct LogLine {
+    sequence: u64,
+    /// Milliseconds since 1970-01-01 UTC.
+    time_unix_ms: u64,
+    /// `debug`, `info`, `warn` or `error`.
+    level: &'static str,
+    /// The function's version.
+    version: u32,
+    /// The request's identifier.
+    request: String,
+    message: String,
+}
+
+impl From<&Line> for LogLine {
+    fn from(line: &Line) -> Self {
+        Self {
+            sequence: line.sequence,
+            time_unix_ms: line.time_unix_ms,
+            level: line.level.name(),
+            version: line.version,
+            request: line.request_id.to_string(),
+            message: line.message.clone(),
+        }
+    }
 }
 
 /// An adapter.

@@ -27,6 +27,8 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "unsupported_media_type" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "method_not_allowed" => StatusCode::METHOD_NOT_ALLOWED,
         "body_timeout" => StatusCode::REQUEST_TIMEOUT,
+        "uri_too_long" => StatusCode::URI_TOO_LONG,
+        "headers_too_large" => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         "queue_full" => StatusCode::TOO_MANY_REQUESTS,
         "storage_full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => match (error.blame(), error) {

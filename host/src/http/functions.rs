@@ -6,14 +6,14 @@ use axum::http::StatusCode;
 use types::FunctionName;
 
 use super::App;
-use super::answers::{Deployed, FunctionCard, List, LiveVersion, Plugin, Promoted, Version, Versions};
+use super::answers::{Deployed, FunctionCard, List, LiveMove, LiveVersion, Plugin, Promoted, Version, Versions};
 use super::auth::Caller;
 use super::wire::{self, PathText, Promote, RawBody};
 use super::{openai, openapi};
 use crate::artifacts::ArtifactKind;
 use crate::error::Error;
 use crate::invoke;
-use crate::registry::{Manifest, RegistryError};
+use crate::registry::{Live, Manifest, RegistryError};
 
 /// A name from a path.
 pub(crate) fn name(text: &str) -> Result<FunctionName, Error> {
@@ -62,7 +62,7 @@ pub(crate) async fn put(
             return Err(Error::NotFound(format!("adapter `{}`", adapter.chars().take(96).collect::<String>())));
         }
     }
-    let version = host.registry.put_version(tenant, &name, manifest).await?.version;
+    let version = host.registry.put_version(tenant, &name, manifest, caller.principal.key_id.as_str()).await?.version;
     let live = host.registry.get_live(tenant, &name).await?.version;
     Ok((StatusCode::CREATED, Json(Deployed { name: name.as_str().to_owned(), version, live })))
 }
@@ -84,19 +84,20 @@ pub(crate) async fn show(caller: Caller, PathText(path): PathText) -> Result<Jso
     Ok(Json(LiveVersion { version: Version::from(&live), name: name.as_str().to_owned(), live: live.version }))
 }
 
-/// Every version with its manifest.
+/// Every version with its manifest, which is live, which were and by whose key.
 #[utoipa::path(get, path = "/v1/functions/{name}/versions", tag = "functions",
     responses((status = 200, description = "All", body = Versions)))]
 pub(crate) async fn versions(caller: Caller, PathText(path): PathText) -> Result<Json<Versions>, Error> {
     let name = name(&path)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
-    let live = host.registry.get_live(tenant, &name).await?.version;
+    let Live { live, latest, history } = host.registry.live(tenant, &name).await?;
     let versions = host.registry.versions(tenant, &name).await?;
-    let list = List::new(versions.iter().map(Version::from).collect());
-    Ok(Json(Versions { list, name: name.as_str().to_owned(), live }))
+    let (list, previous) = (List::new(versions.iter().map(Version::from).collect()), history.before(live));
+    let history = history.iter().map(LiveMove::from).collect();
+    Ok(Json(Versions { list, name: name.as_str().to_owned(), live, latest, previous, history }))
 }
 
-/// Makes a version live, also an older one.
+/// Makes a version live, also an older one; with `expect`, only if that one is live now.
 #[utoipa::path(post, path = "/v1/functions/{name}/promote", tag = "functions", request_body = Promote,
     responses((status = 200, description = "Live", body = Promoted), (status = 409, description = "Another caller was faster")))]
 pub(crate) async fn promote(
@@ -105,8 +106,9 @@ pub(crate) async fn promote(
     RawBody(body): RawBody,
 ) -> Result<Json<Promoted>, Error> {
     let name = name(&path)?;
-    let version = wire::parse::<Promote>(body)?.version;
-    caller.host.registry.promote(&caller.principal.tenant, &name, version).await?;
+    let Promote { version, expect } = wire::parse(body)?;
+    let Caller { host, principal } = &caller;
+    host.registry.promote(&principal.tenant, &name, version, expect, principal.key_id.as_str()).await?;
     Ok(Json(Promoted { name: name.as_str().to_owned(), live: version }))
 }
 
@@ -116,5 +118,6 @@ pub(crate) async fn promote(
 pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     let name = name(&path)?;
     caller.host.registry.delete(&caller.principal.tenant, &name).await?;
+    caller.host.logs.remove(&caller.principal.tenant, &name);
     Ok(StatusCode::NO_CONTENT)
 }

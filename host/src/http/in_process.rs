@@ -47,7 +47,7 @@ impl InProcess {
         let runtime = runtime.worker_threads(1).enable_all().build().map_err(Error::io("cannot start a runtime"))?;
         let metrics = Arc::new(Metrics::new());
         let app = App::new(Arc::clone(&metrics), config.http_limits.clone());
-        let running = runtime.block_on(Host::open(&config, &metrics, host::compiler(tenon)))?;
+        let running = runtime.block_on(Host::open(&config, &metrics, host::compiler(tenon), &|_| ()))?;
         app.set_ready(Arc::clone(&running.host));
         let key =
             std::fs::read_to_string(data.join("dev.key")).map_err(Error::io("cannot read the development key"))?;

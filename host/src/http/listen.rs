@@ -1,4 +1,5 @@
-//! The listener: connections over TCP, bounded in number and in the time that a header may take, drained on request.
+//! The listener: connections over TCP, plain or in TLS, bounded in number and in the time that a handshake and a header
+//! may take, drained on request.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,10 +11,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use super::malformed::Explained;
+use super::tls::{self, Tls};
 use crate::config::HttpLimits;
 use crate::error::Error;
 
@@ -40,17 +45,34 @@ impl Listener {
     }
 }
 
-/// Serves until `stop` resolves, then lets what is in flight end for at most `drain`.
+/// How and until when to serve.
+pub(crate) struct Serving<S, C> {
+    pub(crate) limits: HttpLimits,
+    /// Plain HTTP without it.
+    pub(crate) tls: Option<Tls>,
+    /// Resolves when no more connections are to be taken.
+    pub(crate) stop: S,
+    /// How long what is in flight may take then.
+    pub(crate) drain: Duration,
+    /// Resolves when even that is too long.
+    pub(crate) cut: C,
+}
+
+/// Serves until `stop` resolves, then lets what is in flight end for at most `drain`, or until `cut` resolves.
 pub(crate) async fn serve(
     listener: Listener,
     router: Router,
-    limits: HttpLimits,
-    stop: impl Future<Output = ()>,
-    drain: Duration,
+    serving: Serving<impl Future<Output = ()>, impl Future<Output = ()>>,
 ) -> Result<(), Error> {
+    let Serving { limits, mut tls, stop, drain, cut } = serving;
     let permits = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
+    let (stopping, _) = watch::channel(());
     let mut connections = JoinSet::new();
+    let mut hang_ups = match &tls {
+        Some(_) => Some(signal(SignalKind::hangup()).map_err(Error::io("cannot listen for SIGHUP"))?),
+        None => None,
+    };
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -60,19 +82,33 @@ pub(crate) async fn serve(
                 let Ok(permit) = permit else { break };
                 tokio::select! {
                     () = &mut stop => break,
+                    () = hang_up(&mut hang_ups) => {
+                        tls.iter_mut().for_each(Tls::reload);
+                        continue;
+                    }
                     accepted = listener.listener.accept() => accepted.map(|(stream, _)| (stream, permit)),
                 }
             }
         };
         match accepted {
             Ok((stream, permit)) => {
-                let connection = connection(stream, router.clone(), &limits);
-                let watched = graceful.watch(connection);
+                let (router, limits, watcher) = (router.clone(), limits.clone(), graceful.watcher());
+                let acceptor = tls.as_ref().map(Tls::acceptor);
+                let mut stopped = stopping.subscribe();
                 connections.spawn(async move {
-                    if let Err(error) = watched.await {
-                        tracing::debug!(%error, "connection ended");
+                    prepare(&stream);
+                    let Some(acceptor) = acceptor else {
+                        return end(watcher.watch(connection(stream, router, &limits)).await, permit);
+                    };
+                    // Who has not even said hello when the host stops is not waited for.
+                    let shaken = tokio::select! {
+                        shaken = tls::handshake(acceptor, stream, limits.handshake_timeout) => shaken,
+                        _ = stopped.changed() => return,
+                    };
+                    match shaken {
+                        Ok(stream) => end(watcher.watch(connection(stream, router, &limits)).await, permit),
+                        Err(error) => tracing::debug!(%error, "TLS handshake failed"),
                     }
-                    drop(permit);
                 });
             }
             Err(error) => {
@@ -82,25 +118,54 @@ pub(crate) async fn serve(
             }
         }
     }
-    drop(listener);
+    drop((listener, stopping));
     let drained = async {
         graceful.shutdown().await;
         while connections.join_next().await.is_some() {}
     };
-    if tokio::time::timeout(drain, drained).await.is_err() {
-        tracing::warn!("cutting {} connections that did not end in {drain:?}", connections.len());
+    let in_time = tokio::select! {
+        done = tokio::time::timeout(drain, drained) => done.is_ok(),
+        () = cut => false,
+    };
+    if !in_time {
+        tracing::warn!(
+            "cutting {} connections that did not end in time (drain_ms_max is {drain:?})",
+            connections.len()
+        );
         connections.shutdown().await;
     }
     Ok(())
 }
 
-type Connection = hyper::server::conn::http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>>;
+/// The next SIGHUP; never without TLS.
+async fn hang_up(hang_ups: &mut Option<Signal>) {
+    match hang_ups {
+        Some(hang_ups) => drop(hang_ups.recv().await),
+        None => std::future::pending().await,
+    }
+}
 
-fn connection(stream: TcpStream, router: Router, limits: &HttpLimits) -> Connection {
+fn prepare(stream: &TcpStream) {
     let _best_effort = stream.set_nodelay(true);
     // A caller that does not read its answer would hold its receipt, its adapters and its plugin instance.
-    let _best_effort = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_MAX));
+    let _best_effort = SockRef::from(stream).set_tcp_user_timeout(Some(UNREAD_MAX));
+}
+
+fn end(result: Result<(), hyper::Error>, permit: OwnedSemaphorePermit) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection ended");
+    }
+    drop(permit);
+}
+
+type Connection<S> = hyper::server::conn::http1::Connection<Explained<TokioIo<S>>, TowerToHyperService<Router>>;
+
+fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    router: Router,
+    limits: &HttpLimits,
+) -> Connection<S> {
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_headers(100);
-    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+    builder.serve_connection(Explained::new(TokioIo::new(stream)), TowerToHyperService::new(router))
 }

@@ -14,7 +14,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{App, Route, adapters, admin, error, functions, invoke, operations, receipts};
+use super::{App, Route, adapters, admin, error, functions, invoke, logs, operations, receipts, usage};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -35,6 +35,7 @@ use super::{App, Route, adapters, admin, error, functions, invoke, operations, r
         functions::delete,
         functions::versions,
         functions::promote,
+        logs::read,
         invoke::invoke,
         adapters::list,
         adapters::put,
@@ -48,6 +49,7 @@ use super::{App, Route, adapters, admin, error, functions, invoke, operations, r
         receipts::export,
         receipts::keys,
         receipts::show,
+        usage::show,
         admin::create_tenant,
         admin::list_tenants,
         admin::create_key,

@@ -106,7 +106,7 @@ pub(crate) async fn keys(caller: Caller) -> Response {
 }
 
 /// The log's reads block on the database.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     caller: &Caller,
     read: impl FnOnce(&Host, &TenantId) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

@@ -18,8 +18,9 @@ use super::{Draft, Routed, seed};
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::error::Error;
 use crate::host::Host;
+use crate::logs::{InvocationLog, Level};
 use crate::metrics::PluginCall;
-use crate::registry::Manifest;
+use crate::registry::{FunctionVersion, Manifest};
 use crate::tenants::Principal;
 
 /// A function that is being invoked.
@@ -28,6 +29,7 @@ pub(crate) struct FunctionCall {
     pub(crate) version: u32,
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) instance: PluginInstance,
+    pub(crate) log: InvocationLog,
 }
 
 /// Asks the live version's plugin what to do.
@@ -40,23 +42,42 @@ pub(crate) async fn route(
 ) -> Result<Routed, Error> {
     check_request(request, &host.plan_limits).map_err(|source| Error::Plan { source, by_caller: true })?;
     let live = host.registry.get_live(&principal.tenant, name).await?;
+    let log = host.logs.invocation(&principal.tenant, name, live.version, &request.id);
+    let routed = route_live(host, principal, live, log.clone(), request, started).await;
+    routed.inspect_err(|error| log_failure(Some(&log), error))
+}
+
+/// Notes in the function's log, if there is a function, that an invocation failed.
+pub(crate) fn log_failure(log: Option<&InvocationLog>, error: &Error) {
+    let Some(log) = log else { return };
+    log.write(Level::Error, &format!("the invocation failed: {}: {}", error.code(), error.public_message()));
+}
+
+async fn route_live(
+    host: &Arc<Host>,
+    principal: &Principal,
+    live: FunctionVersion,
+    log: InvocationLog,
+    request: &mut InvocationRequest,
+    started: Instant,
+) -> Result<Routed, Error> {
+    let FunctionVersion { function: name, version, manifest, .. } = live;
     request.function = name.to_string();
-    request.version = live.version;
-    let manifest = live.manifest;
+    request.version = version;
     let limits = manifest.limits.narrow(&host.plan_limits);
     // The caller cannot know the function's own limit; the plugin is told what it may use of what was asked.
     request.max_tokens = request.max_tokens.map(|asked| asked.min(limits.output_tokens_max));
     let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
     let grants = grants.with_templates(&manifest.templates);
     let plugin_seed = seed::random()?;
-    let session = session(host, principal, name, &manifest, plugin_seed, started).await?;
+    let session = session(host, principal, &name, &manifest, plugin_seed, started, log.clone()).await?;
     let source = StoredComponents(host.artifacts.clone());
     let mut instance = host.plugins.start(manifest.plugin, &source, session).await?;
     let begun = Instant::now();
     let decision = instance.route(request).await;
     host.metrics.plugin_call(PluginCall::route, decision.is_ok(), begun.elapsed());
     let decision = decision?;
-    let mut call = FunctionCall { name: name.clone(), version: live.version, manifest, instance };
+    let mut call = FunctionCall { name, version, manifest, instance, log };
     match decision {
         Decision::Serve => {
             let begun = Instant::now();
@@ -119,6 +140,7 @@ async fn session(
     manifest: &Manifest,
     seed: u64,
     started: Instant,
+    log: InvocationLog,
 ) -> Result<Session, Error> {
     let mut entries = Vec::new();
     for adapter in &manifest.adapters {
@@ -132,7 +154,7 @@ async fn session(
     }
     Ok(Session {
         catalog: Arc::new(FunctionCatalog(entries)),
-        log: Arc::new(FunctionLog { tenant: principal.tenant.to_string(), function: name.to_string() }),
+        log: Arc::new(FunctionLog { tenant: principal.tenant.to_string(), function: name.to_string(), log }),
         clock: Arc::new(RequestClock(started)),
         config: manifest.config.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         seed,
@@ -156,10 +178,18 @@ impl Catalog for FunctionCatalog {
 struct FunctionLog {
     tenant: String,
     function: String,
+    log: InvocationLog,
 }
 
 impl LogSink for FunctionLog {
     fn write(&self, level: LogLevel, message: &str) {
+        let kept = match level {
+            LogLevel::Debug => Level::Debug,
+            LogLevel::Info => Level::Info,
+            LogLevel::Warn => Level::Warn,
+            LogLevel::Error => Level::Error,
+        };
+        self.log.write(kept, message);
         let (tenant, function) = (&self.tenant, &self.function);
         match level {
             LogLevel::Debug => tracing::debug!(target: "plugin", tenant, function, "{message:?}"),

@@ -14,7 +14,7 @@ use types::{
 };
 
 use super::Stages;
-use super::function::FunctionCall;
+use super::function::{FunctionCall, log_failure};
 use super::pending::PendingTokens;
 use super::post::{PostOutcome, PostState};
 use super::prompt::Rendered;
@@ -23,6 +23,7 @@ use super::stop::StopMatcher;
 use crate::adapters::AdapterLease;
 use crate::error::Error;
 use crate::host::Host;
+use crate::logs::InvocationLog;
 use crate::metrics::PluginCall;
 use crate::receipt::{self, Claims, Final, OpenReceipt, Started};
 use crate::tenants::Principal;
@@ -90,6 +91,7 @@ pub(crate) struct Head {
 pub(crate) struct Generation {
     pub(crate) head: Arc<Head>,
     host: Arc<Host>,
+    log: Option<InvocationLog>,
     receipt: Option<OpenReceipt>,
     source: Option<Source>,
     ready: VecDeque<Piece>,
@@ -122,19 +124,22 @@ impl Generation {
         tokens: TokenStream,
     ) -> Result<Self, Error> {
         let subject = record::subject(host, request, parts.function.as_ref(), parts.plan.composition());
-        let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
+        let mut receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?;
         let progress = progress.generated_by(composition, parts.plan.sampling(), parts.seed);
         let function = parts.function.as_ref().map(|call| (call.name.to_string(), call.version));
         let post_process = parts.plan.post_process();
+        // Nothing was sent, should the caller leave, or the plugin fail, before the first chunk.
+        let unanswered = receipt::Outcome { answer: None, ..progress.outcome() };
+        *receipt.draft() = Final { ending: receipt::Ending::Cancelled, outcome: unanswered.clone() };
         if let (true, Some(call)) = (post_process, parts.function.as_mut())
             && let Err(error) = call.instance.open_post_processor(request).await
         {
             let error = Error::from(error);
             let ending = receipt::Ending::Failed(error.code().to_owned());
             let id = receipt.id().to_string();
-            receipt.finish(Final { ending, outcome: progress.outcome() }).await?;
+            receipt.finish(Final { ending, outcome: unanswered }).await?;
             return Err(Error::WithReceipt { receipt: id, source: Box::new(error) });
         }
         let adapters = parts.plan.composition().parts().iter().map(|part| AdapterUse {
@@ -152,6 +157,7 @@ impl Generation {
         Ok(Self {
             head: Arc::new(head),
             host: Arc::clone(host),
+            log: parts.function.as_ref().map(|call| call.log.clone()),
             receipt: Some(receipt),
             source: Some(Source {
                 tokens,
@@ -196,6 +202,7 @@ impl Generation {
         Ok(Self {
             head: Arc::new(head),
             host: Arc::clone(host),
+            log: None,
             receipt: None,
             source: None,
             ready: VecDeque::from([Piece::Text { text, tokens: Vec::new() }, Piece::End(ended)]),
@@ -342,6 +349,7 @@ impl Generation {
 
     async fn fail(&mut self, error: Error) -> Error {
         self.source = None;
+        log_failure(self.log.as_ref(), &error);
         // What the plugin let through before it failed goes out first.
         let Some(receipt) = self.take_receipt() else {
             self.ready.clear();

@@ -10,8 +10,10 @@ use types::TenantId;
 use super::commitment::Salts;
 use super::record::{Ending, Outcome, ReceiptId, Subject, at_most};
 use super::tables::{self, Author};
+use super::usage::{self, UsageDays, UsageRow};
+use super::verify::{Break, Verified, Verifier};
 use super::writer::{Counters, Order, Writer};
-use super::{Envelope, ReceiptError, ReceiptKey};
+use super::{Envelope, PublicKeys, ReceiptError, ReceiptKey};
 use crate::store::StateDatabase;
 
 /// Receipts that may be open at once.
@@ -180,6 +182,32 @@ impl ReceiptLog {
             let (sequence, line) = entry?;
             String::from_utf8(line).map_err(|_| ReceiptError::Damaged(format!("sequence {sequence}")))
         }))
+    }
+
+    /// Checks a tenant's whole chain as it lies in a database that no host has open; nothing is written.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; a chain that breaks is no error of this call.
+    pub fn check_stored(
+        db: &StateDatabase,
+        tenant: &TenantId,
+        keys: &PublicKeys,
+    ) -> Result<Result<Verified, Break>, ReceiptError> {
+        let mut verifier = Verifier::new(keys);
+        for line in db.read(|db| tables::read_after(db, tenant, 0))? {
+            if let Err(fault) = verifier.record(&line?.1) {
+                return Ok(Err(fault));
+            }
+        }
+        Ok(Ok(verifier.finish()))
+    }
+
+    /// What a tenant used on these days, by day and part.
+    ///
+    /// # Errors
+    /// As [`Self::get`], and [`ReceiptError::OverLimit`] for more rows than an answer may have.
+    pub fn usage(&self, tenant: &TenantId, days: UsageDays) -> Result<Vec<UsageRow>, ReceiptError> {
+        self.db.read(|db| usage::read(db, tenant, days))
     }
 
     /// What was committed.

@@ -7,6 +7,7 @@ use types::{Digest, TenantId};
 use super::commitment::{Salt, Salts};
 use super::log::{Final, Started};
 use super::record::{Ending, Kind, Outcome, Receipt, ReceiptId, Subject};
+use super::usage::UsageTable;
 use super::{Envelope, RECORD_BYTES_MAX, ReceiptError, ReceiptKey};
 
 /// Of the prompt and of the answer.
@@ -47,6 +48,7 @@ pub(super) struct Tables<'txn> {
     heads: Table<'txn, &'static str, (u64, [u8; 32])>,
     salts: Table<'txn, &'static str, SaltPair>,
     open: Table<'txn, &'static str, ()>,
+    usage: UsageTable<'txn>,
 }
 
 impl<'txn> Tables<'txn> {
@@ -57,6 +59,7 @@ impl<'txn> Tables<'txn> {
             heads: transaction.open_table(HEADS)?,
             salts: transaction.open_table(SALTS)?,
             open: transaction.open_table(OPEN)?,
+            usage: UsageTable::open(transaction)?,
         })
     }
 
@@ -154,6 +157,7 @@ impl<'txn> Tables<'txn> {
         super::record::at_most("a receipt in bytes", line.len(), "record_bytes_max", RECORD_BYTES_MAX)?;
         self.records.insert((tenant.as_str(), sequence), line.as_bytes())?;
         self.heads.insert(tenant.as_str(), (sequence, *digest.as_bytes()))?;
+        self.usage.count(&receipt)?;
         Ok(sequence)
     }
 }

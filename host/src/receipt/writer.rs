@@ -12,6 +12,7 @@ use super::ReceiptError;
 use super::log::{Final, ReceiptCounts, Started};
 use super::record::{Kind, ReceiptId};
 use super::tables::{Author, Entry, Tables};
+use super::usage;
 use crate::store::StateDatabase;
 
 /// Records of one transaction.
@@ -76,8 +77,9 @@ impl Writer {
         Self { db, author, counters, held: HashSet::new(), has_lost_some: true }
     }
 
-    /// Gives every open receipt that nobody holds a `recovered` record, and makes the tables.
+    /// Makes the tables, and gives every open receipt that nobody holds a `recovered` record.
     pub(super) fn recover(&mut self) -> Result<(), ReceiptError> {
+        self.db.write(count_missing)?;
         loop {
             let lost: Vec<_> = self.db.write(|db| self.lost_ids(db))?;
             if lost.is_empty() {
@@ -182,6 +184,13 @@ impl Writer {
         }
         Ok(results.into_iter().map(|result| result.map(drop)).collect())
     }
+}
+
+/// Usage of what was written before usage was counted.
+fn count_missing(db: &Database) -> Result<(), ReceiptError> {
+    let transaction = db.begin_write()?;
+    usage::count_missing(&transaction)?;
+    Ok(transaction.commit()?)
 }
 
 impl Order {

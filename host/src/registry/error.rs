@@ -19,6 +19,16 @@ pub enum RegistryError {
         /// The version.
         version: u32,
     },
+    /// Someone else moved the pointer first.
+    #[error("version {live} of `{function}` is live, not {expected}; look at its versions and try again")]
+    LiveChanged {
+        /// The function.
+        function: FunctionName,
+        /// What the caller took for live.
+        expected: u32,
+        /// What is.
+        live: u32,
+    },
     /// Not uploaded, or not by this tenant.
     #[error("there is no plugin {0}; upload it first")]
     UnknownPlugin(Digest),
@@ -50,6 +60,7 @@ impl RegistryError {
         match self {
             Self::UnknownFunction(_) => "function_not_found",
             Self::UnknownVersion { .. } => "version_not_found",
+            Self::LiveChanged { .. } => "conflict",
             Self::UnknownPlugin(_) => "plugin_not_found",
             Self::Manifest(error) => error.code(),
             Self::OverLimit { .. } => "limit_exceeded",
@@ -63,6 +74,7 @@ impl RegistryError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::UnknownFunction(_) | Self::UnknownVersion { .. } | Self::UnknownPlugin(_) => Blame::Caller,
+            Self::LiveChanged { .. } => Blame::Caller,
             Self::Manifest(error) => error.blame(),
             Self::OverLimit { .. } => Blame::Caller,
             Self::BadRecord(_) => Blame::Host,

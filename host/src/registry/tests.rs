@@ -16,6 +16,10 @@ fn manifest(description: &str) -> Manifest {
     Manifest { description: description.to_owned(), ..Manifest::new(Digest::of(b"plugin")) }
 }
 
+fn stored(description: &str) -> StoredVersion {
+    StoredVersion { created_unix_ms: 1, manifest: manifest(description) }
+}
+
 async fn registry() -> (Registry, TenantId) {
     let registry = Registry::new(Arc::new(MemoryStore::default()));
     let acme = tenant("acme");
@@ -28,15 +32,18 @@ async fn the_first_is_live_and_later_ones_are_promoted() {
     let (registry, acme) = registry().await;
     let f = function("f");
     assert_eq!(registry.get_live(&acme, &f).await.expect_err("none").code(), "function_not_found");
-    assert_eq!(registry.put_version(&acme, &f, manifest("one")).await.expect("put").version, 1);
-    assert_eq!(registry.put_version(&acme, &f, manifest("two")).await.expect("put").version, 2);
+    assert_eq!(registry.put_version(&acme, &f, manifest("one"), "key").await.expect("put").version, 1);
+    assert_eq!(registry.put_version(&acme, &f, manifest("two"), "key").await.expect("put").version, 2);
     assert_eq!(registry.get_live(&acme, &f).await.expect("live").version, 1);
-    assert_eq!(registry.promote(&acme, &f, 2).await.expect("promote").manifest.description, "two");
+    assert_eq!(registry.promote(&acme, &f, 2, None, "key").await.expect("promote").manifest.description, "two");
     assert_eq!(registry.get_live(&acme, &f).await.expect("live").manifest.description, "two");
-    registry.promote(&acme, &f, 1).await.expect("roll back");
+    registry.promote(&acme, &f, 1, None, "key").await.expect("roll back");
     assert_eq!(registry.get_live(&acme, &f).await.expect("live").manifest.description, "one");
     for version in [0, 3, u32::MAX] {
-        assert_eq!(registry.promote(&acme, &f, version).await.expect_err("none").code(), "version_not_found");
+        assert_eq!(
+            registry.promote(&acme, &f, version, None, "key").await.expect_err("none").code(),
+            "version_not_found"
+        );
         assert_eq!(registry.get_version(&acme, &f, version).await.expect_err("none").code(), "version_not_found");
     }
     let versions = registry.versions(&acme, &f).await.expect("versions");
@@ -50,17 +57,17 @@ async fn a_deleted_function_is_gone_and_its_numbers_are_not_used_again() {
     let (registry, acme) = registry().await;
     let f = function("f");
     assert_eq!(registry.delete(&acme, &f).await.expect_err("none").code(), "function_not_found");
-    registry.put_version(&acme, &f, manifest("one")).await.expect("put");
-    registry.put_version(&acme, &f, manifest("two")).await.expect("put");
+    registry.put_version(&acme, &f, manifest("one"), "key").await.expect("put");
+    registry.put_version(&acme, &f, manifest("two"), "key").await.expect("put");
     registry.delete(&acme, &f).await.expect("delete");
     assert_eq!(registry.get_live(&acme, &f).await.expect_err("gone").code(), "function_not_found");
     assert_eq!(registry.get_version(&acme, &f, 1).await.expect_err("gone").code(), "function_not_found");
     assert_eq!(registry.versions(&acme, &f).await.expect_err("gone").code(), "function_not_found");
     assert_eq!(registry.delete(&acme, &f).await.expect_err("gone").code(), "function_not_found");
     assert!(registry.list(&acme).await.expect("list").is_empty());
-    assert_eq!(registry.put_version(&acme, &f, manifest("three")).await.expect("put").version, 3);
+    assert_eq!(registry.put_version(&acme, &f, manifest("three"), "key").await.expect("put").version, 3);
     assert_eq!(registry.get_live(&acme, &f).await.expect("live").version, 3);
-    assert_eq!(registry.promote(&acme, &f, 2).await.expect_err("gone").code(), "version_not_found");
+    assert_eq!(registry.promote(&acme, &f, 2, None, "key").await.expect_err("gone").code(), "version_not_found");
 }
 
 #[tokio::test]
@@ -68,19 +75,19 @@ async fn tenants_do_not_see_each_other() {
     let (registry, acme) = registry().await;
     let other = tenant("other");
     let f = function("f");
-    registry.put_version(&acme, &f, manifest("acme's")).await.expect("put");
+    registry.put_version(&acme, &f, manifest("acme's"), "key").await.expect("put");
     assert_eq!(registry.get_live(&other, &f).await.expect_err("not theirs").code(), "function_not_found");
     assert!(registry.list(&other).await.expect("list").is_empty());
     assert!(registry.plugins(&other).await.expect("list").is_empty());
     // The digest of another tenant's plugin is answered like one that nobody has.
-    let theirs = registry.put_version(&other, &f, manifest("")).await.expect_err("not theirs");
+    let theirs = registry.put_version(&other, &f, manifest(""), "key").await.expect_err("not theirs");
     let nobodys = Manifest::new(Digest::of(b"nobody's"));
-    let nobodys = registry.put_version(&other, &f, nobodys).await.expect_err("nobody's");
+    let nobodys = registry.put_version(&other, &f, nobodys, "key").await.expect_err("nobody's");
     assert_eq!((theirs.code(), theirs.blame()), (nobodys.code(), nobodys.blame()));
     assert_eq!(theirs.code(), "plugin_not_found");
     registry.record_plugin(&other, Digest::of(b"plugin")).await.expect("record");
     registry.record_plugin(&other, Digest::of(b"plugin")).await.expect("again is no error");
-    assert_eq!(registry.put_version(&other, &f, manifest("other's")).await.expect("put").version, 1);
+    assert_eq!(registry.put_version(&other, &f, manifest("other's"), "key").await.expect("put").version, 1);
     registry.delete(&other, &f).await.expect("delete");
     assert_eq!(registry.get_live(&acme, &f).await.expect("live").manifest.description, "acme's");
 }
@@ -96,7 +103,7 @@ async fn concurrent_deploys_lose_none() {
         .map(|number| {
             let (registry, acme, f) = (registry.clone(), acme.clone(), f.clone());
             tokio::spawn(async move {
-                registry.put_version(&acme, &f, manifest(&number.to_string())).await.expect("put").version
+                registry.put_version(&acme, &f, manifest(&number.to_string()), "key").await.expect("put").version
             })
         })
         .collect();
@@ -117,17 +124,20 @@ async fn concurrent_deploys_lose_none() {
 async fn a_number_whose_writer_died_is_passed_over() {
     let (registry, acme) = registry().await;
     let f = function("f");
-    registry.put_version(&acme, &f, manifest("one")).await.expect("put");
-    registry.write_version(&acme, &f, &manifest("orphan")).await.expect("write");
+    registry.put_version(&acme, &f, manifest("one"), "key").await.expect("put");
+    registry.write_version(&acme, &f, &stored("orphan")).await.expect("write");
     assert_eq!(registry.get_version(&acme, &f, 2).await.expect_err("not noted").code(), "version_not_found");
-    assert_eq!(registry.put_version(&acme, &f, manifest("three")).await.expect("put").version, 3);
+    assert_eq!(registry.put_version(&acme, &f, manifest("three"), "key").await.expect("put").version, 3);
     assert_eq!(registry.get_version(&acme, &f, 3).await.expect("there").manifest.description, "three");
-    assert_eq!(registry.promote(&acme, &f, 2).await.expect_err("nobody was told of it").code(), "version_not_found");
+    assert_eq!(
+        registry.promote(&acme, &f, 2, None, "key").await.expect_err("nobody was told of it").code(),
+        "version_not_found"
+    );
     let numbers = async || -> Vec<u32> {
         registry.versions(&acme, &f).await.expect("versions").iter().map(|found| found.version).collect()
     };
     assert_eq!(numbers().await, [1, 3], "it does not turn up with the next one");
-    registry.note_version(&acme, &f, 2).await.expect("its writer was only slow");
+    registry.note_version(&acme, &f, 2, "key").await.expect("its writer was only slow");
     assert_eq!(numbers().await, [1, 2, 3]);
     assert_eq!(registry.get_live(&acme, &f).await.expect("live").version, 1);
 }
@@ -136,12 +146,12 @@ async fn a_number_whose_writer_died_is_passed_over() {
 async fn a_delete_between_the_steps_of_a_deploy_wins() {
     let (registry, acme) = registry().await;
     let f = function("f");
-    let slow = registry.write_version(&acme, &f, &manifest("slow")).await.expect("write");
-    registry.put_version(&acme, &f, manifest("fast")).await.expect("put");
+    let slow = registry.write_version(&acme, &f, &stored("slow")).await.expect("write");
+    registry.put_version(&acme, &f, manifest("fast"), "key").await.expect("put");
     registry.delete(&acme, &f).await.expect("delete");
-    registry.note_version(&acme, &f, slow).await.expect("too late is no error");
+    registry.note_version(&acme, &f, slow, "key").await.expect("too late is no error");
     assert_eq!(registry.get_live(&acme, &f).await.expect_err("gone").code(), "function_not_found");
-    assert_eq!(registry.put_version(&acme, &f, manifest("next")).await.expect("put").version, 3);
+    assert_eq!(registry.put_version(&acme, &f, manifest("next"), "key").await.expect("put").version, 3);
 }
 
 #[tokio::test]
@@ -154,12 +164,51 @@ async fn a_restart_keeps_everything() {
     let mut sent = manifest("one");
     sent.templates.insert("greet".into(), "Hello {{ name }}".into());
     sent.limits.output_tokens_max = Some(7);
-    registry.put_version(&acme, &f, sent.clone()).await.expect("put");
-    registry.put_version(&acme, &f, manifest("two")).await.expect("put");
-    registry.promote(&acme, &f, 2).await.expect("promote");
+    registry.put_version(&acme, &f, sent.clone(), "key").await.expect("put");
+    registry.put_version(&acme, &f, manifest("two"), "key").await.expect("put");
+    registry.promote(&acme, &f, 2, None, "key").await.expect("promote");
     drop(registry);
     let registry = open().await;
     assert_eq!(registry.get_live(&acme, &f).await.expect("live").version, 2);
     assert_eq!(*registry.get_version(&acme, &f, 1).await.expect("there").manifest, sent);
     assert_eq!(registry.plugins(&acme).await.expect("plugins"), [Digest::of(b"plugin")]);
+}
+
+#[tokio::test]
+async fn of_two_rollbacks_at_once_one_is_refused() {
+    let (registry, acme) = registry().await;
+    let f = function("f");
+    for description in ["one", "two", "three"] {
+        let version = registry.put_version(&acme, &f, manifest(description), "deployer").await.expect("put").version;
+        registry.promote(&acme, &f, version, None, "deployer").await.expect("promote");
+    }
+    let before = registry.live(&acme, &f).await.expect("live");
+    let target = before.history.before(before.live).expect("a version was live before");
+    assert_eq!((before.live, target, before.history.iter().count()), (3, 2, 3));
+    let rollback = async || registry.promote(&acme, &f, target, Some(before.live), "operator").await;
+    let (first, second) = tokio::join!(rollback(), rollback());
+    let refused = first.err().or(second.err()).expect("one of them came too late");
+    assert_eq!((refused.code(), refused.blame()), ("conflict", types::Blame::Caller));
+    let after = registry.live(&acme, &f).await.expect("live");
+    assert_eq!((after.live, after.history.before(after.live)), (2, Some(1)), "no version was skipped");
+    let last = after.history.iter().last().expect("noted");
+    assert_eq!((last.from, last.to, last.by.as_str()), (Some(3), 2, "operator"));
+    assert!(last.time_unix_ms > 1_700_000_000_000);
+    registry.delete(&acme, &f).await.expect("delete");
+    registry.put_version(&acme, &f, manifest("four"), "deployer").await.expect("put");
+    assert_eq!(registry.live(&acme, &f).await.expect("live").history.iter().count(), 1, "a new life");
+}
+
+#[tokio::test]
+async fn records_of_before_there_were_times_are_read() {
+    let store = Arc::new(MemoryStore::default());
+    let (acme, f) = (tenant("acme"), function("f"));
+    let head = Bytes::from_static(br#"{"first":1,"latest":1,"live":1}"#);
+    store.swap("functions/acme/f", None, Some(head)).await.expect("written");
+    let old = serde_json::to_vec(&manifest("old")).expect("json");
+    store.swap(&version_key(&acme, &f, 1), None, Some(old.into())).await.expect("written");
+    let registry = Registry::new(store);
+    let live = registry.get_live(&acme, &f).await.expect("live");
+    assert_eq!((live.manifest.description.as_str(), live.created_unix_ms), ("old", 0));
+    assert_eq!(registry.live(&acme, &f).await.expect("live").history.before(1), None);
 }

@@ -25,7 +25,7 @@ pub(crate) trait DatabaseFailure: From<StoreError> {
 
 impl DatabaseFailure for redb::Error {
     fn is_of_the_file(&self) -> bool {
-        matches!(self, Self::Io(_) | Self::PreviousIo | Self::DatabaseClosed)
+        matches!(self, Self::Io(_) | Self::PreviousIo | Self::DatabaseClosed | Self::LockPoisoned(_))
     }
 }
 

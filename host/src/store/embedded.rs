@@ -146,8 +146,9 @@ impl Store for EmbeddedStore {
         super::check_pointer(key, new.as_ref())?;
         let key = key.to_owned();
         self.with_database("write a record", move |database| {
-            // What removes may use the reserve: it may be what makes room.
-            if new.is_some() {
+            // What changes or removes a record may use the reserve: the database does not grow by it, and a key must be
+            // revoked on a full disk too.
+            if expected.is_none() {
                 database.check_room()?;
             }
             let swapped = database.write(|database| swap(database, &key, expected, new.as_deref()));
@@ -164,7 +165,8 @@ impl Store for EmbeddedStore {
 }
 
 fn get(database: &Database, key: &str) -> Result<Option<(Bytes, Version)>, redb::Error> {
-    let found = database.begin_read()?.open_table(POINTERS)?.get(key)?;
+    // Owned: a plain guard does not keep its transaction, and the page under it could be freed.
+    let found = database.begin_read()?.open_table(POINTERS)?.get_owned(key)?;
     Ok(found.map(|found| {
         let (version, value) = found.value();
         (Bytes::copy_from_slice(value), Version(version))
@@ -358,6 +360,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_database_that_went_missing_is_not_made_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = EmbeddedStore::open(folder.path()).await.expect("open");
+        store.put_blob("plugin/ab/cd", Bytes::from_static(b"blob"), BlobWrite::Keep).await.expect("put");
+        drop(store);
+        fs::remove_file(folder.path().join("state.redb")).expect("removed");
+        let error = EmbeddedStore::open(folder.path()).await.expect_err("its blobs would be nobody's");
+        assert_eq!(error.code(), "store_damaged");
+        assert!(!folder.path().join("state.redb").exists());
+    }
+
+    /// Readers hold no page that a writer may free: redb's own assertions see it.
+    #[test]
+    fn readers_and_a_writer_of_one_record_do_not_meet() {
+        let backend = redb::backends::InMemoryBackend::new();
+        let database = Database::builder().create_with_backend(backend).expect("a database");
+        make_tables(&database).expect("tables");
+        let mut version = swap(&database, "a", None, Some(b"0")).expect("swap");
+        std::thread::scope(|scope| {
+            let reader = || (0..20_000).for_each(|_| assert!(get(&database, "a").expect("get").is_some()));
+            let readers = [scope.spawn(reader), scope.spawn(reader)];
+            while readers.iter().any(|reader| !reader.is_finished()) {
+                version = swap(&database, "a", version, Some(b"1")).expect("swap");
+                assert!(version.is_some());
+            }
+        });
+    }
+
+    #[tokio::test]
     async fn a_second_opener_is_told_so() {
         let folder = tempfile::tempdir().expect("a folder");
         let _held = EmbeddedStore::open(folder.path()).await.expect("open");
@@ -408,6 +439,7 @@ mod tests {
     async fn leftovers_of_a_crash_are_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let kind = folder.path().join("blobs/adapter/ab");
+        drop(EmbeddedStore::open(folder.path()).await.expect("open"));
         fs::create_dir_all(&kind).expect("folders");
         fs::write(kind.join("cd#1"), b"half").expect("a leftover");
         fs::write(kind.join("cd"), b"whole").expect("a blob");

@@ -25,3 +25,20 @@ fn every_request_gets_an_answer_or_an_error_of_ours() {
         assert!(statuses.contains_key(&status), "{status} is met: {statuses:?}");
     }
 }
+
+#[test]
+fn the_generator_knows_every_route_of_the_document() {
+    let host = Host::open(Path::new(env!("CARGO_BIN_EXE_tenon")));
+    let document = host.document();
+    let known: Vec<_> = generators::routes().collect();
+    let paths = document["paths"].as_object().expect("paths");
+    for (path, methods) in paths {
+        let parameter = |part: &str| if part.starts_with('{') { "{}".to_owned() } else { part.to_owned() };
+        let path = path.split('/').map(parameter).collect::<Vec<_>>().join("/");
+        for method in methods.as_object().expect("methods").keys() {
+            let method = method.to_uppercase();
+            assert!(known.contains(&(method.as_str(), path.as_str())), "{method} {path}: add it to tests/generators");
+        }
+    }
+    assert!(paths.len() > 15);
+}

@@ -34,6 +34,12 @@ impl Host {
         Self { tenon: tenon.to_owned(), opened: Opened::new(tenon), inputs: 0 }
     }
 
+    /// The OpenAPI document.
+    #[allow(dead_code, reason = "the fuzz target does not ask for it")]
+    pub(crate) fn document(&self) -> Value {
+        json_of(&self.opened.ask("GET", "/openapi.json", "", Vec::new()))
+    }
+
     /// Makes requests of these bytes and asks them, one after the other. Gives the statuses.
     ///
     /// # Panics
@@ -136,10 +142,12 @@ impl Opened {
         let Request { method, path, headers, body, piece_bytes } = &request;
         let answer = self.host.ask(method, path, headers, body.clone(), *piece_bytes);
         let answer = answer.unwrap_or_else(|error| panic!("{error}: {request:?}"))?;
-        let told = format!("{} to {request:?}", String::from_utf8_lossy(&answer.body));
+        let told = format!("{} {} to {request:?}", answer.status, String::from_utf8_lossy(&answer.body));
         assert!(header(&answer, "x-request-id").is_some(), "every answer has a request id: {told}");
         match answer.status {
             200..=299 => is_sound(&answer, &told),
+            // An answer to HEAD has no body.
+            400..=499 if method == "HEAD" && answer.body.is_empty() => {}
             400..=499 => is_error(&answer, &told),
             // What a plugin does wrong is told as such, and only where one runs.
             502 => {
@@ -150,7 +158,7 @@ impl Opened {
                 is_error(&answer, &told);
                 assert!(header(&answer, "retry-after").is_some(), "{told}");
             }
-            status => panic!("{status}: {told}"),
+            _ => panic!("{told}"),
         }
         assert_eq!(self.host.leases(), 0, "nothing is held after the answer: {told}");
         Some(answer.status)
@@ -176,9 +184,6 @@ fn is_sound(answer: &Answer, told: &str) {
 
 /// An error is ours, with all four members.
 fn is_error(answer: &Answer, told: &str) {
-    if answer.body.is_empty() && told.contains("method: \"HEAD\"") {
-        return;
-    }
     let body = json_of(answer);
     let error = &body["error"];
     let text = |member: &str| error[member].as_str().is_some_and(|text| !text.is_empty());

@@ -104,6 +104,32 @@ const checks = {
     assert.equal(answer.choices[0].logprobs.tokens.join(""), answer.choices[0].text);
   },
 
+  async several_choices_whole_and_streamed() {
+    const sampled = { n: 3, temperature: 1.5, seed: 3 };
+    const whole = (await chat(sampled)).choices;
+    assert.deepEqual(whole.map((choice) => choice.index), [0, 1, 2]);
+    const texts = whole.map((choice) => choice.message.content);
+    assert.ok(new Set(texts).size > 1, texts);
+    const streamed = ["", "", ""];
+    for await (const chunk of await chat({ ...sampled, stream: true })) {
+      for (const choice of chunk.choices) streamed[choice.index] += choice.delta.content ?? "";
+    }
+    assert.deepEqual(streamed, texts);
+  },
+
+  async biases_change_the_answer() {
+    const body = { model: "base", prompt: "one one one one", max_tokens: 8, temperature: 0, return_token_ids: true };
+    const ids = async (more) => (await client.completions.create({ ...body, ...more })).choices[0].token_ids;
+    const [first] = await ids({});
+    assert.ok(!(await ids({ logit_bias: { [first]: -100 } })).includes(first));
+  },
+
+  async tools_are_refused_by_a_base_that_has_no_place_for_them() {
+    const tools = [{ type: "function", function: { name: "weather", parameters: { type: "object", properties: {} } } }];
+    assert.equal((await raised(OpenAI.BadRequestError, () => chat({ tools }))).code, "unsupported");
+    assert.equal((await chat({ tools, tool_choice: "none" })).choices[0].message.content, ANSWER);
+  },
+
   async models_are_listed_and_retrieved() {
     const owners = {};
     for await (const model of client.models.list()) owners[model.id] = model.owned_by;

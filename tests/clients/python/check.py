@@ -113,6 +113,45 @@ def log_probabilities_of_completions():
 
 
 @check
+def several_choices_whole_and_streamed():
+    whole = chat(n=3, temperature=1.5, seed=3)
+    equal([choice.index for choice in whole.choices], [0, 1, 2])
+    texts = [choice.message.content for choice in whole.choices]
+    assert len(set(texts)) > 1, texts
+    equal(whole.usage.prompt_tokens, chat().usage.prompt_tokens)
+    streamed = ["", "", ""]
+    for chunk in chat(n=3, temperature=1.5, seed=3, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    equal(streamed, texts)
+
+
+@check
+def several_prompts_of_one_completion():
+    prompts = ["The capital of France is", "The capital of Italy is"]
+    ask = lambda prompt: client.completions.create(model="base", prompt=prompt, max_tokens=4, temperature=0).choices
+    equal([choice.text for choice in ask(prompts)], [ask(prompt)[0].text for prompt in prompts])
+
+
+@check
+def biases_and_penalties_change_the_answer():
+    ids = lambda **more: client.completions.create(
+        model="base", prompt="one one one one", max_tokens=8, temperature=0, extra_body={"return_token_ids": True}, **more
+    ).choices[0].model_extra["token_ids"]
+    plain = ids()
+    banned = ids(logit_bias={str(plain[0]): -100})
+    assert plain[0] not in banned, banned
+    assert ids(frequency_penalty=2, presence_penalty=2) != plain
+
+
+@check
+def tools_are_refused_by_a_base_that_has_no_place_for_them():
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+    equal(raised(openai.BadRequestError, lambda: chat(tools=tools)).code, "unsupported")
+    equal(chat(tools=tools, tool_choice="none").choices[0].message.content, ANSWER)
+
+
+@check
 def models_are_listed_and_retrieved():
     found = {model.id: model.owned_by for model in client.models.list()}
     equal([found.get(name) for name in ("base", "iso-date", "skills")], ["tenon", "adapter", "function"])

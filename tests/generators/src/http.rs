@@ -3,13 +3,15 @@
 
 mod bodies;
 
+use std::fmt;
+
 use crate::{Draw, Json};
 
 /// Stands for the caller's key in a header.
 pub const KEY: &str = "KEY";
 
-/// A request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A request. It is shown as text.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Request {
     /// `GET`, …
     pub method: String,
@@ -21,6 +23,17 @@ pub struct Request {
     pub body: Vec<u8>,
     /// The body comes in pieces of so many bytes.
     pub piece_bytes: usize,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)?;
+        for (name, value) in &self.headers {
+            write!(f, "\n{name}: {}", String::from_utf8_lossy(value))?;
+        }
+        let body = String::from_utf8_lossy(&self.body);
+        write!(f, "\n\n{} (in pieces of {} bytes)", body.escape_debug(), self.piece_bytes)
+    }
 }
 
 /// What a body is for.
@@ -63,6 +76,9 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/v1/receipts/{}", Kind::None),
     ("GET", "/v1/tenants", Kind::None),
     ("DELETE", "/v1/keys/{}", Kind::None),
+    ("GET", "/v1/functions/{}/logs", Kind::None),
+    ("GET", "/v1/usage", Kind::None),
+    ("GET", "/openapi.json", Kind::None),
     ("GET", "/health", Kind::None),
     ("GET", "/ready", Kind::None),
     ("GET", "/metrics", Kind::None),
@@ -72,6 +88,11 @@ const ROUTES: &[(&str, &str, Kind)] = &[
 /// Names in paths: some exist, some cannot.
 const NAMES: &[&str] =
     &["echo", "tiny", "one", "a.b-c_d", "base", "%2e%2e", "%ff", "a%2Fb", "%00", "req_1", "x%0d%0ay"];
+
+/// Method and path of every route that is known here; `{}` stands for a name.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|(method, path, _)| (*method, *path))
+}
 
 /// Up to three requests, to be sent one after the other.
 pub fn requests(draw: &mut Draw<'_>) -> Vec<Request> {
@@ -167,6 +188,8 @@ fn spoil(request: &mut Request, draw: &mut Draw<'_>) {
             "?limit=-1&after=%ff",
             "?a=b&a=c",
             "?limit=99999999999",
+            "?follow=true&since=-1",
+            "?from=a&to=%00",
             "//",
             "/..",
         ])),

@@ -15,6 +15,6 @@ mod safetensors;
 pub use adapter::{AdapterFiles, adapter};
 pub use base::{Sizes, base_file, base_file_with};
 pub use draw::{Draw, seeded_bytes};
-pub use http::{KEY, Request, requests};
+pub use http::{KEY, Request, requests, routes};
 pub use json::Json;
 pub use plan::{Granted, PlanCase, plan_case};

@@ -2,6 +2,7 @@
 //! from wrong bytes. Not here: what a kill does.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tests::{Client, Options, Server, adapter_folder, deploy_examples};
@@ -43,12 +44,22 @@ fn check(client: &Client) {
     assert_eq!(answer.json()["output"], json!("1997-12-07"));
 }
 
+/// Waits until the log says so; lines come a moment after the answers that they are about.
+pub(super) fn wait_for_log(server: &Server, said: &str) {
+    let started = Instant::now();
+    while !server.log().contains(said) {
+        assert!(started.elapsed() < Duration::from_secs(10), "no `{said}` in the log: {}", server.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     change(&mut bytes);
     std::fs::write(path, bytes).expect("written");
 }
 
+#[allow(clippy::ptr_arg, reason = "one type for every kind of damage")]
 fn flip_in_the_middle(bytes: &mut Vec<u8>) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -95,7 +106,7 @@ fn rotten_compiled_plugins_are_compiled_again_and_rotten_plugins_are_refused() {
     let server = stopped.start(test);
     let answer = server.client().post("/v1/functions/skills/invoke", &json!({"input": "December 7th, 1997"}));
     assert!(answer.status == 500, "{} {}", answer.status, answer.text);
-    assert!(server.log().contains("corrupt") || server.log().contains("damaged"), "{}", server.log());
+    wait_for_log(&server, "corrupt");
 }
 
 #[test]
@@ -176,7 +187,7 @@ fn a_data_folder_that_is_taken_away_takes_nothing_more() {
     client.get("/ready").expect_error(500, "data_directory_lost");
     client.get("/v1/adapters").expect(200);
     assert!(!server.data().exists(), "no second, empty folder is made in its place");
-    assert!(server.log().contains("put the folder back"), "the log says what to do: {}", server.log());
+    wait_for_log(&server, "put the folder back");
     std::fs::rename(&elsewhere, server.data()).expect("moved back");
     client.get("/ready").expect(200);
     check(&client);

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tests::{Answer, Client, Options, Server, adapter_folder, base, deploy_examples, guest, tenon};
 
 use super::chain::verify_offline;
+use super::damage::wait_for_log;
 use super::files;
 
 /// Says to the inner run that it is one, and where its disk is.
@@ -159,6 +160,8 @@ fn full_disk(disk: &Disk) {
     let client = server.client();
     deploy_examples(&client);
     check_date(&client);
+    let key =
+        client.post("/v1/keys", &json!({"tenant": "dev", "rights": ["invoke"], "label": "old"})).expect(201).json();
     let before = listing(&client);
     let files_before = files::list(&disk.data());
 
@@ -193,7 +196,16 @@ fn full_disk(disk: &Disk) {
         assert!(is_whole || lines[last - 1].contains("storage_full"), "{}", lines[last - 1]);
     }
     assert_eq!(listing(&client), before, "a disk without room can be read");
+    // The database failed, or this tested less.
+    wait_for_log(&server, "opened anew");
     files::check(&disk.data());
+
+    // A key is revoked without room, too.
+    disk.leave(RESERVE_BYTES - (1 << 20));
+    client.delete(&format!("/v1/keys/{}", key["id"].as_str().expect("an id"))).expect(204);
+    let revoked = client.with_key(key["key"].as_str().map(str::to_owned));
+    revoked.get("/v1/models").expect_error(401, "unauthorized");
+    let before = listing(&client);
 
     // Room again, and no restart.
     disk.make_room();

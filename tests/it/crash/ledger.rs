@@ -287,10 +287,10 @@ impl Ledger {
                     self.enter(what, &json!({"version": version}));
                 }
             }
-            What::Promote { function, version } => {
-                if found.functions.get(function).is_some_and(|found| found.live == *version) {
-                    self.enter(what, &Value::Null);
-                }
+            What::Promote { function, version }
+                if found.functions.get(function).is_some_and(|found| found.live == *version) =>
+            {
+                self.enter(what, &Value::Null);
             }
             What::Tenant { name } if found.tenants.contains(name) => drop(self.tenants.insert(name.clone())),
             What::Key { label, .. } if found.keys.contains_key(label) => {

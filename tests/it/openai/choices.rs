@@ -167,7 +167,7 @@ fn choices_are_queued_all_or_none() {
     // One row a step: one sequence runs, two wait.
     std::fs::write(&config, "batch_rows_max = 1\nqueue_requests_max = 2\n").unwrap();
     let arguments = vec!["--config".to_owned(), config.display().to_string()];
-    let Some(server) = Server::start(name, Options { arguments, data: None }) else { return };
+    let Some(server) = Server::start(name, Options { arguments, ..Options::default() }) else { return };
     let client = server.client();
     let long = json!({"model": "base", "prompt": "Once", "max_tokens": 2000, "ignore_eos": true, "stream": true});
     let running = client.open("/v1/completions", &long);

@@ -36,7 +36,7 @@ impl Client {
     /// # Errors
     /// If there is no HTTP client to be had.
     pub(crate) fn new(url: &str, key: &str) -> Outcome<Self> {
-        let http = reqwest::blocking::Client::builder().no_proxy().timeout(Duration::from_secs(300)).build()?;
+        let http = super::http()?.timeout(Duration::from_secs(300)).build()?;
         Ok(Self { http, url: url.to_owned(), key: key.to_owned() })
     }
 

@@ -60,7 +60,7 @@ impl Server {
     /// If the server ends, or the base does not load in time.
     pub(crate) fn wait_until_ready(&mut self) -> Outcome {
         let started = Instant::now();
-        let http = reqwest::blocking::Client::builder().no_proxy().build()?;
+        let http = super::http()?.build()?;
         loop {
             if http.get(format!("{}/ready", self.url)).send().is_ok_and(|answer| answer.status().is_success()) {
                 return Ok(());

@@ -35,6 +35,9 @@ fn questions() -> Vec<Question> {
         // The base alone, passed through, then cut by a plugin that reads along.
         ask("echo", json!("What is the capital of France?"), "Paris"),
         ask("first-sentence", json!("Tell me about the sea."), "."),
+        // Whole JSON or an error object, never half of it: the second function asks for a key that its adapter does not write.
+        ask("json-guard", json!("I bought a blender and it is terrific."), "{\"sentiment\": \"positive\"}"),
+        ask("json-guard-score", json!("I bought a blender and it is terrific."), "\"code\":\"missing_key\""),
     ]
 }
 
@@ -55,6 +58,10 @@ pub(crate) fn run(client: &Client, server: &Server) -> Outcome {
     deploy(client, "blend", "blend", &blend)?;
     deploy(client, "echo", "echo", &json!({}))?;
     deploy(client, "first-sentence", "first-sentence", &json!({}))?;
+    for (function, required) in [("json-guard", "sentiment"), ("json-guard-score", "sentiment,score")] {
+        let guard = json!({"adapter": "sentiment-json", "system": "Sentiment as JSON.", "required": required});
+        deploy(client, function, "json-guard", &guard)?;
+    }
     step("invocations", "as a user would, streaming");
     questions().iter().try_for_each(|question| show(client, server, question))
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
 use kernels::{Isa, Pool, RopeTable};
+use serde::{Deserialize, Serialize};
 
 use self::forward::{Buffers, Forward};
 use self::kv::KvMemory;
@@ -20,12 +21,14 @@ use crate::sampler::sample;
 use crate::{Base, LoraAdapter, ModelConfig, ModelError};
 
 /// How the base's linear layers are kept. Both give the same bits: what differs is memory and speed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Dequantised to f32 once, at load: the reference.
     F32,
     /// As they lie in the file, dequantised next to each use; activations stay f32. Tensors in formats other than Q4_0,
     /// Q4_1 and Q8_0 are kept in f32.
+    #[default]
     Quantised,
 }
 

@@ -178,6 +178,14 @@ impl PluginHost {
         PluginInstance::start(Arc::clone(&self.shared), &prepared.plugin, session, permit).await
     }
 
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.shared.engine
+    }
+
+    pub(crate) fn compiler(&self) -> &Compiler {
+        &self.shared.compiler
+    }
+
     /// What the instances are doing now.
     #[must_use]
     pub fn stats(&self) -> PluginStats {

@@ -23,6 +23,7 @@ mod imports;
 mod limiter;
 mod meter;
 mod sandbox;
+mod self_test;
 mod state;
 mod ticker;
 

@@ -21,6 +21,9 @@ pub(crate) struct AdapterSource {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Promote {
     pub(crate) version: u32,
+    /// The version that must be live now; whoever came first wins.
+    #[serde(default)]
+    pub(crate) expect: Option<u32>,
 }
 
 /// `POST /v1/tenants`.

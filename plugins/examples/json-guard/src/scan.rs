@@ -66,9 +66,9 @@ enum Digits {
     Whole,
     Dot,
     Fraction,
-    Exponent,
-    ExponentSign,
-    ExponentDigits,
+    PowerMark,
+    PowerSign,
+    Power,
 }
 
 /// The state between two pieces of text.
@@ -251,14 +251,14 @@ impl Digits {
             (Self::Minus | Self::Whole, _) if is_digit => Some(Self::Whole),
             (Self::Zero | Self::Whole, '.') => Some(Self::Dot),
             (Self::Dot | Self::Fraction, _) if is_digit => Some(Self::Fraction),
-            (Self::Zero | Self::Whole | Self::Fraction, 'e' | 'E') => Some(Self::Exponent),
-            (Self::Exponent, '+' | '-') => Some(Self::ExponentSign),
-            (Self::Exponent | Self::ExponentSign | Self::ExponentDigits, _) if is_digit => Some(Self::ExponentDigits),
+            (Self::Zero | Self::Whole | Self::Fraction, 'e' | 'E') => Some(Self::PowerMark),
+            (Self::PowerMark, '+' | '-') => Some(Self::PowerSign),
+            (Self::PowerMark | Self::PowerSign | Self::Power, _) if is_digit => Some(Self::Power),
             _ => None,
         }
     }
 
     const fn may_end(self) -> bool {
-        matches!(self, Self::Zero | Self::Whole | Self::Fraction | Self::ExponentDigits)
+        matches!(self, Self::Zero | Self::Whole | Self::Fraction | Self::Power)
     }
 }

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use types::{Digest, Module, ModuleSet};
 
 use super::peft_config::PeftConfig;
+use super::rejection::short;
 use super::tensors::{self, Factor, Place, Site, Tensors, Term};
 use super::{
     AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, LoraAdapter, refuse_container, report,
@@ -83,7 +84,7 @@ pub fn canonical_adapter(
 fn reported(peft: PeftConfig, tensors: &Tensors<'_>, base: &dyn AdapterBase) -> AdapterReport {
     let PeftConfig { kind, terms, base_model_name, mut warnings } = peft;
     if let Some(name) = base_model_name.as_ref().filter(|name| !base.may_be_called(name)) {
-        let name: String = name.chars().take(96).flat_map(char::escape_debug).collect();
+        let name = short(name);
         warnings.push(format!("it says that it was trained on `{name}`, another base by its name; the shapes fit"));
     }
     let (dtypes, parameters) = report::sizes(tensors);

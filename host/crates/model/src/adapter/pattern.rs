@@ -5,40 +5,89 @@ use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::ast::{self, Ast, Visitor};
 
 use super::AdapterRejection;
+use super::rejection::short;
 
 /// Bytes of one pattern.
 const PATTERN_BYTES_MAX: usize = 4096;
 /// Groups and classes inside each other.
 const NESTING_MAX: u32 = 32;
 /// Bytes that a compiled pattern may take.
-const COMPILED_BYTES_MAX: usize = 256 << 10;
+const COMPILED_BYTES_MAX: usize = 64 << 10;
 
-/// A compiled pattern. Names of modules are ASCII and one line, which is where both languages agree.
+/// A pattern. Names of modules are ASCII and one line, which is where both languages agree.
 #[derive(Debug)]
-pub(super) struct Pattern(Regex);
+pub(super) enum Pattern {
+    /// A name, as nearly all patterns are; it costs next to nothing.
+    Name(NamePattern),
+    Compiled(Regex),
+}
+
+/// Characters in a row at the end of a name.
+#[derive(Debug)]
+pub(super) struct NamePattern {
+    /// `None` is a dot, which stands for any character.
+    characters: Vec<Option<u8>>,
+    /// Began with `^`: no part of the name may come before it.
+    is_whole: bool,
+}
 
 impl Pattern {
     /// Matches names as a whole: `re.fullmatch(pattern, name)`.
     pub(super) fn whole(key: &str, pattern: &str) -> Result<Self, AdapterRejection> {
-        compile(key, pattern, |pattern| format!("^(?:{pattern})$"))
+        compile(key, pattern, |pattern| format!("^(?:{pattern})$")).map(Self::Compiled)
     }
 
     /// Matches the end of a name, from the beginning or after a dot: `re.match(rf"(.*\.)?({pattern})$", name)`, as PEFT
     /// looks up `rank_pattern` and `alpha_pattern`.
     pub(super) fn ending(key: &str, pattern: &str) -> Result<Self, AdapterRejection> {
-        compile(key, pattern, |pattern| format!(r"^(?:(?:.*\.)?(?:{pattern})$)"))
+        match NamePattern::of(pattern) {
+            Some(name) => Ok(Self::Name(name)),
+            None => compile(key, pattern, |pattern| format!(r"^(?:(?:.*\.)?(?:{pattern})$)")).map(Self::Compiled),
+        }
+    }
+
+    /// Whether it takes more than comparing characters.
+    pub(super) fn is_compiled(&self) -> bool {
+        matches!(self, Self::Compiled(_))
     }
 
     pub(super) fn matches(&self, name: &str) -> bool {
-        self.0.is_match(name.as_bytes())
+        match self {
+            Self::Name(pattern) => pattern.matches(name.as_bytes()),
+            Self::Compiled(regex) => regex.is_match(name.as_bytes()),
+        }
     }
 }
 
-fn compile(key: &str, pattern: &str, place: fn(&str) -> String) -> Result<Pattern, AdapterRejection> {
-    let refuse = |why: &str| {
-        let shown: String = pattern.chars().take(96).flat_map(char::escape_debug).collect();
-        Err(AdapterRejection::Unsupported(format!("the pattern `{shown}` in `{key}` {why}")))
-    };
+impl NamePattern {
+    /// `layers.1.self_attn.q_proj`, with `^`, `$` and `\.` where they are usual.
+    fn of(pattern: &str) -> Option<Self> {
+        let anchored = pattern.strip_prefix('^');
+        let rest = anchored.unwrap_or(pattern);
+        let mut bytes = rest.strip_suffix('$').unwrap_or(rest).bytes();
+        let mut characters = Vec::new();
+        while let Some(byte) = bytes.next() {
+            characters.push(match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => Some(byte),
+                b'.' => None,
+                b'\\' if bytes.next() == Some(b'.') => Some(b'.'),
+                _ => return None,
+            });
+        }
+        (1..=PATTERN_BYTES_MAX).contains(&pattern.len()).then_some(Self { characters, is_whole: anchored.is_some() })
+    }
+
+    fn matches(&self, name: &[u8]) -> bool {
+        let Some(start) = name.len().checked_sub(self.characters.len()) else { return false };
+        let (before, end) = name.split_at(start);
+        let is_part = before.is_empty() || (!self.is_whole && before.ends_with(b"."));
+        is_part && self.characters.iter().zip(end).all(|(character, byte)| character.is_none_or(|own| own == *byte))
+    }
+}
+
+fn compile(key: &str, pattern: &str, place: fn(&str) -> String) -> Result<Regex, AdapterRejection> {
+    let refuse =
+        |why: &str| Err(AdapterRejection::Unsupported(format!("the pattern `{}` in `{key}` {why}", short(pattern))));
     if pattern.len() > PATTERN_BYTES_MAX {
         return refuse(&format!("has {} bytes, at most {PATTERN_BYTES_MAX} are allowed", pattern.len()));
     }
@@ -62,7 +111,7 @@ fn compile(key: &str, pattern: &str, place: fn(&str) -> String) -> Result<Patter
         .nest_limit(NESTING_MAX + 4)
         .build();
     match built {
-        Ok(regex) => Ok(Pattern(regex)),
+        Ok(regex) => Ok(regex),
         Err(regex::Error::CompiledTooBig(_)) => refuse("is too large once compiled: write it shorter"),
         Err(_) => refuse("is not understood"),
     }
@@ -170,8 +219,23 @@ mod tests {
             ("q_proj$", true),
             ("model", false),
             (".*", true),
+            ("layers.1.self_attn.q_proj$", true),
+            (r"layers\.1\.self_attn\.q_proj", true),
+            (r"self_attn\.q\.proj", false),
+            ("self_attn.q.proj", true),
+            ("elf_attn.q_proj", false),
+            (".self_attn.q_proj", false),
+            ("..self_attn.q_proj", true),
+            ("^model.layers.2.self_attn.q_proj", false),
+            (r"model\.layers\.1\.self_attn\.q_proj", true),
+            ("x.model.layers.1.self_attn.q_proj", false),
+            ("", false),
         ] {
             assert_eq!(Pattern::ending("rank_pattern", pattern).unwrap().matches(NAME), expected, "{pattern}");
+            // The quick way and the engine agree.
+            let compiled =
+                compile("rank_pattern", pattern, |pattern| format!(r"^(?:(?:.*\.)?(?:{pattern})$)")).unwrap();
+            assert_eq!(compiled.is_match(NAME.as_bytes()), expected, "{pattern}");
         }
     }
 

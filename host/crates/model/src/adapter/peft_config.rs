@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::tensors::{Site, Term, shown};
+use super::rejection::short;
+use super::tensors::{Site, Term};
 use super::{AdapterKind, AdapterLimits, AdapterRejection, targets};
 use crate::ModelConfig;
 
@@ -74,7 +75,8 @@ impl PeftConfig {
     pub(super) fn parse(bytes: &[u8], base: &ModelConfig, limits: &AdapterLimits) -> Result<Self, AdapterRejection> {
         limits.check("adapter_config.json in bytes", bytes.len(), limits.config_bytes_max)?;
         let config: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| {
-            AdapterRejection::Malformed(format!("adapter_config.json is not a JSON object: {}", shown(&error)))
+            let error = short(&error.to_string());
+            AdapterRejection::Malformed(format!("adapter_config.json is not a JSON object: {error}"))
         })?;
         let mut warnings = refuse_other_kinds(&config)?;
         let (is_dora, is_rslora) = (flag(&config, "use_dora")?, flag(&config, "use_rslora")?);
@@ -113,7 +115,7 @@ fn refuse_other_kinds(config: &Map<String, Value>) -> Result<Vec<String>, Adapte
     let unsupported = |reason: String| Err(AdapterRejection::Unsupported(reason));
     match config.get("peft_type").and_then(Value::as_str) {
         Some("LORA") => {}
-        other => return unsupported(format!("peft_type is {}, expected LORA", other.unwrap_or("absent"))),
+        other => return unsupported(format!("peft_type is {}, expected LORA", short(other.unwrap_or("absent")))),
     }
     if config.get("bias").is_some_and(|bias| bias != "none" && !is_neutral(bias)) {
         return unsupported("it trains biases (`bias` must be `none`)".into());
@@ -183,10 +185,6 @@ fn base_model_name(config: &Map<String, Value>) -> Option<String> {
     let end = name.char_indices().map(|(at, character)| at + character.len_utf8());
     let end = end.take_while(|end| *end <= NAME_BYTES_MAX).last()?;
     name.get(..end).map(str::to_owned)
-}
-
-fn short(text: &str) -> String {
-    text.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
 #[cfg(test)]
@@ -315,6 +313,6 @@ mod tests {
         }
         let limits = AdapterLimits::default();
         assert_eq!(PeftConfig::parse(b"[]", &base(), &limits).unwrap_err().code(), "adapter_malformed");
-        assert_eq!(PeftConfig::parse(&[b' '; 70_000], &base(), &limits).unwrap_err().code(), "adapter_too_large");
+        assert_eq!(PeftConfig::parse(&vec![b' '; 300_000], &base(), &limits).unwrap_err().code(), "adapter_too_large");
     }
 }

@@ -34,7 +34,7 @@ impl AdapterLimits {
 impl Default for AdapterLimits {
     fn default() -> Self {
         Self {
-            config_bytes_max: 64 << 10,
+            config_bytes_max: 256 << 10,
             file_bytes_max: 512 << 20,
             header_bytes_max: 1 << 20,
             rank_max: 256,
@@ -101,4 +101,13 @@ impl AdapterRejection {
             _ => Blame::Caller,
         }
     }
+}
+
+/// Characters of a file that a message may quote.
+const QUOTED_CHARS_MAX: usize = 160;
+
+/// Text from a file, or an error that quotes it, made safe to print and not longer than a line.
+pub(super) fn short(text: &str) -> String {
+    let quoted: String = text.chars().take(QUOTED_CHARS_MAX).flat_map(char::escape_debug).collect();
+    if text.chars().nth(QUOTED_CHARS_MAX).is_some() { quoted + "…" } else { quoted }
 }

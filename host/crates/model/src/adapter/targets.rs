@@ -8,12 +8,15 @@ use serde_json::{Map, Value};
 use types::Module;
 
 use super::pattern::Pattern;
+use super::rejection::short;
 use super::tensors::{Site, block};
 use super::{AdapterLimits, AdapterRejection};
 use crate::ModelConfig;
 
-/// Patterns in one configuration; each is compiled.
+/// Patterns of one key.
 const PATTERNS_MAX: usize = 1024;
+/// Those of them that are more than a name: each is compiled, and tried on every module.
+const COMPILED_PATTERNS_MAX: usize = 64;
 
 /// Rank and alpha of every targeted module.
 pub(super) type Targets = BTreeMap<Site, (u32, f64)>;
@@ -25,8 +28,8 @@ pub(super) fn targets(
     limits: &AdapterLimits,
 ) -> Result<Targets, AdapterRejection> {
     let (rank, alpha) = (rank("r", config.get("r"), limits)?, alpha("lora_alpha", config.get("lora_alpha"))?);
-    let ranks = patterns(config, "rank_pattern", |key, value| self::rank(key, Some(value), limits))?;
-    let alphas = patterns(config, "alpha_pattern", |key, value| self::alpha(key, Some(value)))?;
+    let ranks = patterns(config, "rank_pattern", limits, |key, value| self::rank(key, Some(value), limits))?;
+    let alphas = patterns(config, "alpha_pattern", limits, |key, value| self::alpha(key, Some(value)))?;
     let names = Names::of(config, "target_modules")?.ok_or_else(|| malformed("`target_modules` is missing"))?;
     let excluded = Names::of(config, "exclude_modules")?;
     let layers = Layers::of(config, &names)?;
@@ -125,8 +128,7 @@ fn refuse_others(
             })
         });
         if !is_known {
-            let shown: String = listed.chars().take(64).flat_map(char::escape_debug).collect();
-            return Err(unsupported(format!("the base has no linear module `{shown}`")));
+            return Err(unsupported(format!("the base has no linear module `{}`", short(listed))));
         }
     }
     Ok(())
@@ -170,6 +172,7 @@ impl Layers {
 fn patterns<T>(
     config: &Map<String, Value>,
     key: &'static str,
+    limits: &AdapterLimits,
     value_of: impl Fn(&str, &Value) -> Result<T, AdapterRejection>,
 ) -> Result<Vec<(Pattern, T)>, AdapterRejection> {
     let entries = match config.get(key) {
@@ -177,11 +180,15 @@ fn patterns<T>(
         Some(Value::Object(entries)) => entries,
         Some(_) => return Err(malformed(format!("`{key}` must be an object of patterns"))),
     };
-    if entries.len() > PATTERNS_MAX {
-        let (what, max) = ("the number of patterns", PATTERNS_MAX as u64);
-        return Err(AdapterRejection::TooLarge { what, value: entries.len() as u64, max });
+    limits.check("the number of patterns", entries.len(), PATTERNS_MAX)?;
+    let (mut found, mut compiled) = (Vec::with_capacity(entries.len()), 0);
+    for (text, value) in entries {
+        let (pattern, value) = (Pattern::ending(key, text)?, value_of(key, value)?);
+        compiled += usize::from(pattern.is_compiled());
+        limits.check("the number of patterns that are more than a name", compiled, COMPILED_PATTERNS_MAX)?;
+        found.push((pattern, value));
     }
-    entries.iter().map(|(pattern, value)| Ok((Pattern::ending(key, pattern)?, value_of(key, value)?))).collect()
+    Ok(found)
 }
 
 fn first<T: Copy>(patterns: &[(Pattern, T)], name: &str) -> Option<T> {
@@ -316,5 +323,16 @@ mod tests {
         let many: Map<String, Value> = (0..1025).map(|at| (format!("a{at}"), Value::from(2))).collect();
         let many = format!(r#"{{"rank_pattern": {}}}"#, Value::Object(many));
         assert_eq!(of(&many).unwrap_err().code(), "adapter_too_large");
+        // What matching costs at most: every pattern as large as it may be, with many states alive at once.
+        let heavy = |count: usize| {
+            let entry = |at: usize| (format!("[a-z_.0-9]{{0,{}}}x", 200 + at), Value::from(2));
+            let entries: Map<String, Value> = (0..count).map(entry).collect();
+            of(&format!(r#"{{"rank_pattern": {}}}"#, Value::Object(entries))).map(|targets| targets.len())
+        };
+        let started = std::time::Instant::now();
+        assert_eq!(heavy(64).unwrap(), 24);
+        println!("64 heavy patterns over 24 modules: {:?}", started.elapsed());
+        assert!(started.elapsed().as_secs() < 5);
+        assert_eq!(heavy(65).unwrap_err().code(), "adapter_too_large");
     }
 }

@@ -10,6 +10,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use types::Module;
 
+use super::rejection::short;
 use super::{AdapterLimits, AdapterRejection};
 use crate::ModelConfig;
 
@@ -87,8 +88,9 @@ pub(super) fn open<'a>(bytes: &'a [u8], limits: &AdapterLimits) -> Result<SafeTe
     }
     let header = rest.get(..header_bytes).unwrap_or_default();
     let UniqueKeys = serde_json::from_slice(header)
-        .map_err(|error| AdapterRejection::Malformed(format!("its header: {}", shown(&error))))?;
-    let file = SafeTensors::deserialize(bytes).map_err(|error| AdapterRejection::Malformed(shown(&error)))?;
+        .map_err(|error| AdapterRejection::Malformed(format!("its header: {}", short(&error.to_string()))))?;
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|error| AdapterRejection::Malformed(short(&error.to_string())))?;
     limits.check("its number of tensors", file.len(), limits.tensors_max)?;
     Ok(file)
 }
@@ -237,14 +239,4 @@ pub(super) fn values(tensor: &TensorView<'_>) -> Vec<f32> {
         Dtype::BF16 => data.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
         _ => Vec::new(),
     }
-}
-
-/// What a library says of the file; it may quote any of it.
-pub(super) fn shown(error: &impl ToString) -> String {
-    error.to_string().chars().take(256).flat_map(char::escape_debug).collect()
-}
-
-/// A name from the file, made safe to print.
-pub(super) fn short(name: &str) -> String {
-    name.chars().take(96).flat_map(char::escape_debug).collect()
 }
