@@ -105,7 +105,6 @@ impl Watch {
         let answer = self.client.upload_files("hostile", files.to_vec());
         self.check(&format!("{name} as a form"), &answer, verdict);
         let answer = self.put_source(&self.root.join(name));
-        // A configuration that is too large is another limit's there, with its own code.
         self.check(&format!("{name} by file://"), &answer, verdict);
     }
 
@@ -132,7 +131,8 @@ impl Watch {
 /// What the neighbour's adapter answers, to the last digit of its log-probabilities.
 fn ask(client: &Client) -> Value {
     let body = json!({"model": "neighbour", "prompt": "The sea is", "max_tokens": 2, "temperature": 0, "logprobs": 2});
-    client.post("/v1/completions", &body).expect(200).json()["choices"].clone()
+    let choice = &client.post("/v1/completions", &body).expect(200).json()["choices"][0];
+    json!([choice["text"], choice["logprobs"], choice["finish_reason"]])
 }
 
 fn files_below(folder: &Path) -> BTreeSet<PathBuf> {
@@ -189,27 +189,19 @@ fn every_case_of_the_shared_set_gets_its_verdict() {
     assert_eq!((admitted + refused, admitted), (cases.len(), 7));
 }
 
+/// Its name, its files, what they should get.
+type Case = (String, Vec<(String, Vec<u8>)>, Verdict);
+
 /// One case made here: the two files of a sound adapter, changed.
-fn made(
-    name: &str,
-    verdict: Verdict,
-    change: impl FnOnce(&mut PeftAdapter),
-) -> (String, Vec<(String, Vec<u8>)>, Verdict) {
+fn made(name: &str, verdict: Verdict, change: impl FnOnce(&mut PeftAdapter)) -> Case {
     let mut adapter = PeftAdapter::tiny(1);
     change(&mut adapter);
     weighed(name, verdict, &adapter, adapter.weights_file())
 }
 
-fn weighed(
-    name: &str,
-    verdict: Verdict,
-    adapter: &PeftAdapter,
-    weights: Vec<u8>,
-) -> (String, Vec<(String, Vec<u8>)>, Verdict) {
+fn weighed(name: &str, verdict: Verdict, adapter: &PeftAdapter, weights: Vec<u8>) -> Case {
     (name.to_owned(), vec![(CONFIG.to_owned(), adapter.config_file()), (WEIGHTS.to_owned(), weights)], verdict)
 }
-
-type Case = (String, Vec<(String, Vec<u8>)>, Verdict);
 
 fn container_cases() -> Vec<Case> {
     use Verdict::{MediaType, RefusedAs};

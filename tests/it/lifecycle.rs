@@ -170,3 +170,51 @@ fn the_development_key_is_for_its_owner_alone() {
     let mode = std::fs::metadata(server.data().join("dev.key")).expect("dev.key").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
+
+#[test]
+fn a_second_sigterm_cuts_the_drain_short() {
+    let Some(mut server) = Server::start("a_second_sigterm_cuts_the_drain_short", Options::default()) else { return };
+    let client = server.client();
+    let response = client.open("/v1/completions", &long_completion());
+    let receipt = response.headers()["x-tenon-receipt"].to_str().unwrap().to_owned();
+    let mut lines = Client::lines(response);
+    lines.read_line(&mut String::new()).expect("a first event comes");
+    server.terminate();
+    let started = Instant::now();
+    while !server.log().contains("draining") {
+        assert!(started.elapsed() < Duration::from_secs(10), "it does not drain: {}", server.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    lines.read_line(&mut String::new()).expect("what runs goes on");
+    server.terminate();
+    let status = server.wait();
+    assert!(started.elapsed() < Duration::from_secs(10) && status.success(), "{status}: {}", server.log());
+    assert!(server.log().contains("a second signal"), "{}", server.log());
+    let rest: Result<Vec<String>, _> = lines.lines().collect();
+    assert!(rest.is_err() || rest.is_ok_and(|rest| !rest.iter().any(|line| line == "data: [DONE]")), "it was cut");
+    let data = server.data().to_path_buf();
+    let _scratch = server.keep_data();
+    drop(server);
+    let again = Options { data: Some(data), ..Options::default() };
+    let Some(server) = Server::start("a_second_sigterm_cuts_the_drain_short", again) else { return };
+    let value = server.client().get(&format!("/v1/receipts/{receipt}")).expect(200).json();
+    assert_eq!(value["kind"], json!("cancelled"), "its receipt was closed before the end: {value}");
+}
+
+#[test]
+fn who_follows_a_log_does_not_hold_up_the_drain() {
+    let test = "who_follows_a_log_does_not_hold_up_the_drain";
+    let Some(mut server) = Server::start(test, Options::default()) else { return };
+    let client = server.client();
+    deploy_examples(&client);
+    let next = client.get("/v1/functions/echo/logs").expect(200).json()["next"].as_str().unwrap().to_owned();
+    std::thread::scope(|scope| {
+        let follower = scope.spawn(|| client.get(&format!("/v1/functions/echo/logs?wait_ms=30000&after={next}")));
+        std::thread::sleep(Duration::from_millis(300));
+        let started = Instant::now();
+        server.terminate();
+        assert!(follower.join().expect("an answer").expect(200).json()["data"].as_array().unwrap().is_empty());
+        assert!(server.wait().success(), "{}", server.log());
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    });
+}

@@ -22,15 +22,13 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// Go on with this data folder; a new one, removed at the end, if absent.
     pub data: Option<PathBuf>,
-    /// The authority (PEM) that signed the server's certificate, if it speaks TLS.
-    pub authority: Option<String>,
 }
 
 impl Options {
     /// A new server that computes in f32, to compare with the golden outputs.
     #[must_use]
     pub fn f32() -> Self {
-        Self { arguments: vec!["--precision".into(), "f32".into()], ..Self::default() }
+        Self { arguments: vec!["--precision".into(), "f32".into()], data: None }
     }
 }
 
@@ -65,6 +63,15 @@ impl Server {
     /// As [`Self::start`].
     #[must_use]
     pub fn start_on(base: &Path, options: Options) -> Self {
+        Self::start_trusting(base, options, None)
+    }
+
+    /// The same for a server that speaks TLS, with a certificate that this authority (PEM) signed.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_trusting(base: &Path, options: Options, authority: Option<String>) -> Self {
         let scratch = options.data.is_none().then(|| tempfile::tempdir().expect("a temporary folder"));
         let data =
             options.data.or_else(|| scratch.as_ref().map(|folder| folder.path().join("data"))).expect("a folder");
@@ -78,7 +85,7 @@ impl Server {
         let (sender, address) = mpsc::sync_channel(64);
         collect(child.stdout.take().expect("piped"), Arc::clone(&log), Some(sender));
         collect(child.stderr.take().expect("piped"), Arc::clone(&log), None);
-        let mut server = Self { child, guard, url: String::new(), data, scratch, authority: options.authority, log };
+        let mut server = Self { child, guard, url: String::new(), data, scratch, authority, log };
         server.url = match address.recv_timeout(START_MAX) {
             Ok(url) => url,
             Err(_) => panic!("no line with an address came from tenon serve:\n{}", server.log()),

@@ -65,11 +65,17 @@ fn send(request: reqwest::blocking::RequestBuilder) -> Option<Value> {
 /// Makes changes until one is not acknowledged.
 fn make(client: &Client, changes: impl Iterator<Item = What>) -> Changes {
     let mut made = Vec::new();
-    let mut digest = None;
-    for what in changes {
+    let (mut digest, mut latest) = (None, 0);
+    for mut what in changes {
+        if let What::Promote { version, .. } = &mut what {
+            *version = latest;
+        }
         let answer = apply(client, &what, made.len(), digest.as_deref());
         if let (What::Plugin, Some(answer)) = (&what, &answer) {
             digest = answer["digest"].as_str().map(str::to_owned);
+        }
+        if let (What::Version { .. }, Some(answer)) = (&what, &answer) {
+            latest = answer["version"].as_u64().expect("a version");
         }
         let is_last = answer.is_none();
         made.push(Change { what, answer });
@@ -148,8 +154,8 @@ pub(super) fn change_functions(client: &Client, round: usize) -> Changes {
         match step % 7 {
             0 => What::Plugin,
             1 | 2 => What::Version { function, tag: format!("{round}/{step}") },
-            // The first version is there once one was acknowledged.
-            3 => What::Promote { function, version: 1 },
+            // The version that was acknowledged last is filled in.
+            3 => What::Promote { function, version: 0 },
             4 => What::Version { function, tag: format!("{round}/{step}") },
             5 => What::Tenant { name: tenant },
             _ => What::Key { tenant, label: format!("{round}/{step}") },

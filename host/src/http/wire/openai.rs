@@ -204,7 +204,7 @@ impl CommonBody {
 
 /// `POST /v1/chat/completions`.
 #[derive(Debug, Deserialize, ToSchema)]
-#[schema(example = json!({"model": "base", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}))]
+#[schema(example = json!({"model": "base", "messages": [{"role": "user", "content": "Hello"}]}))]
 pub(crate) struct ChatBody {
     #[serde(flatten)]
     pub(crate) common: CommonBody,
@@ -265,7 +265,7 @@ impl ChatBody {
 
 /// `POST /v1/completions`.
 #[derive(Debug, Deserialize, ToSchema)]
-#[schema(example = json!({"model": "base", "prompt": "Hello", "max_tokens": 8}))]
+#[schema(example = json!({"model": "base", "prompt": "Hello"}))]
 pub(crate) struct CompletionBody {
     #[serde(flatten)]
     pub(crate) common: CommonBody,

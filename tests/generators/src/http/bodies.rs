@@ -33,6 +33,15 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
 fn chat(draw: &mut Draw<'_>) -> Json {
     let mut body = Json::object([("model", draw.pick(MODELS).into()), ("messages", messages(draw))]);
     generation_fields(&mut body, draw);
+    if draw.one_in(6) {
+        let tool = |draw: &mut Draw<'_>| {
+            let name = draw.pick(&["f", "get_weather", "", "a b"]);
+            let function = Json::object([("name", name.into()), ("parameters", Json::any(draw))]);
+            Json::object([("type", "function".into()), ("function", function)])
+        };
+        let tools = (0..draw.below(3)).map(|_| tool(draw)).collect();
+        body.set("tools", Json::List(tools));
+    }
     if draw.one_in(4) {
         body.set("logprobs", draw.pick(&[true, false]).into());
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::tensors::{Place, Site, Tensors, Term};
+use super::tensors::{Site, Tensors, Term};
 
 /// The kinds that are executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +86,6 @@ pub(super) fn modules(terms: &BTreeMap<Site, Term>) -> Vec<ModuleReport> {
 /// Types and number of all values.
 pub(super) fn sizes(tensors: &Tensors<'_>) -> (Vec<String>, u64) {
     let dtypes: BTreeSet<String> = tensors.values().map(|tensor| format!("{:?}", tensor.dtype())).collect();
-    let parameters = tensors.iter().map(|(_, tensor): (&Place, _)| tensor.shape().iter().product::<usize>() as u64);
+    let parameters = tensors.values().map(|tensor| tensor.shape().iter().product::<usize>() as u64);
     (dtypes.into_iter().map(|dtype| dtype.to_ascii_lowercase()).collect(), parameters.sum())
 }
