@@ -144,7 +144,7 @@ fn the_admission_report_is_kept_with_the_adapter() {
     server.wait();
     let arguments = Vec::new();
     let folder = data.as_ref().map(|folder| folder.path().join("data"));
-    let Some(server) = Server::start(test, Options { arguments, data: folder, ..Options::default() }) else { return };
+    let Some(server) = Server::start(test, Options { arguments, data: folder }) else { return };
     let client = server.client();
     assert_eq!(client.get("/v1/adapters/varied").expect(200).json(), added, "the same after a restart");
     let listed = client.get("/v1/adapters").expect(200).json();

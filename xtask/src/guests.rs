@@ -63,6 +63,7 @@ fn guest_names(root: &Path) -> Result<Vec<String>> {
 
 fn compile(root: &Path, target_dir: &Path) -> Result<()> {
     let stage = root.join("target/guests-stage");
+    fs::create_dir_all(target_dir)?;
     stage::make(root, &stage)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--release", "--locked", "--target", TARGET, "--workspace", "--exclude", "tenon-sdk"]);
@@ -72,7 +73,7 @@ fn compile(root: &Path, target_dir: &Path) -> Result<()> {
     for name in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
         cargo.env_remove(name);
     }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths(&stage).join("\u{1f}"));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths(&stage, target_dir).join("\u{1f}"));
     for (name, value) in toolchain(root)? {
         cargo.env(name, value);
     }
@@ -80,13 +81,18 @@ fn compile(root: &Path, target_dir: &Path) -> Result<()> {
     if status.success() { Ok(()) } else { Err("the guests did not compile (see above)".into()) }
 }
 
-/// So that a component says nothing about the machine that built it.
-fn remapped_paths(stage: &Path) -> Vec<String> {
+/// So that a component says nothing about the machine that built it. What build scripts generate lies in the target folder.
+fn remapped_paths(stage: &Path, target_dir: &Path) -> Vec<String> {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
-    let stage = stage.canonicalize().unwrap_or_else(|_| stage.to_owned());
-    let remapped = |from: PathBuf, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    cargo_home.map(|home| remapped(home, "/cargo")).into_iter().chain([remapped(stage, "/tenon")]).collect()
+    let folders =
+        [(cargo_home, "/cargo"), (Some(stage.to_owned()), "/tenon"), (Some(target_dir.to_owned()), "/target")];
+    let remapped = |(from, to): (Option<PathBuf>, &str)| {
+        let from = from?;
+        let from = from.canonicalize().unwrap_or(from);
+        Some(format!("--remap-path-prefix={}={to}", from.display()))
+    };
+    folders.into_iter().filter_map(remapped).collect()
 }
 
 /// What to export for the guest build; empty if rustc has the target.

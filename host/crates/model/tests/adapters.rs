@@ -173,7 +173,7 @@ fn each_limit_has_its_unit_in_the_message() {
     assert!(refuse(AdapterLimits { tensors_max: 3, ..limits() }).contains("is 4, at most 3"));
 }
 
-/// `../shared/lora/hostile`: the verdicts of `cases.json`, but that DoRA, patterns and aLoRA are refused for now.
+/// `../shared/lora/hostile`: the verdicts of `cases.json` for folders with both files; the rest needs a host (tests/it).
 #[test]
 fn the_hostile_set_gets_its_verdicts() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
