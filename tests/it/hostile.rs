@@ -36,7 +36,7 @@ fn what_the_caller_asks_of_a_function_is_the_callers_fault() {
     let parameters: Value = (0..100_000).map(|index| (format!("k{index}"), json!(index))).collect();
     refused(json!({"input": parameters}), "limit_exceeded");
     let chat = json!({"model": "echo", "messages": [{"role": "user", "content": "a"}], "max_tokens": 0});
-    client.post("/v1/chat/completions", &chat).expect_error(400, "invalid_plan");
+    client.post("/v1/chat/completions", &chat).expect_error(400, "invalid_request");
     is_alive(&client);
 }
 
