@@ -72,16 +72,12 @@ fn an_invocation_that_fails_leaves_a_line_with_its_code() {
 fn a_flood_is_bounded_and_counted() {
     let Some(server) = shared_server("a_flood_is_bounded_and_counted") else { return };
     let client = server.client();
-    deploy(&client, "flooding", "spin", &json!([]));
-    let body = json!({"input": "log", "max_tokens": 1});
-    let failed = client.post("/v1/functions/flooding/invoke", &body);
-    assert_eq!(failed.status, 502, "{}", failed.text);
+    deploy(&client, "flooding", "flood-log", &json!([]));
+    client.post("/v1/functions/flooding/invoke", &json!({"input": "flood", "max_tokens": 1})).expect(200);
     let page = lines(&client, "flooding", "limit=1000");
     let bytes: usize = messages(&page).iter().map(|message| message.len()).sum();
     assert!((1000..1 << 20).contains(&bytes), "{bytes} bytes");
-    let said = messages(&page);
-    assert!(said.iter().any(|line| line.contains("log_bytes_max")), "what was dropped is said");
-    assert!(said.last().unwrap().contains("the invocation failed"), "and the failure is there all the same");
+    assert!(messages(&page).iter().any(|line| line.contains("log_bytes_max")), "what was dropped is said");
 }
 
 #[test]
