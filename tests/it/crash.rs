@@ -11,18 +11,19 @@ mod ledger;
 
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tests::{Client, Options, Server, base, deploy_examples, tenant_key, tenon};
 
-use callers::{Heard, Question, ask, questions};
+use callers::{Heard, Progress, Question, ask, questions};
 use chain::Chains;
 use ledger::{Changes, Ledger, change_adapters, change_functions};
 
 const SEED: u64 = 20_261_121;
 const KILLS: usize = 20;
-const CALLERS: usize = 50;
+/// Callers who stream, and callers beside them who ask for the answer in one piece.
+const STREAMS: usize = 50;
+const WHOLE: usize = 10;
 /// Of so many rounds, one is followed by so many starts that are killed as well, before the one that is let go on.
 const RECOVERY_KILLED_EVERY: usize = 4;
 const STARTS_KILLED: usize = 3;
@@ -52,13 +53,15 @@ impl Random {
     }
 }
 
-/// When a round ends.
+/// When a round ends, counted from when all callers have asked.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// So long after the first request.
-    After(Duration),
+    /// So much later.
+    Asked(Duration),
+    /// When the answers to all have begun, and so much later.
+    Begun(Duration),
     /// When so many callers have their whole answer.
-    Answers(usize),
+    Ended(usize),
 }
 
 impl Moment {
@@ -66,40 +69,48 @@ impl Moment {
     fn draw(round: usize, random: &mut Random) -> Self {
         let ms = Duration::from_millis;
         match round % 4 {
-            0 => Self::After(ms(random.between(5, 120))),
-            1 => Self::After(ms(random.between(120, 700))),
-            2 => Self::After(ms(random.between(700, 2500))),
-            _ => Self::Answers(usize::try_from(random.between(1, CALLERS as u64)).expect("small")),
+            0 => Self::Asked(ms(random.between(0, 120))),
+            1 => Self::Begun(ms(random.between(0, 200))),
+            2 => Self::Begun(ms(random.between(200, 2000))),
+            _ => Self::Ended(usize::try_from(random.between(10, 35)).expect("small")),
         }
     }
 
-    fn wait(self, answered: &AtomicUsize) {
-        match self {
-            Self::After(time) => std::thread::sleep(time),
-            Self::Answers(count) => {
-                let started = Instant::now();
-                while answered.load(Ordering::Relaxed) < count && started.elapsed() < NO_MORE_WAITING {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
+    fn wait(self, streams: &Progress, whole: &Progress) {
+        let until = |holds: &dyn Fn() -> bool| {
+            let started = Instant::now();
+            while !holds() && started.elapsed() < NO_MORE_WAITING {
+                std::thread::sleep(Duration::from_millis(1));
             }
+        };
+        until(&|| streams.asked() + whole.asked() == STREAMS + WHOLE);
+        match self {
+            Self::Asked(time) => std::thread::sleep(time),
+            Self::Begun(time) => {
+                until(&|| streams.begun() == STREAMS);
+                std::thread::sleep(time);
+            }
+            Self::Ended(count) => until(&|| streams.ended() + whole.ended() >= count),
         }
     }
 }
 
 /// What the callers of one round heard.
 struct Round {
+    /// Streams that had begun and not ended when the host was killed.
+    running: usize,
     heard: Vec<Heard>,
     changes: Vec<Changes>,
 }
 
-/// Fifty callers and two who change things; the host is killed in the middle of them.
+/// Fifty streams, ten callers beside them, and two who change things; the host is killed in the middle of them.
 fn run_and_kill(server: &mut Server, questions: &[Question], round: usize, random: &mut Random) -> Round {
     let moment = Moment::draw(round, random);
-    let delays: Vec<Duration> = (0..CALLERS).map(|_| Duration::from_millis(random.between(0, 200))).collect();
-    let answered = AtomicUsize::new(0);
+    let delays: Vec<Duration> = (0..STREAMS + WHOLE).map(|_| Duration::from_millis(random.between(0, 50))).collect();
+    let (streams, whole) = (Progress::default(), Progress::default());
     let client = server.client();
-    let (heard, changes) = std::thread::scope(|scope| {
-        let (answered, client) = (&answered, &client);
+    let (running, heard, changes) = std::thread::scope(|scope| {
+        let (streams, whole, client) = (&streams, &whole, &client);
         let callers: Vec<_> = delays
             .iter()
             .enumerate()
@@ -107,23 +118,28 @@ fn run_and_kill(server: &mut Server, questions: &[Question], round: usize, rando
                 scope.spawn(move || {
                     std::thread::sleep(*delay);
                     let kind = caller % questions.len();
-                    let heard = ask(client, kind, &questions[kind], (caller / questions.len()).is_multiple_of(2));
-                    answered.fetch_add(usize::from(heard.is_whole), Ordering::Relaxed);
-                    heard
+                    let streamed = caller < STREAMS;
+                    ask(client, kind, &questions[kind], streamed, if streamed { streams } else { whole })
                 })
             })
             .collect();
         let adapters = scope.spawn(move || change_adapters(client, round));
         let functions = scope.spawn(move || change_functions(client, round));
-        moment.wait(answered);
+        moment.wait(streams, whole);
+        // Those that end between the count and the kill are counted as running; none that had not begun is.
+        let (ended, begun, asked) = (streams.ended(), streams.begun(), streams.asked());
+        let whole_asked = whole.asked();
         server.kill();
+        assert_eq!((asked, whole_asked), (STREAMS, WHOLE), "all were there");
+        assert!(!matches!(moment, Moment::Begun(_)) || begun == STREAMS, "{begun} streams had begun");
         let heard: Result<Vec<Heard>, _> = callers.into_iter().map(|caller| caller.join()).collect();
         let changes: Result<Vec<Changes>, _> = [adapters, functions].into_iter().map(|one| one.join()).collect();
         let (Ok(heard), Ok(changes)) = (heard, changes) else { panic!("the host's log:\n{}", server.log()) };
-        (heard, changes)
+        (begun - ended, heard, changes)
     });
-    eprintln!("  round {round}: killed at {moment:?}, {} whole", heard.iter().filter(|one| one.is_whole).count());
-    Round { heard, changes }
+    let whole = heard.iter().filter(|one| one.is_whole).count();
+    eprintln!("  round {round}: killed at {moment:?}, {running} streams in flight, {whole} answers whole");
+    Round { running, heard, changes }
 }
 
 /// Starts the host and kills it before, while or just after it recovers. `usual` is how long a start takes; recovery is
@@ -154,8 +170,10 @@ fn twenty_kills_lose_nothing_that_was_acknowledged() {
     let mut chains = Chains::new([operator.clone(), other]);
     let mut ledger = Ledger::of_examples(&server.client());
     let mut restart = Duration::from_secs(1);
+    let mut running_most = 0;
     for round in 0..KILLS {
-        let Round { heard, changes } = run_and_kill(&mut server, &questions, round, &mut random);
+        let Round { running, heard, changes } = run_and_kill(&mut server, &questions, round, &mut random);
+        running_most = running_most.max(running);
         for one in &heard {
             assert!(one.status.is_none_or(|status| status == 200), "{one:?}");
             assert!(!one.is_whole || one.text == expected[one.kind], "{one:?}: not {}", expected[one.kind]);
@@ -181,6 +199,7 @@ fn twenty_kills_lose_nothing_that_was_acknowledged() {
         eprintln!("    restarted in {restart:?}, checked in {:?}", begun.elapsed() - restart);
     }
     chains.report();
+    assert_eq!(running_most, STREAMS, "no kill found all streams in flight");
 }
 
 /// The answers of before, all at the same time.

@@ -2,6 +2,7 @@
 //! record of it.
 
 use std::io::{BufRead, BufReader};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use reqwest::Method;
 use reqwest::blocking::Response;
@@ -27,6 +28,28 @@ pub(super) struct Heard {
     pub(super) text: String,
     /// Whether the whole answer came: the body to its end, or `[DONE]`.
     pub(super) is_whole: bool,
+}
+
+/// How far callers are: so many have asked, have the head of an answer, have all of it.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    asked: AtomicUsize,
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+impl Progress {
+    pub(super) fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn ended(&self) -> usize {
+        self.ended.load(Ordering::SeqCst)
+    }
 }
 
 /// Base, adapter, composition, functions with plugins, a long prompt, another tenant; of different lengths, all greedy.
@@ -56,7 +79,7 @@ pub(super) fn questions(other_tenant: &str) -> Vec<Question> {
 impl Question {
     /// The whole answer's text.
     pub(super) fn answer(&self, client: &Client) -> String {
-        let heard = ask(client, 0, self, false);
+        let heard = ask(client, 0, self, false, &Progress::default());
         assert!(heard.is_whole && heard.status == Some(200), "{}: {heard:?}", self.path);
         heard.text
     }
@@ -67,13 +90,15 @@ impl Question {
 }
 
 /// Asks, and keeps what came when the connection breaks.
-pub(super) fn ask(client: &Client, kind: usize, question: &Question, stream: bool) -> Heard {
+pub(super) fn ask(client: &Client, kind: usize, question: &Question, stream: bool, progress: &Progress) -> Heard {
     let mut body = question.body.clone();
     body["stream"] = json!(stream);
     let request = question.client(client).request(Method::POST, question.path);
     let request = request.header("content-type", "application/json").body(body.to_string());
     let mut heard = Heard { kind, status: None, receipt: None, text: String::new(), is_whole: false };
+    progress.asked.fetch_add(1, Ordering::SeqCst);
     let Ok(response) = request.send() else { return heard };
+    progress.begun.fetch_add(1, Ordering::SeqCst);
     heard.status = Some(response.status().as_u16());
     heard.receipt = response.headers().get("x-tenon-receipt").and_then(|id| id.to_str().ok()).map(str::to_owned);
     if stream {
@@ -81,6 +106,7 @@ pub(super) fn ask(client: &Client, kind: usize, question: &Question, stream: boo
     } else {
         hear_body(&mut heard, response)
     }
+    progress.ended.fetch_add(usize::from(heard.is_whole), Ordering::SeqCst);
     heard
 }
 

@@ -10,6 +10,7 @@ use reqwest::blocking::Response;
 use serde_json::{Value, json};
 use tests::{Answer, Client, Options, Server, adapter_folder, base, deploy_examples, guest, tenon};
 
+use super::NO_MORE_WAITING;
 use super::chain::verify_offline;
 use super::damage::wait_for_log;
 use super::files;
@@ -211,7 +212,7 @@ fn full_disk(disk: &Disk) {
     disk.make_room();
     let started = Instant::now();
     while client.get("/ready").status != 200 {
-        assert!(started.elapsed() < Duration::from_secs(5), "{}", client.get("/ready").text);
+        assert!(started.elapsed() < NO_MORE_WAITING, "{}", client.get("/ready").text);
         std::thread::sleep(Duration::from_millis(50));
     }
     check_date(&client);
