@@ -8,6 +8,7 @@ mod auth;
 mod drain;
 mod error;
 mod functions;
+#[cfg(feature = "in-process")]
 mod in_process;
 mod invoke;
 mod listen;
@@ -24,6 +25,7 @@ mod usage;
 mod wire;
 
 pub(crate) use answers::AdapterReport;
+#[cfg(feature = "in-process")]
 pub use in_process::{Answer, InProcess};
 pub(crate) use listen::{Listener, Serving, serve};
 pub(crate) use tls::Tls;

@@ -23,5 +23,6 @@ pub mod receipt;
 
 pub use error::Error;
 /// For tests and fuzz targets.
+#[cfg(feature = "in-process")]
 #[doc(hidden)]
 pub use http::{Answer, InProcess};

@@ -72,7 +72,7 @@ impl Moment {
             0 => Self::Asked(ms(random.between(0, 120))),
             1 => Self::Begun(ms(random.between(0, 200))),
             2 => Self::Begun(ms(random.between(200, 2000))),
-            _ => Self::Ended(usize::try_from(random.between(10, 35)).expect("small")),
+            _ => Self::Ended(usize::try_from(random.between(8, 28)).expect("small")),
         }
     }
 
