@@ -192,6 +192,7 @@ fn what_is_not_served_is_refused_with_its_field() {
     refused("response_format", json!({"type": "json_object"}), 400, "unsupported");
     refused("functions", json!([{"name": "f"}]), 400, "unsupported");
     refused("reasoning_effort", json!("low"), 400, "unsupported");
+    refused("web_search_options", json!({}), 400, "unsupported");
     refused("stream_options", json!({"include_usage": true}), 400, "invalid_request");
     refused("top_logprobs", json!(2), 400, "invalid_request");
     refused("temperature", json!(-1), 400, "invalid_plan");
