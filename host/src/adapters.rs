@@ -1,10 +1,12 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
-//! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `memory` (what is packed, and leases).
+//! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `loads` (the work that is under way),
+//! `memory` (what is packed, and leases).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
 mod error;
+mod loads;
 mod memory;
 mod owners;
 mod source;
@@ -15,11 +17,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use model::{AdapterBase, AdapterLimits, AdapterReport, CanonicalAdapter, canonical_adapter};
-use tokio::sync::Semaphore;
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::store::Store;
+use loads::{Loads, lost};
 use memory::HostMemory;
 use owners::{AliasRecord, Owners};
 use source::AdaptersRoot;
@@ -112,7 +114,7 @@ pub struct AdapterStore {
     artifacts: Artifacts,
     owners: Owners,
     memory: HostMemory,
-    loads: Arc<Semaphore>,
+    loads: Loads,
 }
 
 impl AdapterStore {
@@ -137,7 +139,7 @@ impl AdapterStore {
             artifacts,
             owners: Owners::new(store),
             memory: HostMemory::new(config.host_bytes_max),
-            loads: Arc::new(Semaphore::new(config.loads_max.max(1))),
+            loads: Loads::new(config.loads_max),
         })
     }
 
@@ -184,13 +186,14 @@ impl AdapterStore {
         expected: Option<Digest>,
         read: impl FnOnce(&AdapterLimits) -> Result<(Bytes, Bytes), AdapterError> + Send + 'static,
     ) -> Result<AdapterInfo, AdapterError> {
-        let _permit = self.load_permit().await?;
+        let permit = self.loads.permit().await?;
         let (base, limits) = (Arc::clone(&self.base), self.limits.clone());
-        let CanonicalAdapter { bytes, digest, rank, modules, report } = blocking(move || {
+        let check = move || {
             let (config_json, weights) = read(&limits)?;
             Ok(canonical_adapter(&config_json, &weights, &*base, &limits)?)
-        })
-        .await?;
+        };
+        let (checked, _permit) = self.loads.compute(permit, check).await?;
+        let CanonicalAdapter { bytes, digest, rank, modules, report } = checked;
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(AdapterError::DigestMismatch { expected, found: digest });
         }
@@ -265,7 +268,8 @@ impl AdapterStore {
         self.forget_unowned(tenant, removed).await
     }
 
-    /// A right to use the packed adapter, which is loaded if it is not in memory (once for all who ask at the same time).
+    /// A right to use the packed adapter, which is loaded if it is not in memory (once for all who ask at the same time). A load that
+    /// has begun runs to its end and is kept, also if whoever asked has left.
     ///
     /// # Errors
     /// [`AdapterError::NotFound`] if the tenant does not own it; [`AdapterError::Rejected`] if it does not fit this base.
@@ -273,7 +277,7 @@ impl AdapterStore {
         if self.owners.find_digest(tenant, digest).await?.is_none() {
             return Err(AdapterError::NotFound(digest.to_string()));
         }
-        self.memory.lease(tenant, digest, self.load(digest)).await
+        self.lease_owned(tenant, digest).await
     }
 
     /// The same for a request whose names were resolved, and ownership with them, when it began: an alias that was moved or removed
@@ -289,7 +293,7 @@ impl AdapterStore {
         if !resolved.digests.values().any(|owned| *owned == digest) {
             return Err(AdapterError::NotFound(digest.to_string()));
         }
-        self.memory.lease(&resolved.tenant, digest, self.load(digest)).await
+        self.lease_owned(&resolved.tenant, digest).await
     }
 
     /// Bytes of packed adapters in the cache.
@@ -302,16 +306,20 @@ impl AdapterStore {
         self.memory.leases()
     }
 
-    async fn load(&self, digest: Digest) -> Result<model::LoraAdapter, AdapterError> {
-        let _permit = self.load_permit().await?;
-        let bytes = self.artifacts.get(ArtifactKind::Adapter, digest).await?;
-        let (base, limits) = (Arc::clone(&self.base), self.limits.clone());
-        blocking(move || Ok(model::LoraAdapter::from_canonical(&bytes, &*base, &limits)?)).await
+    /// Waits for the end of the work that is under way; no other begins. Adapters in memory can be leased still.
+    pub async fn close(&self) {
+        self.loads.close().await;
     }
 
-    async fn load_permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, AdapterError> {
-        let permit = Arc::clone(&self.loads).acquire_owned().await;
-        permit.map_err(|error| AdapterError::Lost(error.to_string()))
+    async fn lease_owned(&self, tenant: &TenantId, digest: Digest) -> Result<AdapterLease, AdapterError> {
+        let (artifacts, loads) = (self.artifacts.clone(), self.loads.clone());
+        let (base, limits) = (Arc::clone(&self.base), self.limits.clone());
+        let load = async move |permit| {
+            let bytes = artifacts.get(ArtifactKind::Adapter, digest).await?;
+            let pack = move || Ok(model::LoraAdapter::from_canonical(&bytes, &*base, &limits)?);
+            loads.compute(permit, pack).await.map(|(adapter, _permit)| adapter)
+        };
+        self.memory.lease(tenant, digest, &self.loads, load).await
     }
 
     async fn check_room(&self, tenant: &TenantId, alias: &AdapterAlias) -> Result<(), AdapterError> {
@@ -342,7 +350,7 @@ impl AdapterStore {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AdapterError> + Send + 'static,
 ) -> Result<T, AdapterError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| AdapterError::Lost(error.to_string()))?
+    tokio::task::spawn_blocking(work).await.map_err(lost)?
 }
 
 #[cfg(test)]

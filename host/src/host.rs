@@ -256,9 +256,10 @@ enum Stage {
     Cutting,
 }
 
-/// Takes it down: generations are cut, receipts become durable.
+/// Takes it down: work on adapters ends, generations are cut, receipts become durable.
 pub(crate) async fn close(running: Running) -> Result<(), Error> {
     let Running { host, engine } = running;
+    host.adapters.close().await;
     let stopped = tokio::task::spawn_blocking(move || {
         if let Err(error) = engine.abort() {
             tracing::error!(%error, "the engine did not stop cleanly");

@@ -215,6 +215,20 @@ fn what_is_not_served_is_refused_with_its_field() {
 }
 
 #[test]
+fn what_a_plugin_holds_back_is_not_told_by_the_tokens() {
+    let Some(server) = shared_server("what_a_plugin_holds_back_is_not_told_by_the_tokens") else { return };
+    let client = server.client();
+    for (field, value) in [("return_token_ids", json!(true)), ("logprobs", json!(true))] {
+        for stream in [false, true] {
+            let mut body = chat("echo", "hello");
+            (body[field], body["stream"]) = (value.clone(), json!(stream));
+            let error = client.post("/v1/chat/completions", &body).expect_error(400, "unsupported").json();
+            assert_eq!(error["error"]["param"], json!(field), "{error}");
+        }
+    }
+}
+
+#[test]
 fn an_echo_comes_before_the_text() {
     let Some(server) = shared_server("an_echo_comes_before_the_text") else { return };
     let client = server.client();

@@ -1,5 +1,7 @@
 //! The whole path, on adapters of a tiny base.
 
+mod loads;
+
 use model::{LoraAdapter, ModelConfig};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;

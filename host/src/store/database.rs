@@ -14,7 +14,7 @@ use redb::{Database, DatabaseError};
 use super::StoreError;
 use super::space::Space;
 
-/// Between two attempts to open a database that did not open: each may read all of it.
+/// Between two attempts to open the database anew: each may read all of it.
 const REOPEN_PAUSE: Duration = Duration::from_millis(250);
 
 /// Errors that can say whether the database is of no use before it is opened anew.
@@ -45,7 +45,8 @@ pub struct StateDatabase {
     /// None while it cannot be opened.
     current: RwLock<Option<Database>>,
     has_failed: AtomicBool,
-    last_attempt: Mutex<Option<(Instant, StoreError)>>,
+    /// When it was last opened anew, and what came of it.
+    last_attempt: Mutex<Option<(Instant, Result<(), StoreError>)>>,
 }
 
 impl std::fmt::Debug for StateDatabase {
@@ -118,33 +119,35 @@ impl StateDatabase {
         Ok(self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whoever comes too soon after an attempt that failed is told of that; after one that succeeded, it waits.
     fn reopen(&self) -> Result<(), StoreError> {
         let mut last_attempt = self.last_attempt.lock().unwrap_or_else(PoisonError::into_inner);
-        // Everybody who works with the old one is done when this lock is had.
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if !self.has_failed.load(Ordering::Acquire) {
             return Ok(());
         }
-        if let Some((when, error)) = last_attempt.as_ref().filter(|(when, _)| when.elapsed() < REOPEN_PAUSE) {
-            tracing::debug!(ago = ?when.elapsed(), "the database is not opened again so soon");
-            return Err(error.clone());
+        if let Some((when, outcome)) = &*last_attempt
+            && let Some(early) = REOPEN_PAUSE.checked_sub(when.elapsed())
+        {
+            tracing::debug!(?early, "the database is not opened again so soon");
+            outcome.clone()?;
+            std::thread::sleep(early);
         }
+        // Everybody who works with the old one is done when this lock is had.
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         // The old one holds the lock on the file.
         *current = None;
-        match self.open_in_place() {
-            Ok(database) => {
-                *current = Some(database);
-                *last_attempt = None;
-                self.has_failed.store(false, Ordering::Release);
-                tracing::warn!("the database was opened anew after an I/O error");
-                Ok(())
-            }
-            Err(error) => {
-                tracing::error!(%error, "the database could not be opened again");
-                *last_attempt = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
+        let opened = self.open_in_place();
+        let outcome = opened.as_ref().map(|_| ()).map_err(StoreError::clone);
+        match &outcome {
+            Ok(()) => tracing::warn!("the database was opened anew after an I/O error"),
+            Err(error) => tracing::error!(%error, "the database could not be opened again"),
         }
+        if let Ok(database) = opened {
+            *current = Some(database);
+            self.has_failed.store(false, Ordering::Release);
+        }
+        *last_attempt = Some((Instant::now(), outcome.clone()));
+        outcome
     }
 
     fn open_in_place(&self) -> Result<Database, StoreError> {
@@ -152,5 +155,79 @@ impl StateDatabase {
             space.check_place()?;
         }
         (self.open)().map_err(|error| StoreError::backend("open state.redb again", redb::Error::from(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use redb::StorageError;
+    use redb::backends::InMemoryBackend;
+
+    use super::*;
+
+    /// A database, whether it can be opened, and when that was tried.
+    struct Bench {
+        database: StateDatabase,
+        can_open: Arc<AtomicBool>,
+        attempts: Arc<Mutex<Vec<Instant>>>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let create = || Database::builder().create_with_backend(InMemoryBackend::new());
+            let (can_open, attempts) = (Arc::new(AtomicBool::new(true)), Arc::<Mutex<Vec<Instant>>>::default());
+            let (can, tried) = (Arc::clone(&can_open), Arc::clone(&attempts));
+            let open = move || {
+                tried.lock().expect("the attempts").push(Instant::now());
+                if can.load(Ordering::Relaxed) { create() } else { Err(StorageError::PreviousIo.into()) }
+            };
+            Self { database: StateDatabase::new(create().expect("a database"), open), can_open, attempts }
+        }
+
+        /// A write that finds its file failed.
+        fn fail(&self) {
+            let failed = self.database.write(|_| Err::<(), _>(redb::Error::PreviousIo));
+            assert!(matches!(failed, Err(redb::Error::PreviousIo)), "it got as far as the database: {failed:?}");
+        }
+
+        fn read(&self) -> Result<(), redb::Error> {
+            self.database.read(|_| Ok(()))
+        }
+
+        /// How many attempts there were; no two of them in quick succession.
+        fn count_attempts(&self) -> usize {
+            let attempts = self.attempts.lock().expect("the attempts");
+            for pair in attempts.windows(2) {
+                assert!(pair[1] - pair[0] >= REOPEN_PAUSE, "{:?}", pair[1] - pair[0]);
+            }
+            attempts.len()
+        }
+    }
+
+    #[test]
+    fn a_file_that_fails_again_and_again_is_opened_anew_after_a_pause_each_time() {
+        let bench = Bench::new();
+        for expected in 1..=4 {
+            bench.fail();
+            bench.read().expect("it could be opened");
+            bench.read().expect("it is open");
+            assert_eq!(bench.count_attempts(), expected);
+        }
+    }
+
+    #[test]
+    fn who_comes_soon_after_an_attempt_that_failed_is_told_of_it() {
+        let bench = Bench::new();
+        bench.can_open.store(false, Ordering::Relaxed);
+        bench.fail();
+        for _ in 0..1000 {
+            bench.read().expect_err("it cannot be opened");
+        }
+        assert!(bench.count_attempts() >= 1);
+        bench.can_open.store(true, Ordering::Relaxed);
+        std::thread::sleep(REOPEN_PAUSE);
+        bench.read().expect("it can be opened");
     }
 }
