@@ -249,9 +249,9 @@ impl Tenants {
         let (after, tenant_bytes) = (ring.bytes(), logs.bytes);
         logs.bytes = tenant_bytes - before + after;
         self.bytes = self.bytes - before + after;
-        // Everybody waits meanwhile: it goes well below the limit each time, so that it is done for one line in hundreds.
+        // Everybody waits meanwhile, so that it must be rare and short: each time it makes room for many lines, not for all.
         if logs.bytes > limits.tenant_bytes_max {
-            self.bytes -= logs.shrink(limits.tenant_bytes_max - limits.tenant_bytes_max / 16);
+            self.bytes -= logs.shrink(limits.tenant_bytes_max - limits.tenant_bytes_max / 64);
         }
         if self.bytes > limits.host_bytes_max {
             self.shrink(limits.host_bytes_max - limits.host_bytes_max / 64);
