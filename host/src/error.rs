@@ -115,7 +115,7 @@ pub enum Error {
     /// Any of the others, after a receipt was made.
     #[error("{source}")]
     WithReceipt {
-        /// The receipt's identifier.
+        /// The receipt's identifier; of several receipts all, separated by `, `.
         receipt: String,
         /// What went wrong.
         source: Box<Error>,

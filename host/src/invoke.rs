@@ -111,7 +111,30 @@ pub(crate) async fn invoke_all(host: &Arc<Host>, invocations: Vec<Invocation>) -
     // If one finds no place, those before it give theirs back.
     let queued = prepared.into_iter().map(|one| one.submit(host)).collect::<Result<Vec<_>, _>>()?;
     // Every receipt is waited for, so that none is left open: dropping a generation closes its receipt as cancelled.
-    join_all(queued.into_iter().map(|one| one.start(host))).await.into_iter().collect()
+    all_or_error(join_all(queued.into_iter().map(|one| one.start(host))).await)
+}
+
+/// All that started, or the first error with every receipt that was made: those of the ones that are dropped for it, too.
+fn all_or_error(started: Vec<Result<Generation, Error>>) -> Result<Vec<Generation>, Error> {
+    let (mut generations, mut receipts, mut failed) = (Vec::new(), Vec::new(), None);
+    for one in started {
+        match one {
+            Ok(generation) => {
+                receipts.push(generation.head.receipt_id.clone());
+                generations.push(generation);
+            }
+            Err(Error::WithReceipt { receipt, source }) => {
+                receipts.push(receipt);
+                failed.get_or_insert(*source);
+            }
+            Err(error) => drop(failed.get_or_insert(error)),
+        }
+    }
+    match failed {
+        None => Ok(generations),
+        Some(error) if receipts.is_empty() => Err(error),
+        Some(error) => Err(Error::WithReceipt { receipt: receipts.join(", "), source: Box::new(error) }),
+    }
 }
 
 /// Everything before the engine: the plugin, the plan's check, adapters, the prompt as tokens.

@@ -2,11 +2,13 @@
 //! memory. Not here: who may read which log (`http/logs.rs`), and the host's own log.
 //!
 //! A ring forgets its oldest lines and says how many. It does not outlive the process, nor its function: a line of an
-//! invocation that still runs when its function is deleted goes nowhere.
+//! invocation that still runs when its function is deleted goes nowhere, and a function that takes the name of a deleted
+//! one has a ring of its own, whatever became of the other.
 
 mod ring;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -83,6 +85,22 @@ pub(crate) struct Line {
     pub(crate) message: String,
 }
 
+/// A function from its first deployment to its deletion: whose log it is.
+#[derive(Clone, Debug)]
+pub(crate) struct LogOwner {
+    tenant: TenantId,
+    function: FunctionName,
+    /// Tells it from those that had the name before (smaller) and will have it (larger).
+    life: u32,
+}
+
+impl LogOwner {
+    /// The function that the registry knows by this name, in this life.
+    pub(crate) fn new(tenant: &TenantId, function: &FunctionName, life: u32) -> Self {
+        Self { tenant: tenant.clone(), function: function.clone(), life }
+    }
+}
+
 /// The logs of all functions. Cheap to clone; the clones share everything.
 #[derive(Clone, Debug)]
 pub(crate) struct FunctionLogs {
@@ -99,8 +117,11 @@ struct Shared {
 struct Tenants {
     bytes: usize,
     logs: HashMap<TenantId, TenantLogs>,
-    /// Names rings, so that a deleted function's is told from its successor's.
-    epochs: u64,
+    /// Rings made so far.
+    rings: u64,
+    /// Names rings by a keyed hash of that count: tenants see the names, and learn nothing from them. The key is another one
+    /// after a restart, so that a cursor from before fits no ring.
+    epochs: RandomState,
     closed: bool,
 }
 
@@ -114,55 +135,41 @@ struct TenantLogs {
 #[derive(Clone, Debug)]
 pub(crate) struct InvocationLog {
     shared: Arc<Shared>,
-    tenant: TenantId,
-    function: FunctionName,
+    owner: LogOwner,
     version: u32,
     request_id: Arc<str>,
-    epoch: u64,
 }
 
 impl FunctionLogs {
     /// Empty logs within limits.
     pub(crate) fn new(limits: LogLimits) -> Self {
-        // Not from 0: a cursor from before a restart must not fit a ring of after it.
-        let tenants = Tenants { epochs: now_unix_ms().wrapping_mul(1 << 20), ..Tenants::default() };
-        Self { shared: Arc::new(Shared { limits, tenants: Mutex::new(tenants) }) }
+        Self { shared: Arc::new(Shared { limits, tenants: Mutex::default() }) }
     }
 
     /// The log of one invocation of a function that exists.
-    pub(crate) fn invocation(
-        &self,
-        tenant: &TenantId,
-        function: &FunctionName,
-        version: u32,
-        request_id: &str,
-    ) -> InvocationLog {
-        let epoch = self.shared.lock().ring(tenant, function).epoch;
-        InvocationLog {
-            shared: Arc::clone(&self.shared),
-            tenant: tenant.clone(),
-            function: function.clone(),
-            version,
-            request_id: request_id.into(),
-            epoch,
-        }
+    pub(crate) fn invocation(&self, owner: LogOwner, version: u32, request_id: &str) -> InvocationLog {
+        self.shared.lock().ring(&owner);
+        InvocationLog { shared: Arc::clone(&self.shared), owner, version, request_id: request_id.into() }
     }
 
     /// Lines of a function that exists: with a cursor the oldest after it, without one the newest.
-    pub(crate) fn read(&self, tenant: &TenantId, function: &FunctionName, from: Cursor, lines_max: usize) -> Page {
-        self.shared.lock().ring(tenant, function).read(from, lines_max)
+    pub(crate) fn read(&self, owner: &LogOwner, from: Cursor, lines_max: usize) -> Page {
+        match self.shared.lock().ring(owner) {
+            Some(ring) => ring.read(from, lines_max),
+            None => Page { lines: Vec::new(), dropped: 0, next: from },
+        }
     }
 
     /// Waits until there are lines after the cursor, the log ends, or the time is up.
-    pub(crate) async fn wait(&self, tenant: &TenantId, function: &FunctionName, after: Cursor, wait_max: Duration) {
+    pub(crate) async fn wait(&self, owner: &LogOwner, after: Cursor, wait_max: Duration) {
         let written = {
             let mut tenants = self.shared.lock();
             if tenants.closed {
                 return;
             }
-            match tenants.ring(tenant, function).unread(after) {
-                Unread::Some => return,
-                Unread::None(written) => written,
+            match tenants.ring(owner).map(|ring| ring.unread(after)) {
+                None | Some(Unread::Some) => return,
+                Some(Unread::None(written)) => written,
             }
         };
         let mut written: watch::Receiver<()> = written;
@@ -170,10 +177,13 @@ impl FunctionLogs {
         drop(tokio::time::timeout(wait_max, written.changed()).await);
     }
 
-    /// Forgets a function that was deleted.
-    pub(crate) fn remove(&self, tenant: &TenantId, function: &FunctionName) {
+    /// Forgets a function that was deleted, but not a `successor` that took its name since.
+    pub(crate) fn remove(&self, tenant: &TenantId, function: &FunctionName, successor: u32) {
         let mut tenants = self.shared.lock();
         let Some(logs) = tenants.logs.get_mut(tenant) else { return };
+        if logs.rings.get(function).is_none_or(|ring| ring.life >= successor) {
+            return;
+        }
         let bytes = logs.rings.remove(function).map_or(0, |ring| ring.bytes());
         logs.bytes -= bytes;
         if logs.rings.is_empty() {
@@ -215,50 +225,74 @@ impl Shared {
 }
 
 impl Tenants {
-    fn ring(&mut self, tenant: &TenantId, function: &FunctionName) -> &mut Ring {
-        let epochs = &mut self.epochs;
-        let rings = &mut self.logs.entry(tenant.clone()).or_default().rings;
-        rings.entry(function.clone()).or_insert_with(|| {
-            *epochs = epochs.wrapping_add(1);
-            Ring::new(*epochs)
-        })
+    /// The ring of a function, in place of one that a predecessor left; none if it has a successor.
+    fn ring(&mut self, owner: &LogOwner) -> Option<&mut Ring> {
+        let logs = self.logs.entry(owner.tenant.clone()).or_default();
+        let before = logs.rings.get(&owner.function);
+        if before.is_none_or(|ring| ring.life < owner.life) {
+            let bytes = before.map_or(0, Ring::bytes);
+            logs.bytes -= bytes;
+            self.bytes -= bytes;
+            self.rings = self.rings.wrapping_add(1);
+            let epoch = self.epochs.hash_one(self.rings);
+            logs.rings.insert(owner.function.clone(), Ring::new(owner.life, epoch));
+        }
+        logs.rings.get_mut(&owner.function).filter(|ring| ring.life == owner.life)
     }
 
     fn write(&mut self, log: &InvocationLog, line: Line, limits: &LogLimits) {
-        let Some(logs) = self.logs.get_mut(&log.tenant) else { return };
-        let Some(ring) = logs.rings.get_mut(&log.function).filter(|ring| ring.epoch == log.epoch) else { return };
+        let LogOwner { tenant, function, life } = &log.owner;
+        let Some(logs) = self.logs.get_mut(tenant) else { return };
+        let Some(ring) = logs.rings.get_mut(function).filter(|ring| ring.life == *life) else { return };
         let before = ring.bytes();
         ring.push(line, limits.function_lines_max, limits.function_bytes_max);
         let (after, tenant_bytes) = (ring.bytes(), logs.bytes);
         logs.bytes = tenant_bytes - before + after;
         self.bytes = self.bytes - before + after;
+        // Everybody waits meanwhile, so that it must be rare and short: each time it makes room for many lines, not for all.
         if logs.bytes > limits.tenant_bytes_max {
-            self.bytes -= logs.shrink(limits.tenant_bytes_max);
+            self.bytes -= logs.shrink(limits.tenant_bytes_max - limits.tenant_bytes_max / 64);
         }
-        while self.bytes > limits.host_bytes_max {
-            // Whoever has most gives first: one tenant's flood does not cost another its lines.
-            let Some(largest) = self.logs.values_mut().max_by_key(|logs| logs.bytes) else { return };
-            let room = largest.bytes.saturating_sub(self.bytes - limits.host_bytes_max);
-            self.bytes -= largest.shrink(room);
+        if self.bytes > limits.host_bytes_max {
+            self.shrink(limits.host_bytes_max - limits.host_bytes_max / 64);
+        }
+    }
+
+    /// Whoever has most gives first: one tenant's flood does not cost another its lines.
+    fn shrink(&mut self, goal: usize) {
+        let level = level(self.logs.values().map(|logs| logs.bytes).collect(), goal);
+        for logs in self.logs.values_mut().filter(|logs| logs.bytes > level) {
+            self.bytes -= logs.shrink(level);
         }
     }
 }
 
 impl TenantLogs {
-    /// Drops the oldest lines of the largest logs until a sixteenth below so many bytes, so that it need not be done for
-    /// every line; how many bytes went.
-    fn shrink(&mut self, bytes_max: usize) -> usize {
-        let (before, goal) = (self.bytes, bytes_max - bytes_max / 16);
-        while self.bytes > goal {
-            let Some(ring) = self.rings.values_mut().max_by_key(|ring| ring.bytes()) else { break };
-            let freed = ring.drop_oldest();
-            self.bytes -= freed;
-            if freed == 0 {
-                break;
+    /// Drops the oldest lines of the largest logs until there are at most so many bytes; how many went.
+    fn shrink(&mut self, goal: usize) -> usize {
+        let before = self.bytes;
+        let level = level(self.rings.values().map(Ring::bytes).collect(), goal);
+        for ring in self.rings.values_mut() {
+            while ring.bytes() > level {
+                self.bytes -= ring.drop_oldest();
             }
         }
         before - self.bytes
     }
+}
+
+/// What the largest may keep, if those below it keep all, so that the sum is at most the goal.
+fn level(mut sizes: Vec<usize>, goal: usize) -> usize {
+    sizes.sort_unstable();
+    let (mut rest, mut left) = (goal, sizes.len());
+    for size in sizes {
+        let share = rest / left.max(1);
+        if size > share {
+            return share;
+        }
+        (rest, left) = (rest - size, left - 1);
+    }
+    usize::MAX
 }
 
 /// The first so many bytes, and a mark if there were more.

@@ -45,6 +45,9 @@ pub struct FunctionVersion {
     pub manifest: Arc<Manifest>,
     /// When, in milliseconds since 1970-01-01 UTC; 0 if it was not noted.
     pub created_unix_ms: u64,
+    /// The life of the function that it belongs to: the number from which on versions are of this function, and not of a
+    /// deleted one of the same name.
+    pub life: u32,
 }
 
 /// What a version's record holds.
@@ -62,6 +65,8 @@ pub struct Live {
     pub live: u32,
     /// The newest one.
     pub latest: u32,
+    /// As [`FunctionVersion::life`].
+    pub life: u32,
     /// The changes that led there.
     pub history: LiveHistory,
 }
@@ -210,10 +215,10 @@ impl Registry {
         self.check_room(tenant, function).await?;
         let stored = StoredVersion { created_unix_ms: unix_ms(), manifest };
         let version = self.write_version(tenant, function, &stored).await?;
-        self.note_version(tenant, function, version, by).await?;
+        let life = self.note_version(tenant, function, version, by).await?.first;
         let StoredVersion { created_unix_ms, manifest } = stored;
-        let put =
-            FunctionVersion { function: function.clone(), version, manifest: Arc::new(manifest), created_unix_ms };
+        let manifest = Arc::new(manifest);
+        let put = FunctionVersion { function: function.clone(), version, manifest, created_unix_ms, life };
         self.versions.insert((tenant.clone(), function.clone(), version), put.clone()).await;
         Ok(put)
     }
@@ -261,7 +266,7 @@ impl Registry {
         function: &FunctionName,
         version: u32,
         by: &str,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<Head, RegistryError> {
         self.change_head(tenant, function, |head| {
             head.note(version, by);
             Ok(())
@@ -274,9 +279,9 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::UnknownFunction`].
     pub async fn get_live(&self, tenant: &TenantId, function: &FunctionName) -> Result<FunctionVersion, RegistryError> {
-        let head = self.head(tenant, function).await?;
-        let live = head.and_then(|head| head.live).ok_or_else(|| RegistryError::UnknownFunction(function.clone()))?;
-        self.read_version(tenant, function, live).await
+        let head = self.existing_head(tenant, function).await?;
+        let live = head.live.ok_or_else(|| RegistryError::UnknownFunction(function.clone()))?;
+        self.read_version(tenant, function, live, head.first).await
     }
 
     /// One version.
@@ -293,7 +298,7 @@ impl Registry {
         if !head.has(version) {
             return Err(RegistryError::UnknownVersion { function: function.clone(), version });
         }
-        self.read_version(tenant, function, version).await
+        self.read_version(tenant, function, version, head.first).await
     }
 
     /// Every version, the oldest first. A number whose writer died is missing.
@@ -308,7 +313,7 @@ impl Registry {
         let head = self.existing_head(tenant, function).await?;
         let mut versions = Vec::new();
         for version in (head.first..=head.latest).filter(|version| head.has(*version)) {
-            match self.read_version(tenant, function, version).await {
+            match self.read_version(tenant, function, version, head.first).await {
                 Ok(found) => versions.push(found),
                 Err(RegistryError::UnknownVersion { .. }) => {}
                 Err(error) => return Err(error),
@@ -324,7 +329,7 @@ impl Registry {
     pub async fn live(&self, tenant: &TenantId, function: &FunctionName) -> Result<Live, RegistryError> {
         let head = self.existing_head(tenant, function).await?;
         let live = head.live.ok_or_else(|| RegistryError::UnknownFunction(function.clone()))?;
-        Ok(Live { live, latest: head.latest, history: head.history })
+        Ok(Live { live, latest: head.latest, life: head.first, history: head.history })
     }
 
     /// Makes a version live, a newer or an older one, on behalf of the key `by`. Requests in flight keep theirs. With
@@ -359,22 +364,23 @@ impl Registry {
         Ok(promoted)
     }
 
-    /// Removes a function and its versions. Its numbers are not used again.
+    /// Removes a function and its versions. Its numbers are not used again. The life that a successor of its name would begin.
     ///
     /// # Errors
     /// [`RegistryError::UnknownFunction`].
-    pub async fn delete(&self, tenant: &TenantId, function: &FunctionName) -> Result<(), RegistryError> {
+    pub async fn delete(&self, tenant: &TenantId, function: &FunctionName) -> Result<u32, RegistryError> {
         let mut removed = 0..=0;
-        self.change_head(tenant, function, |head| {
-            if head.live.is_none() {
-                return Err(RegistryError::UnknownFunction(function.clone()));
-            }
-            removed = head.first..=head.latest;
-            (head.first, head.live, head.history) = (head.latest + 1, None, LiveHistory::default());
-            head.missing.clear();
-            Ok(())
-        })
-        .await?;
+        let head = self
+            .change_head(tenant, function, |head| {
+                if head.live.is_none() {
+                    return Err(RegistryError::UnknownFunction(function.clone()));
+                }
+                removed = head.first..=head.latest;
+                (head.first, head.live, head.history) = (head.latest + 1, None, LiveHistory::default());
+                head.missing.clear();
+                Ok(())
+            })
+            .await?;
         for version in removed {
             let key = version_key(tenant, function, version);
             self.versions.invalidate(&(tenant.clone(), function.clone(), version)).await;
@@ -382,7 +388,7 @@ impl Registry {
                 self.store.swap(&key, Some(found), None).await?;
             }
         }
-        Ok(())
+        Ok(head.first)
     }
 
     /// The tenant's functions, by name.
@@ -414,13 +420,13 @@ impl Registry {
         head.ok_or_else(|| RegistryError::UnknownFunction(function.clone()))
     }
 
-    /// Reads, changes and swaps the head until no one came between.
+    /// Reads, changes and swaps the head until no one came between; the new one.
     async fn change_head(
         &self,
         tenant: &TenantId,
         function: &FunctionName,
         mut change: impl FnMut(&mut Head) -> Result<(), RegistryError>,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<Head, RegistryError> {
         let key = head_key(tenant, function);
         for _ in 0..SWAP_ATTEMPTS_MAX {
             let found = self.store.get(&key).await?;
@@ -431,7 +437,7 @@ impl Registry {
             change(&mut head)?;
             match self.store.swap(&key, version, Some(record(&key, &head)?)).await {
                 Err(StoreError::Conflict { .. }) => {}
-                swapped => return Ok(swapped.map(|_| ())?),
+                swapped => return Ok(swapped.map(|_| head)?),
             }
         }
         Err(StoreError::contended(&key).into())
@@ -442,6 +448,7 @@ impl Registry {
         tenant: &TenantId,
         function: &FunctionName,
         version: u32,
+        life: u32,
     ) -> Result<FunctionVersion, RegistryError> {
         let cache_key = (tenant.clone(), function.clone(), version);
         if let Some(found) = self.versions.get(&cache_key).await {
@@ -454,8 +461,8 @@ impl Registry {
         let stored = read_record::<StoredVersion>(&key, &value)
             .or_else(|_| read_record(&key, &value).map(|manifest| StoredVersion { created_unix_ms: 0, manifest }))?;
         let StoredVersion { created_unix_ms, manifest } = stored;
-        let found =
-            FunctionVersion { function: function.clone(), version, manifest: Arc::new(manifest), created_unix_ms };
+        let manifest = Arc::new(manifest);
+        let found = FunctionVersion { function: function.clone(), version, manifest, created_unix_ms, life };
         self.versions.insert(cache_key, found.clone()).await;
         Ok(found)
     }

@@ -45,6 +45,33 @@ fn a_skill_from_nothing_by_commands_alone() {
 }
 
 #[test]
+fn a_flag_wins_over_the_environment() {
+    let Some(server) = shared_server("a_flag_wins_over_the_environment") else { return };
+    let key = server.key();
+    let key = key.as_str();
+    let with = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = tenon();
+        command
+            .args(["adapter", "list"])
+            .args(arguments)
+            .env("TENON_URL", server.url())
+            .envs(variables.iter().copied());
+        command.output().expect("tenon starts")
+    };
+    let file = server.data().join("dev.key");
+    let file = file.to_str().unwrap();
+    printed(&with(&["--key", key], &[("TENON_KEY_FILE", "nowhere")]));
+    printed(&with(&["--key-file", file], &[("TENON_KEY", "wrong"), ("TENON_KEY_FILE", "nowhere")]));
+    printed(&with(&[], &[("TENON_KEY", key), ("TENON_KEY_FILE", "nowhere")]));
+    printed(&with(&[], &[("TENON_KEY", ""), ("TENON_KEY_FILE", file)]));
+    let both = with(&["--key", key, "--key-file", file], &[]);
+    assert_eq!(both.status.code(), Some(2), "two flags are one too many");
+    let nowhere = with(&["--key-file", "nowhere", "--json"], &[]);
+    let error: Value = serde_json::from_slice(&nowhere.stderr).expect("JSON");
+    assert_eq!((nowhere.status.code(), &error["error"]["code"]), (Some(1), &json!("file_unreadable")));
+}
+
+#[test]
 fn a_tenant_and_its_key_come_and_go() {
     let Some(server) = shared_server("a_tenant_and_its_key_come_and_go") else { return };
     printed(&run(server, &["tenant", "create", "cli-tenant"]));

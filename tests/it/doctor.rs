@@ -43,6 +43,9 @@ fn a_stopped_hosts_data_is_found_sound_and_a_running_ones_too() {
     for name in ["configuration", "data directory", "sandbox", "clock", "address", "receipts", "base"] {
         assert_eq!(verdict(&found, name), "ok", "{found:#}");
     }
+    // Another host would not start on the same data.
+    let (code, found) = doctor(&arguments(&base, &data, "127.0.0.1:0"));
+    assert_eq!((code, verdict(&found, "receipts")), (Some(1), "fail"), "{found:#}");
     server.terminate();
     assert!(server.wait().success());
     let (_, found) = doctor(&arguments(&base, &data, &address));

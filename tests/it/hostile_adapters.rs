@@ -108,13 +108,21 @@ impl Watch {
         self.check(&format!("{name} by file://"), &answer, verdict);
     }
 
-    /// An archive: as a form's only part, in the place of the weights, as the whole body, and by `file://`.
+    /// An archive: as a form's only part, in the place of the weights, beside a good adapter in a part that is ignored, as the
+    /// whole body, and by `file://`.
     fn check_archive(&mut self, name: &str, bytes: &[u8]) {
-        let config = PeftAdapter::tiny(1).config_file();
+        let good = PeftAdapter::tiny(1);
+        let config = good.config_file();
+        let readme = vec![
+            (CONFIG.to_owned(), config.clone()),
+            (WEIGHTS.to_owned(), good.weights_file()),
+            ("README.md".to_owned(), bytes.to_vec()),
+        ];
         let weights = vec![(CONFIG.to_owned(), config), (WEIGHTS.to_owned(), bytes.to_vec())];
         let nameless = vec![("file".to_owned(), bytes.to_vec())];
+        let alone = vec![(name.to_owned(), bytes.to_vec())];
         for (how, files) in
-            [("a form", vec![(name.to_owned(), bytes.to_vec())]), ("a nameless part", nameless), ("weights", weights)]
+            [("a form", alone), ("a nameless part", nameless), ("weights", weights), ("a README", readme)]
         {
             let answer = self.client.upload_files("hostile", files);
             self.check(&format!("{name} as {how}"), &answer, Verdict::MediaType);

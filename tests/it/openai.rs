@@ -192,6 +192,7 @@ fn what_is_not_served_is_refused_with_its_field() {
     refused("response_format", json!({"type": "json_object"}), 400, "unsupported");
     refused("functions", json!([{"name": "f"}]), 400, "unsupported");
     refused("reasoning_effort", json!("low"), 400, "unsupported");
+    refused("web_search_options", json!({}), 400, "unsupported");
     refused("stream_options", json!({"include_usage": true}), 400, "invalid_request");
     refused("top_logprobs", json!(2), 400, "invalid_request");
     refused("temperature", json!(-1), 400, "invalid_plan");
@@ -212,6 +213,20 @@ fn what_is_not_served_is_refused_with_its_field() {
     refused("stop", json!(vec!["a"; 17]), 400, "limit_exceeded");
     let suffix = json!({"model": "base", "prompt": "a", "suffix": "b"});
     client.post("/v1/completions", &suffix).expect_error(400, "unsupported");
+}
+
+#[test]
+fn what_a_plugin_holds_back_is_not_told_by_the_tokens() {
+    let Some(server) = shared_server("what_a_plugin_holds_back_is_not_told_by_the_tokens") else { return };
+    let client = server.client();
+    for (field, value) in [("return_token_ids", json!(true)), ("logprobs", json!(true))] {
+        for stream in [false, true] {
+            let mut body = chat("echo", "hello");
+            (body[field], body["stream"]) = (value.clone(), json!(stream));
+            let error = client.post("/v1/chat/completions", &body).expect_error(400, "unsupported").json();
+            assert_eq!(error["error"]["param"], json!(field), "{error}");
+        }
+    }
 }
 
 #[test]

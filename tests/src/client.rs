@@ -279,6 +279,14 @@ impl Client {
     /// # Panics
     /// If the answer ends before.
     pub fn hang_up(&self, path: &str, body: &Value, after: &str, wait: Duration) {
+        self.hang_up_after(path, body, after, || std::thread::sleep(wait));
+    }
+
+    /// The same, but hangs up when `stay` returns.
+    ///
+    /// # Panics
+    /// If the answer ends before that.
+    pub fn hang_up_after(&self, path: &str, body: &Value, after: &str, stay: impl FnOnce()) {
         let host = self.url.trim_start_matches("http://");
         let mut stream = TcpStream::connect(host).expect("the server listens");
         stream.set_read_timeout(Some(ANSWER_MAX)).expect("a time that is not zero");
@@ -295,7 +303,7 @@ impl Client {
             assert!(bytes > 0, "the answer ended without {after}: {seen}");
             seen.push_str(&String::from_utf8_lossy(&piece[..bytes]));
         }
-        std::thread::sleep(wait);
+        stay();
     }
 
     fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Answer {

@@ -14,6 +14,7 @@ use crate::{Client, base, places};
 const START_MAX: Duration = Duration::from_secs(60);
 const READY_MAX: Duration = Duration::from_secs(120);
 const EXIT_MAX: Duration = Duration::from_secs(60);
+const LOG_MAX: Duration = Duration::from_secs(60);
 
 /// How to start a server.
 #[derive(Clone, Debug, Default)]
@@ -135,6 +136,22 @@ impl Server {
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lock().expect("no panic while held").clone()
+    }
+
+    /// What the server wrote so far, once there is this in it: what it writes comes through a pipe, and a moment later.
+    ///
+    /// # Panics
+    /// If it is not there in a minute.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        let started = Instant::now();
+        loop {
+            let log = self.log();
+            if log.contains(text) {
+                return log;
+            }
+            assert!(started.elapsed() < LOG_MAX, "no `{text}` in the log in {LOG_MAX:?}:\n{log}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The server's data folder, to be kept: the next server may go on with it.

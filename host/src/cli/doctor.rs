@@ -69,8 +69,9 @@ pub(crate) async fn run(config: Result<Config, Error>, printer: Printer) -> Resu
             checks.extend(bases);
             checks.push(machine::memory(&config));
             checks.push(state::sandbox().await);
-            checks.push(state::port(&config).await);
-            checks.push(state::receipts(&config.data).await);
+            let (port, answers) = state::port(&config).await;
+            checks.push(port);
+            checks.push(state::receipts(&config.data, answers).await);
         }
         Err(error) => {
             let advice = "correct it, and run this again for the other checks";

@@ -74,12 +74,16 @@ pub(crate) fn time(unix_ms: u64) -> String {
 
 /// Reads a file, naming it in the error.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(Error::io(format!("cannot read {}", path.display())))
+    std::fs::read(path).map_err(|error| unreadable(path, &error))
 }
 
 /// Reads a text file, naming it in the error.
 pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(Error::io(format!("cannot read {}", path.display())))
+    std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::invalid("file_unreadable", "", format!("cannot read {}: {error}", path.display()))
 }
 
 /// A field of an answer as text.

@@ -28,15 +28,19 @@ pub(crate) struct Connection {
     /// Address of the host
     #[arg(long, env = "TENON_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// API key
-    #[arg(long, env = "TENON_KEY", hide_env_values = true, conflicts_with = "key_file")]
+    /// API key; else `--key-file`, else the environment's TENON_KEY, else its TENON_KEY_FILE
+    #[arg(long, conflicts_with = "key_file")]
     key: Option<String>,
     /// File that holds the key, such as DATA/dev.key
-    #[arg(long, env = "TENON_KEY_FILE", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// Certificate authorities (PEM) to trust with https, in place of the system's
     #[arg(long, env = "TENON_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// A host that is reached over HTTP.
@@ -49,10 +53,16 @@ pub(crate) struct Remote {
 impl Remote {
     /// Takes address, key and trust from the arguments.
     pub(crate) fn new(connection: &Connection) -> Result<Self, Failure> {
+        let file = |file: &Path| read_text(file).map(|text| Some(text.trim().to_owned()));
         let key = match (&connection.key, &connection.key_file) {
             (Some(key), _) => Some(key.clone()),
-            (None, Some(file)) => Some(read_text(file)?.trim().to_owned()),
-            (None, None) => None,
+            (None, Some(path)) => file(path)?,
+            // Not by clap, to which a flag beside another flag's variable is a conflict.
+            (None, None) => match (variable("TENON_KEY"), variable("TENON_KEY_FILE")) {
+                (Some(key), _) => Some(key),
+                (None, Some(path)) => file(Path::new(&path))?,
+                (None, None) => None,
+            },
         };
         let url = connection.url.trim_end_matches('/').to_owned();
         let tls = tls(url.starts_with("https://"), connection.ca.as_deref())?;

@@ -90,7 +90,7 @@ pub(crate) async fn show(caller: Caller, PathText(path): PathText) -> Result<Jso
 pub(crate) async fn versions(caller: Caller, PathText(path): PathText) -> Result<Json<Versions>, Error> {
     let name = name(&path)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
-    let Live { live, latest, history } = host.registry.live(tenant, &name).await?;
+    let Live { live, latest, history, .. } = host.registry.live(tenant, &name).await?;
     let versions = host.registry.versions(tenant, &name).await?;
     let (list, previous) = (List::new(versions.iter().map(Version::from).collect()), history.before(live));
     let history = history.iter().map(LiveMove::from).collect();
@@ -117,7 +117,9 @@ pub(crate) async fn promote(
     responses((status = 204, description = "Deleted")))]
 pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     let name = name(&path)?;
-    caller.host.registry.delete(&caller.principal.tenant, &name).await?;
-    caller.host.logs.remove(&caller.principal.tenant, &name);
+    let (host, tenant) = (&caller.host, &caller.principal.tenant);
+    let successor = host.registry.delete(tenant, &name).await?;
+    // Should this not be reached: a successor's log is another one all the same.
+    host.logs.remove(tenant, &name, successor);
     Ok(StatusCode::NO_CONTENT)
 }

@@ -78,6 +78,7 @@ pub(crate) async fn serve(
         let accepted = tokio::select! {
             () = &mut stop => break,
             Some(_ended) = connections.join_next() => continue,
+            () = reloaded(&mut tls) => continue,
             permit = Arc::clone(&permits).acquire_owned() => {
                 let Ok(permit) = permit else { break };
                 tokio::select! {
@@ -86,6 +87,7 @@ pub(crate) async fn serve(
                         tls.iter_mut().for_each(Tls::reload);
                         continue;
                     }
+                    () = reloaded(&mut tls) => continue,
                     accepted = listener.listener.accept() => accepted.map(|(stream, _)| (stream, permit)),
                 }
             }
@@ -122,6 +124,9 @@ pub(crate) async fn serve(
     let drained = async {
         graceful.shutdown().await;
         while connections.join_next().await.is_some() {}
+        if let Some(tls) = &mut tls {
+            while tls.reloaded().await {}
+        }
     };
     let in_time = tokio::select! {
         done = tokio::time::timeout(drain, drained) => done.is_ok(),
@@ -142,6 +147,17 @@ async fn hang_up(hang_ups: &mut Option<Signal>) {
     match hang_ups {
         Some(hang_ups) => drop(hang_ups.recv().await),
         None => std::future::pending().await,
+    }
+}
+
+/// The end of reading the certificate again; never while it is not read.
+async fn reloaded(tls: &mut Option<Tls>) {
+    let is_read = match tls {
+        Some(tls) => tls.reloaded().await,
+        None => false,
+    };
+    if !is_read {
+        std::future::pending().await
     }
 }
 

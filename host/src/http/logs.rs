@@ -13,7 +13,7 @@ use super::auth::Caller;
 use super::functions;
 use super::wire::PathText;
 use crate::error::Error;
-use crate::logs::Cursor;
+use crate::logs::{Cursor, LogOwner};
 
 /// Lines of one answer.
 const PAGE_LINES_MAX: usize = 1000;
@@ -53,14 +53,15 @@ pub(crate) async fn read(
     let after = after.map_err(|error| Error::invalid("invalid_request", "after", error.to_string()))?;
     let after = after.unwrap_or_default();
     let limit = query.limit.unwrap_or(PAGE_LINES_DEFAULT).clamp(1, PAGE_LINES_MAX);
-    host.registry.live(tenant, &name).await?;
+    let life = async || Ok::<_, Error>(LogOwner::new(tenant, &name, host.registry.live(tenant, &name).await?.life));
+    let mut owner = life().await?;
     let wait_ms = query.wait_ms.min(WAIT_MS_MAX);
     if wait_ms > 0 {
-        host.logs.wait(tenant, &name, after, Duration::from_millis(wait_ms)).await;
+        host.logs.wait(&owner, after, Duration::from_millis(wait_ms)).await;
         // It may have been deleted meanwhile, and another's log must not be opened in its name.
-        host.registry.live(tenant, &name).await?;
+        owner = life().await?;
     }
-    let page = host.logs.read(tenant, &name, after, limit);
+    let page = host.logs.read(&owner, after, limit);
     let lines = page.lines.iter().filter(|line| line.time_unix_ms >= query.since_unix_ms).map(LogLine::from);
     let (name, list, next) = (name.as_str().to_owned(), List::new(lines.collect()), page.next.to_string());
     Ok(Json(LogPage { list, name, dropped: page.dropped, next }))

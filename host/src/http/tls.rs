@@ -11,6 +11,7 @@ use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -33,6 +34,10 @@ const PLAIN_HTTP_ANSWER: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r
 pub(crate) struct Tls {
     files: TlsFiles,
     acceptor: TlsAcceptor,
+    /// The reading of the files again, one at a time: a disk may take long, and connections must not wait for it.
+    reading: JoinSet<Result<TlsAcceptor, Error>>,
+    /// The files may have changed since they are being read.
+    is_stale: bool,
 }
 
 impl Tls {
@@ -41,18 +46,38 @@ impl Tls {
     /// # Errors
     /// What is wrong with which file.
     pub(crate) fn open(files: &TlsFiles) -> Result<Self, Error> {
-        Ok(Self { files: files.clone(), acceptor: acceptor(files)? })
+        let acceptor = acceptor(files)?;
+        Ok(Self { files: files.clone(), acceptor, reading: JoinSet::new(), is_stale: false })
     }
 
-    /// Reads the files again; the old ones stay in use if the new ones are no good.
+    /// Begins to read the files again; [`Self::reloaded`] goes on with it.
     pub(crate) fn reload(&mut self) {
-        match acceptor(&self.files) {
+        self.is_stale = true;
+        self.read();
+    }
+
+    fn read(&mut self) {
+        if self.is_stale && self.reading.is_empty() {
+            self.is_stale = false;
+            let files = self.files.clone();
+            self.reading.spawn_blocking(move || acceptor(&files));
+        }
+    }
+
+    /// Waits for the files, if they are being read, and puts them to use; the old ones stay if the new ones are no good.
+    /// False if nothing is being read. Loses nothing when it is dropped.
+    pub(crate) async fn reloaded(&mut self) -> bool {
+        let Some(read) = self.reading.join_next().await else { return false };
+        let read = read.unwrap_or_else(|error| Err(Error::Internal(format!("reading the TLS files: {error}"))));
+        match read {
             Ok(acceptor) => {
                 self.acceptor = acceptor;
                 tracing::info!("the TLS certificate was read again; new connections use it");
             }
             Err(error) => tracing::error!(%error, "the TLS certificate was not replaced; the old one stays in use"),
         }
+        self.read();
+        true
     }
 
     /// For one connection.

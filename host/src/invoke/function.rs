@@ -18,7 +18,7 @@ use super::{Draft, Routed, seed};
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::error::Error;
 use crate::host::Host;
-use crate::logs::{InvocationLog, Level};
+use crate::logs::{InvocationLog, Level, LogOwner};
 use crate::metrics::PluginCall;
 use crate::registry::{FunctionVersion, Manifest};
 use crate::tenants::Principal;
@@ -42,7 +42,7 @@ pub(crate) async fn route(
 ) -> Result<Routed, Error> {
     check_request(request, &host.plan_limits).map_err(|source| Error::Plan { source, by_caller: true })?;
     let live = host.registry.get_live(&principal.tenant, name).await?;
-    let log = host.logs.invocation(&principal.tenant, name, live.version, &request.id);
+    let log = host.logs.invocation(LogOwner::new(&principal.tenant, name, live.life), live.version, &request.id);
     let routed = route_live(host, principal, live, log.clone(), request, started).await;
     routed.inspect_err(|error| log_failure(Some(&log), error))
 }
@@ -183,20 +183,26 @@ struct FunctionLog {
 
 impl LogSink for FunctionLog {
     fn write(&self, level: LogLevel, message: &str) {
+        let (tenant, function) = (&self.tenant, &self.function);
         let kept = match level {
-            LogLevel::Debug => Level::Debug,
-            LogLevel::Info => Level::Info,
-            LogLevel::Warn => Level::Warn,
-            LogLevel::Error => Level::Error,
+            LogLevel::Debug => {
+                tracing::debug!(target: "plugin", tenant, function, "{message:?}");
+                Level::Debug
+            }
+            LogLevel::Info => {
+                tracing::info!(target: "plugin", tenant, function, "{message:?}");
+                Level::Info
+            }
+            LogLevel::Warn => {
+                tracing::warn!(target: "plugin", tenant, function, "{message:?}");
+                Level::Warn
+            }
+            LogLevel::Error => {
+                tracing::error!(target: "plugin", tenant, function, "{message:?}");
+                Level::Error
+            }
         };
         self.log.write(kept, message);
-        let (tenant, function) = (&self.tenant, &self.function);
-        match level {
-            LogLevel::Debug => tracing::debug!(target: "plugin", tenant, function, "{message:?}"),
-            LogLevel::Info => tracing::info!(target: "plugin", tenant, function, "{message:?}"),
-            LogLevel::Warn => tracing::warn!(target: "plugin", tenant, function, "{message:?}"),
-            LogLevel::Error => tracing::error!(target: "plugin", tenant, function, "{message:?}"),
-        }
     }
 }
 

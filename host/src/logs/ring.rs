@@ -69,7 +69,9 @@ pub(super) enum Unread {
 
 #[derive(Debug)]
 pub(super) struct Ring {
-    pub(super) epoch: u64,
+    /// Of the function.
+    pub(super) life: u32,
+    epoch: u64,
     lines: VecDeque<Line>,
     bytes: usize,
     /// Sequence number of the last line.
@@ -78,8 +80,8 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(epoch: u64) -> Self {
-        Self { epoch, lines: VecDeque::new(), bytes: 0, last: 0, written: watch::Sender::new(()) }
+    pub(super) fn new(life: u32, epoch: u64) -> Self {
+        Self { life, epoch, lines: VecDeque::new(), bytes: 0, last: 0, written: watch::Sender::new(()) }
     }
 
     /// Bytes of the lines that are kept.

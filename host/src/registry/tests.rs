@@ -155,6 +155,25 @@ async fn a_delete_between_the_steps_of_a_deploy_wins() {
 }
 
 #[tokio::test]
+async fn a_successor_of_the_name_lives_another_life() {
+    let (registry, acme) = registry().await;
+    let f = function("f");
+    registry.put_version(&acme, &f, manifest("one"), "key").await.expect("put");
+    let second = registry.put_version(&acme, &f, manifest("two"), "key").await.expect("put");
+    registry.promote(&acme, &f, 2, None, "key").await.expect("promote");
+    let life = registry.get_live(&acme, &f).await.expect("live").life;
+    assert_eq!((life, second.life), (1, 1), "all versions are of one life");
+    let next = registry.delete(&acme, &f).await.expect("delete");
+    let third = registry.put_version(&acme, &f, manifest("three"), "key").await.expect("put");
+    assert_eq!((next, third.life), (3, 3));
+    let cold = Registry::new(Arc::clone(&registry.store));
+    for registry in [registry, cold] {
+        assert_eq!(registry.get_live(&acme, &f).await.expect("live").life, next);
+        assert_eq!(registry.live(&acme, &f).await.expect("live").life, next);
+    }
+}
+
+#[tokio::test]
 async fn a_restart_keeps_everything() {
     let folder = tempfile::tempdir().expect("a folder");
     let open = || async { Registry::new(Arc::new(EmbeddedStore::open(folder.path()).await.expect("open"))) };

@@ -131,6 +131,26 @@ fn an_error_of_one_choice_ends_the_stream_of_all() {
 }
 
 #[test]
+fn an_error_at_the_start_of_one_choice_names_the_receipts_of_all() {
+    let test = "an_error_at_the_start_of_one_choice_names_the_receipts_of_all";
+    let Some(server) = shared_server(test) else { return };
+    let client = server.client();
+    let digest = client.upload_plugin(guest("trap"));
+    client.put("/v1/functions/trap-start", &json!({"plugin": digest})).expect(201);
+    for (prompts, kinds) in [
+        (["Once", "constructor", "Twice"], ["cancelled", "failed", "cancelled"]),
+        (["constructor", "constructor", "Once"], ["failed", "failed", "cancelled"]),
+    ] {
+        let body = json!({"model": "trap-start", "prompt": prompts, "max_tokens": 4});
+        let failed = client.post("/v1/completions", &body);
+        assert_eq!((failed.status, failed.code().as_str()), (502, "plugin_trap"), "{}", failed.text);
+        let receipts = failed.receipt.expect("receipts were made");
+        let ends: Vec<Value> = receipts.split(", ").map(|id| kind_once_closed(&client, id)).collect();
+        assert_eq!(json!(ends), json!(kinds), "in the order of the prompts: {receipts}");
+    }
+}
+
+#[test]
 fn hanging_up_cancels_every_choice() {
     let Some(server) = shared_server("hanging_up_cancels_every_choice") else { return };
     let client = server.client();

@@ -10,8 +10,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::Check;
 use super::machine::mib;
+use super::{Check, Verdict};
 use crate::cli::COMPILE_COMMAND;
 use crate::config::Config;
 use crate::receipt::{PublicKeys, ReceiptLog};
@@ -22,6 +22,7 @@ use crate::tenants::Tenants;
 const DISK_BYTES_MIN: u64 = 64 << 20;
 /// Below this, someone should look.
 const DISK_BYTES_LOW: u64 = 1 << 30;
+const FREE: &str = "is free";
 /// How long a host may take to say that it is well.
 const HEALTH_MAX: Duration = Duration::from_secs(3);
 
@@ -152,11 +153,17 @@ async fn self_test() -> Result<(), String> {
     tested.map_err(|error| error.to_string())
 }
 
-/// Whether the address is free, or a host answers there.
-pub(super) async fn port(config: &Config) -> Check {
+/// Whether the address is free, or a host answers there; and whether one does.
+pub(super) async fn port(config: &Config) -> (Check, bool) {
+    let check = address(config).await;
+    let answers = check.verdict < Verdict::Fail && !check.found.ends_with(FREE);
+    (check, answers)
+}
+
+async fn address(config: &Config) -> Check {
     let (name, listen) = ("address", config.listen);
     let error = match std::net::TcpListener::bind(listen) {
-        Ok(_free) => return Check::ok(name, format!("{listen} is free")),
+        Ok(_free) => return Check::ok(name, format!("{listen} {FREE}")),
         Err(error) => error,
     };
     if error.kind() != std::io::ErrorKind::AddrInUse {
@@ -189,14 +196,18 @@ async fn health(listen: SocketAddr) -> Option<String> {
     (body.get("status")? == "ok").then(|| body.get("version")?.as_str().map(str::to_owned))?
 }
 
-/// Whether every tenant's chain holds, if no host has the database open.
-pub(super) async fn receipts(data: &Path) -> Check {
+/// Whether every tenant's chain holds, if no host has the database open; `answers` says that one is up where this one would be.
+pub(super) async fn receipts(data: &Path, answers: bool) -> Check {
     let name = "receipts";
     if !data.join("state.redb").is_file() {
         return Check::ok(name, "none yet");
     }
     let store = match EmbeddedStore::open(data).await {
         Ok(store) => store,
+        Err(StoreError::InUse(_)) if !answers => {
+            let advice = "stop it, or choose another data directory with --data";
+            return Check::fail(name, "a running host has this data directory, at another address", advice);
+        }
         Err(StoreError::InUse(_)) => {
             return Check::ok(name, "a running host has them; check them with `tenon receipt verify`");
         }

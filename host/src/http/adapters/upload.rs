@@ -123,7 +123,11 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
             Part::Config => (&mut config, "adapter_config_bytes_max", CONFIG_BYTES_MAX),
             Part::Weights => (&mut weights, "adapter_bytes_max", bytes_max),
             Part::Digest => (&mut expected, "digest_bytes_max", DIGEST_BYTES_MAX),
-            Part::Ignored => continue,
+            // Ignored, but what is no text is not kept quiet about.
+            Part::Ignored => {
+                refuse_container_part(field).await?;
+                continue;
+            }
         };
         if place.replace(bounded(field, limit, max, bytes_max).await?).is_some() {
             return Err(refused(&format!("`{}` is there twice", part.name())));

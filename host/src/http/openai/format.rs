@@ -33,8 +33,9 @@ pub(crate) struct OpenAiFormat {
     token_ids: bool,
     include_usage: bool,
     request_id: String,
-    /// Of each choice: what is sent before its text, and where its text has come to.
+    /// Of each choice: what is sent before its text.
     echoes: Vec<String>,
+    /// Of each choice of a completion with log-probabilities, and so without an echo: where its text has come to.
     offsets: Vec<TextOffset>,
     usage: Usage,
 }
@@ -48,7 +49,8 @@ impl OpenAiFormat {
         logprobs: bool,
         echoes: Vec<String>,
     ) -> Self {
-        let offset = |echo: &String| TextOffset::new(host.base.tokenizer().decoder(), echo.chars().count());
+        let counted = if logprobs && kind == Kind::Completion { echoes.len() } else { 0 };
+        let offset = || TextOffset::new(host.base.tokenizer().decoder());
         Self {
             kind,
             model: common.model.clone(),
@@ -58,7 +60,7 @@ impl OpenAiFormat {
             token_ids: common.return_token_ids,
             include_usage: common.include_usage(),
             request_id: String::new(),
-            offsets: echoes.iter().map(offset).collect(),
+            offsets: std::iter::repeat_with(offset).take(counted).collect(),
             echoes,
             host,
             usage: Usage::default(),
@@ -137,7 +139,7 @@ impl OpenAiFormat {
         let tokenizer = self.host.base.tokenizer();
         match (self.kind, self.offsets.get_mut(index)) {
             (Kind::Chat, _) if self.logprobs => logprobs::of_chat(tokenizer, tokens),
-            (Kind::Completion, Some(offset)) if self.logprobs => logprobs::of_completion(tokenizer, offset, tokens),
+            (Kind::Completion, Some(offset)) => logprobs::of_completion(tokenizer, offset, tokens),
             _ => Value::Null,
         }
     }

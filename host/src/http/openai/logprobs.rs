@@ -30,9 +30,9 @@ pub(super) struct TextOffset {
 }
 
 impl TextOffset {
-    /// After an echo of this many characters.
-    pub(super) const fn new(decoder: TextDecoder, characters: usize) -> Self {
-        Self { decoder, characters }
+    /// At the beginning.
+    pub(super) const fn new(decoder: TextDecoder) -> Self {
+        Self { decoder, characters: 0 }
     }
 
     /// Where this token begins; one that goes on with a character begins where that character does.

@@ -58,6 +58,7 @@ fn secure(operation: &mut Operation, access: Access) {
         ("403", "A key without the right"),
         ("500", "A fault of the host, whose log has the reason under the request's id"),
         ("503", "The base is loading, the host drains, or its capacity is used up"),
+        ("507", "The host's disk is full: make room"),
     ] {
         add(operation, status, description);
     }
@@ -113,7 +114,7 @@ fn finish_responses(operation: &mut Operation) {
             let content = Content::new(Some(RefOr::<Schema>::Ref(Ref::from_schema_name("ErrorBody"))));
             response.content.insert("application/json".into(), RefOr::T(content));
         }
-        if matches!(status.as_str(), "429" | "503") {
+        if matches!(status.as_str(), "429" | "503" | "507") {
             response.headers.insert("retry-after".into(), text_header("Seconds after which trying again may help"));
         }
         if status == "401" {

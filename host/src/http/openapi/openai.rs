@@ -43,10 +43,17 @@ pub(crate) struct ChatCompletion {
 /// One of the answers.
 #[derive(ToSchema)]
 struct ChatChoice {
-    index: u32,
     message: AssistantMessage,
     #[schema(required)]
     logprobs: Option<ChatLogprobs>,
+    #[serde(flatten)]
+    rest: ChoiceRest,
+}
+
+/// What a choice has in both of OpenAI's APIs.
+#[derive(ToSchema)]
+struct ChoiceRest {
+    index: u32,
     finish_reason: FinishReason,
     /// With `return_token_ids`.
     token_ids: Option<Vec<u32>>,
@@ -125,18 +132,11 @@ pub(crate) struct Completion {
 /// One of the answers.
 #[derive(ToSchema)]
 struct CompletionChoice {
-    index: u32,
     text: String,
     #[schema(required)]
     logprobs: Option<CompletionLogprobs>,
-    finish_reason: FinishReason,
-    /// With `return_token_ids`.
-    token_ids: Option<Vec<u32>>,
-    /// With `return_token_ids`.
-    prompt_token_ids: Option<Vec<u32>>,
-    /// Of this choice, which is an inference of its own.
-    #[schema(pattern = "^rcpt_[0-9A-Z]{26}$")]
-    receipt: String,
+    #[serde(flatten)]
+    rest: ChoiceRest,
 }
 
 /// Log-probabilities of a completion's tokens, in lists of one length.

@@ -25,7 +25,7 @@ pub(crate) struct MessageField {
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "content: expected a text or a list of parts")]
 enum Content {
     Text(String),
     Parts(Vec<Part>),

@@ -29,7 +29,7 @@ const fn one() -> f32 {
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "stop: expected a text or a list of texts")]
 enum StopField {
     One(String),
     Many(Vec<String>),
@@ -37,13 +37,14 @@ enum StopField {
 
 /// OpenAI's seeds are signed; the upper half of ours is written either way.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "seed: expected a whole number of 64 bits")]
 enum SeedField {
     Signed(i64),
     Unsigned(u64),
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+#[serde(expecting = "stream_options: expected an object")]
 pub(crate) struct StreamOptions {
     #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
@@ -304,7 +305,7 @@ fn count(field: &str, value: Option<i64>) -> Result<Option<u32>, Error> {
 
 /// One prompt or a list of them, each as text or as token ids.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "prompt: expected a text, a list of texts, token ids, or a list of lists of token ids")]
 pub(crate) enum PromptField {
     Text(String),
     Tokens(Vec<u32>),

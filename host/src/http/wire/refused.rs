@@ -8,7 +8,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::Error;
 
-/// Whether a field asks for something: null, false, 0, "none" and what is empty do not. Nothing of it is kept.
+/// Whether a field asks for something: null, false, 0, "none", an empty text and an empty list do not. Nothing of it is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asks(bool);
 
@@ -67,12 +67,10 @@ impl<'de> Visitor<'de> for AsksVisitor {
         Ok(any)
     }
 
+    /// `web_search_options: {}` asks for a search, and `guided_json: {}` for any JSON.
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<bool, A::Error> {
-        let mut any = false;
-        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
-            any = true;
-        }
-        Ok(any)
+        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(true)
     }
 }
 
@@ -103,7 +101,7 @@ refused! {
     audio, function_call, functions, prediction, reasoning_effort, suffix, verbosity, web_search_options,
     // vLLM's.
     allowed_token_ids, bad_words, chat_template, chat_template_kwargs, continue_final_message, documents, guided_choice,
-    guided_grammar, guided_json, guided_regex, include_stop_str_in_output, length_penalty, min_tokens, prompt_logprobs,
+    guided_grammar, guided_json, guided_regex, include_stop_str_in_output, length_penalty, logits_processors, min_tokens, prompt_logprobs,
     structured_outputs, truncate_prompt_tokens, use_beam_search,
 }
 
@@ -126,7 +124,7 @@ mod tests {
             ("\"\"", false),
             ("\"none\"", false),
             ("[]", false),
-            ("{}", false),
+            ("{}", true),
             ("true", true),
             ("1", true),
             ("-1", true),

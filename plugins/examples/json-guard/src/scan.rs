@@ -148,7 +148,7 @@ impl Scan {
             Part::Plain => match char {
                 '"' => return Some(self.end_text(is_key)),
                 '\\' => Part::Escape,
-                '\0' => return None,
+                '\0'..='\u{1f}' => return None,
                 _ => {
                     decoded = Some(char);
                     Part::Plain

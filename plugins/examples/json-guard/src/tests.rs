@@ -146,6 +146,14 @@ fn is_hopeless(text: &str) -> bool {
     is_syntax(text) || in_escape && is_syntax(&format!("{text}zzzz"))
 }
 
+#[test]
+fn a_control_character_in_a_text_is_hopeless_at_once() {
+    for text in ["\"a\n", "{\"a\": \"x\u{1}", "[\"\t", "\"\u{1f}", "{\"\0"] {
+        assert!(matches!(Scan::new(Vec::new()).push(text), Progress::Invalid), "{text:?}");
+    }
+    assert!(matches!(Scan::new(Vec::new()).push("\"\u{7f}\u{80}"), Progress::Incomplete), "these are characters as any");
+}
+
 proptest! {
     // The cases are generated anew in each run; a failure prints its own.
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
