@@ -151,7 +151,10 @@ fn a_control_character_in_a_text_is_hopeless_at_once() {
     for text in ["\"a\n", "{\"a\": \"x\u{1}", "[\"\t", "\"\u{1f}", "{\"\0"] {
         assert!(matches!(Scan::new(Vec::new()).push(text), Progress::Invalid), "{text:?}");
     }
-    assert!(matches!(Scan::new(Vec::new()).push("\"\u{7f}\u{80}"), Progress::Incomplete), "these are characters as any");
+    assert!(
+        matches!(Scan::new(Vec::new()).push("\"\u{7f}\u{80}"), Progress::Incomplete),
+        "these are characters as any"
+    );
 }
 
 proptest! {
