@@ -22,3 +22,20 @@ pub use packed::LoraAdapter;
 pub(crate) use packed::PackedTerm;
 pub use rejection::{AdapterLimits, AdapterRejection};
 pub use report::{AdapterKind, AdapterReport, ModuleReport};
+
+/// The sizes of a base for the tests of this room.
+#[cfg(test)]
+fn tiny_config(layers: usize) -> crate::ModelConfig {
+    crate::ModelConfig {
+        layers,
+        hidden: 64,
+        intermediate: 64,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 32,
+        vocabulary: 32,
+        context_tokens_max: 64,
+        rope_theta: 10_000.0,
+        rms_epsilon: 1e-5,
+    }
+}

@@ -194,18 +194,7 @@ mod tests {
     use super::*;
 
     fn base() -> ModelConfig {
-        ModelConfig {
-            layers: 2,
-            hidden: 64,
-            intermediate: 64,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 32,
-            vocabulary: 32,
-            context_tokens_max: 64,
-            rope_theta: 10_000.0,
-            rms_epsilon: 1e-5,
-        }
+        crate::adapter::tiny_config(2)
     }
 
     fn parse(changes: &str) -> Result<PeftConfig, AdapterRejection> {

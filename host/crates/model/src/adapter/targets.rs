@@ -224,18 +224,7 @@ mod tests {
     use super::*;
 
     fn base() -> ModelConfig {
-        ModelConfig {
-            layers: 12,
-            hidden: 64,
-            intermediate: 64,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 32,
-            vocabulary: 32,
-            context_tokens_max: 64,
-            rope_theta: 10_000.0,
-            rms_epsilon: 1e-5,
-        }
+        crate::adapter::tiny_config(12)
     }
 
     fn of(changes: &str) -> Result<Targets, AdapterRejection> {
