@@ -10,8 +10,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::Check;
 use super::machine::mib;
-use super::{Check, Verdict};
 use crate::cli::COMPILE_COMMAND;
 use crate::config::Config;
 use crate::receipt::{PublicKeys, ReceiptLog};
@@ -22,7 +22,6 @@ use crate::tenants::Tenants;
 const DISK_BYTES_MIN: u64 = 64 << 20;
 /// Below this, someone should look.
 const DISK_BYTES_LOW: u64 = 1 << 30;
-const FREE: &str = "is free";
 /// How long a host may take to say that it is well.
 const HEALTH_MAX: Duration = Duration::from_secs(3);
 
@@ -153,33 +152,27 @@ async fn self_test() -> Result<(), String> {
     tested.map_err(|error| error.to_string())
 }
 
-/// Whether the address is free, or a host answers there; and whether one does.
+/// Whether the address is free, or a host answers there; and whether it is taken by what may be this host.
 pub(super) async fn port(config: &Config) -> (Check, bool) {
-    let check = address(config).await;
-    let answers = check.verdict < Verdict::Fail && !check.found.ends_with(FREE);
-    (check, answers)
-}
-
-async fn address(config: &Config) -> Check {
     let (name, listen) = ("address", config.listen);
     let error = match std::net::TcpListener::bind(listen) {
-        Ok(_free) => return Check::ok(name, format!("{listen} {FREE}")),
+        Ok(_free) => return (Check::ok(name, format!("{listen} is free")), false),
         Err(error) => error,
     };
     if error.kind() != std::io::ErrorKind::AddrInUse {
-        return Check::fail(
-            name,
-            format!("{listen}: {error}"),
-            "choose an address of this machine and a port above 1023",
-        );
+        let advice = "choose an address of this machine and a port above 1023";
+        return (Check::fail(name, format!("{listen}: {error}"), advice), false);
     }
     if config.tls.is_some() {
         let advice = "if it is not this host, choose another port";
-        return Check::warn(name, format!("{listen} is taken (with TLS it is not asked by whom)"), advice);
+        return (Check::warn(name, format!("{listen} is taken (with TLS it is not asked by whom)"), advice), true);
     }
     match tokio::time::timeout(HEALTH_MAX, health(listen)).await {
-        Ok(Some(version)) => Check::ok(name, format!("a host of version {version} answers on {listen}")),
-        _ => Check::fail(name, format!("something else listens on {listen}"), "stop it, or choose another port"),
+        Ok(Some(version)) => (Check::ok(name, format!("a host of version {version} answers on {listen}")), true),
+        _ => {
+            let advice = "stop it, or choose another port";
+            (Check::fail(name, format!("something else listens on {listen}"), advice), false)
+        }
     }
 }
 
