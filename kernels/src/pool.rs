@@ -294,7 +294,6 @@ fn wait_a_little(spins: &mut u32) {
 }
 
 /// A slice whose disjoint parts are written by different tiles.
-#[cfg_attr(not(test), expect(dead_code, reason = "its users come next"))]
 pub(crate) struct SharedMut<'a, T> {
     first: *mut T,
     len: usize,
