@@ -31,12 +31,12 @@ fn main() {
     });
 }
 
-/// A set of layers of more than 64 MB, one after the other, at several batch sizes.
+/// A set of layers of more than 128 MB, one after the other, at several batch sizes.
 fn bench(team: &Team<'_>, format: BlockFormat, peak: f64, bandwidth: f64) {
     let isa = Isa::detect();
     let mut layers: Vec<Vec<(Vec<PackedMatrix>, usize)>> = Vec::new();
     let mut bytes = 0;
-    while bytes < 64 << 20 {
+    while bytes < 128 << 20 {
         let mut layer = Vec::new();
         for (outputs, inputs) in LAYER {
             // K formats need whole blocks of 256.
@@ -55,7 +55,9 @@ fn bench(team: &Team<'_>, format: BlockFormat, peak: f64, bandwidth: f64) {
         .flatten()
         .flat_map(|(group, inputs)| group.iter().map(move |m| m.outputs() * inputs))
         .sum::<usize>() as f64;
-    for rows in [1, 2, 3, 4, 6, 8, 12, 13, 16, 24, 32, 96, 512] {
+    let chosen = std::env::var("ROWS").unwrap_or_default();
+    let chosen: Vec<usize> = chosen.split(',').filter_map(|text| text.parse().ok()).collect();
+    for rows in if chosen.is_empty() { vec![1, 2, 3, 4, 6, 8, 12, 13, 16, 24, 32, 96, 512] } else { chosen } {
         let passes = if rows > 90 { 2 } else { layers.len() };
         let values = values / layers.len() as f64;
         let x = vec![0.25f32; rows * 1536];
