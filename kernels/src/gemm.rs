@@ -7,6 +7,8 @@
 //! inputs) go by fused multiply-add into two sums, ascending, added at the end; bf16 x bf16 differs in the last bits where
 //! the machine has an instruction for it (see `gemm/tests.rs` for how much).
 
+#[cfg(target_arch = "x86_64")]
+mod floats;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -204,12 +206,27 @@ fn multiply(
 ) {
     let (weights, count) = (matrix.panel(panel), rows.len());
     match (matrix.format(), isa.level()) {
+        // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `floats::floats` enables.
+        #[cfg(target_arch = "x86_64")]
+        (BlockFormat::F32, Level::Avx512Vnni) => unsafe {
+            floats::floats::<{ floats::F32 }>(weights, x.floats(rows), count, results)
+        },
+        // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `floats::floats` enables.
+        #[cfg(target_arch = "x86_64")]
+        (BlockFormat::F16, Level::Avx512Vnni) => unsafe {
+            floats::floats::<{ floats::F16 }>(weights, x.floats(rows), count, results)
+        },
+        // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `floats::floats` enables.
+        #[cfg(target_arch = "x86_64")]
+        (BlockFormat::Bf16, Level::Avx512Vnni) => unsafe {
+            floats::floats::<{ floats::BF16 }>(weights, x.pairs(rows), count, results)
+        },
         (BlockFormat::F32 | BlockFormat::F16, _) => {
-            plain::floats(matrix.format(), weights, x.floats(rows), count, results)
+            plain::floats(matrix.format(), weights, x.floats(rows), count, results);
         }
         (BlockFormat::Bf16, _) => plain::pairs(weights, x.pairs(rows), count, results),
-        #[cfg(target_arch = "x86_64")]
         // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `vnni::integers` enables.
+        #[cfg(target_arch = "x86_64")]
         (format, Level::Avx512Vnni) => unsafe {
             for_format!(format, vnni::integers, (weights, x.words(rows), count, ahead, results));
         },
