@@ -8,6 +8,8 @@
 //! the machine has an instruction for it (see `gemm/tests.rs` for how much).
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod floats;
 mod plain;
 #[cfg(target_arch = "x86_64")]
@@ -222,13 +224,18 @@ fn multiply(
             floats::floats::<{ floats::BF16 }>(weights, x.pairs(rows), count, results)
         },
         (BlockFormat::F32 | BlockFormat::F16, _) => {
-            plain::floats(matrix.format(), weights, x.floats(rows), count, results);
+            plain::floats(isa, matrix.format(), weights, x.floats(rows), count, results);
         }
-        (BlockFormat::Bf16, _) => plain::pairs(weights, x.pairs(rows), count, results),
+        (BlockFormat::Bf16, _) => plain::pairs(isa, weights, x.pairs(rows), count, results),
         // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `vnni::integers` enables.
         #[cfg(target_arch = "x86_64")]
         (format, Level::Avx512Vnni) => unsafe {
             for_format!(format, vnni::integers, (weights, x.words(rows), count, ahead, results));
+        },
+        // SAFETY: the levels exist only where `Isa::available` (isa.rs) found what `avx2::integers` enables.
+        #[cfg(target_arch = "x86_64")]
+        (format, Level::Avx2 | Level::Avx512) => unsafe {
+            for_format!(format, avx2::integers, (weights, x.words(rows), count, results));
         },
         (format, _) => for_format!(format, plain::integers, (weights, x.words(rows), count, results)),
     }
