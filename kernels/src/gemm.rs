@@ -11,6 +11,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod floats;
+#[cfg(target_arch = "x86_64")]
+mod floats_avx2;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -223,10 +225,20 @@ fn multiply(
         (BlockFormat::Bf16, Level::Avx512Vnni) => unsafe {
             floats::floats::<{ floats::BF16 }>(weights, x.pairs(rows), count, results)
         },
+        // SAFETY: the levels exist only where `Isa::available` (isa.rs) found what `floats_avx2::floats` enables.
+        #[cfg(target_arch = "x86_64")]
+        (format @ (BlockFormat::F32 | BlockFormat::F16), Level::Avx2 | Level::Avx512) => unsafe {
+            floats_avx2::floats(format, weights, x.floats(rows), count, results)
+        },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        (BlockFormat::Bf16, Level::Avx2 | Level::Avx512) => unsafe {
+            floats_avx2::floats(BlockFormat::Bf16, weights, x.pairs(rows), count, results)
+        },
         (BlockFormat::F32 | BlockFormat::F16, _) => {
-            plain::floats(isa, matrix.format(), weights, x.floats(rows), count, results);
+            plain::floats(matrix.format(), weights, x.floats(rows), count, results);
         }
-        (BlockFormat::Bf16, _) => plain::pairs(isa, weights, x.pairs(rows), count, results),
+        (BlockFormat::Bf16, _) => plain::pairs(weights, x.pairs(rows), count, results),
         // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `vnni::integers` enables.
         #[cfg(target_arch = "x86_64")]
         (format, Level::Avx512Vnni) => unsafe {

@@ -1,8 +1,6 @@
-//! The products in plain Rust: what runs where there is nothing better (plain numbers with AVX2 and the AVX-512 of before
-//! VNNI among it, as the compiler vectorises them), and what the vector versions must equal. Not here: the order of the arithmetic, which is written down in `gemm.rs`.
+//! The products in plain Rust: what runs where there is nothing better, and what the vector versions must equal. Not here: the order of the arithmetic, which is written down in `gemm.rs`.
 
 use super::Results;
-use crate::isa::multiversion;
 use crate::packed::{Layout, PANEL};
 use crate::quantised::{BlockFormat, half_to_f32};
 use crate::quantised_rows::{BLOCK_WORDS, Words};
@@ -86,45 +84,41 @@ fn scale_and_least<F: Layout>(header: &[u8], scales: &[u8], lane: usize, half: u
     }
 }
 
-multiversion! {
-    /// f32 or f16 weights with f32 rows.
-    pub(super) fn floats(format: BlockFormat, weights: &[u8], x: &[u32], rows: usize, results: &mut Results) {
-        let unit = format.block_bytes();
-        let mut sums = [Results::default(), Results::default()];
-        let mut line = [0.0; PANEL];
-        for (k, (weights, x)) in weights.chunks_exact(PANEL * unit).zip(x.chunks_exact(rows)).enumerate() {
-            for (weight, bytes) in line.iter_mut().zip(weights.chunks_exact(unit)) {
-                *weight = match *bytes {
-                    [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-                    [low, high] => half_to_f32(low, high),
-                    _ => 0.0,
-                };
-            }
-            for (sums, x) in sums[k % 2].iter_mut().zip(x) {
-                let x = f32::from_bits(*x);
-                sums.iter_mut().zip(line).for_each(|(sum, weight)| *sum = weight.mul_add(x, *sum));
-            }
+/// f32 or f16 weights with f32 rows.
+pub(super) fn floats(format: BlockFormat, weights: &[u8], x: &[u32], rows: usize, results: &mut Results) {
+    let unit = format.block_bytes();
+    let mut sums = [Results::default(), Results::default()];
+    let mut line = [0.0; PANEL];
+    for (k, (weights, x)) in weights.chunks_exact(PANEL * unit).zip(x.chunks_exact(rows)).enumerate() {
+        for (weight, bytes) in line.iter_mut().zip(weights.chunks_exact(unit)) {
+            *weight = match *bytes {
+                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                [low, high] => half_to_f32(low, high),
+                _ => 0.0,
+            };
         }
-        add(&sums, rows, results);
+        for (sums, x) in sums[k % 2].iter_mut().zip(x) {
+            let x = f32::from_bits(*x);
+            sums.iter_mut().zip(line).for_each(|(sum, weight)| *sum = weight.mul_add(x, *sum));
+        }
     }
+    add(&sums, rows, results);
 }
 
-multiversion! {
-    /// bf16 weights with bf16 rows: the first of a pair, then the second.
-    pub(super) fn pairs(weights: &[u8], x: &[u32], rows: usize, results: &mut Results) {
-        let mut sums = [Results::default(), Results::default()];
-        for (pair, (weights, x)) in weights.as_chunks::<{ 4 * PANEL }>().0.iter().zip(x.chunks_exact(rows)).enumerate() {
-            for (sums, x) in sums[pair % 2].iter_mut().zip(x) {
-                let (first, second) = (f32::from_bits(x << 16), f32::from_bits(x & 0xffff_0000));
-                for (sum, weights) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
-                    let weights = u32::from_le_bytes(*weights);
-                    *sum = f32::from_bits(weights << 16).mul_add(first, *sum);
-                    *sum = f32::from_bits(weights & 0xffff_0000).mul_add(second, *sum);
-                }
+/// bf16 weights with bf16 rows: the first of a pair, then the second.
+pub(super) fn pairs(weights: &[u8], x: &[u32], rows: usize, results: &mut Results) {
+    let mut sums = [Results::default(), Results::default()];
+    for (pair, (weights, x)) in weights.as_chunks::<{ 4 * PANEL }>().0.iter().zip(x.chunks_exact(rows)).enumerate() {
+        for (sums, x) in sums[pair % 2].iter_mut().zip(x) {
+            let (first, second) = (f32::from_bits(x << 16), f32::from_bits(x & 0xffff_0000));
+            for (sum, weights) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
+                let weights = u32::from_le_bytes(*weights);
+                *sum = f32::from_bits(weights << 16).mul_add(first, *sum);
+                *sum = f32::from_bits(weights & 0xffff_0000).mul_add(second, *sum);
             }
         }
-        add(&sums, rows, results);
     }
+    add(&sums, rows, results);
 }
 
 fn add([even, odd]: &[Results; 2], rows: usize, results: &mut Results) {
