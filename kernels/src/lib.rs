@@ -29,6 +29,6 @@ pub use matmul::{Matrix, matmul, matmul_reference};
 pub use pool::Pool;
 pub use quantised::{BLOCK_VALUES, BlockFormat, dequantise};
 pub use rmsnorm::rms_norm;
-pub use rope::RopeTable;
+pub use rope::{RopeLayout, RopeTable};
 pub use softmax::{log_sum_exp, softmax};
 pub use swiglu::swiglu;
