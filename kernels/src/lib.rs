@@ -32,6 +32,6 @@ pub use pool::{Pool, PoolError, Team};
 pub use quantised::{BLOCK_VALUES, BlockFormat, dequantise};
 pub use reference_pool::ReferencePool;
 pub use rmsnorm::rms_norm;
-pub use rope::RopeTable;
+pub use rope::{RopeLayout, RopeTable};
 pub use softmax::{log_sum_exp, softmax};
 pub use swiglu::swiglu;

@@ -23,9 +23,9 @@ pub(crate) use packed::PackedTerm;
 pub use rejection::{AdapterLimits, AdapterRejection};
 pub use report::{AdapterKind, AdapterReport, ModuleReport};
 
-/// The sizes of a base for the tests of this room.
+/// The sizes of a base for unit tests.
 #[cfg(test)]
-fn tiny_config(layers: usize) -> crate::ModelConfig {
+pub(crate) fn tiny_config(layers: usize) -> crate::ModelConfig {
     crate::ModelConfig {
         layers,
         hidden: 64,
@@ -36,6 +36,10 @@ fn tiny_config(layers: usize) -> crate::ModelConfig {
         vocabulary: 32,
         context_tokens_max: 64,
         rope_theta: 10_000.0,
+        rope: crate::RopeLayout::Neighbours,
+        rope_divisors: Vec::new(),
         rms_epsilon: 1e-5,
+        query_key_norm: false,
+        tied_output: true,
     }
 }

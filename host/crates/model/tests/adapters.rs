@@ -24,7 +24,11 @@ fn smollm() -> ModelConfig {
         vocabulary: 49152,
         context_tokens_max: 8192,
         rope_theta: 100_000.0,
+        rope: model::RopeLayout::Neighbours,
+        rope_divisors: Vec::new(),
         rms_epsilon: 1e-5,
+        query_key_norm: false,
+        tied_output: true,
     }
 }
 

@@ -1,7 +1,7 @@
-//! The packed form: f32 factors, laid out for the kernels and for GGUF's order of rows, and for DoRA the growth of each row,
+//! The packed form: f32 factors, laid out for the kernels and in the base's order of rows, and for DoRA the growth of each row,
 //! which needs the base's weights. Not here: the weight of an adapter in a composition.
 
-use kernels::{Isa, LoraPair, dora_norms};
+use kernels::{Isa, LoraPair, RopeLayout, dora_norms};
 use types::{Module, ModuleSet};
 
 use super::tensors::{self, Factor, Place, Site, Tensors, Term};
@@ -92,18 +92,17 @@ fn pack(
     base: &dyn AdapterBase,
     limits: &AdapterLimits,
 ) -> Result<PackedTerm, AdapterRejection> {
-    let head_dim = base.config().head_dim;
     let (inputs, outputs) = base.config().module_shape(site.module);
     let mismatch = || AdapterRejection::ShapeMismatch(site.to_string());
     let part = |factor| tensors.get(&Place { site, factor }).map(tensors::values);
     let (a, b) = part(Factor::A).zip(part(Factor::B)).ok_or_else(mismatch)?;
-    let b = packed_b(&b, term.rank, outputs, site.module, head_dim);
+    let b = packed_b(&b, term.rank, site.module, base.config());
     let pair = LoraPair::new(term.rank, inputs, outputs, a, b).ok_or_else(mismatch)?;
     let scale = term.scale as f32;
     let growth = match part(Factor::M) {
         Some(magnitude) => {
             // As a B of rank 1: its rows move where B's do.
-            let magnitude = packed_b(&magnitude, 1, outputs, site.module, head_dim);
+            let magnitude = packed_b(&magnitude, 1, site.module, base.config());
             Some(growth(site, &pair, scale, &magnitude, base, limits)?)
         }
         None => None,
@@ -148,17 +147,15 @@ fn growth(
         .collect()
 }
 
-/// B `[outputs, rank]` transposed to `[rank, outputs]`. The rows of q and k move to where GGUF has them: within each head,
-/// transformers' row j · half + i becomes row 2i + j (llama.cpp's `convert_hf_to_gguf.py`).
-fn packed_b(b: &[f32], rank: usize, outputs: usize, module: Module, head_dim: usize) -> Vec<f32> {
-    let half = head_dim / 2;
+/// B `[outputs, rank]` transposed to `[rank, outputs]`. The rows of q and k move to where the base has them: for neighbours,
+/// within each head, transformers' row j · half + i becomes row 2i + j (llama.cpp's `convert_hf_to_gguf.py`).
+fn packed_b(b: &[f32], rank: usize, module: Module, config: &ModelConfig) -> Vec<f32> {
+    let (head_dim, half, outputs) = (config.head_dim, config.head_dim / 2, b.len() / rank);
+    let moves = config.rope == RopeLayout::Neighbours && matches!(module, Module::Q | Module::K);
     let mut packed = vec![0.0; b.len()];
     for (row, values) in b.chunks_exact(rank).enumerate() {
         let (head, within) = (row / head_dim, row % head_dim);
-        let to = match module {
-            Module::Q | Module::K => head * head_dim + 2 * (within % half) + within / half,
-            _ => row,
-        };
+        let to = if moves { head * head_dim + 2 * (within % half) + within / half } else { row };
         for (column, value) in values.iter().enumerate() {
             packed[column * outputs + to] = *value;
         }
@@ -172,10 +169,13 @@ mod tests {
 
     #[test]
     fn rows_of_q_and_k_move_within_their_head() {
+        let neighbours = ModelConfig { head_dim: 4, ..crate::adapter::tiny_config(1) };
+        let halves = ModelConfig { rope: RopeLayout::Halves, ..neighbours.clone() };
         // Two heads of 4 rows, rank 1.
         let b: Vec<f32> = (0..8u8).map(f32::from).collect();
-        assert_eq!(packed_b(&b, 1, 8, Module::K, 4), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
-        assert_eq!(packed_b(&b, 1, 8, Module::V, 4), b);
-        assert_eq!(packed_b(&b, 2, 4, Module::V, 4), [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
+        assert_eq!(packed_b(&b, 1, Module::K, &neighbours), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        assert_eq!(packed_b(&b, 1, Module::V, &neighbours), b);
+        assert_eq!(packed_b(&b, 1, Module::K, &halves), b);
+        assert_eq!(packed_b(&b, 2, Module::V, &neighbours), [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
     }
 }

@@ -1,13 +1,10 @@
-//! The base's tensors in the form that the kernels take, read through candle.
+//! The base's tensors in the form that the kernels take, one after the other.
 
-use candle_core::quantized::{GgmlDType, QTensor};
 use kernels::{BlockFormat, Matrix};
 use types::Module;
 
 use super::Precision;
-use crate::base::values;
-use crate::gguf::malformed;
-use crate::{Base, ModelError};
+use crate::{Base, BaseTensor, ModelError, TensorFormat, names};
 
 pub(super) struct Weights {
     /// `[vocabulary, hidden]`
@@ -21,6 +18,8 @@ pub(super) struct Weights {
 pub(super) struct LayerWeights {
     pub(super) attention_norm: Vec<f32>,
     pub(super) feed_forward_norm: Vec<f32>,
+    /// `[head_dim]`, for each head of q and of k; absent if these are not normed.
+    pub(super) query_key_norms: Option<[Vec<f32>; 2]>,
     /// In the order of [`Module::ALL`].
     modules: [Matrix; 7],
 }
@@ -35,13 +34,12 @@ impl Weights {
     pub(super) fn load(base: &Base, precision: Precision) -> Result<Self, ModelError> {
         let config = base.config();
         let shape = [config.vocabulary, config.hidden];
-        let table = |name| matrix(&base.tensor(name, &shape)?, shape, precision);
-        let tied = !base.has_tensor("output.weight");
+        let table = |name| matrix(base.tensor(name, &shape)?, shape, precision);
         Ok(Self {
-            embedding: table("token_embd.weight")?,
+            embedding: table(names::EMBEDDING)?,
             layers: (0..config.layers).map(|layer| load_layer(base, layer, precision)).collect::<Result<_, _>>()?,
-            output_norm: vector(base, "output_norm.weight")?,
-            output: if tied { None } else { Some(table("output.weight")?) },
+            output_norm: vector(base, names::OUTPUT_NORM, config.hidden)?,
+            output: if config.tied_output { None } else { Some(table(names::OUTPUT)?) },
         })
     }
 
@@ -53,33 +51,37 @@ impl Weights {
 fn load_layer(base: &Base, layer: usize, precision: Precision) -> Result<LayerWeights, ModelError> {
     let module = |module: Module| {
         let (inputs, outputs) = base.config().module_shape(module);
-        matrix(&base.module_tensor(layer, module)?, [outputs, inputs], precision)
+        matrix(base.module_tensor(layer, module)?, [outputs, inputs], precision)
     };
     let [q, k, v, o, gate, up, down] = Module::ALL.map(module);
+    let norm = |name: &str, width| vector(base, &format!("blk.{layer}.{name}.weight"), width);
+    let (hidden, head_dim) = (base.config().hidden, base.config().head_dim);
+    let query_key_norms = match base.config().query_key_norm {
+        true => Some([norm("attn_q_norm", head_dim)?, norm("attn_k_norm", head_dim)?]),
+        false => None,
+    };
     Ok(LayerWeights {
-        attention_norm: vector(base, &format!("blk.{layer}.attn_norm.weight"))?,
-        feed_forward_norm: vector(base, &format!("blk.{layer}.ffn_norm.weight"))?,
+        attention_norm: norm("attn_norm", hidden)?,
+        feed_forward_norm: norm("ffn_norm", hidden)?,
+        query_key_norms,
         modules: [q?, k?, v?, o?, gate?, up?, down?],
     })
 }
 
-fn matrix(tensor: &QTensor, [outputs, inputs]: [usize; 2], precision: Precision) -> Result<Matrix, ModelError> {
-    let format = match tensor.dtype() {
-        GgmlDType::Q4_0 => Some(BlockFormat::Q4_0),
-        GgmlDType::Q4_1 => Some(BlockFormat::Q4_1),
-        GgmlDType::Q8_0 => Some(BlockFormat::Q8_0),
+fn matrix(tensor: BaseTensor, [outputs, inputs]: [usize; 2], precision: Precision) -> Result<Matrix, ModelError> {
+    let format = match tensor.format() {
+        TensorFormat::Q4_0 => Some(BlockFormat::Q4_0),
+        TensorFormat::Q4_1 => Some(BlockFormat::Q4_1),
+        TensorFormat::Q8_0 => Some(BlockFormat::Q8_0),
         _ => None,
     };
     let matrix = match format.filter(|_| precision == Precision::Quantised) {
-        Some(format) => {
-            let bytes = tensor.data().map_err(malformed)?.into_owned();
-            Matrix::from_blocks(outputs, inputs, format, bytes)
-        }
-        None => Matrix::from_f32(outputs, inputs, values(tensor)?),
+        Some(format) => Matrix::from_blocks(outputs, inputs, format, tensor.into_bytes()),
+        None => Matrix::from_f32(outputs, inputs, tensor.to_f32()?),
     };
     matrix.ok_or_else(|| ModelError::Malformed(format!("a tensor of {outputs} x {inputs} has the wrong size")))
 }
 
-fn vector(base: &Base, name: &str) -> Result<Vec<f32>, ModelError> {
-    values(&base.tensor(name, &[base.config().hidden])?)
+fn vector(base: &Base, name: &str, width: usize) -> Result<Vec<f32>, ModelError> {
+    base.tensor(name, &[width])?.to_f32()
 }

@@ -74,7 +74,11 @@ pub(crate) fn tiny() -> ModelConfig {
         vocabulary: 262,
         context_tokens_max: 512,
         rope_theta: 10_000.0,
+        rope: model::RopeLayout::Neighbours,
+        rope_divisors: Vec::new(),
         rms_epsilon: 1e-5,
+        query_key_norm: false,
+        tied_output: true,
     }
 }
 
