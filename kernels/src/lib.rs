@@ -10,6 +10,11 @@
 //! [`ReferencePool`]); the fast ones take the [`Team`] of a step (see [`Pool`]).
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_bf16;
+mod attention_lanes;
+mod attention_paged;
+mod attention_tile;
 mod dora;
 pub mod dot;
 mod gemm;
@@ -17,6 +22,8 @@ mod isa;
 mod lora;
 mod matmul;
 mod packed;
+mod paged;
+mod paged_write;
 mod pool;
 mod quantised;
 mod quantised_rows;
@@ -27,12 +34,14 @@ mod softmax;
 mod swiglu;
 
 pub use attention::{AttentionRow, KvLayer, attention};
+pub use attention_paged::{AttentionScratch, AttentionSequence, paged_attention};
 pub use dora::{DoraTerm, dora_add, dora_norms};
 pub use gemm::{Piece, matmul_each, matmul_packed};
 pub use isa::Isa;
 pub use lora::{LoraPair, lora_add};
 pub use matmul::{Matrix, matmul, matmul_reference};
 pub use packed::PackedMatrix;
+pub use paged::{KvFormat, PagedKv};
 pub use pool::{Pool, PoolError, Team};
 pub use quantised::{BLOCK_VALUES, BlockFormat, dequantise};
 pub use quantised_rows::QuantisedRows;
