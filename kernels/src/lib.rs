@@ -12,6 +12,7 @@
 mod attention;
 mod dora;
 pub mod dot;
+mod grouped_lora;
 mod isa;
 mod lora;
 mod matmul;
@@ -25,6 +26,7 @@ mod swiglu;
 
 pub use attention::{AttentionRow, KvLayer, attention};
 pub use dora::{DoraTerm, dora_add, dora_norms};
+pub use grouped_lora::{LoraGroup, LoraRows, LoraRun, LoraScratch, LoraTermParts, SLOTS_MAX, grouped_lora};
 pub use isa::Isa;
 pub use lora::{LoraPair, lora_add};
 pub use matmul::{Matrix, matmul, matmul_reference};
