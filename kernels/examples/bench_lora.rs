@@ -74,7 +74,10 @@ fn adapter(seed: usize, rank: usize) -> Vec<LoraGroup> {
         };
         LoraGroup::pack(inputs, &outputs.iter().enumerate().map(term).collect::<Vec<_>>())
     };
-    (0..LAYERS).flat_map(|_| GROUPS.iter().filter_map(|sizes| group(*sizes))).collect()
+    let mut groups: Vec<LoraGroup> =
+        (0..LAYERS).flat_map(|_| GROUPS.iter().filter_map(|sizes| group(*sizes))).collect();
+    LoraGroup::gather(&mut groups);
+    groups
 }
 
 /// Seconds of all layers.

@@ -16,6 +16,7 @@ mod grouped_lora;
 mod isa;
 mod lora;
 mod matmul;
+mod memory;
 mod pool;
 mod quantised;
 mod reference_pool;

@@ -7,10 +7,14 @@
 //! each lane has four sums, of the inputs 0, 1, 2 and 3 modulo 4, whatever the panel's width.
 //! Behind the panels lies B: for each 16 outputs of a module, 16 values of each rank.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use half::f16;
 
 use crate::Isa;
 use crate::isa::multiversion;
+use crate::memory::Memory;
 
 /// Values of a vector.
 pub(super) const VECTOR: usize = 16;
@@ -18,6 +22,8 @@ pub(super) const VECTOR: usize = 16;
 pub(super) const CHAINS: usize = 4;
 /// A row's largest value is scaled to this power of two, so that values down to 2^-29 of it are normal numbers of f16.
 const TOP_EXPONENT: i32 = 15;
+/// A group's values begin at a cache line.
+const LINE_BYTES: usize = 64;
 
 /// What an adapter adds to one module: y += scale · B(A x), or with `growth` what DoRA makes of it.
 #[derive(Clone, Debug)]
@@ -48,13 +54,11 @@ pub struct LoraGroup {
     pub(super) terms: Vec<Term>,
     /// Of each lane, padded to the panels: the scale of the term and of the lane's A and B.
     pub(super) factors: Vec<f32>,
-    data: Vec<Line>,
+    /// Maybe with other groups' values before and after its own.
+    memory: Arc<Memory>,
+    /// Its own, in bytes.
+    own: Range<usize>,
 }
-
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u16; 32]);
 
 /// Lanes of A that are computed together.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +107,7 @@ impl LoraGroup {
         }
         let panels = panels(inputs, terms.iter().map(|term| term.rank).sum());
         let lanes = panels.last().map_or(0, |panel| panel.first_lane + panel.lanes);
-        let mut group = Self { inputs, panels, terms: Vec::new(), factors: vec![0.0; lanes], data: Vec::new() };
+        let (mut packed_terms, mut factors) = (Vec::new(), vec![0.0; lanes]);
         let mut at = lanes * inputs;
         let mut first_lane = 0;
         for term in terms {
@@ -111,20 +115,41 @@ impl LoraGroup {
             let packed = Term { slot, first_lane, rank, outputs, growth, at };
             first_lane += rank;
             at += packed.tiles() * VECTOR * rank;
-            group.terms.push(packed);
+            packed_terms.push(packed);
         }
-        group.data = vec![Line([0; 32]); at.div_ceil(32)];
-        for (index, term) in terms.iter().enumerate() {
-            group.fill(index, term);
+        let bytes = (at * size_of::<u16>()).next_multiple_of(LINE_BYTES);
+        let mut memory = Memory::new(bytes);
+        let values = values_mut(memory.bytes_mut());
+        for (term, parts) in packed_terms.iter().zip(terms) {
+            fill(inputs, &panels, term, parts, values, &mut factors);
         }
-        Some(group)
+        Some(Self { inputs, panels, terms: packed_terms, factors, memory: Arc::new(memory), own: 0..bytes })
+    }
+
+    /// Moves the values of groups that are used one after the other into one piece of memory, in huge pages if they fill
+    /// one: the way to keep all of an adapter.
+    pub fn gather(groups: &mut [Self]) {
+        let mut memory = Memory::new(groups.iter().map(|group| group.own.len()).sum());
+        let mut rest = memory.bytes_mut();
+        for group in &*groups {
+            let (own, behind) = rest.split_at_mut(group.own.len());
+            own.copy_from_slice(&group.memory.bytes()[group.own.clone()]);
+            rest = behind;
+        }
+        let memory = Arc::new(memory);
+        let mut at = 0;
+        for group in groups {
+            let end = at + group.own.len();
+            (group.memory, group.own) = (Arc::clone(&memory), at..end);
+            at = end;
+        }
     }
 
     /// Bytes in memory, without the few of its own bookkeeping.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let growth: usize = self.terms.iter().filter_map(|term| term.growth.as_ref()).map(Vec::len).sum();
-        size_of_val(&*self.data) + (self.factors.len() + growth) * size_of::<f32>()
+        self.own.len() + (self.factors.len() + growth) * size_of::<f32>()
     }
 
     /// The sum of all bits, for what wants to have read them all: the floor of a step's time.
@@ -158,37 +183,38 @@ impl LoraGroup {
     }
 
     fn values(&self) -> &[u16] {
-        // SAFETY: a `Line` is 32 values of u16 without padding, and the slice covers exactly the lines of `data`.
-        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.data.len() * 32) }
+        let own = &self.memory.bytes()[self.own.clone()];
+        assert!(own.as_ptr().cast::<u16>().is_aligned());
+        // SAFETY: aligned as asserted; any two bytes are a u16.
+        unsafe { std::slice::from_raw_parts(own.as_ptr().cast(), own.len() / 2) }
     }
+}
 
-    fn values_mut(&mut self) -> &mut [u16] {
-        // SAFETY: as in `values`, and `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), self.data.len() * 32) }
-    }
+fn values_mut(bytes: &mut [u8]) -> &mut [u16] {
+    assert!(bytes.as_ptr().cast::<u16>().is_aligned());
+    // SAFETY: aligned as asserted; any two bytes are a u16, and the borrow goes on.
+    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 2) }
+}
 
-    fn fill(&mut self, index: usize, parts: &LoraTermParts) {
-        let Term { first_lane, rank, outputs, at, .. } = self.terms[index];
-        for row in 0..rank {
-            let lane = first_lane + row;
-            let a = &parts.a[row * self.inputs..][..self.inputs];
-            let a_exponent = exponent(a);
-            let panel = self.panels.iter().find(|panel| lane - panel.first_lane < panel.lanes).copied();
-            let Some(panel) = panel else { continue };
-            for (input, value) in a.iter().enumerate() {
-                let place = panel.at + place(panel.lanes, lane - panel.first_lane, input);
-                self.values_mut()[place] = f16::from_f64(f64::from(*value) * 2f64.powi(-a_exponent)).to_bits();
-            }
-            let b = &parts.b[row * outputs..][..outputs];
-            let b_exponent = exponent(b);
-            for (output, value) in b.iter().enumerate() {
-                let place = at + (output / VECTOR * rank + row) * VECTOR + output % VECTOR;
-                self.values_mut()[place] = f16::from_f64(f64::from(*value) * 2f64.powi(-b_exponent)).to_bits();
-            }
-            // Beyond f32's range the products are too; finite, so that a sum of zero stays zero.
-            let factor = f64::from(parts.scale) * 2f64.powi(a_exponent + b_exponent);
-            self.factors[lane] = (factor as f32).clamp(f32::MIN, f32::MAX);
+fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, values: &mut [u16], factors: &mut [f32]) {
+    let scaled = |value: f32, exponent: i32| f16::from_f64(f64::from(value) * 2f64.powi(-exponent)).to_bits();
+    for row in 0..term.rank {
+        let lane = term.first_lane + row;
+        let Some(panel) = panels.iter().find(|panel| lane < panel.first_lane + panel.lanes) else { continue };
+        let a = &parts.a[row * inputs..][..inputs];
+        let a_exponent = exponent(a);
+        for (input, value) in a.iter().enumerate() {
+            values[panel.at + place(panel.lanes, lane - panel.first_lane, input)] = scaled(*value, a_exponent);
         }
+        let b = &parts.b[row * term.outputs..][..term.outputs];
+        let b_exponent = exponent(b);
+        for (output, value) in b.iter().enumerate() {
+            let tile = output / VECTOR * term.rank + row;
+            values[term.at + tile * VECTOR + output % VECTOR] = scaled(*value, b_exponent);
+        }
+        // Beyond f32's range the products are too; finite, so that a sum of zero stays zero.
+        let factor = f64::from(parts.scale) * 2f64.powi(a_exponent + b_exponent);
+        factors[lane] = (factor as f32).clamp(f32::MIN, f32::MAX);
     }
 }
 
