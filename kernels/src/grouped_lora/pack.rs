@@ -212,7 +212,8 @@ fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, val
             let tile = output / VECTOR * term.rank + row;
             values[term.at + tile * VECTOR + output % VECTOR] = scaled(*value, b_exponent);
         }
-        // Beyond f32's range the products are too; finite, so that a sum of zero stays zero.
+        // Above f32's range the term is too; finite, so that a sum of zero stays zero. Below it (the largest of A's row
+        // times the largest of B's column under 2^-96) the term is nothing beside any output.
         let factor = f64::from(parts.scale) * 2f64.powi(a_exponent + b_exponent);
         factors[lane] = (factor as f32).clamp(f32::MIN, f32::MAX);
     }
