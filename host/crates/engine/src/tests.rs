@@ -45,6 +45,8 @@ pub(crate) struct Request {
     pub(crate) deadline_ms: Option<u32>,
     pub(crate) repetition_penalty: f32,
     pub(crate) presence_penalty: f32,
+    pub(crate) logprobs: Option<u32>,
+    pub(crate) terms: Terms,
 }
 
 pub(crate) fn request(prompt: impl IntoIterator<Item = u32>, output: u32) -> Request {
@@ -61,6 +63,8 @@ pub(crate) fn request(prompt: impl IntoIterator<Item = u32>, output: u32) -> Req
         deadline_ms: None,
         repetition_penalty: 1.0,
         presence_penalty: 0.0,
+        logprobs: None,
+        terms: Terms::default(),
     }
 }
 
@@ -92,6 +96,7 @@ impl Request {
         plan.sampling.temperature = if self.seed.is_some() { 1.0 } else { 0.0 };
         plan.sampling.repetition_penalty = self.repetition_penalty;
         plan.sampling.presence_penalty = self.presence_penalty;
+        plan.sampling.logprobs = self.logprobs;
         plan.stop.token_ids = self.stop.clone();
         plan.stop.ignore_eos = self.ignore_eos;
         plan.deadline_ms = self.deadline_ms;
@@ -99,7 +104,8 @@ impl Request {
         let plan = ValidPlan::check(plan, &Everything, &PlanLimits::default()).expect("a valid plan");
         let adapter = |name: &str| FakeAdapter { value: value_of(name), broken: name == "broken" };
         let adapters = self.adapters.iter().map(|(name, _)| (Digest::of(name.as_bytes()), Arc::new(adapter(name))));
-        Submission { plan, prompt: self.prompt.clone(), adapters: adapters.collect(), seed: self.seed.unwrap_or(0) }
+        let (prompt, adapters, seed) = (self.prompt.clone(), adapters.collect(), self.seed.unwrap_or(0));
+        Submission { plan, prompt, adapters, seed, terms: self.terms }
     }
 
     /// What must come of it if nothing goes wrong: the tokens sent, why it ends, what it used.

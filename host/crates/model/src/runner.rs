@@ -13,6 +13,7 @@ use std::sync::Arc;
 use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
 use kernels::{Isa, Pool, RopeTable};
 use serde::{Deserialize, Serialize};
+use types::Digest;
 
 use self::forward::{Buffers, Forward};
 use self::kv::KvMemory;
@@ -73,6 +74,7 @@ pub struct CpuRunnerConfig {
 /// Runs batches on the CPU. A row's result does not depend, to the last bit, on what else is in the batch.
 pub struct CpuRunner {
     shape: RunnerShape,
+    fingerprint: Digest,
     config: ModelConfig,
     isa: Isa,
     pool: Pool,
@@ -111,8 +113,13 @@ impl CpuRunner {
         };
         let pool = Pool::new(config.threads)
             .map_err(|error| ModelError::Configuration(format!("cannot start {} threads: {error}", config.threads)))?;
+        let format = format!("cpu reference, {}, f32 kv", config.precision);
         Ok(Self {
             shape,
+            fingerprint: Digest::of_parts(
+                "tenon 2026-11 cpu runner",
+                [base.digest().as_bytes().as_slice(), format.as_bytes()],
+            ),
             isa: Isa::detect(),
             pool,
             weights: Weights::load(base, config.precision)?,
@@ -130,6 +137,7 @@ impl CpuRunner {
     /// As [`ModelRunner::step`].
     pub fn step_logits(&mut self, batch: &Batch) -> Result<Vec<f32>, RunnerError> {
         check::batch(batch, &self.shape, &self.slots)?;
+        batch.copies.iter().for_each(|copy| self.kv.copy_block(copy.from as usize, copy.to as usize));
         let mut forward = Forward {
             batch,
             config: &self.config,
@@ -149,6 +157,10 @@ impl ModelRunner for CpuRunner {
 
     fn shape(&self) -> RunnerShape {
         self.shape
+    }
+
+    fn fingerprint(&self) -> Digest {
+        self.fingerprint
     }
 
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>) -> Result<(), RunnerError> {

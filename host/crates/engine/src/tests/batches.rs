@@ -17,6 +17,10 @@ impl ModelRunner for Recorder {
         self.fake.shape()
     }
 
+    fn fingerprint(&self) -> Digest {
+        self.fake.fingerprint()
+    }
+
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>) -> Result<(), RunnerError> {
         self.fake.load_adapter(slot, adapter)
     }
