@@ -103,7 +103,8 @@ impl FakeRunner {
 
     /// The token that this row would repeat.
     fn echoed(&self, batch: &Batch, sequence: &BatchSequence, row: u32) -> Result<Option<u32>, RunnerError> {
-        let before = self.echo.and_then(|echo| Some((at(&batch.positions, row).ok()? + 1).checked_sub(echo)?));
+        let next = at(&batch.positions, row)? + 1;
+        let before = self.echo.and_then(|echo| next.checked_sub(echo));
         let place = before.map(|position| self.place(table_of(batch, sequence), position)).transpose()?;
         Ok(place.and_then(|place| self.kv.get(place).copied().flatten()).map(|entry| entry.token))
     }
