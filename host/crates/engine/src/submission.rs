@@ -109,8 +109,8 @@ impl SubmitError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::QueueFull { .. } => "queue_full",
-            Self::TenantQueueFull { .. } => "tenant_queue_full",
+            Self::QueueFull { .. } => "overloaded",
+            Self::TenantQueueFull { .. } => "queue_full",
             Self::DeadlineTooShort { .. } => "deadline_too_short",
             Self::PromptLength { .. } => "context_length_exceeded",
             Self::UnknownToken { .. } => "unknown_token",
