@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
 use serde::{Deserialize, Serialize};
+use types::Digest;
 
 use self::fast::Fast;
 use self::reference::Reference;
@@ -71,6 +72,7 @@ pub struct CpuRunnerConfig {
 /// Runs batches on the CPU. A row's result does not depend, to the last bit, on what else is in the batch.
 pub struct CpuRunner {
     shape: RunnerShape,
+    fingerprint: Digest,
     config: ModelConfig,
     slots: Vec<Option<Arc<LoraAdapter>>>,
     way: Way,
@@ -112,7 +114,19 @@ impl CpuRunner {
             Precision::F32 => Way::Reference(Box::new(Reference::new(base, &config, context_tokens_max)?)),
             Precision::Quantised => Way::Fast(Box::new(Fast::new(base, &config, context_tokens_max)?)),
         };
-        Ok(Self { shape, slots: (0..config.adapter_slots).map(|_| None).collect(), way, config: model })
+        let format = match &way {
+            Way::Reference(_) => "reference, f32 kv",
+            Way::Fast(_) => "quantised, bf16 kv",
+        };
+        let digest = base.digest();
+        let parts = [digest.as_bytes().as_slice(), format.as_bytes()];
+        Ok(Self {
+            shape,
+            fingerprint: Digest::of_parts("tenon 2026-11 cpu runner", parts),
+            slots: (0..config.adapter_slots).map(|_| None).collect(),
+            way,
+            config: model,
+        })
     }
 
     /// Runs one step and gives the logits of its samples, `[samples, vocabulary]`, instead of drawing from them.
@@ -142,6 +156,10 @@ impl ModelRunner for CpuRunner {
 
     fn shape(&self) -> RunnerShape {
         self.shape
+    }
+
+    fn fingerprint(&self) -> Digest {
+        self.fingerprint
     }
 
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>) -> Result<(), RunnerError> {

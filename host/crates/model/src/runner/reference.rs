@@ -53,6 +53,7 @@ impl Reference {
         config: &ModelConfig,
         slots: &[Option<Arc<LoraAdapter>>],
     ) -> Vec<f32> {
+        batch.copies.iter().for_each(|copy| self.kv.copy_block(copy.from as usize, copy.to as usize));
         let mut forward = Forward {
             batch,
             config,

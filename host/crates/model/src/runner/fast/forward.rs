@@ -77,6 +77,7 @@ pub(super) struct Forward<'a> {
 impl Forward<'_> {
     /// Writes the KV of every row and leaves the residual stream of the last layer.
     pub(super) fn run(&mut self) {
+        self.batch.copies.iter().for_each(|copy| self.kv.copy_block(copy.from, copy.to));
         self.embed();
         self.find_places();
         for layer in 0..self.config.layers {
