@@ -6,7 +6,8 @@
 //! outputs, never inside a sum.
 //!
 //! Not here: tensors as objects, files, models, scheduling. Shapes are the caller's duty: a wrong one is a bug and panics.
-//! Work is spread over the rayon pool that the caller runs in (see [`Pool`]).
+//! The f32 operations are the reference and spread their work over the rayon pool that the caller runs in (see
+//! [`ReferencePool`]); the fast ones take the [`Team`] of a step (see [`Pool`]).
 
 mod attention;
 mod dora;
@@ -16,6 +17,7 @@ mod lora;
 mod matmul;
 mod pool;
 mod quantised;
+mod reference_pool;
 mod rmsnorm;
 mod rope;
 mod softmax;
@@ -26,8 +28,9 @@ pub use dora::{DoraTerm, dora_add, dora_norms};
 pub use isa::Isa;
 pub use lora::{LoraPair, lora_add};
 pub use matmul::{Matrix, matmul, matmul_reference};
-pub use pool::Pool;
+pub use pool::{Pool, PoolError, Team};
 pub use quantised::{BLOCK_VALUES, BlockFormat, dequantise};
+pub use reference_pool::ReferencePool;
 pub use rmsnorm::rms_norm;
 pub use rope::{RopeLayout, RopeTable};
 pub use softmax::{log_sum_exp, softmax};

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
-use kernels::{Isa, Pool, RopeTable};
+use kernels::{Isa, ReferencePool, RopeTable};
 use serde::{Deserialize, Serialize};
 
 use self::forward::{Buffers, Forward};
@@ -75,7 +75,7 @@ pub struct CpuRunner {
     shape: RunnerShape,
     config: ModelConfig,
     isa: Isa,
-    pool: Pool,
+    pool: ReferencePool,
     weights: Weights,
     rope: RopeTable,
     kv: KvMemory,
@@ -109,7 +109,7 @@ impl CpuRunner {
             batch_rows_max: config.batch_rows_max,
             vocabulary: small(model.vocabulary),
         };
-        let pool = Pool::new(config.threads)
+        let pool = ReferencePool::new(config.threads)
             .map_err(|error| ModelError::Configuration(format!("cannot start {} threads: {error}", config.threads)))?;
         Ok(Self {
             shape,
