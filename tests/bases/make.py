@@ -268,8 +268,12 @@ def make(name, model, fast, eos, pre, shard):
 
 
 def main():
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    for old in OUT.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.name != "README.md":
+            old.unlink()
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     llama_tokens = tokenizer(LLAMA3, special, [], special[0], "<|eot_id|>", LLAMA_TEMPLATE, None)
     ids = llama_tokens.convert_tokens_to_ids
