@@ -10,6 +10,11 @@
 //! [`ReferencePool`]); the fast ones take the [`Team`] of a step (see [`Pool`]).
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_bf16;
+mod attention_lanes;
+mod attention_paged;
+mod attention_tile;
 mod dora;
 pub mod dot;
 mod gemm;
@@ -20,6 +25,8 @@ mod lora;
 mod matmul;
 mod memory;
 mod packed;
+mod paged;
+mod paged_write;
 mod pool;
 mod quantised;
 mod quantised_rows;
@@ -32,6 +39,7 @@ mod swiglu;
 mod topk;
 
 pub use attention::{AttentionRow, KvLayer, attention};
+pub use attention_paged::{AttentionScratch, AttentionSequence, paged_attention};
 pub use dora::{DoraTerm, dora_add, dora_norms};
 pub use gemm::{Piece, matmul_each, matmul_packed};
 pub use grouped_lora::{LoraGroup, LoraRows, LoraRun, LoraScratch, LoraTermParts, SLOTS_MAX, grouped_lora};
@@ -40,12 +48,14 @@ pub use lm_head::{HEAD_TOP_MAX, HeadOutput, HeadRow, HeadWant, lm_head};
 pub use lora::{LoraPair, lora_add};
 pub use matmul::{Matrix, matmul, matmul_reference};
 pub use packed::PackedMatrix;
+pub use paged::{KvFormat, PagedKv};
 pub use pool::{Pool, PoolError, Team};
 pub use quantised::{BLOCK_VALUES, BlockFormat, dequantise};
 pub use quantised_rows::QuantisedRows;
 pub use reference_pool::ReferencePool;
 pub use rmsnorm::rms_norm;
 pub use rope::{RopeLayout, RopeTable};
-pub use sample_weights::{SUM_BLOCK, log_sum_exp_of, token_weights};
+pub use sample_weights::TokenWeights;
 pub use softmax::{log_sum_exp, softmax};
 pub use swiglu::swiglu;
+pub use topk::best_of;

@@ -55,7 +55,7 @@ pub struct HeadRow<'a> {
     /// Ids and logits, the highest first, the lower id first on ties, none that is not a number: as many as wanted or there
     /// are.
     pub top: &'a [(u32, f32)],
-    /// If wanted; as [`log_sum_exp_of`](crate::log_sum_exp_of) has it.
+    /// If wanted; as [`TokenWeights::log_sum_exp`](crate::TokenWeights::log_sum_exp) has it.
     pub log_sum_exp: Option<f64>,
     /// If wanted.
     pub logits: Option<&'a mut [f32]>,
@@ -187,7 +187,7 @@ fn join_workers(rows: &[Place], places: &mut [Scored], counts: &mut [usize], [in
 mod tests {
     use super::*;
     use crate::dot::tests::values;
-    use crate::{BlockFormat, Pool, log_sum_exp_of, matmul_packed};
+    use crate::{BlockFormat, Pool, TokenWeights, matmul_packed};
 
     #[test]
     fn gives_what_full_logits_give_whatever_the_others_want() {
@@ -228,7 +228,7 @@ mod tests {
         sorted.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
         sorted.truncate(want.top);
         assert_eq!(found.top, sorted);
-        let sum = want.log_sum_exp.then(|| log_sum_exp_of(isa, logits).to_bits());
+        let sum = want.log_sum_exp.then(|| TokenWeights::new().log_sum_exp(isa, logits).to_bits());
         assert_eq!(found.log_sum_exp.map(f64::to_bits), sum);
         let bits = |logits: &[f32]| logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
         assert_eq!(found.logits.as_deref().map(bits), want.logits.then(|| bits(logits)));

@@ -11,22 +11,71 @@ const LANES: usize = 8;
 /// Below this an exponential is nothing beside 1: 3e-308.
 const LEAST: f64 = -708.0;
 
-/// `weights` = exp((logit − max) / temperature), 0 where that is not finite or the logit is not a number. No logit may be
-/// above `max`. Within 2 units in the last place of the exact exponential; below e^−708 it is 0.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn token_weights(isa: Isa, logits: &[f32], max: f32, temperature: f32, weights: &mut [f64]) {
-    assert!(logits.len() == weights.len());
-    scaled_weights(isa, logits, max, 1.0 / f64::from(temperature), weights);
+/// The exponentials of one row of logits; keeps its memory from row to row.
+#[derive(Default)]
+pub struct TokenWeights {
+    weights: Vec<f64>,
+    /// Of each block of weights.
+    sums: Vec<f64>,
+    parts: Vec<SumPart>,
 }
 
-/// ln Σ exp(logit), in f64: a logit minus this is its log-probability. Not a number if a logit is not, or if the largest is
-/// infinite.
-#[must_use]
-pub fn log_sum_exp_of(isa: Isa, logits: &[f32]) -> f64 {
-    let parts: Vec<SumPart> = logits.chunks(SUM_BLOCK).map(|block| SumPart::of(isa, block)).collect();
-    SumPart::merge(isa, &parts)
+impl TokenWeights {
+    /// Nothing kept yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Computes exp((logit − max) / temperature) of each, 0 where that is not finite or the logit is not a number. No logit
+    /// may be above `max`. Within 2 units in the last place of the exact exponential; below e^−708 it is 0.
+    pub fn fill(&mut self, isa: Isa, logits: &[f32], max: f32, temperature: f32) {
+        self.weights.resize(logits.len(), 0.0);
+        self.sums.resize(logits.len().div_ceil(SUM_BLOCK), 0.0);
+        scaled_weights(isa, logits, max, 1.0 / f64::from(temperature), &mut self.weights, &mut self.sums);
+    }
+
+    /// The weights of the last row.
+    #[must_use]
+    pub fn all(&self) -> &[f64] {
+        &self.weights
+    }
+
+    /// Their sum.
+    #[must_use]
+    pub fn total(&self) -> f64 {
+        self.sums.iter().sum()
+    }
+
+    /// The first with which the sum of the weights, in order, is above `target`; the last above 0 if none is, and `None` if
+    /// no weight is above 0.
+    #[must_use]
+    pub fn pick(&self, target: f64) -> Option<usize> {
+        let mut before = 0.0;
+        for (weights, (block, sum)) in self.weights.chunks(SUM_BLOCK).zip(self.sums.iter().enumerate()) {
+            if before + sum > target {
+                let mut reached = before;
+                let within = weights.iter().position(|weight| {
+                    reached += weight;
+                    reached > target
+                });
+                if let Some(within) = within {
+                    return Some(block * SUM_BLOCK + within);
+                }
+            }
+            before += sum;
+        }
+        self.weights.iter().rposition(|weight| *weight > 0.0)
+    }
+
+    /// ln Σ exp(logit), in f64: a logit minus this is its log-probability. Not a number if a logit is not, or if the largest
+    /// is infinite.
+    #[must_use]
+    pub fn log_sum_exp(&mut self, isa: Isa, logits: &[f32]) -> f64 {
+        self.parts.clear();
+        self.parts.extend(logits.chunks(SUM_BLOCK).map(|block| SumPart::of(isa, block)));
+        SumPart::merge(isa, &self.parts)
+    }
 }
 
 /// What a block of logits adds to the sum of their exponentials.
@@ -60,19 +109,28 @@ impl SumPart {
 }
 
 multiversion! {
-    fn scaled_weights(logits: &[f32], max: f32, factor: f64, weights: &mut [f64]) {
+    fn scaled_weights(logits: &[f32], max: f32, factor: f64, weights: &mut [f64], block_sums: &mut [f64]) {
         let weight = |logit: f32| {
             let weight = exp(f64::from(logit - max) * factor);
             if weight < f64::INFINITY { weight } else { 0.0 }
         };
-        let (blocks, rest) = logits.as_chunks::<LANES>();
-        let (out, out_rest) = weights.as_chunks_mut::<LANES>();
-        for (logits, out) in blocks.iter().zip(out) {
-            for lane in 0..LANES {
-                out[lane] = weight(logits[lane]);
+        let blocks = logits.chunks(SUM_BLOCK).zip(weights.chunks_mut(SUM_BLOCK));
+        for ((logits, weights), block_sum) in blocks.zip(block_sums) {
+            let (vectors, rest) = logits.as_chunks::<LANES>();
+            let (out, out_rest) = weights.as_chunks_mut::<LANES>();
+            let mut sums = [0.0; LANES];
+            for (logits, out) in vectors.iter().zip(out) {
+                for lane in 0..LANES {
+                    out[lane] = weight(logits[lane]);
+                    sums[lane] += out[lane];
+                }
             }
+            for (lane, (out, logit)) in out_rest.iter_mut().zip(rest).enumerate() {
+                *out = weight(*logit);
+                sums[lane] += *out;
+            }
+            *block_sum = add(sums);
         }
-        out_rest.iter_mut().zip(rest).for_each(|(out, logit)| *out = weight(*logit));
     }
 }
 
@@ -170,22 +228,41 @@ mod tests {
     fn exponentials_are_those_of_the_library_and_of_every_instruction_set() {
         let logits: Vec<f32> = values(1, 20_003).iter().map(|value| (value - 1.0) * 360.0).collect();
         for temperature in [1.0f32, 0.3, 7.0, 1e-30] {
-            let mut expected = vec![0.0; logits.len()];
-            token_weights(Isa::plain(), &logits, 0.0, temperature, &mut expected);
-            for (logit, weight) in logits.iter().zip(&expected) {
+            let mut expected = TokenWeights::new();
+            expected.fill(Isa::plain(), &logits, 0.0, temperature);
+            for (logit, weight) in logits.iter().zip(expected.all()) {
                 let scaled = f64::from(*logit) * (1.0 / f64::from(temperature));
                 let exact = if scaled < LEAST { 0.0 } else { scaled.exp() };
                 assert!((weight - exact).abs() <= TOLERANCE_EXP * exact, "{logit} {weight} {exact}");
             }
             for isa in Isa::available() {
-                let mut weights = vec![0.0; logits.len()];
-                token_weights(isa, &logits, 0.0, temperature, &mut weights);
-                assert_eq!(weights, expected, "{isa:?}");
+                let mut weights = TokenWeights::new();
+                weights.fill(isa, &logits, 0.0, temperature);
+                assert_eq!((&weights.weights, &weights.sums), (&expected.weights, &expected.sums), "{isa:?}");
             }
         }
-        let mut weights = [7.0; 4];
-        token_weights(Isa::detect(), &[0.0, f32::NAN, f32::NEG_INFINITY, -1.0], 0.0, 1.0, &mut weights);
-        assert_eq!((weights[0], weights[1], weights[2]), (1.0, 0.0, 0.0));
+        let mut weights = TokenWeights::new();
+        weights.fill(Isa::detect(), &[0.0, f32::NAN, f32::NEG_INFINITY, -1.0], 0.0, 1.0);
+        assert_eq!(weights.all()[..3], [1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_pick_is_where_the_running_sum_passes() {
+        let mut weights = TokenWeights::new();
+        for count in [1, 5, 32, 40, 1000] {
+            // Powers of two: every sum is exact.
+            let logits: Vec<f32> = (0..count).map(|at| if at % 3 == 1 { f32::NEG_INFINITY } else { 0.0 }).collect();
+            weights.fill(Isa::detect(), &logits, 0.0, 1.0);
+            let alive: Vec<usize> = (0..count).filter(|at| at % 3 != 1).collect();
+            assert_eq!(weights.total(), alive.len() as f64);
+            for (place, at) in alive.iter().enumerate() {
+                assert_eq!(weights.pick(place as f64), Some(*at));
+                assert_eq!(weights.pick(place as f64 + 0.5), Some(*at));
+            }
+            assert_eq!(weights.pick(f64::INFINITY), alive.last().copied());
+        }
+        weights.fill(Isa::detect(), &[f32::NAN; 3], 0.0, 1.0);
+        assert_eq!(weights.pick(0.0), None);
     }
 
     #[test]
@@ -196,15 +273,16 @@ mod tests {
                 logits[..32].fill(f32::NEG_INFINITY);
                 logits[35] = -2e9;
             }
-            let expected = log_sum_exp_of(Isa::plain(), &logits);
+            let mut weights = TokenWeights::new();
+            let expected = weights.log_sum_exp(Isa::plain(), &logits);
             assert!((expected - log_sum_exp(&logits)).abs() < TOLERANCE_LOG_SUM, "{count}");
             for isa in Isa::available() {
-                assert_eq!(log_sum_exp_of(isa, &logits).to_bits(), expected.to_bits(), "{isa:?} {count}");
+                assert_eq!(weights.log_sum_exp(isa, &logits).to_bits(), expected.to_bits(), "{isa:?} {count}");
             }
         }
         for broken in [f32::NAN, f32::INFINITY] {
-            assert!(log_sum_exp_of(Isa::detect(), &[1.0, broken, 2.0]).is_nan());
+            assert!(TokenWeights::new().log_sum_exp(Isa::detect(), &[1.0, broken, 2.0]).is_nan());
         }
-        assert!(log_sum_exp_of(Isa::detect(), &[f32::NEG_INFINITY; 40]).is_nan());
+        assert!(TokenWeights::new().log_sum_exp(Isa::detect(), &[f32::NEG_INFINITY; 40]).is_nan());
     }
 }

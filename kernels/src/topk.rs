@@ -8,6 +8,22 @@ use crate::isa::multiversion;
 /// An id and its value.
 pub(crate) type Scored = (u32, f32);
 
+/// Values that are looked through together.
+const BLOCK: usize = 128;
+
+/// The best `count` of a row of values by their place in it: best first, the lower place first on ties (0 and −0 are one),
+/// none that is not a number. For counts that are small beside the row: about a comparison for each value and `count`.
+pub fn best_of(isa: Isa, values: &[f32], count: usize, into: &mut Vec<(u32, f32)>) {
+    into.clear();
+    into.resize(count.min(values.len()), (0, 0.0));
+    let mut found = 0;
+    let mut best = Best { places: into, count: &mut found };
+    for (block, values) in values.chunks(BLOCK).enumerate() {
+        best.offer_all(isa, u32::try_from(block * BLOCK).unwrap_or(u32::MAX), values);
+    }
+    into.truncate(found);
+}
+
 /// The best so far.
 pub(crate) struct Best<'a> {
     /// As many places as are wanted, the first `count` in order.
@@ -82,6 +98,8 @@ mod tests {
                     best.offer_all(isa, piece * 40, &values[piece as usize * 40..][..40]);
                 }
                 assert_eq!(places[..count], sorted, "{isa:?} {k}");
+                best_of(isa, &values, k, &mut places);
+                assert_eq!(places, sorted, "{isa:?} {k}");
             }
         }
     }

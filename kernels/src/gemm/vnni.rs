@@ -40,6 +40,8 @@ pub(super) unsafe fn integers<F: Layout>(weights: &[u8], x: &[u32], rows: usize,
 
 /// The vectors of 16 outputs from `first` on.
 ///
+/// Indices and no iterators: the compiler keeps the sums in registers only when it sees every index as a constant.
+///
 /// # Safety
 /// The machine has the features; `weights` has a panel of `blocks` blocks and `x` the words of ROWS rows of them;
 /// `first + VECTORS <= 2`.
@@ -60,24 +62,82 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
             let header = weights;
             weights = weights.add(shape.header_bytes());
             for _ in 0..shape.shared {
+                let codes = weights.add(first * shape.codes_bytes());
                 let scales = weights.add(2 * shape.codes_bytes());
-                let codes: [*const u8; VECTORS] =
-                    std::array::from_fn(|vector| weights.add((first + vector) * shape.codes_bytes()));
-                if shape.bits == 6 {
-                    for half in 0..2 {
-                        let mut dots = start::<F, ROWS, VECTORS>(x, half);
-                        for group in half * 4..half * 4 + 4 {
-                            step::<F, ROWS, VECTORS>(&codes, group, x, &mut dots);
+                let mut dots = [[_mm512_setzero_si512(); VECTORS]; ROWS];
+                macro_rules! word {
+                    ($word:expr, $row:expr) => {
+                        _mm512_set1_epi32(x.add($word * ROWS + $row).read() as i32)
+                    };
+                }
+                // What the offset of the codes adds to the sums, taken away beforehand.
+                macro_rules! start {
+                    ($half:literal) => {
+                        for row in 0..ROWS {
+                            let minus = match shape.offset {
+                                0 => _mm512_setzero_si512(),
+                                8 => word!(Words::MINUS_8, row),
+                                16 => _mm512_slli_epi32::<1>(word!(Words::MINUS_8, row)),
+                                32 => word!(Words::MINUS_32[$half], row),
+                                _ => word!(Words::MINUS_128, row),
+                            };
+                            for vector in 0..VECTORS {
+                                dots[row][vector] = minus;
+                            }
                         }
-                        finish::<F, ROWS, VECTORS>(header, scales, first, half, x, &dots, &mut sums);
-                    }
+                    };
+                }
+                // 4 inputs each.
+                macro_rules! step {
+                    ($($group:literal)*) => { $(
+                        let mut quad = [_mm512_setzero_si512(); VECTORS];
+                        for vector in 0..VECTORS {
+                            quad[vector] = unpack::<F, $group>(codes.add(vector * shape.codes_bytes()));
+                        }
+                        for row in 0..ROWS {
+                            let x = word!(Words::CODES + $group, row);
+                            for vector in 0..VECTORS {
+                                dots[row][vector] = _mm512_dpbusd_epi32(dots[row][vector], quad[vector], x);
+                            }
+                        }
+                    )* };
+                }
+                // Scales the sums and adds them.
+                macro_rules! finish {
+                    ($half:literal) => {
+                        let mut scale = [_mm512_setzero_ps(); VECTORS];
+                        let mut least = [_mm512_setzero_ps(); VECTORS];
+                        for vector in 0..VECTORS {
+                            scale[vector] = scale_of::<F, $half>(header, scales, first + vector);
+                            if shape.minima {
+                                least[vector] = least_of::<F>(header, scales, first + vector);
+                            }
+                        }
+                        for row in 0..ROWS {
+                            let x_scale = _mm512_castsi512_ps(word!(Words::SCALE, row));
+                            for vector in 0..VECTORS {
+                                let scale = _mm512_mul_ps(scale[vector], x_scale);
+                                let dot = _mm512_cvtepi32_ps(dots[row][vector]);
+                                sums[row][vector] = _mm512_fmadd_ps(scale, dot, sums[row][vector]);
+                                if shape.minima {
+                                    let x_sum = _mm512_castsi512_ps(word!(Words::SCALED_SUM, row));
+                                    sums[row][vector] = _mm512_fmadd_ps(least[vector], x_sum, sums[row][vector]);
+                                }
+                            }
+                        }
+                    };
+                }
+                if shape.bits == 6 {
+                    start!(0);
+                    step!(0 1 2 3);
+                    finish!(0);
+                    start!(1);
+                    step!(4 5 6 7);
+                    finish!(1);
                 } else {
-                    let mut dots = start::<F, ROWS, VECTORS>(x, 0);
-                    for group in 0..4 {
-                        step::<F, ROWS, VECTORS>(&codes, group, x, &mut dots);
-                        step::<F, ROWS, VECTORS>(&codes, group + 4, x, &mut dots);
-                    }
-                    finish::<F, ROWS, VECTORS>(header, scales, first, 0, x, &dots, &mut sums);
+                    start!(0);
+                    step!(0 4 1 5 2 6 3 7);
+                    finish!(0);
                 }
                 weights = weights.add(shape.block_bytes());
                 x = x.add(ROWS * BLOCK_WORDS);
@@ -91,76 +151,29 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
-/// What the offset of the codes adds, taken away beforehand.
-///
-/// # Safety
-/// `x` has the words of a block of ROWS rows.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn start<F: Layout, const ROWS: usize, const VECTORS: usize>(
-    x: *const u32,
-    half: usize,
-) -> [[__m512i; VECTORS]; ROWS] {
-    std::array::from_fn(|row| {
-        // SAFETY: the word is in the block.
-        let word = |word: usize| unsafe { _mm512_set1_epi32(x.add(word * ROWS + row).read() as i32) };
-        let sum = match F::SHAPE.offset {
-            0 => _mm512_setzero_si512(),
-            8 => word(Words::MINUS_8),
-            16 => _mm512_slli_epi32::<1>(word(Words::MINUS_8)),
-            32 => word(Words::MINUS_32[half]),
-            _ => word(Words::MINUS_128),
-        };
-        [sum; VECTORS]
-    })
-}
-
-/// 4 inputs.
-///
-/// # Safety
-/// `codes` point to the codes of a block and `x` to the words of a block of ROWS rows; `group < 8`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn step<F: Layout, const ROWS: usize, const VECTORS: usize>(
-    codes: &[*const u8; VECTORS],
-    group: usize,
-    x: *const u32,
-    dots: &mut [[__m512i; VECTORS]; ROWS],
-) {
-    // SAFETY: `group` is one of the block's 8.
-    let codes: [__m512i; VECTORS] = std::array::from_fn(|vector| unsafe { unpack::<F>(codes[vector], group) });
-    for (row, dots) in dots.iter_mut().enumerate() {
-        // SAFETY: the word is in the block.
-        let x = unsafe { _mm512_set1_epi32(x.add((Words::CODES + group) * ROWS + row).read() as i32) };
-        for (dot, codes) in dots.iter_mut().zip(codes) {
-            *dot = _mm512_dpbusd_epi32(*dot, codes, x);
-        }
-    }
-}
-
 /// The codes of 4 inputs x 16 outputs.
 ///
 /// # Safety
-/// `codes` points to the codes of a vector of a block; `group < 8`.
+/// `codes` points to the codes of a vector of a block; `GROUP < 8`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn unpack<F: Layout>(codes: *const u8, group: usize) -> __m512i {
+unsafe fn unpack<F: Layout, const GROUP: usize>(codes: *const u8) -> __m512i {
     // SAFETY: offsets within `codes_bytes` of the format.
     unsafe {
         if F::SHAPE.bits == 8 {
-            return _mm512_load_si512(codes.add(group * 64).cast());
+            return _mm512_load_si512(codes.add(GROUP * 64).cast());
         }
-        let both = _mm512_load_si512(codes.add(group % 4 * 64).cast());
-        let low = if group < 4 { both } else { _mm512_srli_epi16::<4>(both) };
+        let both = _mm512_load_si512(codes.add(GROUP % 4 * 64).cast());
+        let low = if GROUP < 4 { both } else { _mm512_srli_epi16::<4>(both) };
         let low = _mm512_and_si512(low, _mm512_set1_epi8(15));
         match F::SHAPE.bits {
             5 => {
-                let fifth = codes.add(256 + group * 8).cast::<u64>().read();
+                let fifth = codes.add(256 + GROUP * 8).cast::<u64>().read();
                 _mm512_mask_add_epi8(low, fifth, low, _mm512_set1_epi8(16))
             }
             6 => {
-                let pairs = _mm512_load_si512(codes.add(256 + group / 4 * 64).cast());
-                let pairs = match group % 4 {
+                let pairs = _mm512_load_si512(codes.add(256 + GROUP / 4 * 64).cast());
+                let pairs = match GROUP % 4 {
                     0 => _mm512_slli_epi16::<4>(pairs),
                     1 => _mm512_slli_epi16::<2>(pairs),
                     2 => pairs,
@@ -173,54 +186,40 @@ unsafe fn unpack<F: Layout>(codes: *const u8, group: usize) -> __m512i {
     }
 }
 
-/// Scales the sums of a block (Q6_K: half a block) and adds them.
+/// The scales of a vector of a block (Q6_K: half a block).
 ///
 /// # Safety
-/// `header` and `scales` point to those of a block, `x` to the words of a block of ROWS rows; `first + VECTORS <= 2`.
+/// `header` and `scales` point to those of a block; `vector < 2`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn finish<F: Layout, const ROWS: usize, const VECTORS: usize>(
-    header: *const u8,
-    scales: *const u8,
-    first: usize,
-    half: usize,
-    x: *const u32,
-    dots: &[[__m512i; VECTORS]; ROWS],
-    sums: &mut [[__m512; VECTORS]; ROWS],
-) {
+unsafe fn scale_of<F: Layout, const HALF: usize>(header: *const u8, scales: *const u8, vector: usize) -> __m512 {
     let shape = F::SHAPE;
-    // SAFETY: within the header or the scales, by their layout.
-    let halves = |at: *const u8, vector: usize| unsafe {
-        _mm512_cvtph_ps(_mm256_load_si256(at.add((first + vector) * 32).cast()))
-    };
-    // SAFETY: within the scales, by their layout.
-    let bytes = |at: usize, vector: usize| unsafe { _mm_load_si128(scales.add(at + (first + vector) * 16).cast()) };
-    // SAFETY: within the header or the scales, by their layout: minima follow the 32 scales.
-    let scale_and_least: [(__m512, __m512); VECTORS] = std::array::from_fn(|vector| unsafe {
-        match (shape.shared, shape.minima) {
-            (1, false) => (halves(scales, vector), _mm512_setzero_ps()),
-            (1, true) => (halves(scales, vector), halves(scales.add(2 * PANEL), vector)),
-            (_, false) => {
-                let sub = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(half * PANEL, vector)));
-                (_mm512_mul_ps(halves(header, vector), sub), _mm512_setzero_ps())
-            }
-            (_, true) => {
-                let sub = |at: usize| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(at, vector)));
-                let least = _mm512_xor_ps(halves(header.add(2 * PANEL), vector), _mm512_set1_ps(-0.0));
-                (_mm512_mul_ps(halves(header, vector), sub(0)), _mm512_mul_ps(least, sub(PANEL)))
-            }
+    // SAFETY: f16 of both vectors begin the header or the scales; in the K formats bytes of both begin the scales.
+    unsafe {
+        if shape.shared == 1 {
+            return _mm512_cvtph_ps(_mm256_load_si256(scales.add(vector * 32).cast()));
         }
-    });
-    for row in 0..ROWS {
-        // SAFETY: the word is in the block.
-        let word = |word: usize| unsafe { _mm512_set1_ps(f32::from_bits(x.add(word * ROWS + row).read())) };
-        for (vector, (scale, least)) in scale_and_least.iter().enumerate() {
-            let scale = _mm512_mul_ps(*scale, word(Words::SCALE));
-            let mut sum = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots[row][vector]), sums[row][vector]);
-            if shape.minima {
-                sum = _mm512_fmadd_ps(*least, word(Words::SCALED_SUM), sum);
-            }
-            sums[row][vector] = sum;
+        let scale = _mm512_cvtph_ps(_mm256_load_si256(header.add(vector * 32).cast()));
+        let sub = _mm_load_si128(scales.add(HALF * PANEL + vector * 16).cast());
+        let sub = if shape.minima { _mm512_cvtepu8_epi32(sub) } else { _mm512_cvtepi8_epi32(sub) };
+        _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sub))
+    }
+}
+
+/// What a format with minima adds for each unit of input.
+///
+/// # Safety
+/// As [`scale_of`], of a format with minima.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn least_of<F: Layout>(header: *const u8, scales: *const u8, vector: usize) -> __m512 {
+    // SAFETY: minima of 32 outputs follow the scales of 32, in the header or in the scales.
+    unsafe {
+        if F::SHAPE.shared == 1 {
+            return _mm512_cvtph_ps(_mm256_load_si256(scales.add(2 * PANEL + vector * 32).cast()));
         }
+        let least = _mm512_cvtph_ps(_mm256_load_si256(header.add(2 * PANEL + vector * 32).cast()));
+        let sub = _mm_load_si128(scales.add(PANEL + vector * 16).cast());
+        _mm512_mul_ps(_mm512_xor_ps(least, _mm512_set1_ps(-0.0)), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(sub)))
     }
 }
