@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::exp::exp_one;
+use crate::exp::exp_fast;
 use crate::isa::multiversion;
 use crate::pool::SharedMut;
 use crate::{Isa, Team};
@@ -44,7 +44,7 @@ multiversion! {
         for (out, gate_up) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
             let (gates, ups) = gate_up.split_at(width);
             for ((out, gate), up) in out.iter_mut().zip(gates).zip(ups) {
-                *out = gate / (1.0 + exp_one(-gate)) * up;
+                *out = gate / (1.0 + exp_fast(-gate)) * up;
             }
         }
     }

@@ -45,6 +45,26 @@ pub(crate) fn exp_one(x: f32) -> f32 {
     sum * scale(power >> 1) * scale(power - (power >> 1))
 }
 
+/// Coefficients of f⁵ down to 1 in 2^f, |f| ≤ 1/2: relative error below 1e-7, before rounding.
+const EXP2_NEAR: [f32; 6] = [1.326_472_7e-3, 9.671_513e-3, 5.550_733_7e-2, 0.240_222_42, 0.693_146_97, 1.0];
+
+/// e^x in fewer steps, for a sum with something of order one: relative error below 5e-7 for x in -20 .. 20 and below 4e-6
+/// elsewhere; 0 below -87, infinity above 88, NaN for NaN.
+#[inline(always)]
+pub(crate) fn exp_fast(x: f32) -> f32 {
+    let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let f = x.mul_add(std::f32::consts::LOG2_E, ROUND - rounded);
+    let mut sum = EXP2_NEAR[0];
+    for coefficient in &EXP2_NEAR[1..] {
+        sum = sum.mul_add(f, *coefficient);
+    }
+    // The whole number is in the low bits of `rounded`, whose other bits leave at the top.
+    let power = f32::from_bits(sum.to_bits().wrapping_add(rounded.to_bits() << 23));
+    // Comparisons that leave NaN as it is.
+    let power = if x < -87.0 { 0.0 } else { power };
+    if x > 88.0 { f32::INFINITY } else { power }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +85,20 @@ mod tests {
                 assert!((f64::from(out) - exact).abs() <= 2.0 * unit, "{isa:?} {x}: {out} {exact}");
             }
         }
+    }
+
+    #[test]
+    fn the_fast_one_is_close() {
+        for step in 0..1_000_003 {
+            let x = -89.0 + step as f32 * 1.78e-4;
+            let (out, exact) = (f64::from(exp_fast(x)), f64::from(x).exp());
+            let bound = if x.abs() <= 20.0 { 5e-7 } else { 4e-6 };
+            let close = (out - exact).abs() <= bound * exact;
+            assert!(close || x < -87.0 && out == 0.0 || x > 88.0 && out == f64::INFINITY, "{x}: {out} {exact}");
+        }
+        assert!(exp_fast(f32::NAN).is_nan());
+        let ends = [f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30, 0.0].map(exp_fast);
+        assert_eq!(ends, [f32::INFINITY, 0.0, f32::INFINITY, 0.0, 1.0]);
     }
 
     #[test]
