@@ -133,12 +133,12 @@ fn read_gbs(team: &Team<'_>, bytes: usize) -> f64 {
 
 #[cfg(target_arch = "x86_64")]
 fn peak_gops() -> f64 {
-    use std::arch::x86_64::{_mm512_dpbf16_ps, _mm512_setzero_ps, _mm512_setzero_si512};
+    use std::arch::x86_64::{__m512bh, __m512i, _mm512_dpbf16_ps, _mm512_setzero_ps, _mm512_setzero_si512};
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn dots(count: usize) {
         let mut sums = [_mm512_setzero_ps(); 24];
         // SAFETY: two names of the same 64 bytes.
-        let ones = std::hint::black_box(unsafe { std::mem::transmute(_mm512_setzero_si512()) });
+        let ones = std::hint::black_box(unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_setzero_si512()) });
         for _ in 0..count {
             sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, ones, ones));
         }

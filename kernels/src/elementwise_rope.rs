@@ -198,7 +198,8 @@ mod tests {
             let mut expected = x.clone();
             for (index, head) in expected.chunks_mut(head_dim).enumerate() {
                 let weight = if index % heads < 3 { &query } else { &key };
-                rms_norm_rows(&Team::alone(), isa, &head.to_vec(), weight, 1e-6, head);
+                let before = head.to_vec();
+                rms_norm_rows(&Team::alone(), isa, &before, weight, 1e-6, head);
             }
             let mut out = x.clone();
             for (out, norms) in [(&mut expected, None), (&mut out, Some(norms))] {

@@ -10,7 +10,7 @@ use crate::isa::multiversion;
 /// ln 2 in two parts; the first has few enough bits that its product with a whole number up to 150 is exact.
 const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 /// Coefficients of r⁷ down to r² in e^r, |r| ≤ ln(2) / 2.
-const POLYNOMIAL: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+const POLYNOMIAL: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 /// Adding it rounds to whole numbers and leaves them in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
