@@ -12,6 +12,7 @@ mod attention;
 mod dora;
 pub mod dot;
 mod isa;
+pub mod limits;
 mod lora;
 mod matmul;
 mod pool;
