@@ -115,19 +115,25 @@ mod x86 {
         let (bits_512, avx2) = (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2"));
         let chains = CHAINS as u64;
         match peak {
-            // SAFETY: `vnni` enables avx512f and avx512vnni, which were found just above and here.
             Peak::Int8 if bits_512 && is_x86_feature_detected!("avx512vnni") => {
-                Some((|rounds| unsafe { vnni(rounds) }, chains * 64 * 2))
+                // SAFETY: `vnni` enables avx512f and avx512vnni, which were found just above.
+                let run: fn(u64) = |rounds| unsafe { vnni(rounds) };
+                Some((run, chains * 64 * 2))
             }
-            // SAFETY: `bf16` enables avx512f and avx512bf16, which were found just above and here.
             Peak::Bf16 if bits_512 && is_x86_feature_detected!("avx512bf16") => {
-                Some((|rounds| unsafe { bf16(rounds) }, chains * 32 * 2))
+                // SAFETY: `bf16` enables avx512f and avx512bf16, which were found just above.
+                let run: fn(u64) = |rounds| unsafe { bf16(rounds) };
+                Some((run, chains * 32 * 2))
             }
-            // SAFETY: `fma_512` enables avx512f, which was found just above.
-            Peak::F32 if bits_512 => Some((|rounds| unsafe { fma_512(rounds) }, chains * 16 * 2)),
-            // SAFETY: `fma_256` enables avx2 and fma, which were found just above and here.
+            Peak::F32 if bits_512 => {
+                // SAFETY: `fma_512` enables avx512f, which was found just above.
+                let run: fn(u64) = |rounds| unsafe { fma_512(rounds) };
+                Some((run, chains * 16 * 2))
+            }
             Peak::F32 if avx2 && is_x86_feature_detected!("fma") => {
-                Some((|rounds| unsafe { fma_256(rounds) }, CHAINS_256 as u64 * 8 * 2))
+                // SAFETY: `fma_256` enables avx2 and fma, which were found just above.
+                let run: fn(u64) = |rounds| unsafe { fma_256(rounds) };
+                Some((run, CHAINS_256 as u64 * 8 * 2))
             }
             _ => None,
         }

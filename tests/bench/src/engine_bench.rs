@@ -119,7 +119,7 @@ fn in_process(
     }
     if options.has(Part::Mixes) {
         let mut bare = Ours::new(base, options.threads, &[], curves::KV_TOKENS)?;
-        mixes::run(&mut ours, &mut bare, setting, report)?;
+        mixes::run(&mut ours, &mut bare, base.config(), setting, report)?;
     }
     if options.has(Part::Curves) {
         let context_tokens_max = base.config().context_tokens_max;

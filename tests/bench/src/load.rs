@@ -254,7 +254,7 @@ fn request_of(kind: Kind, shape: Shape, stream: usize, request: usize) -> (&'sta
 }
 
 /// The event of a line, if it has one.
-fn event_of(line: &[u8]) -> Outcome<Option<Value>> {
+pub(crate) fn event_of(line: &[u8]) -> Outcome<Option<Value>> {
     let Some(data) = line.strip_prefix(b"data:") else { return Ok(None) };
     let data = data.trim_ascii();
     if data == b"[DONE]" {

@@ -15,11 +15,11 @@ mod mixes;
 mod ours;
 mod peer;
 mod process;
-// mod quality;
+mod quality;
 mod report;
 mod rounds;
 mod served;
-// mod soak;
+mod soak;
 mod statistics;
 mod svg;
 
@@ -50,6 +50,10 @@ struct Arguments {
 enum Bench {
     /// Prefill, decode, adapters, cost curves and load over HTTP; with `--peer` beside llama.cpp
     Engine(engine_bench::Options),
+    /// Mixed load at the admission limit: memory flat, integrity holds, zero wrong answers
+    Soak(soak::Options),
+    /// How far the fast path is from f32: KL divergence, greedy agreement, log-probabilities of the goldens
+    Quality(quality::Options),
 }
 
 /// What every bench is given.
@@ -76,6 +80,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = Given::of(&arguments).and_then(|given| match &arguments.bench {
         Bench::Engine(options) => engine_bench::run(&given, options),
+        Bench::Soak(options) => soak::run(&given, options),
+        Bench::Quality(options) => quality::run(&given, options),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

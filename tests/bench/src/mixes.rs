@@ -1,9 +1,11 @@
 //! What adapters cost: decode with one shared adapter, with all distinct ones, with two each, beside the base; and that what
 //! is not used costs nothing. Not here: other people's servers.
 
+use model::ModelConfig;
 use serde_json::json;
 
 use crate::Outcome;
+use crate::adapters::RandomAdapter;
 use crate::cells::{CONTEXT, Setting};
 use crate::ours::{Mix, Ours};
 use crate::report::{Report, rounded, spread_json};
@@ -19,10 +21,17 @@ const SHARED_BAR: f64 = 0.92;
 ///
 /// # Errors
 /// If a step fails.
-pub(crate) fn run(ours: &mut Ours, bare: &mut Ours, setting: &Setting<'_>, report: &mut Report) -> Outcome {
+pub(crate) fn run(
+    ours: &mut Ours,
+    bare: &mut Ours,
+    config: &ModelConfig,
+    setting: &Setting<'_>,
+    report: &mut Report,
+) -> Outcome {
     println!("\n== decode with adapters of rank 16 on all linear layers");
     for batch in BATCHES {
-        tax(ours, batch, setting, report)?;
+        let parameters = RandomAdapter::new(0, config).parameters();
+        tax(ours, (batch, parameters), setting, report)?;
     }
     for batch in [1, 8] {
         unused(ours, bare, batch, setting, report)?;
@@ -34,7 +43,7 @@ fn steps(batch: usize) -> usize {
     (512 / batch).clamp(16, 64)
 }
 
-fn tax(ours: &mut Ours, batch: usize, setting: &Setting<'_>, report: &mut Report) -> Outcome {
+fn tax(ours: &mut Ours, (batch, parameters): (usize, usize), setting: &Setting<'_>, report: &mut Report) -> Outcome {
     const MIXES: [Mix; 5] = [Mix::Base, Mix::Shared, Mix::Distinct(usize::MAX), Mix::TwoEach, Mix::Base];
     let steps = steps(batch);
     // Seconds of a step. The base comes twice: the second is the control.
@@ -56,10 +65,17 @@ fn tax(ours: &mut Ours, batch: usize, setting: &Setting<'_>, report: &mut Report
     let bandwidth = setting.limits.read_bytes_per_s(set_bytes).ok_or("the read bandwidth was not measured")?;
     let floor = set_bytes / bandwidth;
     let extra: Vec<f64> = distinct.iter().zip(base).map(|(distinct, base)| (distinct - base) / floor).collect();
+    // The same in bytes that do not depend on how we keep adapters: two for each parameter.
+    let bf16_bytes = (batch * parameters * 2) as f64;
+    let extra_of_bf16 = setting
+        .limits
+        .read_bytes_per_s(bf16_bytes)
+        .and_then(|bandwidth| Some(Spread::of(&extra)?.times(floor / (bf16_bytes / bandwidth))));
     let noise = noise_of(&[base, again], floor);
     report.row(json!({"cell": format!("decode batch {batch}"), "adapters": format!("{batch} distinct"),
         "adapter_mb": rounded(adapter_bytes as f64 / 1e6), "read_gb_per_s": rounded(bandwidth / 1e9),
-        "read_floor_ms": rounded(floor * 1e3), "extra_over_floor": spread_json(Spread::of(&extra))}));
+        "read_floor_ms": rounded(floor * 1e3), "extra_over_floor": spread_json(Spread::of(&extra)),
+        "extra_over_floor_of_bf16": spread_json(extra_of_bf16)}));
     let extra = Spread::of(&extra).map(|spread| Spread {
         low: spread.low.min(spread.median - noise),
         high: spread.high.max(spread.median + noise),

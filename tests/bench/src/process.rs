@@ -25,16 +25,21 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// `tenon serve` on the base with settings of its own (`--name=value`), once it is ready.
+    /// `tenon serve` on the base with settings of its own (names of `TENON_` variables), once it is ready.
     ///
     /// # Errors
     /// If it does not come up; the message names its log.
-    pub(crate) fn tenon(http: &Http, program: &Path, base: &Path, settings: &[String]) -> Outcome<Self> {
+    pub(crate) fn tenon(http: &Http, program: &Path, base: &Path, settings: &[(&str, String)]) -> Outcome<Self> {
         let folder = tempfile::tempdir()?;
         let (port, data) = (free_port()?, folder.path().join("data"));
         let mut command = Command::new(program);
         command.args(["serve", "--dev", "--listen", &format!("127.0.0.1:{port}"), "--base"]).arg(base);
-        command.arg("--data").arg(&data).args(settings).env("RUST_LOG", "warn").env("NO_COLOR", "1");
+        command.arg("--data").arg(&data).env("RUST_LOG", "warn").env("NO_COLOR", "1");
+        // What the caller's shell has set for a host of their own does not count here.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TENON_")) {
+            command.env_remove(name);
+        }
+        command.envs(settings.iter().map(|(name, value)| (format!("TENON_{name}"), value)));
         let target = Target { kind: Kind::Tenon, url: format!("http://127.0.0.1:{port}"), key: None };
         let mut server = Self::start(command, folder, target)?;
         server.wait_for(http, "/ready")?;

@@ -53,7 +53,7 @@ pub(crate) fn run(
 ) -> Outcome {
     println!("\n== served over HTTP");
     let http = Http::new()?;
-    let settings = ["--threads", &amount.threads.to_string()].map(str::to_owned);
+    let settings = [("THREADS", amount.threads.to_string()), ("ADAPTER_SLOTS", ADAPTERS.to_string())];
     let tenon = Server::tenon(&http, &given.tenon, &given.base, &settings)?;
     for number in 0..ADAPTERS {
         tenon.upload(&http, &RandomAdapter::new(number as u64, config), number)?;
