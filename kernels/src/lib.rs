@@ -24,6 +24,7 @@ mod elementwise_rope;
 mod exp;
 mod isa;
 mod lm_head;
+pub mod limits;
 mod lora;
 mod matmul;
 mod memory;
