@@ -130,6 +130,17 @@ fn integers_give_the_bits_of_the_reference() {
 }
 
 #[test]
+fn few_tiles_are_shared_evenly() {
+    for (threads, panels, inputs) in
+        [(2, 18, 576), (2, 30, 576), (2, 96, 576), (2, 18, 1536), (3, 100, 64), (4, 18, 576)]
+    {
+        let cut = Cut::new(threads, panels, inputs * PANEL * 5 / 8, inputs, 1);
+        let tiles = panels.div_ceil(cut.outputs);
+        assert!(tiles.div_ceil(threads) * cut.outputs == panels.div_ceil(threads), "{threads} {panels} {inputs}");
+    }
+}
+
+#[test]
 fn the_largest_codes_do_not_saturate() {
     for format in INTEGERS {
         for byte in [0x00, 0x7f, 0x80, 0xff] {
