@@ -57,7 +57,7 @@ impl Fast {
                 &model.rope_divisors,
             ),
             kv,
-            head: Head::new(pool.threads()),
+            head: Head::new(pool.threads(), Isa::detect()),
             pool,
         })
     }
