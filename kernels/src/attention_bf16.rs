@@ -1,6 +1,11 @@
 //! A step of the online softmax with AVX-512's bf16 dot products. Same result, to the bit, as `attention_lanes` (but for
 //! numbers too small to be normal). Up to 6 rows by 4 registers of sums share the loads of keys and of values.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "tiles of registers: each index is of several arrays or of a row of one"
+)]
+
 use std::arch::x86_64::*;
 
 use crate::attention_tile::{EXP2, QueryRows, State, TILE_GROUPS, TILE_PAIRS, Tile};

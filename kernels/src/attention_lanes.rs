@@ -1,6 +1,8 @@
 //! A step of the online softmax in plain f32, compiled for each instruction set: the reference of `attention_bf16`, with
 //! the same bits (but for numbers too small to be normal, which bf16 dot products take for zero).
 
+#![expect(clippy::needless_range_loop, reason = "lanes: each index is of several arrays or of a row of one")]
+
 use crate::attention_tile::{QueryRows, State, TILE_GROUPS, TILE_PAIRS, TILE_POSITIONS, Tile, exp2, larger};
 use crate::isa::multiversion;
 use crate::paged::{GROUP_POSITIONS, Line};

@@ -135,16 +135,24 @@ fn pieces(
     let cut = Cut::new(team.threads(), panels, panel_bytes, x.width(), rows);
     let across = panels.div_ceil(cut.outputs);
     let down = row_panels(rows).div_ceil(cut.rows);
+    let team_threads = team.threads();
     team.tiles(across * down, |worker, tile| {
         let mut results: Results = [[0.0; PANEL]; PANEL_ROWS];
         let first = tile % across * cut.outputs;
         let first_rows = tile / across * cut.rows;
-        for panel in first..panels.min(first + cut.outputs) {
-            let Some((matrix, panel, column)) = locate(matrices, panel) else { return };
-            let outputs = panel * PANEL..matrix.outputs().min((panel + 1) * PANEL);
-            for row_panel_index in first_rows..row_panels(rows).min(first_rows + cut.rows) {
+        let last_rows = row_panels(rows).min(first_rows + cut.rows);
+        let last = panels.min(first + cut.outputs);
+        for panel in first..last {
+            let Some((matrix, panel_of_matrix, column)) = locate(matrices, panel) else { return };
+            let outputs = panel_of_matrix * PANEL..matrix.outputs().min((panel_of_matrix + 1) * PANEL);
+            // At the end of a tile a guess: where this thread goes on if all claim in turn.
+            let next = if panel + 1 < last { panel + 1 } else { first + team_threads * cut.outputs };
+            let next = locate(matrices, next).map(|(matrix, panel, _)| matrix.panel(panel)).unwrap_or_default();
+            let mut nexts = next.chunks(next.len().div_ceil(last_rows - first_rows).next_multiple_of(64).max(64));
+            for row_panel_index in first_rows..last_rows {
                 let at = row_panel(rows, row_panel_index);
-                multiply(isa, matrix, panel, x, &at, &mut results);
+                let ahead = nexts.next().unwrap_or_default();
+                multiply(isa, matrix, panel_of_matrix, x, &at, ahead, &mut results);
                 let piece = Piece { results: &results, rows: at.len(), outputs: outputs.len() };
                 consume(worker, column, at, outputs.clone(), piece);
             }
@@ -184,13 +192,14 @@ macro_rules! call {
     ($kernel:path, $format:path, ($($arg:expr),*)) => { { use $kernel as kernel; kernel::<$format>($($arg),*) } };
 }
 
-/// One panel of outputs with one panel of rows.
+/// One panel of outputs with one panel of rows; `ahead` is what will be wanted next.
 fn multiply(
     isa: Isa,
     matrix: &PackedMatrix,
     panel: usize,
     x: &QuantisedRows,
     rows: &Range<usize>,
+    ahead: &[u8],
     results: &mut Results,
 ) {
     let (weights, count) = (matrix.panel(panel), rows.len());
@@ -202,7 +211,7 @@ fn multiply(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `vnni::integers` enables.
         (format, Level::Avx512Vnni) => unsafe {
-            for_format!(format, vnni::integers, (weights, x.words(rows), count, results));
+            for_format!(format, vnni::integers, (weights, x.words(rows), count, ahead, results));
         },
         (format, _) => for_format!(format, plain::integers, (weights, x.words(rows), count, results)),
     }

@@ -81,7 +81,7 @@ impl PagedKv {
     /// Bytes of the whole.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.lines.as_slice().len() * size_of::<Line>()
+        size_of_val(self.lines.as_slice())
     }
 
     /// Positions in a block.

@@ -7,9 +7,12 @@
 //! Rows lie in *panels* of up to 12, as even as they can be, so that a tile of the product reads them at fixed distances.
 //! Which panel a row is in changes where it lies and never what is computed from it.
 
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+
 use std::ops::Range;
 
-use crate::isa::multiversion;
+use crate::isa::{Level, multiversion};
 use crate::pool::SharedMut;
 use crate::quantised::{BLOCK_VALUES, BlockFormat};
 use crate::{Isa, Team};
@@ -20,6 +23,8 @@ pub(crate) const PANEL_ROWS: usize = 12;
 pub(crate) const BLOCK_WORDS: usize = 14;
 /// Values that one tile of filling takes: some microseconds.
 const TILE_VALUES: usize = 1 << 15;
+/// Blocks below are zero: their inverse scale could overflow. 2⁻¹¹⁹.
+const SMALLEST: f32 = f32::from_bits((127 - 119) << 23);
 
 /// Where the parts of a block lie, counted in words x rows of the panel; each part has a word for each row.
 pub(crate) struct Words;
@@ -182,8 +187,17 @@ pub(crate) fn row_panel(rows: usize, panel: usize) -> Range<usize> {
     start..start + each + usize::from(panel < more)
 }
 
+fn quantise(isa: Isa, x: &[f32], rows: usize, words: &mut [u32]) {
+    match isa.level() {
+        // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `vnni::quantise` enables.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni => unsafe { vnni::quantise(x, rows, words) },
+        _ => quantise_plain(isa, x, rows, words),
+    }
+}
+
 multiversion! {
-    fn quantise(x: &[f32], rows: usize, words: &mut [u32]) {
+    fn quantise_plain(x: &[f32], rows: usize, words: &mut [u32]) {
         let blocks = words.len() / (rows * BLOCK_WORDS);
         for (row, x) in x.chunks_exact(blocks * BLOCK_VALUES).enumerate() {
             for (x, block) in x.as_chunks().0.iter().zip(words.chunks_exact_mut(rows * BLOCK_WORDS)) {
@@ -216,7 +230,7 @@ fn quantise_block(x: &[f32; BLOCK_VALUES]) -> QuantisedBlock {
     // Magnitudes as integers are in the order of the numbers, infinity above all and NaN above that.
     let largest = x.iter().fold(0, |largest, value| (value.to_bits() & 0x7fff_ffff).max(largest));
     let largest = f32::from_bits(largest);
-    if !(2.0f32.powi(-119)..f32::INFINITY).contains(&largest) {
+    if !(SMALLEST..f32::INFINITY).contains(&largest) {
         let scale = if largest.is_finite() { 0.0 } else { f32::NAN };
         return QuantisedBlock { codes: [0; BLOCK_VALUES], scale, sums: [0; 2] };
     }

@@ -70,3 +70,28 @@ fn the_largest_value_becomes_127_even_where_its_inverse_rounds() {
         }
     }
 }
+
+#[test]
+fn every_version_gives_the_same_words() {
+    for count in 1..=25 {
+        let mut x = values(count as u64, count * 64);
+        for (index, x) in x.iter_mut().enumerate() {
+            match index % 397 {
+                0 => *x = f32::NAN,
+                50 => *x = f32::NEG_INFINITY,
+                100 => *x = f32::MAX,
+                150..280 => *x *= 1e-37,
+                280..340 => *x = 0.0,
+                _ => {}
+            }
+        }
+        let mut expected = QuantisedRows::new();
+        expected.fill(&Team::alone(), Isa::plain(), &x, count, 64);
+        for isa in Isa::available() {
+            let mut rows = QuantisedRows::new();
+            rows.fill(&Team::alone(), isa, &x, count, 64);
+            assert!(rows.words == expected.words, "{isa:?} {count}");
+            assert!(rows.pairs == expected.pairs, "{isa:?} {count}");
+        }
+    }
+}

@@ -8,7 +8,7 @@ mod weights;
 use std::sync::Arc;
 
 use engine::{Batch, SampledToken};
-use kernels::{Isa, KvFormat, PagedKv, Pool, QuantisedRows, RopeTable};
+use kernels::{Isa, KvFormat, PagedKv, Pool, QuantisedRows, RopeRows};
 
 use self::forward::{Buffers, Forward};
 use self::head::Head;
@@ -24,7 +24,7 @@ pub(super) struct Fast {
     isa: Isa,
     pool: Pool,
     weights: Weights,
-    rope: RopeTable,
+    rope: RopeRows,
     kv: PagedKv,
     buffers: Buffers,
     head: Head,
@@ -49,13 +49,7 @@ impl Fast {
             isa: Isa::detect(),
             buffers: Buffers::new(model, config.batch_rows_max as usize, QuantisedRows::for_formats(weights.formats())),
             weights,
-            rope: RopeTable::with_layout(
-                context_tokens_max,
-                model.head_dim,
-                model.rope_theta,
-                model.rope,
-                &model.rope_divisors,
-            ),
+            rope: RopeRows::new(context_tokens_max, model.head_dim, model.rope_theta, &model.rope_divisors),
             kv,
             head: Head::new(pool.threads(), Isa::detect()),
             pool,

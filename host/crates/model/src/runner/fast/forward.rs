@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use engine::{Batch, LoraSegment};
 use kernels::{
-    AttentionScratch, AttentionSequence, Isa, LoraRows, LoraRun, LoraScratch, PackedMatrix, PagedKv, QuantisedRows,
-    RopeTable, Team, matmul_packed, paged_attention,
+    AttentionScratch, AttentionSequence, HeadNorms, Isa, LoraRows, LoraRun, LoraScratch, PackedMatrix, PagedKv,
+    QuantisedRows, RopeRows, Team, add_rows, matmul_packed, paged_attention, rms_norm_rows, rope_rows, swiglu_rows,
 };
 use types::Module;
 
@@ -68,7 +68,7 @@ pub(super) struct Forward<'a> {
     pub(super) batch: &'a Batch,
     pub(super) config: &'a ModelConfig,
     pub(super) weights: &'a Weights,
-    pub(super) rope: &'a RopeTable,
+    pub(super) rope: &'a RopeRows,
     pub(super) kv: &'a mut PagedKv,
     pub(super) slots: &'a [Option<Arc<LoraAdapter>>],
     pub(super) buffers: &'a mut Buffers,
@@ -137,11 +137,16 @@ impl Forward<'_> {
         self.linear(layer, Group::QueryKeyValue, Buffer::Normed, Buffer::Wide);
 
         let Buffers { wide, narrow, places, sequences, attention, .. } = &mut *self.buffers;
-        let norms =
-            weights.query_key_norms.as_ref().map(|[query, key]| HeadNorms { query, key, epsilon: config.rms_epsilon });
-        let mut projected = ProjectedRows { values: wide, stride: queries + 2 * keys };
-        rope_rows(team, isa, self.rope, &self.batch.positions, &mut projected, config.heads, config.kv_heads, norms);
-        self.kv.write(team, isa, layer, places, projected.values, projected.stride, queries, queries + keys);
+        let norms = weights.query_key_norms.as_ref().map(|[query, key]| HeadNorms {
+            query,
+            key,
+            query_heads: config.heads,
+            epsilon: config.rms_epsilon,
+        });
+        let (stride, heads) = (queries + 2 * keys, config.heads + config.kv_heads);
+        let positions = &self.batch.positions;
+        rope_rows(team, isa, self.rope, config.rope, positions, wide, stride, 0, heads, config.head_dim, norms);
+        self.kv.write(team, isa, layer, places, wide, stride, queries, queries + keys);
 
         narrow.resize(rows * queries, 0.0);
         let mut attending = recycled(std::mem::take(sequences));
@@ -150,19 +155,7 @@ impl Forward<'_> {
             first_position: self.batch.positions[sequence.rows.start as usize] as usize,
             rows: sequence.rows.start as usize..sequence.rows.end as usize,
         }));
-        paged_attention(
-            team,
-            isa,
-            self.kv,
-            layer,
-            &attending,
-            wide,
-            queries + 2 * keys,
-            0,
-            config.heads,
-            narrow,
-            attention,
-        );
+        paged_attention(team, isa, self.kv, layer, &attending, wide, stride, 0, config.heads, narrow, attention);
         *sequences = recycled(attending);
         self.linear(layer, Group::Output, Buffer::Narrow, Buffer::Stream);
     }
@@ -212,7 +205,7 @@ impl Forward<'_> {
             plain.resize(rows * stride, 0.0);
             matmul_packed(team, isa, matrices, activations, plain, false);
             match accumulate {
-                true => y.iter_mut().zip(&*plain).for_each(|(y, plain)| *y += plain),
+                true => add_rows(team, isa, y, plain),
                 false => y.copy_from_slice(plain),
             }
         } else {
@@ -257,49 +250,4 @@ fn run<'a>(
 fn recycled<T, U>(mut items: Vec<T>) -> Vec<U> {
     items.clear();
     items.into_iter().map(|_| unreachable!("it is empty")).collect()
-}
-
-use shim::*;
-mod shim {
-    use kernels::*;
-    pub(super) struct HeadNorms<'a> {
-        pub query: &'a [f32],
-        pub key: &'a [f32],
-        pub epsilon: f32,
-    }
-    pub(super) struct ProjectedRows<'a> {
-        pub values: &'a mut [f32],
-        pub stride: usize,
-    }
-    pub(super) fn rms_norm_rows(_: &Team<'_>, _: Isa, x: &[f32], w: &[f32], e: f32, out: &mut [f32]) {
-        rms_norm(x, w, e, out);
-    }
-    pub(super) fn swiglu_rows(_: &Team<'_>, _: Isa, x: &[f32], w: usize, out: &mut [f32]) {
-        swiglu(x, w, out);
-    }
-    pub(super) fn rope_rows(
-        _: &Team<'_>,
-        _: Isa,
-        table: &RopeTable,
-        positions: &[u32],
-        p: &mut ProjectedRows<'_>,
-        heads: usize,
-        kv_heads: usize,
-        norms: Option<HeadNorms<'_>>,
-    ) {
-        let head_dim = p.stride / (heads + 2 * kv_heads);
-        for (row, position) in p.values.chunks_exact_mut(p.stride).zip(positions) {
-            if let Some(n) = &norms {
-                let plain = row.to_vec();
-                rms_norm(&plain[..heads * head_dim], n.query, n.epsilon, &mut row[..heads * head_dim]);
-                rms_norm(
-                    &plain[heads * head_dim..(heads + kv_heads) * head_dim],
-                    n.key,
-                    n.epsilon,
-                    &mut row[heads * head_dim..(heads + kv_heads) * head_dim],
-                );
-            }
-            table.apply(*position as usize, &mut row[..(heads + kv_heads) * head_dim]);
-        }
-    }
 }
