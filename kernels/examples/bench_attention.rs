@@ -159,12 +159,17 @@ fn peak_gops() -> f64 {
 
 fn main() -> Result<(), kernels::PoolError> {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(1);
+    // Which instruction sets: the name's beginning, or the best one.
+    let wanted = std::env::args().nth(2);
+    let matches = |isa: &Isa| match &wanted {
+        Some(wanted) => format!("{isa:?}").contains(wanted),
+        None => *isa == Isa::detect(),
+    };
     let pool = Pool::new(threads)?;
-    let all = Isa::available();
     pool.step(|team| {
         let peak = peak_gops() * threads as f64;
-        println!("{threads} threads; bf16 dot peak {peak:.0} Gop/s; read 64 MiB {:.1} GB/s", read_gbs(team, 64 << 20));
-        for isa in all.into_iter().rev() {
+        println!("{threads} threads; bf16 dot peak {peak:.0} Gop/s; read 96 MiB {:.1} GB/s", read_gbs(team, 96 << 20));
+        for isa in Isa::available().into_iter().rev().filter(matches) {
             println!("{isa:?}");
             for format in [KvFormat::Bf16, KvFormat::Int8] {
                 prefill(team, isa, format, 512, 0, peak);

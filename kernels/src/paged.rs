@@ -7,7 +7,7 @@
 //! | format | keys | values | scales |
 //! |---|---|---|---|
 //! | bf16 | `[head_dim / 2][16 positions][2]` | `[8 pairs of positions][head_dim][2]` | |
-//! | int8 | the same, in bytes | the same, in bytes | two lines of f32: each position's for its key and its value |
+//! | int8 | `[head_dim / 4][16 positions][4]` | `[4 fours of positions][head_dim][4]` | two lines of f32: each position's for its key and its value |
 //!
 //! Invariant: a value in here is always finite, so that what an earlier owner left behind a sequence's end adds exact zeros
 //! when its probability is zero; the key of a value that was not finite is NaN, so that whoever sees it learns of it.
