@@ -8,51 +8,48 @@ use std::sync::Arc;
 
 use types::{Digest, Module};
 
-use crate::gguf::{self, Gguf, GgufTensors};
-use crate::{Architecture, BaseTensor, ChatTemplate, ModelConfig, ModelError, Tokenizer, gguf_config, names};
+use crate::gguf::Gguf;
+use crate::tensor_files::TensorFiles;
+use crate::{Architecture, BaseTensor, ChatTemplate, ModelConfig, ModelError, Tokenizer, folder, gguf_config, names};
 
 /// An opened model.
 pub struct Base {
-    digest: Digest,
-    name: String,
+    pub(crate) digest: Digest,
+    pub(crate) name: String,
     /// What the files say the base is, apart from its name: family and size.
-    stated_names: Vec<String>,
-    architecture: Architecture,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    chat_template: ChatTemplate,
-    eos: Vec<u32>,
-    tensors: Tensors,
-}
-
-/// Where the tensors are read from.
-enum Tensors {
-    Gguf(GgufTensors),
+    pub(crate) stated_names: Vec<String>,
+    pub(crate) architecture: Architecture,
+    pub(crate) config: ModelConfig,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) chat_template: ChatTemplate,
+    pub(crate) eos: Vec<u32>,
+    pub(crate) tensors: TensorFiles,
 }
 
 impl Base {
-    /// Opens a GGUF file and checks it. Reads it once as a whole, for its digest.
+    /// Opens a GGUF file, or a folder of safetensors files as transformers saves it, and checks it down to the place of
+    /// its last tensor. Reads every file once as a whole, for its digest.
     ///
     /// # Errors
-    /// If it cannot be read, is not sound, or is of an architecture that is not known.
+    /// If a file cannot be read or is not sound, or the base is of an architecture that is not known.
     pub fn open(path: &Path) -> Result<Arc<Self>, ModelError> {
+        if path.is_dir() { folder::open(path)?.checked() } else { Self::open_gguf(path)?.checked() }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, ModelError> {
         let unreadable = |source| ModelError::Read { path: path.to_owned(), source };
         let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(unreadable)?);
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(&mut file).map_err(unreadable)?;
         file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
         let gguf = Gguf::read(&mut file)?;
-        let file = file.into_inner();
-        let (architecture, config) = gguf_config::from_gguf(&gguf, |pairs| {
-            let (content, name) = (gguf.content(), names::ROPE_DIVISORS);
-            let info = content.tensor_infos.get(name);
-            gguf::read_tensor(&file, content.tensor_data_offset, info, name, &[pairs])?.to_f32()
-        })?;
+        let tensors = gguf.tensors(file.into_inner())?;
+        let (architecture, config) = gguf_config::from_gguf(&gguf, &tensors)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let stated = ["general.basename", "general.size_label"].iter().filter_map(|key| gguf.string(key).ok());
         let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-        let base = Self {
+        Ok(Self {
             digest: Digest::from_bytes(*hasher.finalize().as_bytes()),
             name: gguf.string("general.name").map_or_else(|_| stem(), str::to_owned),
             stated_names: stated.map(str::to_owned).collect(),
@@ -61,26 +58,34 @@ impl Base {
             chat_template: ChatTemplate::from_gguf(&gguf, &tokenizer)?,
             tokenizer,
             eos: ends.iter().filter_map(|key| gguf.token(key)).collect(),
-            tensors: Tensors::Gguf(gguf.into_tensors(file)),
-        };
-        base.checked()
+            tensors,
+        })
     }
 
     fn checked(mut self) -> Result<Arc<Self>, ModelError> {
-        self.eos.dedup();
+        let stated = std::mem::take(&mut self.eos);
+        for id in stated {
+            if !self.eos.contains(&id) {
+                self.eos.push(id);
+            }
+        }
         if self.eos.iter().any(|id| *id as usize >= self.config.vocabulary) {
             return Err(ModelError::Malformed("the end-of-sequence token is outside the vocabulary".into()));
+        }
+        names::refuse_others(self.tensors.names(), &self.config)?;
+        for (name, shape) in names::required(&self.config) {
+            self.tensors.find(&name, &shape)?;
         }
         Ok(Arc::new(self))
     }
 
-    /// BLAKE3 of the file.
+    /// BLAKE3 of the file, or of the list of a folder's files with theirs.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// The name in the file's metadata, or the file's own.
+    /// The name in the file's metadata, or the file's or folder's own.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -136,9 +141,7 @@ impl Base {
     /// # Errors
     /// If it is missing, has another shape or a format that is not known, or cannot be read.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<BaseTensor, ModelError> {
-        match &self.tensors {
-            Tensors::Gguf(tensors) => tensors.read(name, shape),
-        }
+        self.tensors.read(name, shape)
     }
 }
 

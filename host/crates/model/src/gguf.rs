@@ -4,14 +4,13 @@
 //! candle divides by `general.alignment` and multiplies a tensor's dimensions without looking; both are checked here
 //! first. The file is the operator's own, yet a wrong one must be an error and not a crash.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt as _;
 
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 
-use crate::{BaseTensor, ModelError, TensorFormat};
+use crate::tensor_files::{Place, TensorFiles};
+use crate::{ModelError, TensorFormat};
 
 /// Bytes of one metadata string that is only skipped.
 const KEY_BYTES_MAX: u64 = 64 << 10;
@@ -41,15 +40,19 @@ impl Gguf {
         Ok(Self { content })
     }
 
-    /// The file's tensors, without its metadata: a vocabulary takes more memory than everything else here.
-    pub(crate) fn into_tensors(self, file: File) -> GgufTensors {
-        let Content { tensor_infos, tensor_data_offset, .. } = self.content;
-        GgufTensors { file, tensor_infos, tensor_data_offset }
-    }
-
-    /// The file's tensors and where they lie.
-    pub(crate) fn content(&self) -> &Content {
-        &self.content
+    /// The file's tensors and where they lie. Those in formats that nothing is stored in are refused.
+    pub(crate) fn tensors(&self, file: File) -> Result<TensorFiles, ModelError> {
+        let start = self.content.tensor_data_offset;
+        let place = |(name, info): (&String, &TensorInfo)| {
+            let format = TensorFormat::from_ggml(info.ggml_dtype).ok_or_else(|| {
+                let dtype = info.ggml_dtype;
+                ModelError::Unsupported(format!("tensor {name} is in format {dtype:?}: convert it to another"))
+            })?;
+            let shape = info.shape.dims().to_vec();
+            Ok((name.clone(), Place { file: 0, start: start.saturating_add(info.offset), format, shape }))
+        };
+        let places = self.content.tensor_infos.iter().map(place).collect::<Result<_, ModelError>>()?;
+        TensorFiles::new(vec![file], places)
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
@@ -85,50 +88,6 @@ impl Gguf {
     pub(crate) fn token(&self, key: &str) -> Option<u32> {
         self.get(key)?.to_u64().ok().and_then(|id| u32::try_from(id).ok())
     }
-}
-
-/// The tensors of an opened file.
-pub(crate) struct GgufTensors {
-    file: File,
-    tensor_infos: HashMap<String, TensorInfo>,
-    tensor_data_offset: u64,
-}
-
-impl GgufTensors {
-    /// Reads a tensor of exactly this shape.
-    pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<BaseTensor, ModelError> {
-        read_tensor(&self.file, self.tensor_data_offset, self.tensor_infos.get(name), name, shape)
-    }
-}
-
-/// Reads a tensor of exactly this shape from a file whose header was read.
-pub(crate) fn read_tensor(
-    file: &File,
-    data_offset: u64,
-    info: Option<&TensorInfo>,
-    name: &str,
-    shape: &[usize],
-) -> Result<BaseTensor, ModelError> {
-    let info = info.ok_or_else(|| ModelError::Malformed(format!("tensor {name} is missing")))?;
-    let dims = info.shape.dims();
-    if dims != shape {
-        return Err(ModelError::Malformed(format!("tensor {name} has shape {dims:?}, expected {shape:?}")));
-    }
-    let format = TensorFormat::from_ggml(info.ggml_dtype).ok_or_else(|| {
-        ModelError::Unsupported(format!("tensor {name} is in format {:?}: convert it to another", info.ggml_dtype))
-    })?;
-    let bytes = format.tensor_bytes(shape);
-    let bytes = bytes.ok_or_else(|| ModelError::Malformed(format!("tensor {name} is not made of whole blocks")))?;
-    let cut = |error: std::io::Error| ModelError::Malformed(format!("tensor {name} cannot be read: {error}"));
-    let start = data_offset.saturating_add(info.offset);
-    // Before memory is taken: the header may promise more than there is.
-    if start.saturating_add(bytes as u64) > file.metadata().map_err(cut)?.len() {
-        return Err(ModelError::Malformed(format!("tensor {name} ends behind the end of the file")));
-    }
-    let mut buffer = vec![0; bytes];
-    file.read_exact_at(&mut buffer, start).map_err(cut)?;
-    let tensor = BaseTensor::new(format, shape, buffer);
-    tensor.ok_or_else(|| ModelError::Malformed(format!("tensor {name} has the wrong size")))
 }
 
 pub(crate) fn malformed(error: candle_core::Error) -> ModelError {

@@ -8,6 +8,7 @@ use crate::config::{
 };
 use crate::gguf::Gguf;
 use crate::names;
+use crate::tensor_files::TensorFiles;
 use crate::{Architecture, ModelConfig, ModelError};
 
 /// The metadata of one architecture.
@@ -35,24 +36,20 @@ impl Keys<'_> {
     }
 }
 
-/// The architecture and sizes. `rope_divisors` reads the tensor of that many divisors.
-pub(crate) fn from_gguf(
-    gguf: &Gguf,
-    rope_divisors: impl FnOnce(usize) -> Result<Vec<f32>, ModelError>,
-) -> Result<(Architecture, ModelConfig), ModelError> {
+/// The architecture and sizes.
+pub(crate) fn from_gguf(gguf: &Gguf, tensors: &TensorFiles) -> Result<(Architecture, ModelConfig), ModelError> {
     let architecture = Architecture::from_name(gguf.string("general.architecture")?)?;
     let keys = Keys { gguf, architecture };
     let (hidden, heads) = (keys.size("embedding_length", HIDDEN_MAX)?, keys.size("attention.head_count", HEADS_MAX)?);
     let head_dim = keys.stated_size("attention.key_length", HEAD_DIM_MAX)?.unwrap_or(hidden / heads);
     refuse_variants(&keys, head_dim)?;
     let vocabulary = gguf.strings("tokenizer.ggml.tokens")?.len();
-    let has = |name: &str| gguf.content().tensor_infos.contains_key(name);
     let divisors = match linear_factor(&keys)? {
-        Some(_) if has(names::ROPE_DIVISORS) => {
+        Some(_) if tensors.has(names::ROPE_DIVISORS) => {
             return Err(ModelError::Unsupported("a rotary embedding that is scaled in two ways".into()));
         }
         Some(factor) => vec![factor; head_dim / 2],
-        None if has(names::ROPE_DIVISORS) => rope_divisors(head_dim / 2)?,
+        None if tensors.has(names::ROPE_DIVISORS) => tensors.read(names::ROPE_DIVISORS, &[head_dim / 2])?.to_f32()?,
         None => Vec::new(),
     };
     let config = ModelConfig {
@@ -73,13 +70,12 @@ pub(crate) fn from_gguf(
         rope_divisors: divisors,
         rms_epsilon: gguf.float(&keys.key("attention.layer_norm_rms_epsilon"))?,
         query_key_norm: architecture == Architecture::Qwen3,
-        tied_output: !has(names::OUTPUT),
+        tied_output: !tensors.has(names::OUTPUT),
     };
     if vocabulary > VOCABULARY_MAX {
         return Err(ModelError::Malformed(format!("{vocabulary} tokens are too many")));
     }
     config.check()?;
-    names::refuse_others(gguf.content().tensor_infos.keys().map(String::as_str), &config)?;
     Ok((architecture, config))
 }
 

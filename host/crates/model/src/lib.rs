@@ -8,12 +8,14 @@ mod base;
 mod chat_template;
 mod config;
 mod error;
+mod folder;
 mod gguf;
 mod gguf_config;
 mod names;
 mod runner;
 mod sampler;
 mod tensor;
+mod tensor_files;
 mod tokenizer;
 
 pub use adapter::{

@@ -73,15 +73,42 @@ pub(crate) fn refuse_others<'a>(names: impl Iterator<Item = &'a str>, config: &M
     }
 }
 
+/// Every tensor that this base's layers read, with its shape.
+pub(crate) fn required(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let table = vec![config.vocabulary, config.hidden];
+    let mut all = vec![(EMBEDDING.to_owned(), table.clone()), (OUTPUT_NORM.to_owned(), vec![config.hidden])];
+    if !config.tied_output {
+        all.push((OUTPUT.to_owned(), table));
+    }
+    for layer in 0..config.layers {
+        for (index, (norm, _)) in norms(config).iter().enumerate() {
+            let width = if index < 2 { config.hidden } else { config.head_dim };
+            all.push((format!("blk.{layer}.{norm}.weight"), vec![width]));
+        }
+        for of in Module::ALL {
+            let (inputs, outputs) = config.module_shape(of);
+            all.push((module_weight(layer, of), vec![outputs, inputs]));
+        }
+    }
+    all
+}
+
+/// Those of the stream, then those of heads where the base has them.
+const fn norms(config: &ModelConfig) -> &'static [(&'static str, &'static str)] {
+    match config.query_key_norm {
+        true => &NORMS,
+        false => NORMS.split_at(2).0,
+    }
+}
+
 fn is_read(name: &str, config: &ModelConfig) -> bool {
     if [EMBEDDING, OUTPUT_NORM, OUTPUT, ROPE_DIVISORS].contains(&name) {
         return true;
     }
     let Some((layer, part)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else { return false };
     let Some(part) = part.strip_suffix(".weight") else { return false };
-    let norms = if config.query_key_norm { &NORMS[..] } else { &NORMS[..2] };
     layer_number(layer).is_some_and(|layer| layer < config.layers)
-        && (norms.iter().any(|(ours, _)| *ours == part) || Module::ALL.iter().any(|of| module(*of) == part))
+        && (norms(config).iter().any(|(ours, _)| *ours == part) || Module::ALL.iter().any(|of| module(*of) == part))
 }
 
 /// A layer's number as it is written: without signs or leading zeros.
