@@ -51,6 +51,20 @@ fn a_lower_priority_makes_room_and_goes_on_afterwards() {
 }
 
 #[test]
+fn a_long_prompt_of_lower_priority_lends_its_rows_and_loses_nothing() {
+    let mut rig = Rig::fake(RunnerShape { batch_rows_max: 8, ..shape() });
+    let (low, high) = (request(0..40, 2), request(10..16, 2).urgent(1));
+    let mut long = rig.submit(&low);
+    rig.step();
+    let mut urgent = rig.submit(&high);
+    (0..2).for_each(|_| rig.step());
+    assert_eq!(read_finished(&mut urgent), high.expected(&shape(), &[]), "it did not wait");
+    rig.finish();
+    assert_eq!(read_finished(&mut long), low.expected(&shape(), &[]));
+    assert_eq!((rig.handle.stats().preemptions, rig.handle.stats().steps), (0, 1 + 1 + 5 + 1));
+}
+
+#[test]
 fn equal_priorities_make_no_room() {
     let mut rig = Rig::new(FakeRunner::new(shape()), one_at_a_time());
     let mut streams = [rig.submit(&request([1], 9)), rig.submit(&request([2], 1))];
