@@ -21,7 +21,7 @@ pub use sources::Source;
 /// What the host is to do, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The base model's file; it exists.
+    /// The base model's file or folder; it exists.
     pub base: PathBuf,
     /// The folder of all state; made at the first start.
     pub data: PathBuf,

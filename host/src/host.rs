@@ -96,6 +96,7 @@ impl Host {
         let plan_limits = PlanLimits { layers, vocabulary, ..config.plan_limits.clone() };
         let adapter_config = AdapterStoreConfig {
             adapters_root: config.adapters_root.clone(),
+            precision: config.precision,
             host_bytes_max: config.adapter_cache_bytes_max,
             limits: AdapterLimits {
                 file_bytes_max: usize::try_from(config.http_limits.adapter_bytes_max).unwrap_or(usize::MAX),

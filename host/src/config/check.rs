@@ -105,10 +105,11 @@ impl Checks<'_> {
 
     fn base(&self, raw: &RawConfig) -> Result<PathBuf, ConfigError> {
         let base = raw.base.clone().ok_or(ConfigError::Missing { key: "base" })?;
-        if base.is_file() {
+        if base.is_file() || base.is_dir() {
             return Ok(base);
         }
-        Err(self.refuse("base", format!("there is no file {}; name the base model's GGUF file", base.display())))
+        let hint = "name the base model's GGUF file, or the folder of its safetensors files";
+        Err(self.refuse("base", format!("there is no file or folder {}; {hint}", base.display())))
     }
 
     fn data(&self, raw: &RawConfig) -> Result<PathBuf, ConfigError> {

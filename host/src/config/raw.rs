@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawConfig {
-    /// Path of the base model's GGUF file. Relative paths in the file start at the file's folder.
+    /// Path of the base model: a GGUF file, or a folder of safetensors files. Relative paths in the file start at the file's folder.
     pub base: Option<PathBuf>,
     /// Folder of all state.
     pub data: Option<PathBuf>,
