@@ -270,11 +270,12 @@ impl<A> Scheduler<A> {
         let enough = |sequence: &Sequence<A>| {
             sequence.slots.len() == parts(sequence)
                 && sequence.blocks.blocks().len() >= self.blocks.blocks_for(sequence.computed)
+                && sequence.blocks.blocks().len() <= self.blocks.blocks_for(sequence.tokens().len())
                 && sequence.remaining() >= 1
                 && sequence.drafts.is_empty()
         };
         if !self.running.iter().all(enough) || self.running.len() > self.running_max {
-            return Err("a sequence runs without its blocks or slots, or too many run".into());
+            return Err("a sequence runs with too few or too many blocks or slots, or too many run".into());
         }
         Ok(())
     }
