@@ -304,7 +304,6 @@ pub(crate) struct SharedMut<'a, T> {
 // another thread because `T` may.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
-#[cfg_attr(not(test), expect(dead_code, reason = "its users come next"))]
 impl<'a, T> SharedMut<'a, T> {
     /// Borrows all of it until the last part is given back.
     pub(crate) fn new(all: &'a mut [T]) -> Self {

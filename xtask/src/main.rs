@@ -1,7 +1,8 @@
-//! Repository tasks: `cargo xtask demo`, `test`, `fuzz`, `guests`, `base`, `tidy`. Each does from a fresh clone whatever it
+//! Repository tasks: `cargo xtask demo`, `test`, `fuzz`, `bench`, `guests`, `base`, `tidy`. Each does from a fresh clone whatever it
 //! needs done first. Not here: anything that a user of Tenon runs on a server; that is the `tenon` binary.
 
 mod base;
+mod bench;
 mod clients;
 mod demo;
 mod fuzz;
@@ -10,6 +11,7 @@ mod shell;
 mod suite;
 mod tools;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,6 +38,13 @@ enum Task {
         /// Listen on this port of 127.0.0.1 (any free one by default)
         #[arg(long, default_value_t = 0)]
         port: u16,
+    },
+    /// Build the release, and measure it: `bench engine`, `bench soak`, `bench quality`; each says more with `--help`
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Which bench, and what it is told
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "BENCH")]
+        arguments: Vec<OsString>,
     },
     /// Build the guests, fetch the base, and run every check: formatting, lints, licences, tests
     Test {
@@ -70,6 +79,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Demo { once, keep_data, port } => demo::run(&demo::Options { once, keep_data, port }),
+        Task::Bench { arguments } => bench::run(&arguments),
         Task::Test { stage } => suite::run(stage),
         Task::Fuzz { target, minutes, input } => fuzz::run(target, minutes, input.as_deref()),
         Task::Guests { update_fixtures } => suite::guests(update_fixtures),

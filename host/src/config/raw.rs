@@ -37,6 +37,10 @@ pub struct RawConfig {
     pub adapter_cache_bytes_max: Option<u64>,
     /// Requests that may wait.
     pub queue_requests_max: Option<u64>,
+    /// Requests of one tenant that may wait.
+    pub queue_tenant_requests_max: Option<u64>,
+    /// Tokens of a request that are guessed in one step.
+    pub speculation_tokens_max: Option<u64>,
     /// Milliseconds for running requests to end when the host stops.
     pub drain_ms_max: Option<u64>,
     /// `tracing` filter directives.

@@ -14,6 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("host", &["plugin", "model", "engine", "types"]),
     ("generators", &["types"]),
     ("tests", &["generators", "host", "types"]),
+    ("bench", &["engine", "kernels", "model", "types"]),
     ("xtask", &["generators"]),
 ];
 

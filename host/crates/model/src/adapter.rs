@@ -18,6 +18,7 @@ mod tensors;
 pub use base::AdapterBase;
 pub use canonical::{CanonicalAdapter, canonical_adapter};
 pub use container::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
+pub(crate) use packed::Group;
 pub use packed::LoraAdapter;
 pub(crate) use packed::PackedTerm;
 pub use rejection::{AdapterLimits, AdapterRejection};

@@ -20,6 +20,9 @@ const KV_BLOCKS: usize = 32;
 const BATCH_ROWS_MAX: usize = 100;
 /// The largest difference of a logit; they are up to 10.
 const TOLERANCE: f32 = 1e-4;
+/// With bf16 or int8 activations, and keys and values in bf16: the root mean square of the differences, which a few outliers
+/// do not decide.
+const TOLERANCE_QUANTISED: f32 = 0.25;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/fixtures/bases")
@@ -41,12 +44,12 @@ fn golden_logits(name: &str, key: &str) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-fn adapter(base: &Base, folder: &Path) -> Arc<LoraAdapter> {
+fn adapter(base: &Base, folder: &Path, precision: Precision) -> Arc<LoraAdapter> {
     let read = |name| std::fs::read(folder.join(name)).unwrap();
     let limits = AdapterLimits::default();
     let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
     let canonical = canonical_adapter(&config, &weights, base, &limits).unwrap();
-    Arc::new(LoraAdapter::from_canonical(&canonical.bytes, base, &limits).unwrap())
+    Arc::new(LoraAdapter::from_canonical(&canonical.bytes, base, &limits, precision).unwrap())
 }
 
 /// Logits behind the prompt and the greedy tokens after it, with the adapter in slot 0 or without.
@@ -98,7 +101,6 @@ fn hold(name: &str, path: &Path) -> f32 {
     let messages: Vec<_> = messages.map(|m| Message { role: field(m, "role"), content: field(m, "content") }).collect();
     assert_eq!(base.chat_template().render(&Chat::from(messages), true).unwrap(), expected["chat"], "{what}");
 
-    let packed = adapter(&base, &fixtures().join(format!("{name}-adapter")));
     let mut worst = 0.0f32;
     for precision in [Precision::F32, Precision::Quantised] {
         let config = CpuRunnerConfig {
@@ -110,7 +112,12 @@ fn hold(name: &str, path: &Path) -> f32 {
             threads: 2,
         };
         let mut runner = CpuRunner::new(&base, config).unwrap();
+        let packed = adapter(&base, &fixtures().join(format!("{name}-adapter")), precision);
         runner.load_adapter(Slot(0), &packed).unwrap();
+        let (tolerance, is_exact) = match precision {
+            Precision::F32 => (TOLERANCE, true),
+            Precision::Quantised => (TOLERANCE_QUANTISED, false),
+        };
         for (prompt, expected) in expected["prompts"].as_object().unwrap() {
             let tokens = ids(&expected["ids"]);
             assert_eq!(base.tokenizer().encode(expected["text"].as_str().unwrap()).unwrap(), tokens, "{what} {prompt}");
@@ -120,11 +127,16 @@ fn hold(name: &str, path: &Path) -> f32 {
                 let (logits, output) = generate(&mut runner, &tokens, greedy.len(), adapted);
                 let golden = golden_logits(name, &format!("{of}/{prompt}"));
                 assert_eq!(logits.len(), golden.len());
-                let differences = logits.iter().zip(golden).map(|(ours, theirs)| (ours - theirs).abs());
-                let difference = differences.fold(0.0, f32::max);
-                assert!(difference < TOLERANCE, "{what} {precision} {prompt} {of}: a logit differs by {difference}");
-                assert_eq!(output, greedy, "{what} {precision} {prompt} {of}");
-                worst = worst.max(difference);
+                let differences = logits.iter().zip(&golden).map(|(ours, theirs)| (ours - theirs).abs());
+                let difference = match is_exact {
+                    true => differences.fold(0.0, f32::max),
+                    false => (differences.map(|d| d * d).sum::<f32>() / golden.len() as f32).sqrt(),
+                };
+                assert!(difference < tolerance, "{what} {precision} {prompt} {of}: a logit differs by {difference}");
+                if is_exact {
+                    assert_eq!(output, greedy, "{what} {precision} {prompt} {of}");
+                    worst = worst.max(difference);
+                }
             }
         }
     }

@@ -1,10 +1,9 @@
-//! The base's tensors in the form that the kernels take, one after the other.
+//! The base's tensors in f32.
 
-use kernels::{BlockFormat, Matrix};
+use kernels::Matrix;
 use types::Module;
 
-use super::Precision;
-use crate::{Base, BaseTensor, ModelError, TensorFormat, names};
+use crate::{Base, BaseTensor, ModelError, names};
 
 pub(super) struct Weights {
     /// `[vocabulary, hidden]`
@@ -31,13 +30,13 @@ impl LayerWeights {
 }
 
 impl Weights {
-    pub(super) fn load(base: &Base, precision: Precision) -> Result<Self, ModelError> {
+    pub(super) fn load(base: &Base) -> Result<Self, ModelError> {
         let config = base.config();
         let shape = [config.vocabulary, config.hidden];
-        let table = |name| matrix(base.tensor(name, &shape)?, shape, precision);
+        let table = |name| matrix(base.tensor(name, &shape)?, shape);
         Ok(Self {
             embedding: table(names::EMBEDDING)?,
-            layers: (0..config.layers).map(|layer| load_layer(base, layer, precision)).collect::<Result<_, _>>()?,
+            layers: (0..config.layers).map(|layer| load_layer(base, layer)).collect::<Result<_, _>>()?,
             output_norm: vector(base, names::OUTPUT_NORM, config.hidden)?,
             output: if config.tied_output { None } else { Some(table(names::OUTPUT)?) },
         })
@@ -48,10 +47,10 @@ impl Weights {
     }
 }
 
-fn load_layer(base: &Base, layer: usize, precision: Precision) -> Result<LayerWeights, ModelError> {
+fn load_layer(base: &Base, layer: usize) -> Result<LayerWeights, ModelError> {
     let module = |module: Module| {
         let (inputs, outputs) = base.config().module_shape(module);
-        matrix(base.module_tensor(layer, module)?, [outputs, inputs], precision)
+        matrix(base.module_tensor(layer, module)?, [outputs, inputs])
     };
     let [q, k, v, o, gate, up, down] = Module::ALL.map(module);
     let norm = |name: &str, width| vector(base, &format!("blk.{layer}.{name}.weight"), width);
@@ -68,17 +67,8 @@ fn load_layer(base: &Base, layer: usize, precision: Precision) -> Result<LayerWe
     })
 }
 
-fn matrix(tensor: BaseTensor, [outputs, inputs]: [usize; 2], precision: Precision) -> Result<Matrix, ModelError> {
-    let format = match tensor.format() {
-        TensorFormat::Q4_0 => Some(BlockFormat::Q4_0),
-        TensorFormat::Q4_1 => Some(BlockFormat::Q4_1),
-        TensorFormat::Q8_0 => Some(BlockFormat::Q8_0),
-        _ => None,
-    };
-    let matrix = match format.filter(|_| precision == Precision::Quantised) {
-        Some(format) => Matrix::from_blocks(outputs, inputs, format, tensor.into_bytes()),
-        None => Matrix::from_f32(outputs, inputs, tensor.to_f32()?),
-    };
+fn matrix(tensor: BaseTensor, [outputs, inputs]: [usize; 2]) -> Result<Matrix, ModelError> {
+    let matrix = Matrix::from_f32(outputs, inputs, tensor.to_f32()?);
     matrix.ok_or_else(|| ModelError::Malformed(format!("a tensor of {outputs} x {inputs} has the wrong size")))
 }
 

@@ -1,0 +1,217 @@
+//! Prefill and decode on the base alone, ours beside llama.cpp in every format that it has, with the distance from the
+//! machine's limits. Not here: adapters (`mixes`), HTTP (`served`).
+
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::limits::{BaseCost, Limits};
+use crate::ours::{Mix, Ours};
+use crate::peer::{Driver, FORMATS};
+use crate::report::{Report, rounded, spread_json};
+use crate::rounds::interleaved;
+use crate::statistics::{Bound, Spread, median};
+
+/// Tokens before the measured ones of a decode.
+pub(crate) const CONTEXT: usize = 16;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cell {
+    Prefill(usize),
+    /// Batch and steps.
+    Decode(usize, usize),
+}
+
+const CELLS: [Cell; 8] = [
+    Cell::Prefill(128),
+    Cell::Prefill(512),
+    Cell::Decode(1, 64),
+    Cell::Decode(2, 64),
+    Cell::Decode(4, 64),
+    Cell::Decode(8, 64),
+    Cell::Decode(16, 32),
+    Cell::Decode(32, 32),
+];
+
+/// Cells with a bar against llama.cpp on the same file; in each of them the best format has [`BEST_BAR`].
+const SAME_FILE_BARS: [(&str, f64); 4] =
+    [("prefill 512", 5.5), ("decode batch 1", 2.0), ("decode batch 8", 3.0), ("decode batch 32", 4.0)];
+const BEST_BAR: f64 = 1.3;
+const INT8_SHARE_BAR: (&str, f64) = ("prefill 512", 0.4);
+const READ_SHARE_BAR: (&str, f64) = ("decode batch 1", 0.55);
+
+impl Cell {
+    fn name(self) -> String {
+        match self {
+            Self::Prefill(tokens) => format!("prefill {tokens}"),
+            Self::Decode(batch, _) => format!("decode batch {batch}"),
+        }
+    }
+
+    fn tokens(self) -> f64 {
+        match self {
+            Self::Prefill(tokens) => tokens as f64,
+            Self::Decode(batch, steps) => (batch * steps) as f64,
+        }
+    }
+
+    /// Rows and samples of one step, and steps.
+    fn shape(self) -> (usize, usize, usize) {
+        match self {
+            Self::Prefill(tokens) => (tokens, 1, 1),
+            Self::Decode(batch, steps) => (batch, batch, steps),
+        }
+    }
+
+    fn ours(self, ours: &mut Ours) -> Outcome<f64> {
+        let time = match self {
+            Self::Prefill(tokens) => ours.prefill(tokens)?,
+            Self::Decode(batch, steps) => ours.decode(batch, Mix::Base, CONTEXT, steps)?,
+        };
+        Ok(self.tokens() / time.as_secs_f64())
+    }
+
+    fn peer(self, driver: &mut Driver, format: &str, threads: usize) -> Outcome<f64> {
+        let time = match self {
+            Self::Prefill(tokens) => driver.prefill(format, tokens, threads)?,
+            Self::Decode(batch, steps) => driver.decode(format, (batch, CONTEXT, steps), threads)?,
+        };
+        Ok(self.tokens() / time.as_secs_f64())
+    }
+}
+
+/// What the cells are measured with.
+pub(crate) struct Setting<'a> {
+    pub(crate) threads: usize,
+    pub(crate) rounds: usize,
+    pub(crate) limits: &'a Limits,
+    pub(crate) cost: BaseCost,
+}
+
+/// Measures all cells, adds their rows and bars, and returns llama.cpp's formats, those first in which it decodes a batch of 32
+/// fastest.
+///
+/// # Errors
+/// If a side fails.
+pub(crate) fn run(
+    ours: &mut Ours,
+    mut driver: Option<&mut Driver>,
+    setting: &Setting<'_>,
+    report: &mut Report,
+) -> Outcome<Vec<&'static str>> {
+    println!("\n== prefill and decode on the base, tokens/s");
+    let formats = if driver.is_some() { &FORMATS[..] } else { &[] };
+    let mut fastest_first = FORMATS.get(1..).unwrap_or_default().to_vec();
+    for cell in CELLS {
+        // Ours twice: the second is the control.
+        let values = interleaved(setting.rounds, 2 + formats.len(), |side| {
+            match (side.checked_sub(1).and_then(|side| formats.get(side)), &mut driver) {
+                (Some(format), Some(driver)) => cell.peer(driver, format, setting.threads),
+                _ => cell.ours(ours),
+            }
+        })?;
+        let (Some(ours_values), Some(again)) = (values.first(), values.last()) else { continue };
+        let control = Spread::of_ratios(ours_values, again).ok_or("no rounds")?;
+        let both = [ours_values.as_slice(), again].concat();
+        let ours_speed = Spread::of(&both).ok_or("no rounds")?;
+        our_row(cell, ours_speed, control, setting, report);
+        let peers: Vec<(&'static str, &Vec<f64>)> = formats.iter().copied().zip(values.iter().skip(1)).collect();
+        peer_rows(cell, ours_values, &peers, control, report);
+        if matches!(cell, Cell::Decode(32, _)) && !peers.is_empty() {
+            let speed = |values: &[f64]| median(values).unwrap_or_default();
+            let mut ranked = peers.clone();
+            ranked.sort_by(|one, other| speed(other.1).total_cmp(&speed(one.1)));
+            fastest_first = ranked.into_iter().map(|(format, _)| format).collect();
+        }
+    }
+    if driver.is_none() {
+        missing_bars(report);
+    }
+    Ok(fastest_first)
+}
+
+/// Our speed, the control, and how far from the machine's limits.
+fn our_row(cell: Cell, speed: Spread, control: Spread, setting: &Setting<'_>, report: &mut Report) {
+    let name = cell.name();
+    let (rows, samples, steps) = cell.shape();
+    let floor = setting.cost.floor_seconds(rows, samples, setting.limits);
+    let step_seconds = cell.tokens() / speed.median / steps as f64;
+    let shares = floor.map_or(Value::Null, |floor| {
+        json!({"bound_by": floor.what(), "floor_ms": rounded(floor.seconds() * 1e3),
+            "of_floor": rounded(floor.seconds() / step_seconds), "of_read_floor": rounded(floor.read / step_seconds),
+            "of_int8_peak": rounded(floor.compute / step_seconds)})
+    });
+    report.row(json!({"cell": name, "side": "tenon", "tokens_per_s": spread_json(Some(speed)),
+        "step_ms": rounded(step_seconds * 1e3), "control_a_a": spread_json(Some(control)), "limits": shares}));
+    let share_of = |part: f64| speed.times(part * steps as f64 / cell.tokens());
+    if name == INT8_SHARE_BAR.0 {
+        let share = floor.filter(|floor| floor.compute > 0.0).map(|floor| share_of(floor.compute));
+        let value = share.ok_or("the machine has no int8 instruction that is known here");
+        report.bar(&format!("{name}: share of the int8 peak"), Bound::AtLeast(INT8_SHARE_BAR.1), value);
+    }
+    if name == READ_SHARE_BAR.0 {
+        let value = floor.map(|floor| share_of(floor.read)).ok_or("the read bandwidth was not measured");
+        report.bar(&format!("{name}: share of the read floor"), Bound::AtLeast(READ_SHARE_BAR.1), value);
+    }
+}
+
+/// llama.cpp's speeds and our ratios to them; `None` if there are none.
+fn peer_rows(
+    cell: Cell,
+    ours: &[f64],
+    peers: &[(&'static str, &Vec<f64>)],
+    control: Spread,
+    report: &mut Report,
+) -> Option<()> {
+    let name = cell.name();
+    let mut best: Option<(&'static str, f64, Spread)> = None;
+    for (format, values) in peers {
+        let speed = Spread::of(values)?;
+        let ratio = Spread::of_ratios(ours, values)?.widened_by(control);
+        report
+            .row(json!({"cell": name, "side": format!("llama.cpp {format}"), "tokens_per_s": spread_json(Some(speed)),
+            "tenon_over_it": spread_json(Some(ratio))}));
+        if best.is_none_or(|(_, fastest, _)| speed.median > fastest) {
+            best = Some((format, speed.median, ratio));
+        }
+        if let Some((_, bar)) = SAME_FILE_BARS.iter().find(|(cell, _)| *cell == name && *format == FORMATS[0]) {
+            report.bar(&same_file_bar(&name), Bound::AtLeast(*bar), Ok(ratio));
+        }
+    }
+    let (format, _, ratio) = best?;
+    if SAME_FILE_BARS.iter().any(|(cell, _)| *cell == name) {
+        report.bar(&best_bar(&name), Bound::AtLeast(BEST_BAR), Ok(ratio));
+        report.row(json!({"cell": name, "best_format_of_llama_cpp": format}));
+    }
+    Some(())
+}
+
+fn missing_bars(report: &mut Report) {
+    let why = "run with --peer";
+    for (cell, bar) in SAME_FILE_BARS {
+        report.bar(&same_file_bar(cell), Bound::AtLeast(bar), Err(why));
+        report.bar(&best_bar(cell), Bound::AtLeast(BEST_BAR), Err(why));
+    }
+}
+
+fn same_file_bar(cell: &str) -> String {
+    format!("{cell}: times llama.cpp on the same file")
+}
+
+fn best_bar(cell: &str) -> String {
+    format!("{cell}: times llama.cpp's best format")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bar_names_a_cell_that_is_measured() {
+        let names: Vec<String> = CELLS.iter().map(|cell| cell.name()).collect();
+        let barred = SAME_FILE_BARS.iter().chain([&INT8_SHARE_BAR, &READ_SHARE_BAR]);
+        for (cell, _) in barred {
+            assert!(names.iter().any(|name| name == cell), "{cell}");
+        }
+    }
+}

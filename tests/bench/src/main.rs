@@ -1,0 +1,93 @@
+//! The benches: `engine` (speed, beside llama.cpp with `--peer`), `soak` (load for a long time), `quality` (the fast path
+//! against f32). `cargo xtask bench` builds what they need in the release profile and runs this. Each writes JSON with the
+//! machine, the commit, rows and bars.
+//!
+//! Not here: what CI runs; nothing depends on how fast a machine is there.
+
+mod adapters;
+mod cells;
+mod curves;
+mod engine_bench;
+mod limits;
+mod load;
+mod machine;
+mod mixes;
+mod ours;
+mod peer;
+mod process;
+mod quality;
+mod report;
+mod rounds;
+mod served;
+mod soak;
+mod statistics;
+mod svg;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A bench either succeeds or says in one line why not. A missed bar is no failure to measure.
+pub(crate) type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+/// Benches of Tenon.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", about = "Benches of Tenon, in the release profile")]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+    /// The base's file; `cargo xtask bench` gives the demo's
+    #[arg(long, global = true, env = "TENON_BASE", value_name = "FILE", default_value = "")]
+    base: PathBuf,
+    /// The `tenon` to serve with; beside this program by default
+    #[arg(long, global = true, value_name = "FILE")]
+    tenon: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Prefill, decode, adapters, cost curves and load over HTTP; with `--peer` beside llama.cpp
+    Engine(engine_bench::Options),
+    /// Mixed load at the admission limit: memory flat, integrity holds, zero wrong answers
+    Soak(soak::Options),
+    /// How far the fast path is from f32: KL divergence, greedy agreement, log-probabilities of the goldens
+    Quality(quality::Options),
+}
+
+/// What every bench is given.
+pub(crate) struct Given {
+    pub(crate) base: PathBuf,
+    pub(crate) tenon: PathBuf,
+}
+
+impl Given {
+    fn of(arguments: &Arguments) -> Outcome<Self> {
+        if !arguments.base.is_file() {
+            return Err("no base: run `cargo xtask bench`, or give --base".into());
+        }
+        let beside = || std::env::current_exe().map(|this| this.with_file_name("tenon"));
+        let tenon = arguments.tenon.clone().map_or_else(beside, Ok)?;
+        if !tenon.is_file() {
+            return Err(format!("{} is missing: run `cargo xtask bench`", tenon.display()).into());
+        }
+        Ok(Self { base: arguments.base.clone(), tenon })
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = Given::of(&arguments).and_then(|given| match &arguments.bench {
+        Bench::Engine(options) => engine_bench::run(&given, options),
+        Bench::Soak(options) => soak::run(&given, options),
+        Bench::Quality(options) => quality::run(&given, options),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What adapters cost: decode with one shared adapter, with all distinct ones, with two each, beside the base; and that what
+//! is not used costs nothing. Not here: other people's servers.
+
+use model::ModelConfig;
+use serde_json::json;
+
+use crate::Outcome;
+use crate::adapters::RandomAdapter;
+use crate::cells::{CONTEXT, Setting};
+use crate::ours::{Mix, Ours};
+use crate::report::{Report, rounded, spread_json};
+use crate::rounds::interleaved;
+use crate::statistics::{Bound, Spread};
+
+/// Batches with bars.
+const BATCHES: [usize; 2] = [8, 32];
+const TAX_BAR: f64 = 2.0;
+const SHARED_BAR: f64 = 0.92;
+
+/// Measures all mixes and adds their rows and bars. `bare` has no adapter slots at all.
+///
+/// # Errors
+/// If a step fails.
+pub(crate) fn run(
+    ours: &mut Ours,
+    bare: &mut Ours,
+    config: &ModelConfig,
+    setting: &Setting<'_>,
+    report: &mut Report,
+) -> Outcome {
+    println!("\n== decode with adapters of rank 16 on all linear layers");
+    for batch in BATCHES {
+        let parameters = RandomAdapter::new(0, config).parameters();
+        tax(ours, (batch, parameters), setting, report)?;
+    }
+    for batch in [1, 8] {
+        unused(ours, bare, batch, setting, report)?;
+    }
+    Ok(())
+}
+
+fn steps(batch: usize) -> usize {
+    (512 / batch).clamp(16, 64)
+}
+
+fn tax(ours: &mut Ours, (batch, parameters): (usize, usize), setting: &Setting<'_>, report: &mut Report) -> Outcome {
+    const MIXES: [Mix; 5] = [Mix::Base, Mix::Shared, Mix::Distinct(usize::MAX), Mix::TwoEach, Mix::Base];
+    let steps = steps(batch);
+    // Seconds of a step. The base comes twice: the second is the control.
+    let values = interleaved(setting.rounds, MIXES.len(), |side| {
+        let mix = MIXES.get(side).copied().unwrap_or(Mix::Base);
+        Ok(ours.decode(batch, mix, CONTEXT, steps)?.as_secs_f64() / steps as f64)
+    })?;
+    let [base, shared, distinct, two, again] = values.as_slice() else { return Ok(()) };
+    let control = Spread::of_ratios(base, again).ok_or("no rounds")?;
+    let adapter_bytes = ours.adapter_bytes();
+    for (mix, seconds) in MIXES.iter().zip([base, shared, distinct, two]) {
+        let speed = Spread::of(&seconds.iter().map(|seconds| batch as f64 / seconds).collect::<Vec<_>>());
+        let milliseconds = Spread::of(seconds).map(|spread| spread.times(1e3));
+        report.row(json!({"cell": format!("decode batch {batch}"), "side": "tenon", "adapters": mix.name(),
+            "tokens_per_s": spread_json(speed), "step_ms": spread_json(milliseconds),
+            "of_base": spread_json(Spread::of_ratios(base, seconds)), "control_a_a": spread_json(Some(control))}));
+    }
+    let set_bytes = (batch * adapter_bytes) as f64;
+    let bandwidth = setting.limits.read_bytes_per_s(set_bytes).ok_or("the read bandwidth was not measured")?;
+    let floor = set_bytes / bandwidth;
+    let extra: Vec<f64> = distinct.iter().zip(base).map(|(distinct, base)| (distinct - base) / floor).collect();
+    // The same in bytes that do not depend on how we keep adapters: two for each parameter.
+    let bf16_bytes = (batch * parameters * 2) as f64;
+    let extra_of_bf16 = setting
+        .limits
+        .read_bytes_per_s(bf16_bytes)
+        .and_then(|bandwidth| Some(Spread::of(&extra)?.times(floor / (bf16_bytes / bandwidth))));
+    let noise = noise_of(&[base, again], floor);
+    report.row(json!({"cell": format!("decode batch {batch}"), "adapters": format!("{batch} distinct"),
+        "adapter_mb": rounded(adapter_bytes as f64 / 1e6), "read_gb_per_s": rounded(bandwidth / 1e9),
+        "read_floor_ms": rounded(floor * 1e3), "extra_over_floor": spread_json(Spread::of(&extra)),
+        "extra_over_floor_of_bf16": spread_json(extra_of_bf16)}));
+    let extra = Spread::of(&extra).map(|spread| Spread {
+        low: spread.low.min(spread.median - noise),
+        high: spread.high.max(spread.median + noise),
+        ..spread
+    });
+    let name = format!("adapter tax: extra time of {batch} distinct adapters over their read floor");
+    report.bar(&name, Bound::AtMost(TAX_BAR), extra.ok_or("no rounds"));
+    let ratio = Spread::of_ratios(base, shared).map(|ratio| ratio.widened_by(control));
+    let name = format!("one shared adapter at batch {batch}: share of base tokens/s");
+    report.bar(&name, Bound::AtLeast(SHARED_BAR), ratio.ok_or("no rounds"));
+    Ok(())
+}
+
+/// How far the base is from itself, in floors.
+fn noise_of(sides: &[&[f64]; 2], floor: f64) -> f64 {
+    let differences: Vec<f64> = sides[0].iter().zip(sides[1]).map(|(one, other)| one - other).collect();
+    Spread::of(&differences).map_or(0.0, |spread| spread.low.abs().max(spread.high.abs()) / floor)
+}
+
+/// The base with adapters loaded that nobody uses, beside a runner that has no slots.
+fn unused(ours: &mut Ours, bare: &mut Ours, batch: usize, setting: &Setting<'_>, report: &mut Report) -> Outcome {
+    let steps = steps(batch);
+    let values = interleaved(setting.rounds, 4, |side| {
+        let side = if side.is_multiple_of(2) { &mut *ours } else { &mut *bare };
+        Ok((batch * steps) as f64 / side.decode(batch, Mix::Base, CONTEXT, steps)?.as_secs_f64())
+    })?;
+    let [loaded, bare, loaded_again, bare_again] = values.as_slice() else { return Ok(()) };
+    let ratio = Spread::of_ratios(&[loaded.as_slice(), loaded_again].concat(), &[bare.as_slice(), bare_again].concat());
+    let ratio = ratio.ok_or("no rounds")?;
+    let controls = [Spread::of_ratios(loaded, loaded_again), Spread::of_ratios(bare, bare_again)];
+    let away = |spread: &Spread| (spread.low - 1.0).abs().max((spread.high - 1.0).abs());
+    let control = controls.iter().flatten().map(away).fold(0.0, f64::max);
+    report.row(json!({"cell": format!("decode batch {batch}"), "adapters": "loaded, unused",
+        "over_no_slots": spread_json(Some(ratio)), "control_a_a_away_from_1": rounded(control)}));
+    let name = format!("unused adapters at batch {batch}: distance of the ratio from 1, bar is the A/A spread");
+    report.bar(&name, Bound::AtMost(control), Ok(Spread::exactly((ratio.median - 1.0).abs())));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_is_in_floors_of_either_sign() {
+        assert_eq!(noise_of(&[&[1.0, 1.0], &[1.5, 1.5]], 0.25), 2.0);
+        assert_eq!(noise_of(&[&[1.0], &[1.0]], 0.25), 0.0);
+    }
+
+    #[test]
+    fn every_batch_has_enough_steps_to_be_timed() {
+        assert_eq!([1, 8, 32, 64].map(steps), [64, 64, 16, 16]);
+    }
+}

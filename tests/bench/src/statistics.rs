@@ -1,0 +1,138 @@
+//! Medians, spreads, ratios of interleaved sides, and what may be concluded from them. Not here: what is measured.
+//!
+//! Two sides of a ratio are measured in turn, round after round, so that what the machine does to one it does to the other;
+//! the ratio of a round is the ratio of its two values, and the result their median. One side is measured twice in each
+//! round: the ratio of those two (A/A) says how far a ratio may be from 1 for no reason at all.
+
+/// The middle of some values; `None` of none.
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
+    quantile(values, 0.5)
+}
+
+/// The value below which this share of the values lies, linear between neighbours; `None` of none.
+pub(crate) fn quantile(values: &[f64], share: f64) -> Option<f64> {
+    let mut sorted: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    let place = share.clamp(0.0, 1.0) * sorted.len().checked_sub(1)? as f64;
+    let (below, above) = (sorted.get(place.floor() as usize)?, sorted.get(place.ceil() as usize)?);
+    Some(below + (above - below) * (place - place.floor()))
+}
+
+/// A median and where four fifths of the values lie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+impl Spread {
+    /// Of some values; `None` of none.
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+        Some(Self { median: median(values)?, low: quantile(values, 0.1)?, high: quantile(values, 0.9)? })
+    }
+
+    /// Of the ratios of values that were measured in the same rounds.
+    pub(crate) fn of_ratios(above: &[f64], below: &[f64]) -> Option<Self> {
+        let ratios: Vec<f64> = above.iter().zip(below).map(|(above, below)| above / below).collect();
+        Self::of(&ratios)
+    }
+
+    /// Of a value that was measured once, or follows from such.
+    pub(crate) const fn exactly(value: f64) -> Self {
+        Self { median: value, low: value, high: value }
+    }
+
+    /// As wide as a ratio of a side to itself was found to be, at least: what lies within that is noise.
+    pub(crate) fn widened_by(self, control: Self) -> Self {
+        let factor_low = (control.low / control.median).min(1.0 / control.high).min(control.low).min(1.0);
+        let factor_high = (control.high / control.median).max(1.0 / control.low).max(control.high).max(1.0);
+        Self {
+            median: self.median,
+            low: self.low.min(self.median * factor_low),
+            high: self.high.max(self.median * factor_high),
+        }
+    }
+
+    /// The same with every value multiplied.
+    pub(crate) fn times(self, factor: f64) -> Self {
+        Self { median: self.median * factor, low: self.low * factor, high: self.high * factor }
+    }
+}
+
+/// What a value must reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+    Below(f64),
+}
+
+/// Whether it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Yes,
+    No,
+    /// The bar lies within the spread.
+    Undecided,
+}
+
+impl Bound {
+    /// Whether a value with this spread keeps the bound, for all of its spread.
+    pub(crate) fn judge(self, spread: Spread) -> Verdict {
+        let keeps = |value: f64| match self {
+            Self::AtLeast(bar) => value >= bar,
+            Self::AtMost(bar) => value <= bar,
+            Self::Below(bar) => value < bar,
+        };
+        match (keeps(spread.low), keeps(spread.high)) {
+            (true, true) => Verdict::Yes,
+            (false, false) => Verdict::No,
+            _ => Verdict::Undecided,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_between_neighbours() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median(&[f64::NAN, 5.0, 1.0, 3.0]), Some(3.0));
+        assert_eq!(quantile(&[0.0, 10.0], 0.9), Some(9.0));
+        assert_eq!(quantile(&[1.0, 2.0, 3.0], 7.0), Some(3.0));
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        // The machine halves its speed in the last rounds: the ratio does not notice.
+        let (ours, theirs) = ([100.0, 100.0, 50.0, 50.0], [50.0, 50.0, 25.0, 25.0]);
+        assert_eq!(Spread::of_ratios(&ours, &theirs), Some(Spread::exactly(2.0)));
+    }
+
+    #[test]
+    fn a_bar_within_the_spread_is_undecided() {
+        let spread = Spread { median: 2.1, low: 1.9, high: 2.3 };
+        assert_eq!(Bound::AtLeast(1.8).judge(spread), Verdict::Yes);
+        assert_eq!(Bound::AtLeast(2.0).judge(spread), Verdict::Undecided);
+        assert_eq!(Bound::AtLeast(2.4).judge(spread), Verdict::No);
+        assert_eq!(Bound::AtMost(2.3).judge(spread), Verdict::Yes);
+        assert_eq!(Bound::Below(2.3).judge(spread), Verdict::Undecided);
+        assert_eq!(Bound::AtMost(1.0).judge(spread), Verdict::No);
+    }
+
+    #[test]
+    fn a_noisy_control_widens_a_ratio_and_a_quiet_one_does_not() {
+        let ratio = Spread { median: 2.0, low: 1.98, high: 2.02 };
+        let noisy = ratio.widened_by(Spread { median: 1.0, low: 0.9, high: 1.1 });
+        assert!(noisy.low <= 1.81 && noisy.high >= 2.2 && noisy.median == 2.0, "{noisy:?}");
+        assert_eq!(ratio.widened_by(Spread::exactly(1.0)), ratio);
+        // A control that is off to one side is noise to both.
+        let aside = ratio.widened_by(Spread { median: 1.2, low: 1.15, high: 1.25 });
+        assert!(aside.low <= 1.61 && aside.high >= 2.5, "{aside:?}");
+    }
+}

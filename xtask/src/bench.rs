@@ -1,0 +1,21 @@
+//! `cargo xtask bench`: builds `tenon` and the benches in the release profile, fetches the base, and runs them. Not here: what
+//! they measure and what they can be told, which is the program `bench` (`tests/bench`).
+
+use std::ffi::OsString;
+use std::process::Command;
+
+use crate::base;
+use crate::shell::{self, Outcome};
+
+/// Builds and runs; the arguments go to the program as they are.
+///
+/// # Errors
+/// If something cannot be built or measured. A missed bar is no error: it is in the report.
+pub(crate) fn run(arguments: &[OsString]) -> Outcome {
+    // Not the whole workspace: the package `tests` would put a host in process into what is measured.
+    let build = ["build", "--locked", "--release", "--package", "host", "--package", "bench", "--bins"];
+    shell::run(&mut shell::cargo(&build))?;
+    let base = base::ensure()?;
+    let mut bench = Command::new(shell::target().join("release").join("bench"));
+    shell::run(bench.args(arguments).env("TENON_BASE", base))
+}
