@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{AdapterBase, AdapterLimits, AdapterReport, CanonicalAdapter, canonical_adapter};
+use model::{AdapterBase, AdapterLimits, AdapterReport, CanonicalAdapter, Precision, canonical_adapter};
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 
 use crate::artifacts::{ArtifactKind, Artifacts};
@@ -37,6 +37,8 @@ const RESOLVED_ONE_BY_ONE_MAX: usize = 16;
 pub struct AdapterStoreConfig {
     /// The base that adapters must fit.
     pub base: Arc<dyn AdapterBase>,
+    /// Of the runner that adapters are packed for.
+    pub precision: Precision,
     /// Limits on one adapter.
     pub limits: AdapterLimits,
     /// Packed adapters in host memory, those out on lease but evicted not counted.
@@ -55,6 +57,7 @@ impl AdapterStoreConfig {
     pub fn new(base: Arc<dyn AdapterBase>) -> Self {
         Self {
             base,
+            precision: Precision::default(),
             limits: AdapterLimits::default(),
             host_bytes_max: 2 << 30,
             aliases_per_tenant_max: 10_000,
@@ -108,6 +111,7 @@ impl ResolvedAdapters {
 #[derive(Debug)]
 pub struct AdapterStore {
     base: Arc<dyn AdapterBase>,
+    precision: Precision,
     limits: AdapterLimits,
     aliases_per_tenant_max: usize,
     root: Option<AdaptersRoot>,
@@ -133,6 +137,7 @@ impl AdapterStore {
         };
         Ok(Self {
             base: config.base,
+            precision: config.precision,
             limits: config.limits,
             aliases_per_tenant_max: config.aliases_per_tenant_max,
             root,
@@ -313,10 +318,10 @@ impl AdapterStore {
 
     async fn lease_owned(&self, tenant: &TenantId, digest: Digest) -> Result<AdapterLease, AdapterError> {
         let (artifacts, loads) = (self.artifacts.clone(), self.loads.clone());
-        let (base, limits) = (Arc::clone(&self.base), self.limits.clone());
+        let (base, limits, precision) = (Arc::clone(&self.base), self.limits.clone(), self.precision);
         let load = async move |permit| {
             let bytes = artifacts.get(ArtifactKind::Adapter, digest).await?;
-            let pack = move || Ok(model::LoraAdapter::from_canonical(&bytes, &*base, &limits)?);
+            let pack = move || Ok(model::LoraAdapter::from_canonical(&bytes, &*base, &limits, precision)?);
             loads.compute(permit, pack).await.map(|(adapter, _permit)| adapter)
         };
         self.memory.lease(tenant, digest, &self.loads, load).await

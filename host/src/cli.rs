@@ -97,8 +97,8 @@ struct ServeArgs {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The base model, a GGUF file
-    #[arg(long, value_name = "FILE")]
+    /// The base model: a GGUF file, or a folder of safetensors files
+    #[arg(long, value_name = "PATH")]
     base: Option<PathBuf>,
     /// Where state is kept
     #[arg(long, value_name = "DIR")]

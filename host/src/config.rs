@@ -21,7 +21,7 @@ pub use sources::Source;
 /// What the host is to do, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The base model's file; it exists.
+    /// The base model's file or folder; it exists.
     pub base: PathBuf,
     /// The folder of all state; made at the first start.
     pub data: PathBuf,
@@ -47,6 +47,10 @@ pub struct Config {
     pub adapter_cache_bytes_max: u64,
     /// Requests that may wait for the engine.
     pub queue_requests_max: usize,
+    /// Of these, requests of one tenant.
+    pub queue_tenant_requests_max: usize,
+    /// Tokens of a request that are guessed in one step; 0 guesses none.
+    pub speculation_tokens_max: u32,
     /// How long running requests may take to end when the host stops.
     pub drain: Duration,
     /// What one plan may ask for. `layers` and `vocabulary` are the base's to say.

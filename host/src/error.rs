@@ -213,7 +213,12 @@ impl Error {
     /// How long to wait before trying again, where that may help.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        (self.blame() == Blame::Capacity).then_some(Duration::from_secs(1))
+        let known = match self {
+            Self::Submit(error) => error.retry_after(),
+            Self::WithReceipt { source, .. } => source.retry_after(),
+            _ => None,
+        };
+        known.or_else(|| (self.blame() == Blame::Capacity).then_some(Duration::from_secs(1)))
     }
 
     /// The message as the caller may see it: a fault of the host is logged, not told.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use engine::{EngineConfig, EngineHandle, EngineThread};
+use engine::{EngineConfig, EngineHandle, EngineThread, SpeculationConfig};
 use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelConfig};
 use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -19,6 +19,7 @@ use crate::cli::COMPILE_COMMAND;
 use crate::config::{Config, KvSize};
 use crate::error::Error;
 use crate::http::{self, App, Listener, Serving, Tls};
+use crate::invoke::TenantSalts;
 use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
@@ -39,6 +40,7 @@ pub(crate) struct Host {
     pub(crate) adapters: AdapterStore,
     pub(crate) base: Arc<Base>,
     pub(crate) engine: EngineHandle<LoraAdapter>,
+    pub(crate) tenant_salts: TenantSalts,
     pub(crate) receipts: ReceiptLog,
     pub(crate) receipt_keys: PublicKeys,
     pub(crate) logs: FunctionLogs,
@@ -94,6 +96,7 @@ impl Host {
         let plan_limits = PlanLimits { layers, vocabulary, ..config.plan_limits.clone() };
         let adapter_config = AdapterStoreConfig {
             adapters_root: config.adapters_root.clone(),
+            precision: config.precision,
             host_bytes_max: config.adapter_cache_bytes_max,
             limits: AdapterLimits {
                 file_bytes_max: usize::try_from(config.http_limits.adapter_bytes_max).unwrap_or(usize::MAX),
@@ -105,6 +108,11 @@ impl Host {
         let engine_config = EngineConfig {
             eos_token_ids: base.eos().to_vec(),
             waiting_requests_max: config.queue_requests_max,
+            tenant_waiting_requests_max: Some(config.queue_tenant_requests_max),
+            speculation: SpeculationConfig {
+                draft_tokens_max: config.speculation_tokens_max,
+                ..SpeculationConfig::default()
+            },
             ..EngineConfig::default()
         };
         let started = Instant::now();
@@ -122,6 +130,7 @@ impl Host {
             adapters,
             base,
             engine,
+            tenant_salts: TenantSalts::new()?,
             receipts,
             receipt_keys,
             logs: FunctionLogs::new(LogLimits::default()),

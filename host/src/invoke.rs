@@ -13,16 +13,19 @@ mod record;
 mod seed;
 mod stop;
 mod template;
+mod terms;
 
 pub(crate) use template::check_templates;
 
 pub(crate) use generation::{AdapterUse, Ended, Generation, Head, Piece, TokenOut};
+pub(crate) use terms::{Handling, TenantSalts};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Submission, TokenStream};
 use futures::future::{join_all, try_join_all};
+use model::LoraAdapter;
 use types::{FunctionName, InvocationRequest, Plan, PlanLimits, ValidPlan};
 
 use crate::adapters::AdapterLease;
@@ -44,6 +47,8 @@ pub(crate) struct Invocation {
     pub(crate) target: Target,
     /// Which of several answers to the same question this is; 0 if there is one.
     pub(crate) choice: u32,
+    /// What the caller said about its turn.
+    pub(crate) handling: Handling,
 }
 
 /// Who decides what is generated.
@@ -83,6 +88,7 @@ pub(crate) enum Routed {
 struct Prepared {
     principal: Principal,
     request: InvocationRequest,
+    handling: Handling,
     /// Of the function, if one is invoked.
     log: Option<InvocationLog>,
     work: Work,
@@ -101,17 +107,32 @@ struct Queued {
 
 /// Takes a request as far as its place in the engine's queue and a durable `started` receipt.
 pub(crate) async fn invoke(host: &Arc<Host>, invocation: Invocation) -> Result<Generation, Error> {
-    prepare(host, invocation).await?.submit(host)?.start(host).await
+    let mut generations = invoke_all(host, vec![invocation]).await?;
+    generations.pop().ok_or_else(|| Error::Internal("a request without a generation".into()))
 }
 
 /// The same with several requests that are one to their caller: all of them or none. Each is an inference of its own, with
-/// its own receipt.
+/// its own receipt; those with the same prompt have it computed once.
 pub(crate) async fn invoke_all(host: &Arc<Host>, invocations: Vec<Invocation>) -> Result<Vec<Generation>, Error> {
     let prepared = try_join_all(invocations.into_iter().map(|one| prepare(host, one))).await?;
-    // If one finds no place, those before it give theirs back.
-    let queued = prepared.into_iter().map(|one| one.submit(host)).collect::<Result<Vec<_>, _>>()?;
+    let queued = submit(host, prepared)?;
     // Every receipt is waited for, so that none is left open: dropping a generation closes its receipt as cancelled.
     all_or_error(join_all(queued.into_iter().map(|one| one.start(host))).await)
+}
+
+/// A place in the engine's queue for each that needs one, or for none.
+fn submit(host: &Arc<Host>, prepared: Vec<Prepared>) -> Result<Vec<Queued>, Error> {
+    let submissions: Vec<_> = prepared.iter().filter_map(|one| one.submission(host)).collect();
+    let streams = if submissions.is_empty() { Ok(Vec::new()) } else { host.engine.submit_all(submissions) };
+    let streams = streams.map_err(Error::from).inspect_err(|error| {
+        prepared.iter().for_each(|one| function::log_failure(one.log.as_ref(), error));
+    })?;
+    let mut streams = streams.into_iter();
+    let queued = prepared.into_iter().map(|one| {
+        let is_generated = matches!(one.work, Work::Generate(_));
+        Queued { tokens: if is_generated { streams.next() } else { None }, prepared: one }
+    });
+    Ok(queued.collect())
 }
 
 /// All that started, or the first error with every receipt that was made: those of the ones that are dropped for it, too.
@@ -140,7 +161,7 @@ fn all_or_error(started: Vec<Result<Generation, Error>>) -> Result<Vec<Generatio
 /// Everything before the engine: the plugin, the plan's check, adapters, the prompt as tokens.
 async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, Error> {
     let started = Instant::now();
-    let Invocation { principal, mut request, target, choice } = invocation;
+    let Invocation { principal, mut request, target, choice, handling } = invocation;
     let from_plugin = matches!(target, Target::Function(_));
     let routed = match target {
         Target::Plan(plan) => Routed::Draft(Box::new(direct(host, &principal, *plan).await?)),
@@ -157,7 +178,7 @@ async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, E
             (log, Work::Generate(Box::new(parts)))
         }
     };
-    Ok(Prepared { principal, request, log, work })
+    Ok(Prepared { principal, request, handling, log, work })
 }
 
 /// A plan that the caller wrote: it may name every adapter of its tenant.
@@ -191,28 +212,23 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
 }
 
 impl Prepared {
-    fn submit(self, host: &Arc<Host>) -> Result<Queued, Error> {
-        let tokens = match &self.work {
-            Work::Answer { .. } => None,
-            Work::Generate(parts) => {
-                let adapters = parts.leases.iter().map(|lease| (lease.digest(), Arc::clone(lease.adapter())));
-                let submitted = host.engine.submit(Submission {
-                    plan: parts.plan.clone(),
-                    prompt: parts.prompt.tokens.clone(),
-                    adapters: adapters.collect(),
-                    seed: parts.seed,
-                });
-                let submitted = submitted.map_err(Error::from);
-                Some(submitted.inspect_err(|error| function::log_failure(self.log.as_ref(), error))?)
-            }
-        };
-        Ok(Queued { prepared: self, tokens })
+    /// What the engine is to do for it, if anything.
+    fn submission(&self, host: &Host) -> Option<Submission<LoraAdapter>> {
+        let Work::Generate(parts) = &self.work else { return None };
+        let adapters = parts.leases.iter().map(|lease| (lease.digest(), Arc::clone(lease.adapter())));
+        Some(Submission {
+            plan: parts.plan.clone(),
+            prompt: parts.prompt.tokens.clone(),
+            adapters: adapters.collect(),
+            seed: parts.seed,
+            terms: host.tenant_salts.terms(&self.principal.tenant, self.handling),
+        })
     }
 }
 
 impl Queued {
     async fn start(self, host: &Arc<Host>) -> Result<Generation, Error> {
-        let Prepared { principal, request, log, work } = self.prepared;
+        let Prepared { principal, request, log, work, .. } = self.prepared;
         let started = match (work, self.tokens) {
             (Work::Answer { call, text, stages }, _) => {
                 Generation::answered(host, &principal, &request, *call, text, stages).await

@@ -70,6 +70,7 @@ pub struct Metrics {
     completion_tokens: Counter,
     first_token: Histogram,
     inter_token: Histogram,
+    queued: Histogram,
     plugin_calls: Family<CallLabels, Histogram>,
     fed: Fed,
 }
@@ -89,6 +90,12 @@ struct Fed {
     plugin_instances_max: Gauge,
     plugin_log_lines_dropped: Counter,
     preemptions: Counter,
+    prefix_queries: Counter,
+    prefix_hits: Counter,
+    draft_tokens: Counter,
+    accepted_tokens: Counter,
+    deadlines_foreseen: Counter,
+    kv_blocks_idle: Gauge,
     engine_steps: Counter,
     receipts: Family<KindLabel, Counter>,
     receipt_transactions: Counter,
@@ -108,6 +115,7 @@ impl Metrics {
         let r = &mut registry;
         let calls = || Histogram::new(exponential_buckets(0.000_02, 4.0, 10));
         let first_token = Histogram::new(exponential_buckets(0.001, 2.0, 17));
+        let queued = Histogram::new(exponential_buckets(0.001, 2.0, 17));
         let inter_token = Histogram::new(exponential_buckets(0.000_5, 2.0, 14));
         Self {
             requests: add(r, "tenon_requests", "Requests answered, by route and status", Family::default()),
@@ -115,6 +123,7 @@ impl Metrics {
             completion_tokens: add(r, "tenon_completion_tokens", "Tokens generated", Counter::default()),
             first_token: add(r, "tenon_time_to_first_token_seconds", "From admission to the first token", first_token),
             inter_token: add(r, "tenon_inter_token_seconds", "Between two tokens of a request", inter_token),
+            queued: add(r, "tenon_queue_seconds", "From submission to the first step", queued),
             plugin_calls: add(
                 r,
                 "tenon_plugin_call_seconds",
@@ -149,6 +158,11 @@ impl Metrics {
         self.inter_token.observe(after.as_secs_f64());
     }
 
+    /// Notes how long a request waited for its first step.
+    pub fn queued(&self, wait: Duration) {
+        self.queued.observe(wait.as_secs_f64());
+    }
+
     /// Notes a call into a plugin.
     pub fn plugin_call(&self, call: PluginCall, ok: bool, took: Duration) {
         let outcome = if ok { "ok" } else { "error" };
@@ -166,6 +180,12 @@ impl Metrics {
         // Each of these only grows in the engine, so a counter may be set to it.
         self.fed.preemptions.inner().store(stats.preemptions, Relaxed);
         self.fed.engine_steps.inner().store(stats.steps, Relaxed);
+        self.fed.prefix_queries.inner().store(stats.prefix_tokens_asked, Relaxed);
+        self.fed.prefix_hits.inner().store(stats.prefix_tokens_found, Relaxed);
+        self.fed.draft_tokens.inner().store(stats.draft_tokens, Relaxed);
+        self.fed.accepted_tokens.inner().store(stats.draft_tokens_accepted, Relaxed);
+        self.fed.deadlines_foreseen.inner().store(stats.deadlines_foreseen, Relaxed);
+        self.fed.kv_blocks_idle.set(stats.kv_blocks_idle.into());
     }
 
     /// Feeds the size of the KV memory, known once the base is loaded. There is one series of it.
@@ -235,6 +255,37 @@ impl Fed {
             ),
             engine_steps: add(r, "tenon_engine_steps", "Steps of the engine", Counter::default()),
             preemptions: add(r, "tenon_preemptions", "Sequences that were set back", Counter::default()),
+            prefix_queries: add(
+                r,
+                "vllm:prefix_cache_queries",
+                "Tokens that sequences began to run with",
+                Counter::default(),
+            ),
+            prefix_hits: add(
+                r,
+                "vllm:prefix_cache_hits",
+                "Of these, tokens whose KV was there already",
+                Counter::default(),
+            ),
+            draft_tokens: add(
+                r,
+                "vllm:spec_decode_num_draft_tokens",
+                "Tokens guessed and verified",
+                Counter::default(),
+            ),
+            accepted_tokens: add(
+                r,
+                "vllm:spec_decode_num_accepted_tokens",
+                "Of these, tokens that were right",
+                Counter::default(),
+            ),
+            deadlines_foreseen: add(
+                r,
+                "tenon_deadlines_foreseen",
+                "Requests given up because they could not have met their deadline",
+                Counter::default(),
+            ),
+            kv_blocks_idle: add(r, "tenon_kv_blocks_idle", "KV blocks kept for later requests", Gauge::default()),
             receipts: add(r, "tenon_receipts", "Receipt records that are durable", Family::default()),
             receipt_transactions: add(
                 r,
@@ -262,7 +313,9 @@ mod tests {
     fn fed() -> Metrics {
         let metrics = Metrics::new();
         let kv = EngineStats { kv_blocks_free: 75, kv_blocks_total: 100, ..EngineStats::default() };
-        metrics.observe_engine(&EngineStats { waiting: 5, running: 2, ..kv });
+        let prefix = EngineStats { prefix_tokens_asked: 30, prefix_tokens_found: 20, ..kv };
+        let guesses = EngineStats { draft_tokens: 8, draft_tokens_accepted: 6, preemptions: 1, ..prefix };
+        metrics.observe_engine(&EngineStats { waiting: 5, running: 2, ..guesses });
         metrics.observe_kv_size(16, 100);
         metrics.observe_adapter_cache(1 << 20, 3);
         metrics.observe_plugins(&PluginStats { instances: 2, instances_max: 9, log_lines_dropped: 11 });
@@ -279,6 +332,11 @@ mod tests {
             "vllm:num_requests_running 2\n",
             "vllm:kv_cache_usage_perc 0.25\n",
             "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"100\"} 1\n",
+            "vllm:prefix_cache_queries_total 30\n",
+            "vllm:prefix_cache_hits_total 20\n",
+            "vllm:spec_decode_num_draft_tokens_total 8\n",
+            "vllm:spec_decode_num_accepted_tokens_total 6\n",
+            "tenon_preemptions_total 1\n",
             "tenon_receipts_total{kind=\"started\"} 3\n",
             "tenon_receipt_transactions_total 4\n",
             "tenon_plugin_instances 2\n",
@@ -307,6 +365,7 @@ mod tests {
         metrics.tokens(7, 5);
         metrics.first_token(Duration::from_millis(30));
         metrics.inter_token(Duration::from_millis(3));
+        metrics.queued(Duration::from_millis(2));
         metrics.plugin_call(PluginCall::compose, true, Duration::from_micros(90));
         let text = metrics.render();
         for line in [
@@ -315,6 +374,7 @@ mod tests {
             "tenon_completion_tokens_total 5\n",
             "tenon_time_to_first_token_seconds_count 1\n",
             "tenon_inter_token_seconds_count 1\n",
+            "tenon_queue_seconds_count 1\n",
             "tenon_plugin_call_seconds_count{call=\"compose\",outcome=\"ok\"} 1\n",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -60,7 +60,7 @@ pub fn dots(isa: Isa, weights: Rows<'_>, inputs: Rows<'_>, out: &mut [f32], out_
         Level::Avx2 => unsafe { x86::dots_avx2(weights, inputs, out, out_stride) },
         // SAFETY: this level exists only where `Isa::available` (isa.rs) found AVX-512 F, BW and VL; bounds as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { x86::dots_avx512(weights, inputs, out, out_stride) },
+        Level::Avx512 | Level::Avx512Vnni => unsafe { x86::dots_avx512(weights, inputs, out, out_stride) },
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which vector instructions this machine has. Not here: the operations that use them.
 
-/// The vector instructions to use. Every choice gives the same bits.
+/// The vector instructions to use. Every choice gives the same bits in the f32 reference operations; what the others
+/// promise stands beside each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Level);
 
@@ -9,12 +10,15 @@ pub struct Isa(Level);
 pub(crate) enum Level {
     /// No more than the target guarantees.
     Plain,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F, BW and VL, with AVX2 and FMA.
+    /// AVX-512 F, BW, VL and DQ, with the above.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// AVX-512 VNNI, BF16 and VBMI, with the above.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 impl Isa {
@@ -36,10 +40,13 @@ impl Isa {
         #[allow(unused_mut)]
         let mut found = vec![Self::plain()];
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        if has_avx2() {
             found.push(Self(Level::Avx2));
-            if ["avx512f", "avx512bw", "avx512vl"].iter().all(|name| has_avx512(name)) {
+            if has_avx512() {
                 found.push(Self(Level::Avx512));
+                if has_avx512_dots() {
+                    found.push(Self(Level::Avx512Vnni));
+                }
             }
         }
         found
@@ -51,13 +58,23 @@ impl Isa {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn has_avx512(name: &str) -> bool {
-    match name {
-        "avx512f" => is_x86_feature_detected!("avx512f"),
-        "avx512bw" => is_x86_feature_detected!("avx512bw"),
-        "avx512vl" => is_x86_feature_detected!("avx512vl"),
-        _ => false,
-    }
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512_dots() -> bool {
+    is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512vbmi")
 }
 
 /// Defines a function whose body is compiled once for each [`Level`]. The body is plain Rust; the compiler vectorises it
@@ -69,10 +86,10 @@ macro_rules! multiversion {
             #[inline(always)]
             fn body($($arg: $type),*) $body
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2($($arg: $type),*) { body($($arg),*) }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
             fn avx512($($arg: $type),*) { body($($arg),*) }
             match isa.level() {
                 $crate::isa::Level::Plain => body($($arg),*),
@@ -81,7 +98,7 @@ macro_rules! multiversion {
                 $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: this level exists only where `Isa::available` (isa.rs) found the features that `avx512` enables.
                 #[cfg(target_arch = "x86_64")]
-                $crate::isa::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::isa::Level::Avx512 | $crate::isa::Level::Avx512Vnni => unsafe { avx512($($arg),*) },
             }
         }
     };

@@ -6,30 +6,65 @@
 //! outputs, never inside a sum.
 //!
 //! Not here: tensors as objects, files, models, scheduling. Shapes are the caller's duty: a wrong one is a bug and panics.
-//! Work is spread over the rayon pool that the caller runs in (see [`Pool`]).
+//! The f32 operations are the reference and spread their work over the rayon pool that the caller runs in (see
+//! [`ReferencePool`]); the fast ones take the [`Team`] of a step (see [`Pool`]).
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_bf16;
+mod attention_lanes;
+mod attention_paged;
+mod attention_tile;
 mod dora;
 pub mod dot;
+mod elementwise;
+mod elementwise_rope;
+mod exp;
+mod gemm;
+mod grouped_lora;
 mod isa;
 pub mod limits;
+mod lm_head;
 mod lora;
 mod matmul;
+mod memory;
+mod norm_rows;
+mod packed;
+mod paged;
+mod paged_write;
 mod pool;
 mod quantised;
+mod quantised_rows;
+mod reference_pool;
 mod rmsnorm;
 mod rope;
+mod sample_weights;
 mod softmax;
 mod swiglu;
+mod topk;
 
 pub use attention::{AttentionRow, KvLayer, attention};
+pub use attention_paged::{AttentionScratch, AttentionSequence, paged_attention};
 pub use dora::{DoraTerm, dora_add, dora_norms};
+pub use elementwise::{add_rows, swiglu_rows};
+pub use elementwise_rope::{HeadNorms, RopeRows, rope_rows};
+pub use exp::exp;
+pub use gemm::{Piece, matmul_each, matmul_packed};
+pub use grouped_lora::{LoraGroup, LoraRows, LoraRun, LoraScratch, LoraTermParts, SLOTS_MAX, grouped_lora};
 pub use isa::Isa;
+pub use lm_head::{HEAD_TOP_MAX, HeadOutput, HeadRow, HeadWant, lm_head};
 pub use lora::{LoraPair, lora_add};
 pub use matmul::{Matrix, matmul, matmul_reference};
-pub use pool::Pool;
+pub use norm_rows::{add_rms_norm_rows, rms_norm_rows};
+pub use packed::PackedMatrix;
+pub use paged::{KvFormat, PagedKv};
+pub use pool::{Pool, PoolError, Team};
 pub use quantised::{BLOCK_VALUES, BlockFormat, dequantise};
+pub use quantised_rows::QuantisedRows;
+pub use reference_pool::ReferencePool;
 pub use rmsnorm::rms_norm;
-pub use rope::RopeTable;
+pub use rope::{RopeLayout, RopeTable};
+pub use sample_weights::TokenWeights;
 pub use softmax::{log_sum_exp, softmax};
 pub use swiglu::swiglu;
+pub use topk::best_of;

@@ -36,6 +36,12 @@ impl LoraPair {
         (self.a.len() + self.b.len()) * size_of::<f32>()
     }
 
+    /// A and the transposed B, as [`LoraPair::new`] takes them.
+    #[must_use]
+    pub fn into_parts(self) -> (Vec<f32>, Vec<f32>) {
+        (self.a, self.b)
+    }
+
     /// Rows of A.
     #[must_use]
     pub fn rank(&self) -> usize {

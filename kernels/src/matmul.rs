@@ -32,11 +32,11 @@ impl Matrix {
         fits.then_some(Self { outputs, inputs, data: Data::F32(values) })
     }
 
-    /// From blocks, row after row; `None` if their number is wrong or `inputs` is not a multiple of 32.
+    /// From blocks, row after row; `None` if their number is wrong or `inputs` is not a multiple of 32 (256 in the K formats).
     #[must_use]
     pub fn from_blocks(outputs: usize, inputs: usize, format: BlockFormat, bytes: Vec<u8>) -> Option<Self> {
-        let row_bytes = inputs / BLOCK_VALUES * format.block_bytes();
-        let fits = inputs.is_multiple_of(BLOCK_VALUES) && outputs.checked_mul(row_bytes) == Some(bytes.len());
+        let expected = format.row_bytes(inputs).and_then(|row_bytes| outputs.checked_mul(row_bytes));
+        let fits = inputs.is_multiple_of(BLOCK_VALUES) && expected == Some(bytes.len());
         fits.then_some(Self { outputs, inputs, data: Data::Blocks(format, bytes) })
     }
 
@@ -88,7 +88,7 @@ impl Matrix {
     }
 
     fn row_bytes<'a>(&self, format: BlockFormat, bytes: &'a [u8], first: usize, count: usize) -> &'a [u8] {
-        let row_bytes = self.inputs / BLOCK_VALUES * format.block_bytes();
+        let row_bytes = self.inputs / format.block_values() * format.block_bytes();
         &bytes[first * row_bytes..][..count * row_bytes]
     }
 }

@@ -1,20 +1,411 @@
-//! The threads that operations run on. Not here: what runs.
+//! The threads of a step: the caller and its workers, who claim the tiles of one operation after the other. Not here: what
+//! a tile does, and which operations make a step.
+//!
+//! A step is many short operations (about 200, of 1 to 100 µs each), so that workers wait for the next one by spinning;
+//! between steps they sleep. Tiles are claimed one by one and threads are not pinned: a thread whose core was taken from
+//! it delays the tile that it holds and no other, and an operation whose tiles are all done does not wait for a thread
+//! that never saw it.
+//!
+//! The claim: one word holds (operation, unclaimed tiles), and a thread that reads a number above zero, reads what to run,
+//! and then swaps the word for one tile less has proof that what it read belongs to that operation: nobody writes a new
+//! one while a tile of the old one is unclaimed or unfinished.
 
-/// A pool of its own, so that nothing process-global decides the number of threads.
-pub struct Pool(rayon::ThreadPool);
+use std::any::Any;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Low bits of the claim word: tiles that nobody has claimed. The rest is the operation's number.
+const TILE_BITS: u32 = 24;
+/// Tiles of one operation.
+const TILES_MAX: usize = (1 << TILE_BITS) - 1;
+/// Turns of waiting after which a thread offers its core to others: about 20 µs.
+const SPINS_MAX: u32 = 1 << 9;
+
+/// Threads of its own, so that nothing process-global decides their number.
+pub struct Pool {
+    shared: Arc<Shared>,
+    /// Held during a step: one at a time.
+    stepping: Mutex<()>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// Why a pool could not be made.
+#[derive(Debug)]
+pub struct PoolError(std::io::Error);
+
+impl std::fmt::Display for PoolError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot start a thread: {}", self.0)
+    }
+}
+
+impl std::error::Error for PoolError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// On a cache line of its own (two, as they are fetched in pairs).
+#[repr(align(128))]
+struct Line<T>(T);
+
+struct Shared {
+    /// (operation, unclaimed tiles).
+    claim: Line<AtomicU64>,
+    /// Tiles of the operation that are finished.
+    done: Line<AtomicUsize>,
+    /// The operation: its closure, the function that calls it, its tiles. Valid while the claim word shows its number and an unclaimed tile.
+    closure: AtomicPtr<()>,
+    call: AtomicPtr<()>,
+    tiles: AtomicUsize,
+    /// Whether workers spin for operations.
+    in_step: Line<AtomicBool>,
+    /// What a tile panicked with.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    state: Mutex<State>,
+    woken: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Steps begun.
+    steps: u64,
+    stopped: bool,
+}
+
+/// Calls a tile of the closure behind the pointer.
+type Call = unsafe fn(*const (), usize, usize);
 
 impl Pool {
-    /// A pool of this many threads; at least one.
+    /// A pool of this many threads, the caller of [`Pool::step`] among them; at least one.
     ///
     /// # Errors
-    /// If the system refuses the threads.
-    pub fn new(threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
-        let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1));
-        Ok(Self(builder.thread_name(|index| format!("engine-{index}")).build()?))
+    /// If the system refuses a thread.
+    pub fn new(threads: usize) -> Result<Self, PoolError> {
+        let shared = Arc::new(Shared {
+            claim: Line(AtomicU64::new(0)),
+            done: Line(AtomicUsize::new(0)),
+            closure: AtomicPtr::new(std::ptr::null_mut()),
+            call: AtomicPtr::new(std::ptr::null_mut()),
+            tiles: AtomicUsize::new(0),
+            in_step: Line(AtomicBool::new(false)),
+            panic: Mutex::new(None),
+            state: Mutex::new(State::default()),
+            woken: Condvar::new(),
+        });
+        let mut pool = Self { shared, stepping: Mutex::new(()), workers: Vec::new() };
+        for worker in 1..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            let thread = std::thread::Builder::new().name(format!("engine-{worker}"));
+            pool.workers.push(thread.spawn(move || shared.work(worker)).map_err(PoolError)?);
+        }
+        Ok(pool)
     }
 
-    /// Runs the work in the pool and waits for it.
-    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.0.install(work)
+    /// How many threads work in a step.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Wakes the workers, runs `work`, and lets them sleep again. A second caller waits.
+    pub fn step<R>(&self, work: impl FnOnce(&Team<'_>) -> R) -> R {
+        let _one = self.stepping.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = if self.workers.is_empty() { None } else { Some(&*self.shared) };
+        let _step = shared.map(Step::begin);
+        work(&Team { shared, threads: self.threads(), _one_thread: PhantomData })
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).stopped = true;
+        self.shared.woken.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker's panic was caught and handed to the step.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Ends the step also if the caller's work panics.
+struct Step<'a>(&'a Shared);
+
+impl<'a> Step<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.in_step.0.store(true, Ordering::Release);
+        shared.state.lock().unwrap_or_else(PoisonError::into_inner).steps += 1;
+        shared.woken.notify_all();
+        Self(shared)
+    }
+}
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        self.0.in_step.0.store(false, Ordering::Release);
+    }
+}
+
+/// The threads of a step that is running. It stays with the thread that runs the step, so that a tile cannot begin an
+/// operation.
+pub struct Team<'a> {
+    shared: Option<&'a Shared>,
+    threads: usize,
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl Team<'static> {
+    /// The caller alone.
+    #[must_use]
+    pub fn alone() -> Self {
+        Self { shared: None, threads: 1, _one_thread: PhantomData }
+    }
+}
+
+impl Team<'_> {
+    /// How many threads run tiles; [`Self::tiles`] numbers them from 0.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs `tile(worker, index)` once for each index in `0 .. count`, lower ones first, and returns when all are done. A
+    /// single tile, or all in a team of one, run on the caller.
+    ///
+    /// # Panics
+    /// If a tile panics, with what it panicked with; and if there are more than 2²⁴ − 1 of them.
+    pub fn tiles<F: Fn(usize, usize) + Sync>(&self, count: usize, tile: F) {
+        let Some(shared) = self.shared.filter(|_| count > 1) else {
+            return (0..count).for_each(|index| tile(0, index));
+        };
+        assert!(count <= TILES_MAX, "{count} tiles in one operation");
+        let call: Call = call_tile::<F>;
+        shared.publish(std::ptr::from_ref(&tile).cast(), call, count);
+        shared.run_tiles(0);
+        let mut spins = 0;
+        while shared.done.0.load(Ordering::Acquire) < count {
+            wait_a_little(&mut spins);
+        }
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// # Safety
+/// `closure` points to an `F` that lives until this call has returned.
+unsafe fn call_tile<F: Fn(usize, usize) + Sync>(closure: *const (), worker: usize, index: usize) {
+    // SAFETY: the caller's promise.
+    let tile = unsafe { &*closure.cast::<F>() };
+    tile(worker, index);
+}
+
+impl Shared {
+    /// Begins an operation. The previous one is finished: `Team::tiles` has waited for it.
+    fn publish(&self, closure: *const (), call: Call, count: usize) {
+        self.closure.store(closure.cast_mut(), Ordering::Relaxed);
+        self.call.store(call as *mut (), Ordering::Relaxed);
+        self.tiles.store(count, Ordering::Relaxed);
+        self.done.0.store(0, Ordering::Relaxed);
+        let operation = self.claim.0.load(Ordering::Relaxed) >> TILE_BITS;
+        self.claim.0.store(operation.wrapping_add(1) << TILE_BITS | count as u64, Ordering::Release);
+    }
+
+    /// Claims and runs tiles until none is left; whether there was one.
+    fn run_tiles(&self, worker: usize) -> bool {
+        let mut finished = 0;
+        while let Some((closure, call, index)) = self.claim_tile() {
+            // SAFETY: `call` is the function that `Team::tiles` made for the type of `closure`, both of the operation whose
+            // tile was claimed (see `claim_tile`); the closure lives in the frame of `Team::tiles`, which returns
+            // only after `done` has counted this tile, and that is below.
+            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { call(closure, worker, index) }));
+            if let Err(panic) = outcome {
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            }
+            finished += 1;
+            // Release: what the tile wrote is seen by whoever sees the count.
+            self.done.0.fetch_add(1, Ordering::Release);
+        }
+        finished > 0
+    }
+
+    /// The operation and a tile of it that nobody else has.
+    fn claim_tile(&self) -> Option<(*const (), Call, usize)> {
+        let mut word = self.claim.0.load(Ordering::Acquire);
+        loop {
+            let unclaimed = (word & TILES_MAX as u64) as usize;
+            if unclaimed == 0 {
+                return None;
+            }
+            let (closure, call) = (self.closure.load(Ordering::Relaxed), self.call.load(Ordering::Relaxed));
+            let tiles = self.tiles.load(Ordering::Relaxed);
+            // Success proves that the operation was not over when its parts were read: see the head of this file. The
+            // release half keeps those reads before it.
+            match self.claim.0.compare_exchange_weak(word, word - 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    // SAFETY: of the claimed operation, which `publish` wrote from a `Call`.
+                    let call = unsafe { std::mem::transmute::<*mut (), Call>(call) };
+                    return Some((closure, call, tiles - unclaimed));
+                }
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self, worker: usize) {
+        let mut seen = 0;
+        loop {
+            {
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                while state.steps == seen && !state.stopped {
+                    state = self.woken.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                if state.stopped {
+                    return;
+                }
+                seen = state.steps;
+            }
+            let mut spins = 0;
+            while self.in_step.0.load(Ordering::Acquire) {
+                if self.run_tiles(worker) {
+                    spins = 0;
+                } else {
+                    wait_a_little(&mut spins);
+                }
+            }
+        }
+    }
+}
+
+/// Spins, and offers the core to others after a while: they may be what is waited for.
+fn wait_a_little(spins: &mut u32) {
+    *spins += 1;
+    if *spins < SPINS_MAX {
+        std::hint::spin_loop();
+    } else {
+        std::thread::yield_now();
+    }
+}
+
+/// A slice whose disjoint parts are written by different tiles.
+pub(crate) struct SharedMut<'a, T> {
+    first: *mut T,
+    len: usize,
+    _borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it only hands out parts through `slice`, whose caller promises that nobody else has them; a part may go to
+// another thread because `T` may.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    /// Borrows all of it until the last part is given back.
+    pub(crate) fn new(all: &'a mut [T]) -> Self {
+        Self { first: all.as_mut_ptr(), len: all.len(), _borrow: PhantomData }
+    }
+
+    /// A part.
+    ///
+    /// # Safety
+    /// No other part that overlaps with it is alive.
+    ///
+    /// # Panics
+    /// If it reaches beyond the end.
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: inside the slice that was borrowed mutably for 'a; not aliased, by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    #[test]
+    fn every_tile_runs_once_and_is_seen_by_the_next_operation() {
+        for threads in [1, 2, 3, 9] {
+            let pool = Pool::new(threads).unwrap();
+            assert_eq!(pool.threads(), threads);
+            for step in 0..30 {
+                pool.step(|team| {
+                    let mut values = vec![0usize; 97];
+                    for operation in 0..50usize {
+                        let count = (operation * 7 + step) % 98;
+                        let shared = SharedMut::new(&mut values);
+                        team.tiles(count, |worker, index| {
+                            assert!(worker < threads);
+                            // SAFETY: each index is one tile's.
+                            let value = unsafe { shared.slice(index..index + 1) };
+                            value[0] += index + operation;
+                        });
+                    }
+                    for (index, value) in values.iter().enumerate() {
+                        let times = (0..50).filter(|operation| (operation * 7 + step) % 98 > index);
+                        assert_eq!(*value, times.map(|operation| index + operation).sum::<usize>());
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn all_threads_take_part() {
+        let pool = Pool::new(3).unwrap();
+        let seen: [AtomicU32; 3] = Default::default();
+        pool.step(|team| {
+            team.tiles(3, |worker, _| {
+                seen[worker].fetch_add(1, Ordering::Relaxed);
+                // Nobody can take two: each waits for the others.
+                while seen.iter().map(|seen| seen.load(Ordering::Relaxed)).sum::<u32>() < 3 {
+                    std::thread::yield_now();
+                }
+            });
+        });
+        assert!(seen.iter().all(|seen| seen.load(Ordering::Relaxed) == 1));
+    }
+
+    #[test]
+    fn a_panic_in_a_tile_reaches_the_caller_and_the_pool_goes_on() {
+        let pool = Pool::new(2).unwrap();
+        for index in [0, 63] {
+            let caught = catch_unwind(AssertUnwindSafe(|| {
+                pool.step(|team| team.tiles(64, |_, tile| assert!(tile != index, "tile {tile}")));
+            }));
+            let text = *caught.unwrap_err().downcast::<String>().unwrap();
+            assert!(text.contains(&format!("tile {index}")), "{text}");
+            let sum = AtomicU64::new(0);
+            pool.step(|team| {
+                team.tiles(10, |_, tile| {
+                    let _ = sum.fetch_add(tile as u64, Ordering::Relaxed);
+                })
+            });
+            assert_eq!(sum.into_inner(), 45);
+        }
+    }
+
+    #[test]
+    fn a_thread_that_is_late_holds_up_nothing_but_its_own_tile() {
+        // More threads than cores, operations of a few nanoseconds: most workers come too late for most of them.
+        let pool = Pool::new(16).unwrap();
+        let sum = AtomicUsize::new(0);
+        pool.step(|team| {
+            for operation in 0..5_000 {
+                team.tiles(2 + operation % 5, |_, index| {
+                    let _ = sum.fetch_add(index + 1, Ordering::Relaxed);
+                });
+            }
+        });
+        let expected: usize = (0..5_000).map(|operation| (1..=2 + operation % 5).sum::<usize>()).sum();
+        assert_eq!(sum.into_inner(), expected);
     }
 }

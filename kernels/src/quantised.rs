@@ -1,37 +1,102 @@
-//! GGML's block formats: 32 weights of a row share a scale. Only turned into f32 here; the products are in `dot.rs`.
+//! GGML's block formats: weights of a row that share a scale. Their sizes, and how blocks turn into f32; the products are
+//! in `gemm.rs` (from a packed copy) and `matmul.rs` (the f32 reference).
 //!
-//! Layouts from ggml's `ggml-common.h`: Q4_0 {d: f16, 16 bytes}, Q4_1 {d: f16, m: f16, 16 bytes}, Q8_0 {d: f16, 32 bytes}.
-//! In the 4-bit formats byte j holds value j in its low half and value j + 16 in its high half.
+//! Layouts from ggml's `ggml-common.h`. In the 4-bit and 5-bit formats of 32 values, byte j holds value j in its low half
+//! and value j + 16 in its high half; the K formats are read in `quantised/block.rs`.
 //!
 //! The scales pass through a black box so that the compiler vectorises within a block (one load) and not across blocks
 //! (one load for each byte), which made it six times slower.
 
+mod block;
+
 use std::hint::black_box;
+
+pub(crate) use block::Block;
 
 use crate::isa::multiversion;
 
-/// Weights in one block of any of these formats.
+/// Weights that share a scale in every format, and activations that share one in [`crate::QuantisedRows`]. A block of a K
+/// format is eight of these.
 pub const BLOCK_VALUES: usize = 32;
 
-/// A block format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A format of weights: blocks of integers with scales, or plain numbers as blocks of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(non_camel_case_types)]
 pub enum BlockFormat {
+    /// 32 bits, little-endian.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an f32.
+    Bf16,
     /// (q - 8) · d
     Q4_0,
     /// q · d + m
     Q4_1,
+    /// (q - 16) · d
+    Q5_0,
+    /// q · d + m
+    Q5_1,
     /// q · d
     Q8_0,
+    /// q · (d · s) - dmin · m, with 6-bit s and m for each 32 of 256
+    Q4_K,
+    /// As `Q4_K`, with 5-bit q.
+    Q5_K,
+    /// (q - 32) · (d · s), with 8-bit s for each 16 of 256
+    Q6_K,
 }
 
 impl BlockFormat {
+    /// Every format.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+    ];
+
+    /// Weights in one block.
+    #[must_use]
+    pub const fn block_values(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => BLOCK_VALUES,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+        }
+    }
+
     /// Bytes of one block.
     #[must_use]
     pub const fn block_bytes(self) -> usize {
         match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Q4_K => 144,
+            Self::Q5_K => 176,
+            Self::Q6_K => 210,
+        }
+    }
+
+    /// Bytes of a row of this many weights; `None` if it is not whole blocks.
+    #[must_use]
+    pub const fn row_bytes(self, values: usize) -> Option<usize> {
+        if values.is_multiple_of(self.block_values()) {
+            (values / self.block_values()).checked_mul(self.block_bytes())
+        } else {
+            None
         }
     }
 }
@@ -41,11 +106,43 @@ impl BlockFormat {
 /// # Panics
 /// If the lengths do not belong together.
 pub fn dequantise(isa: crate::Isa, format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
-    assert!(out.len().is_multiple_of(BLOCK_VALUES) && out.len() / BLOCK_VALUES * format.block_bytes() == blocks.len());
+    assert!(format.row_bytes(out.len()) == Some(blocks.len()), "{} values in {} bytes", out.len(), blocks.len());
     match format {
+        BlockFormat::F32 => f32s(isa, blocks, out),
+        BlockFormat::F16 => f16s(isa, blocks, out),
+        BlockFormat::Bf16 => bf16s(isa, blocks, out),
         BlockFormat::Q4_0 => q4_0(isa, blocks, out),
         BlockFormat::Q4_1 => q4_1(isa, blocks, out),
         BlockFormat::Q8_0 => q8_0(isa, blocks, out),
+        _ => {
+            for (index, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+                *out = Block::read(format, blocks, index).values(format);
+            }
+        }
+    }
+}
+
+multiversion! {
+    fn f32s(blocks: &[u8], out: &mut [f32]) {
+        for (bytes, out) in blocks.as_chunks::<4>().0.iter().zip(out) {
+            *out = f32::from_le_bytes(*bytes);
+        }
+    }
+}
+
+multiversion! {
+    fn f16s(blocks: &[u8], out: &mut [f32]) {
+        for (bytes, out) in blocks.as_chunks::<2>().0.iter().zip(out) {
+            *out = half_to_f32(bytes[0], bytes[1]);
+        }
+    }
+}
+
+multiversion! {
+    fn bf16s(blocks: &[u8], out: &mut [f32]) {
+        for (bytes, out) in blocks.as_chunks::<2>().0.iter().zip(out) {
+            *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+        }
     }
 }
 
@@ -87,7 +184,7 @@ multiversion! {
 /// f16 (little-endian) to f32, exactly. The exponent's bias is moved by one multiplication, which also normalises
 /// subnormals. Written out because `half` asks the CPU for its features on every call.
 #[inline(always)]
-fn half_to_f32(low: u8, high: u8) -> f32 {
+pub(crate) fn half_to_f32(low: u8, high: u8) -> f32 {
     let bits = u32::from(u16::from_le_bytes([low, high]));
     let (sign, magnitude) = ((bits & 0x8000) << 16, bits & 0x7fff);
     let rebiased = f32::from_bits(magnitude << 13) * f32::from_bits(0x7780_0000);
@@ -96,48 +193,4 @@ fn half_to_f32(low: u8, high: u8) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Isa;
-
-    #[test]
-    fn every_half_converts() {
-        for bits in 0..=u16::MAX {
-            let [low, high] = bits.to_le_bytes();
-            let (ours, theirs) = (half_to_f32(low, high), half::f16::from_bits(bits).to_f32());
-            assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{bits:04x}");
-        }
-    }
-
-    #[test]
-    fn every_version_gives_the_same_bits() {
-        for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0] {
-            let mut blocks: Vec<u8> = (0..format.block_bytes() * 18).map(|i| (i * 37 + i / 7) as u8).collect();
-            for block in blocks.chunks_mut(format.block_bytes()) {
-                block[1] &= 0x3f; // a finite scale
-                if format == BlockFormat::Q4_1 {
-                    block[3] &= 0x3f;
-                }
-            }
-            let mut expected = vec![0.0; 18 * BLOCK_VALUES];
-            dequantise(Isa::plain(), format, &blocks, &mut expected);
-            for isa in Isa::available() {
-                let mut out = vec![0.0; 18 * BLOCK_VALUES];
-                dequantise(isa, format, &blocks, &mut out);
-                assert_eq!(out, expected, "{isa:?} {format:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn one_block_of_each() {
-        let one = half::f16::ONE.to_bits().to_le_bytes();
-        let mut out = [0.0; 32];
-        dequantise(Isa::detect(), BlockFormat::Q4_1, &[&one[..], &one, &[0x21; 16]].concat(), &mut out);
-        assert_eq!((out[0], out[16]), (2.0, 3.0));
-        dequantise(Isa::detect(), BlockFormat::Q4_0, &[&one[..], &[0x21; 16]].concat(), &mut out);
-        assert_eq!((out[15], out[31]), (-7.0, -6.0));
-        dequantise(Isa::detect(), BlockFormat::Q8_0, &[&one[..], &[0xff; 32]].concat(), &mut out);
-        assert_eq!((out[0], out[31]), (-1.0, -1.0));
-    }
-}
+pub(crate) mod tests;

@@ -6,6 +6,7 @@ mod tidy;
 mod actions;
 mod adapters;
 mod adversarial;
+mod bases;
 mod cli;
 mod clients;
 mod compositions;

@@ -21,7 +21,11 @@ fn base() -> ModelConfig {
         vocabulary: 32,
         context_tokens_max: 64,
         rope_theta: 10_000.0,
+        rope: model::RopeLayout::Neighbours,
+        rope_divisors: Vec::new(),
         rms_epsilon: 1e-5,
+        query_key_norm: false,
+        tied_output: true,
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) enum AdapterCommand {
         /// A PEFT folder to check without a host
         #[arg(long, value_name = "DIR", requires = "base", conflicts_with = "name")]
         file: Option<PathBuf>,
-        /// The base that the folder is for, a GGUF file
+        /// The base that the folder is for: a GGUF file, or a folder of safetensors files
         #[arg(long, value_name = "FILE", requires = "file")]
         base: Option<PathBuf>,
         #[command(flatten)]

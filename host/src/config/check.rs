@@ -17,6 +17,8 @@ const MS_MAX: u64 = 86_400_000;
 /// 16 TiB: no limit in bytes is larger.
 const BYTES_MAX: u64 = 1 << 44;
 const KV_BYTES_DEFAULT: u64 = 512 << 20;
+/// Requests that may wait.
+const QUEUE_DEFAULT: u64 = 256;
 
 pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
     let raw = settings.raw()?;
@@ -41,7 +43,9 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             1 << 30,
             1 << 20..=BYTES_MAX,
         )?,
-        queue_requests_max: checks.number("queue_requests_max", raw.queue_requests_max, 256, 1..=2048)?,
+        queue_requests_max: checks.number("queue_requests_max", raw.queue_requests_max, QUEUE_DEFAULT, 1..=2048)?,
+        queue_tenant_requests_max: checks.queue_of_tenant(&raw)?,
+        speculation_tokens_max: checks.number("speculation_tokens_max", raw.speculation_tokens_max, 8, 0..=64)?,
         drain: checks.milliseconds("drain_ms_max", raw.drain_ms_max, Duration::from_secs(30), 0)?,
         plan_limits: checks.plan_limits(&raw.limits)?,
         http_limits: checks.http_limits(&raw.limits)?,
@@ -92,12 +96,20 @@ impl Checks<'_> {
         self.number(key, value, default, least..=MS_MAX).map(Duration::from_millis)
     }
 
+    /// Three quarters of the queue, so that one tenant leaves room for others.
+    fn queue_of_tenant(&self, raw: &RawConfig) -> Result<usize, ConfigError> {
+        let all = raw.queue_requests_max.unwrap_or(QUEUE_DEFAULT);
+        let default = (all * 3).div_ceil(4);
+        self.number("queue_tenant_requests_max", raw.queue_tenant_requests_max, default, 1..=all)
+    }
+
     fn base(&self, raw: &RawConfig) -> Result<PathBuf, ConfigError> {
         let base = raw.base.clone().ok_or(ConfigError::Missing { key: "base" })?;
-        if base.is_file() {
+        if base.is_file() || base.is_dir() {
             return Ok(base);
         }
-        Err(self.refuse("base", format!("there is no file {}; name the base model's GGUF file", base.display())))
+        let hint = "name the base model's GGUF file, or the folder of its safetensors files";
+        Err(self.refuse("base", format!("there is no file or folder {}; {hint}", base.display())))
     }
 
     fn data(&self, raw: &RawConfig) -> Result<PathBuf, ConfigError> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawConfig {
-    /// Path of the base model's GGUF file. Relative paths in the file start at the file's folder.
+    /// Path of the base model: a GGUF file, or a folder of safetensors files. Relative paths in the file start at the file's folder.
     pub base: Option<PathBuf>,
     /// Folder of all state.
     pub data: Option<PathBuf>,
@@ -37,6 +37,10 @@ pub struct RawConfig {
     pub adapter_cache_bytes_max: Option<u64>,
     /// Requests that may wait.
     pub queue_requests_max: Option<u64>,
+    /// Requests of one tenant that may wait.
+    pub queue_tenant_requests_max: Option<u64>,
+    /// Tokens of a request that are guessed in one step.
+    pub speculation_tokens_max: Option<u64>,
     /// Milliseconds for running requests to end when the host stops.
     pub drain_ms_max: Option<u64>,
     /// `tracing` filter directives.

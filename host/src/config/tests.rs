@@ -156,7 +156,9 @@ fn the_base_is_needed_and_must_be_there() {
     assert!(error.to_string().starts_with("`base` is not set: give --base, TENON_BASE or"), "{error}");
     let flags = RawConfig { base: Some(bench.path("none.gguf")), ..RawConfig::default() };
     let error = bench.load("", &[], &flags).expect_err("no file");
-    assert!(error.to_string().starts_with("`base` (flag --base): there is no file"), "{error}");
+    assert!(error.to_string().starts_with("`base` (flag --base): there is no file or folder"), "{error}");
+    let folder = RawConfig { base: Some(bench.path("")), ..RawConfig::default() };
+    assert!(bench.load("", &[], &folder).is_ok(), "a folder of safetensors files");
     let none = Config::load(Some(&bench.path("none.toml")), [("A", "b")], &bench.flags()).expect_err("no file");
     assert_eq!(none.code(), "config_unreadable");
 }

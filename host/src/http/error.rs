@@ -1,6 +1,8 @@
 //! Errors as HTTP answers: the status from the blame, the body in OpenAI's shape. The only place where a code becomes a
 //! status.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -14,6 +16,8 @@ use crate::error::Error;
 
 /// Characters of a message, told or logged.
 const MESSAGE_CHARS_MAX: usize = 1000;
+/// No estimate is good for longer.
+const RETRY_AFTER_SECONDS_MAX: u64 = 120;
 
 /// The status for an error: its blame gives the class, a few codes are more precise.
 pub(crate) fn status(error: &Error) -> StatusCode {
@@ -111,7 +115,7 @@ impl IntoResponse for Error {
         }
         let mut response = (status(&self), Json(body(&self))).into_response();
         if let Some(wait) = self.retry_after() {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
         if matches!(self, Self::Unauthorized(_)) {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -119,6 +123,11 @@ impl IntoResponse for Error {
         response.extensions_mut().insert(LoggedError(std::sync::Arc::new(self)));
         response
     }
+}
+
+/// Rounded up: who comes back a moment too early is refused again.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).clamp(1, RETRY_AFTER_SECONDS_MAX)
 }
 
 /// Rides on the response so that the outermost layer can log the error with the request's id.
@@ -135,6 +144,8 @@ pub(super) fn with_receipt(mut response: Response, receipt_id: &str) -> Response
 
 #[cfg(test)]
 mod tests {
+    use engine::SubmitError;
+
     use super::*;
 
     #[test]
@@ -144,6 +155,30 @@ mod tests {
         let told = body(&error)["error"]["message"].as_str().expect("text").chars().count();
         assert_eq!((told, one_line(&error).chars().count()), (MESSAGE_CHARS_MAX + 1, MESSAGE_CHARS_MAX + 1));
         assert_eq!(shorten("short"), "short");
+    }
+
+    #[test]
+    fn a_tenants_share_is_429_and_a_full_host_503_and_both_say_when_to_come_back() {
+        let retry_after = Duration::from_millis(2100);
+        for (error, expected) in [
+            (SubmitError::TenantQueueFull { waiting: 3, retry_after }, (429, "queue_full", "3")),
+            (SubmitError::QueueFull { waiting: 3, retry_after }, (503, "overloaded", "3")),
+            (
+                SubmitError::DeadlineTooShort { wait: Duration::from_secs(4), deadline: retry_after },
+                (503, "deadline_too_short", "4"),
+            ),
+            (SubmitError::Stopped, (503, "shutting_down", "1")),
+            (SubmitError::QueueFull { waiting: 3, retry_after: Duration::from_secs(9999) }, (503, "overloaded", "120")),
+        ] {
+            let error = Error::from(error);
+            let code = error.code().to_owned();
+            let response = error.into_response();
+            let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+            assert_eq!((response.status().as_u16(), code.as_str(), retry_after), {
+                let (status, code, retry_after) = expected;
+                (status, code, Some(retry_after))
+            });
+        }
     }
 
     #[test]

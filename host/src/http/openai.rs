@@ -72,7 +72,7 @@ fn unknown(model: &str) -> Error {
             headers(("x-tenon-receipt" = String, description = "The receipts' identifiers, one for each choice")),
             content((openapi::ChatCompletion = "application/json"), (openapi::Event = "text/event-stream"))),
         (status = 422, description = "The function's plugin refused"),
-        (status = 429, description = "Too much at once"),
+        (status = 429, description = "Too many of the caller's requests wait; `Retry-After` says when to come back"),
         (status = 502, description = "The function failed"),
     ))]
 pub(crate) async fn chat(
@@ -101,7 +101,7 @@ pub(crate) async fn chat(
             headers(("x-tenon-receipt" = String, description = "The receipts' identifiers, one for each choice")),
             content((openapi::Completion = "application/json"), (openapi::Event = "text/event-stream"))),
         (status = 422, description = "The function's plugin refused"),
-        (status = 429, description = "Too much at once"),
+        (status = 429, description = "Too many of the caller's requests wait; `Retry-After` says when to come back"),
         (status = 502, description = "The function failed"),
     ))]
 pub(crate) async fn completions(
@@ -164,13 +164,15 @@ async fn answer(caller: Caller, asked: Asked) -> Result<Response, Error> {
         refuse_with_function(&asked)?;
     }
     let Asked { kind, questions, choices, common, logprobs, .. } = asked;
+    let handling = common.handling()?;
     let mut invocations = Vec::new();
     let mut echoes = Vec::new();
     for Question { request, prompt, echo } in questions {
         let target = target(&model, &common, prompt, logprobs)?;
         for choice in 0..choices {
             let (request, target) = (request.clone(), target.clone());
-            invocations.push(Invocation { principal: caller.principal.clone(), request, target, choice });
+            let principal = caller.principal.clone();
+            invocations.push(Invocation { principal, request, target, choice, handling });
             echoes.push(echo.clone());
         }
     }

@@ -270,6 +270,7 @@ impl Generation {
             }
             Some(TokenEvent::Finished { reason, usage, queued }) => {
                 self.progress.queued = queued;
+                self.host.metrics.queued(queued);
                 let rest = source.decoder.finish();
                 let (mut text, stopped) = source.stop.push(&rest);
                 if !stopped {

@@ -169,7 +169,7 @@ fn push_text(file: &mut Vec<u8>, text: &str) {
 mod tests {
     use super::*;
     use crate::ours::tests::tiny_base;
-    use model::{AdapterLimits, LoraAdapter, canonical_adapter};
+    use model::{AdapterLimits, LoraAdapter, Precision, canonical_adapter};
 
     #[test]
     fn both_forms_hold_the_same_values() {
@@ -179,7 +179,9 @@ mod tests {
         let weights = adapter.peft_weights();
         let canonical =
             canonical_adapter(&adapter.peft_config(), &weights, config, &AdapterLimits::default()).expect("admitted");
-        let packed = LoraAdapter::from_canonical(&canonical.bytes, config, &AdapterLimits::default()).expect("packed");
+        let packed =
+            LoraAdapter::from_canonical(&canonical.bytes, config, &AdapterLimits::default(), Precision::default())
+                .expect("packed");
         assert_eq!(packed.rank() as usize, RANK);
         let mut gguf = std::io::Cursor::new(adapter.gguf());
         let content = candle_core::quantized::gguf_file::Content::read(&mut gguf).expect("GGUF");

@@ -225,7 +225,7 @@ pub(crate) fn random_adapters(base: &Base, count: usize) -> Outcome<Vec<Arc<Lora
     let one = |number: usize| -> Outcome<Arc<LoraAdapter>> {
         let adapter = RandomAdapter::new(number as u64, base.config());
         let canonical = canonical_adapter(&adapter.peft_config(), &adapter.peft_weights(), base, &limits)?;
-        Ok(Arc::new(LoraAdapter::from_canonical(&canonical.bytes, base, &limits)?))
+        Ok(Arc::new(LoraAdapter::from_canonical(&canonical.bytes, base, &limits, Precision::default())?))
     };
     (0..count).map(one).collect()
 }

@@ -70,17 +70,18 @@ pub(crate) fn run(given: &Given, options: &Options) -> Outcome {
     let mut report = Report::new("quality", machine, settings);
     let base = Base::open(&given.base)?;
     let goldens = Goldens::read(&folder.join("golden").join("golden.json"))?;
-    let adapters = adapters(&base, &folder)?;
+    let exact = adapters(&base, &folder, Precision::F32)?;
+    let fast = adapters(&base, &folder, Precision::Quantised)?;
     let configurations: Vec<(String, Composition)> = goldens
         .configurations()
         .filter(|(name, composition)| {
-            let is_known = composition.iter().all(|(adapter, _)| adapters.iter().any(|(name, _)| name == adapter));
+            let is_known = composition.iter().all(|(adapter, _)| exact.iter().any(|(name, _)| name == adapter));
             is_known && options.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
         })
         .collect();
     let mut paths = Paths {
-        exact: Forward::new(&base, Precision::F32, threads, &adapters)?,
-        fast: Forward::new(&base, Precision::Quantised, threads, &adapters)?,
+        exact: Forward::new(&base, Precision::F32, threads, &exact)?,
+        fast: Forward::new(&base, Precision::Quantised, threads, &fast)?,
     };
 
     println!("\n== goldens of transformers and PEFT");
@@ -135,8 +136,8 @@ fn shared() -> Option<PathBuf> {
     folder.join("adapters").is_dir().then_some(folder)
 }
 
-/// All adapters of the folder, or of its `adapters`, packed; by name.
-fn adapters(base: &Base, folder: &Path) -> Outcome<Vec<(String, Arc<LoraAdapter>)>> {
+/// All adapters of the folder, or of its `adapters`, packed for this precision; by name.
+fn adapters(base: &Base, folder: &Path, precision: Precision) -> Outcome<Vec<(String, Arc<LoraAdapter>)>> {
     let larger = folder.join("adapters");
     let folder = if larger.is_dir() { larger } else { folder.to_owned() };
     let mut folders: Vec<PathBuf> =
@@ -151,7 +152,7 @@ fn adapters(base: &Base, folder: &Path) -> Outcome<Vec<(String, Arc<LoraAdapter>
         );
         let canonical = canonical_adapter(&config, &weights, base, &limits)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok((name, Arc::new(LoraAdapter::from_canonical(&canonical.bytes, base, &limits)?)))
+        Ok((name, Arc::new(LoraAdapter::from_canonical(&canonical.bytes, base, &limits, precision)?)))
     };
     folders.into_iter().map(one).collect()
 }

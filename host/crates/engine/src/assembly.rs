@@ -11,40 +11,47 @@ use crate::{Batch, BatchSequence, LoraSegment, Slot};
 /// batch's order: by composition, so that equal ones are neighbours, then as they were.
 pub(crate) fn assemble<A>(sequences: &[Sequence<A>], block_tokens: u32, order: &mut Vec<usize>, batch: &mut Batch) {
     batch.clear();
-    let mut planned: Vec<_> = sequences.iter().enumerate().filter(|(_, sequence)| sequence.planned > 0).collect();
-    planned.sort_by(|(_, one), (_, two)| compare_compositions(one, two));
     order.clear();
-    order.extend(planned.iter().map(|(index, _)| *index));
-    for (_, sequence) in &planned {
+    let planned = sequences.iter().enumerate().filter(|(_, sequence)| sequence.planned > 0);
+    order.extend(planned.map(|(index, _)| index));
+    let at = |index: usize| sequences.get(index);
+    // Without allocating: no two are equal, for the index is the last to be compared.
+    order.sort_unstable_by(|&one, &two| match (at(one), at(two)) {
+        (Some(first), Some(second)) => compare_compositions(first, second).then(one.cmp(&two)),
+        _ => one.cmp(&two),
+    });
+    for sequence in order.iter().filter_map(|&index| at(index)) {
         add_sequence(sequence, block_tokens, batch);
     }
-    let sequences: Vec<_> = planned.iter().map(|(_, sequence)| *sequence).collect();
-    add_segments(&sequences, batch);
+    add_segments(sequences, order, batch);
 }
 
-/// Rows, blocks, and the draw if the rows reach the sequence's end.
+/// Rows, blocks, and the draws if the rows reach the sequence's end.
 fn add_sequence<A>(sequence: &Sequence<A>, block_tokens: u32, batch: &mut Batch) {
     let first_row = length(&batch.tokens);
     let first_block = length(&batch.block_tables);
     let end = sequence.computed + sequence.planned;
-    batch.tokens.extend(sequence.tokens().iter().take(end).skip(sequence.computed));
+    let tokens = sequence.tokens().iter().chain(&sequence.drafts);
+    batch.tokens.extend(tokens.take(end).skip(sequence.computed));
     batch.positions.extend((0u32..).take(end).skip(sequence.computed));
     let blocks = end.div_ceil(block_tokens as usize);
     batch.block_tables.extend(sequence.blocks.blocks().iter().take(blocks));
     let rows = first_row..length(&batch.tokens);
-    if sequence.is_sampled() {
-        sequence.add_sample(rows.end.saturating_sub(1), batch);
+    let samples = u32::try_from(sequence.samples()).unwrap_or(0);
+    if samples > 0 {
+        sequence.add_samples(rows.end.saturating_sub(samples), batch);
     }
     batch.sequences.push(BatchSequence { rows, blocks: first_block..length(&batch.block_tables) });
 }
 
 /// First all first parts, then all second parts, and so on: each row meets its parts in canonical order, and neighbours
 /// that have the same part at the same place share a segment even if they differ elsewhere.
-fn add_segments<A>(sequences: &[&Sequence<A>], batch: &mut Batch) {
-    let depth_max = sequences.iter().map(|sequence| sequence.slots.len()).max().unwrap_or(0);
+fn add_segments<A>(sequences: &[Sequence<A>], order: &[usize], batch: &mut Batch) {
+    let ordered = || order.iter().filter_map(|&index| sequences.get(index));
+    let depth_max = ordered().map(|sequence| sequence.slots.len()).max().unwrap_or(0);
     for depth in 0..depth_max {
         let mut open: Option<(PartKey, LoraSegment)> = None;
-        for (sequence, rows) in sequences.iter().zip(&batch.sequences) {
+        for (sequence, rows) in ordered().zip(&batch.sequences) {
             let part = part_at(sequence, depth);
             match (&mut open, part) {
                 (Some((key, segment)), Some((part, _))) if *key == part_key(part) => segment.rows.end = rows.rows.end,
@@ -73,8 +80,8 @@ fn part_key(part: &CompositionPart) -> PartKey {
 }
 
 fn compare_compositions<A>(one: &Sequence<A>, two: &Sequence<A>) -> Ordering {
-    let keys = |sequence: &Sequence<A>| sequence.plan().composition().parts().iter().map(part_key).collect::<Vec<_>>();
-    keys(one).cmp(&keys(two))
+    let parts = |sequence| Sequence::plan(sequence).composition().parts();
+    parts(one).iter().map(part_key).cmp(parts(two).iter().map(part_key))
 }
 
 /// A batch has no more rows than the runner's `u32`, and no more blocks.

@@ -22,6 +22,9 @@ pub struct Batch {
     pub sequences: Vec<BatchSequence>,
     /// Block tables of all sequences, one after the other.
     pub block_tables: Vec<u32>,
+    /// Blocks whose whole content is copied into others, in this order, before the step writes anything: a sequence goes on
+    /// in a block of its own from one that it shares. A copy may read what an earlier one wrote.
+    pub copies: Vec<BlockCopy>,
     /// Where adapters apply. Segments may overlap: a row with k adapters lies in k segments, executed in this order.
     pub segments: Vec<LoraSegment>,
     /// Rows whose next token is wanted, in ascending order of row.
@@ -42,6 +45,9 @@ impl Batch {
         rule(rows == self.positions.len() && rows <= shape.batch_rows_max as usize, "tokens and positions")?;
         rule(self.tokens.iter().all(|&token| token < shape.vocabulary), "a token is outside the vocabulary")?;
         rule(self.block_tables.iter().all(|&block| block < shape.kv_blocks), "a block does not exist")?;
+        let exists =
+            |copy: &BlockCopy| copy.from < shape.kv_blocks && copy.to < shape.kv_blocks && copy.from != copy.to;
+        rule(self.copies.iter().all(exists), "a copy is of or into a block that does not exist, or into itself")?;
         let mut row = 0;
         for sequence in &self.sequences {
             rule(sequence.rows.start == row && row < sequence.rows.end, "rows are not covered in order")?;
@@ -89,6 +95,7 @@ impl Batch {
         self.positions.clear();
         self.sequences.clear();
         self.block_tables.clear();
+        self.copies.clear();
         self.segments.clear();
         self.samples.clear();
         self.seen_tokens.clear();
@@ -116,6 +123,15 @@ pub struct BatchSequence {
     /// Into [`Batch::block_tables`]: enough blocks for every position up to the last row's. The KV of position p lies
     /// in block `p / block_tokens` of the table at offset `p % block_tokens`.
     pub blocks: Range<u32>,
+}
+
+/// A block whose content becomes that of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// The block that is read.
+    pub from: u32,
+    /// The block that is written, all of it.
+    pub to: u32,
 }
 
 /// Rows over which one adapter is added: y += weight · scale · B(A x).

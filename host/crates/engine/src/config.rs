@@ -2,6 +2,8 @@
 
 use types::Blame;
 
+use crate::SpeculationConfig;
+
 /// Settings of an engine. [`Default`] suits a small machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
@@ -10,16 +12,28 @@ pub struct EngineConfig {
     /// Requests that may wait for their first step; the next one is refused with
     /// [`SubmitError::QueueFull`](crate::SubmitError::QueueFull).
     pub waiting_requests_max: usize,
+    /// Of these, requests of one tenant; the next one is refused with
+    /// [`SubmitError::TenantQueueFull`](crate::SubmitError::TenantQueueFull). All of them if `None`.
+    pub tenant_waiting_requests_max: Option<usize>,
     /// Sequences that run at once; the rows of a step are a second limit.
     pub running_sequences_max: usize,
     /// Rows of one step, if fewer than the runner takes: smaller steps give running sequences their tokens sooner while
     /// a long prompt is computed.
     pub step_rows_max: Option<u32>,
+    /// When tokens are guessed and verified.
+    pub speculation: SpeculationConfig,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { eos_token_ids: Vec::new(), waiting_requests_max: 256, running_sequences_max: 64, step_rows_max: None }
+        Self {
+            eos_token_ids: Vec::new(),
+            waiting_requests_max: 256,
+            tenant_waiting_requests_max: None,
+            running_sequences_max: 64,
+            step_rows_max: None,
+            speculation: SpeculationConfig::default(),
+        }
     }
 }
 

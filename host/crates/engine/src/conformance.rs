@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use types::{Digest, Grants, Plan, PlanEntry, PlanLimits, Prompt, Sampling, ValidPlan};
 
-use crate::{Engine, EngineConfig, ModelRunner, Submission, TokenEvent};
+use crate::{Engine, EngineConfig, ModelRunner, SpeculationConfig, Submission, Terms, TokenEvent, TokenStream};
 
 /// What a runner is tried with.
 pub struct ConformanceInput<A> {
@@ -18,8 +18,9 @@ pub struct ConformanceInput<A> {
 }
 
 /// That output depends on prompt, composition and sampling alone: each prompt under the base, each adapter and all of them
-/// together, greedily and drawn with every penalty, gives the same tokens alone, with all others in the same batch, and with its
-/// prompt cut into small pieces.
+/// together, greedily and drawn with every penalty, gives the same tokens alone, with all others in the same batch, with its
+/// prompt cut into small pieces, over KV that it shares with others that were asked the same, over KV that was kept, and
+/// with its next tokens guessed.
 ///
 /// `make` gives a fresh runner for each pass.
 ///
@@ -30,19 +31,48 @@ pub fn check_runner<R: ModelRunner>(
     input: &ConformanceInput<R::Adapter>,
 ) -> Result<(), String> {
     let requests = requests(input);
-    let one_at_a_time = EngineConfig { running_sequences_max: 1, ..EngineConfig::default() };
-    let together = EngineConfig::default();
-    let in_pieces = EngineConfig { step_rows_max: Some(3), ..EngineConfig::default() };
-    let alone = generate(make(), one_at_a_time, input, &requests)?;
-    for (how, config) in [("together", together), ("in pieces", in_pieces)] {
-        let outputs = generate(make(), config, input, &requests)?;
-        for (request, (alone, other)) in requests.iter().zip(alone.iter().zip(&outputs)) {
+    let plain = EngineConfig {
+        speculation: SpeculationConfig { draft_tokens_max: 0, row_cost_percent: 0 },
+        waiting_requests_max: 3 * requests.len(),
+        ..EngineConfig::default()
+    };
+    let one_at_a_time = EngineConfig { running_sequences_max: 1, ..plain.clone() };
+    let alone: Vec<_> = requests
+        .iter()
+        .map(|request| generate(make(), &one_at_a_time, input, std::slice::from_ref(request), Times::ONCE))
+        .collect::<Result<Vec<_>, _>>()?
+        .concat();
+    let speculation = SpeculationConfig { draft_tokens_max: 4, row_cost_percent: 0 };
+    let passes = [
+        ("together", plain.clone(), Times::ONCE),
+        ("in pieces", EngineConfig { step_rows_max: Some(3), ..plain.clone() }, Times::ONCE),
+        ("three times at once", plain.clone(), Times { copies: 3, rounds: 1 }),
+        ("again", plain.clone(), Times { copies: 1, rounds: 2 }),
+        ("guessing", EngineConfig { speculation, ..plain }, Times { copies: 2, rounds: 2 }),
+    ];
+    for (how, config, times) in passes {
+        let outputs = generate(make(), &config, input, &requests, times)?;
+        let asked = requests.iter().zip(&alone).cycle();
+        for ((request, alone), other) in asked.zip(&outputs) {
             if alone != other {
                 return Err(format!("{request:?} gives {alone:?} alone and {other:?} {how}"));
             }
         }
     }
     Ok(())
+}
+
+/// How often each request is made.
+#[derive(Clone, Copy)]
+struct Times {
+    /// In one submission.
+    copies: usize,
+    /// One after the other.
+    rounds: usize,
+}
+
+impl Times {
+    const ONCE: Self = Self { copies: 1, rounds: 1 };
 }
 
 #[derive(Clone, Debug)]
@@ -82,38 +112,46 @@ fn drawn() -> Sampling {
     }
 }
 
-/// One pass over all requests; their outputs.
+/// One pass over all requests; their outputs, all first copies, then all second ones, and so on.
 fn generate<R: ModelRunner>(
     runner: R,
-    config: EngineConfig,
+    config: &EngineConfig,
     input: &ConformanceInput<R::Adapter>,
     requests: &[Request],
+    times: Times,
 ) -> Result<Vec<Vec<u32>>, String> {
-    let config = EngineConfig { waiting_requests_max: requests.len(), ..config };
     let clock = Arc::new(|| Duration::ZERO);
-    let (handle, mut engine) = Engine::new(runner, config, clock).map_err(|error| error.to_string())?;
-    let mut streams = Vec::new();
-    for request in requests {
-        let submission = submission(input, request)?;
-        streams.push(handle.submit(submission).map_err(|error| error.to_string())?);
-    }
-    engine.step(Duration::ZERO);
-    while !engine.is_idle() {
-        engine.step(Duration::ZERO);
-    }
+    let (handle, mut engine) = Engine::new(runner, config.clone(), clock).map_err(|error| error.to_string())?;
     let mut outputs = Vec::new();
-    for mut stream in streams {
-        let mut output = Vec::new();
-        while let Some(event) = stream.try_recv() {
-            match event {
-                TokenEvent::Token { id, .. } => output.push(id),
-                TokenEvent::Finished { .. } => {}
-                TokenEvent::Failed(why) => return Err(why.to_string()),
-            }
+    for _ in 0..times.rounds {
+        let mut streams = Vec::new();
+        for request in requests {
+            let copies = (0..times.copies).map(|_| submission(input, request)).collect::<Result<Vec<_>, _>>()?;
+            streams.push(handle.submit_all(copies).map_err(|error| error.to_string())?);
         }
-        outputs.push(output);
+        engine.step(Duration::ZERO);
+        while !engine.is_idle() {
+            engine.step(Duration::ZERO);
+        }
+        engine.check_integrity()?;
+        for copy in 0..times.copies {
+            let of_copy = streams.iter_mut().filter_map(|streams| streams.get_mut(copy));
+            outputs.extend(of_copy.map(read).collect::<Result<Vec<_>, _>>()?);
+        }
     }
     Ok(outputs)
+}
+
+fn read(stream: &mut TokenStream) -> Result<Vec<u32>, String> {
+    let mut output = Vec::new();
+    while let Some(event) = stream.try_recv() {
+        match event {
+            TokenEvent::Token { id, .. } => output.push(id),
+            TokenEvent::Finished { .. } => {}
+            TokenEvent::Failed(why) => return Err(why.to_string()),
+        }
+    }
+    Ok(output)
 }
 
 /// Adapters at different weights, so that a mixed-up weight shows.
@@ -128,7 +166,8 @@ fn submission<A>(input: &ConformanceInput<A>, request: &Request) -> Result<Submi
     plan.token_budget = Some(input.output_tokens);
     let limits = PlanLimits { composition_entries_max: adapters.len(), ..PlanLimits::default() };
     let plan = ValidPlan::check(plan, &ByDigest, &limits).map_err(|error| error.to_string())?;
-    Ok(Submission { plan, prompt: prompt.clone(), adapters: input.adapters.clone(), seed: 5 })
+    let terms = Terms::default();
+    Ok(Submission { plan, prompt: prompt.clone(), adapters: input.adapters.clone(), seed: 5, terms })
 }
 
 /// Grants what is named by its digest.
@@ -170,6 +209,7 @@ mod tests {
     fn the_fake_runner_conforms_with_much_and_little_memory() {
         for kv_blocks in [200, 20] {
             check_runner(|| FakeRunner::new(shape(kv_blocks)), &input()).expect("conforms");
+            check_runner(|| FakeRunner::new(shape(kv_blocks)).echoing(3), &input()).expect("conforms");
         }
     }
 

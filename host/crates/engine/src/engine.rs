@@ -8,13 +8,27 @@ use types::FinishReason;
 
 use crate::adapter_slots::SlotLoad;
 use crate::assembly::assemble;
+use crate::door::Door;
 use crate::handle::{Clock, Message};
+use crate::pace::Pace;
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 use crate::{
     Batch, EngineConfig, EngineError, EngineHandle, EngineStats, GenerationError, ModelRunner, RunnerError,
     RunnerShape, SampledToken,
 };
+
+/// What was counted since the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    tokens_generated: u64,
+    steps: u64,
+    draft_tokens: u64,
+    draft_tokens_accepted: u64,
+    deadlines_foreseen: u64,
+    requests_started: u64,
+    queued: Duration,
+}
 
 /// Schedules sequences onto a runner, one step at a time. Without a thread of its own: see [`crate::start`].
 pub struct Engine<R: ModelRunner> {
@@ -24,9 +38,10 @@ pub struct Engine<R: ModelRunner> {
     inbox: mpsc::Receiver<Message<R::Adapter>>,
     aborted: bool,
     scheduler: Scheduler<R::Adapter>,
+    door: Arc<Door>,
+    pace: Pace,
     stats: Arc<Mutex<EngineStats>>,
-    tokens_generated: u64,
-    steps: u64,
+    counts: Counts,
     // Kept from step to step for their memory.
     batch: Batch,
     /// Which running sequence each of the batch's sequences is.
@@ -44,17 +59,18 @@ impl<R: ModelRunner> Engine<R> {
         check_shape(&shape)?;
         let rows_max = config.step_rows_max.unwrap_or(u32::MAX).clamp(1, shape.batch_rows_max);
         let stats = Arc::new(Mutex::new(EngineStats::default()));
-        let (handle, inbox) = EngineHandle::new(shape, config.waiting_requests_max, Arc::clone(&stats), clock);
+        let (handle, inbox) = EngineHandle::new(shape, &config, Arc::clone(&stats), clock);
         let engine = Self {
+            scheduler: Scheduler::new(&shape, runner.fingerprint(), rows_max as usize, &config),
             runner,
             shape,
             eos_token_ids: config.eos_token_ids,
             inbox,
             aborted: false,
-            scheduler: Scheduler::new(&shape, rows_max as usize, config.running_sequences_max.max(1)),
+            door: Arc::clone(handle.door()),
+            pace: Pace::default(),
             stats,
-            tokens_generated: 0,
-            steps: 0,
+            counts: Counts::default(),
             batch: Batch::default(),
             order: Vec::new(),
             sampled: Vec::new(),
@@ -65,16 +81,21 @@ impl<R: ModelRunner> Engine<R> {
 
     /// One step, at this time by the clock of the handle.
     pub fn step(&mut self, now: Duration) {
+        self.pace.begin(now);
         self.drain_inbox();
         self.remove_ended(now);
-        let loads = self.scheduler.schedule();
-        self.load_adapters(&loads);
+        let had_queue = self.scheduler.has_waiting();
+        self.scheduler.schedule();
+        self.load_adapters();
         assemble(self.scheduler.running(), self.shape.block_tokens, &mut self.order, &mut self.batch);
-        match self.run(now) {
+        self.batch.copies.extend_from_slice(self.scheduler.copies());
+        let starts = self.start(now);
+        self.pace.note(now, self.batch.tokens.len(), starts, had_queue);
+        match self.run() {
             Ok(()) => self.post_process(now),
             Err(error) => self.fail_batch(&error),
         }
-        self.fail_if_stuck(&loads);
+        self.fail_if_stuck();
         self.publish();
         self.check_when_idle();
     }
@@ -90,6 +111,8 @@ impl<R: ModelRunner> Engine<R> {
         if !self.is_idle() {
             return true;
         }
+        // Sleep is no part of the last step, which was measured short: there was nothing behind it.
+        self.pace.forget();
         let message = self.inbox.blocking_recv();
         message.map(|message| self.receive(message)).is_some()
     }
@@ -119,11 +142,25 @@ impl<R: ModelRunner> Engine<R> {
         }
     }
 
-    /// Frees the memory of those whose reader is gone and of those whose time is up, or of all if the engine ends.
+    /// Frees the memory of those whose reader is gone and of those whose time is up, or will be before their prompt can be
+    /// computed, or of all if the engine ends.
     fn remove_ended(&mut self, now: Duration) {
         drop(self.scheduler.remove_where(Sequence::is_cancelled));
-        for sequence in self.scheduler.remove_where(|sequence| sequence.is_expired(now)) {
-            sequence.finish(FinishReason::Deadline, now);
+        let (pace, blocks) = (&self.pace, self.scheduler.blocks());
+        let late = |sequence: &Sequence<_>| {
+            let ready = |rows| now.saturating_add(pace.time_of(rows));
+            let remaining = sequence.remaining();
+            // What is kept is looked for only if it would have to be.
+            let in_time = ready(remaining) <= sequence.deadline()
+                || ready(remaining.saturating_sub(sequence.tokens_kept(blocks))) <= sequence.deadline();
+            now >= sequence.deadline() || !in_time
+        };
+        let late: Vec<u64> = self.scheduler.all().filter(|one| late(one)).map(|one| one.number).collect();
+        if !late.is_empty() {
+            for sequence in self.scheduler.remove_where(|sequence| late.contains(&sequence.number)) {
+                self.counts.deadlines_foreseen += u64::from(now < sequence.deadline());
+                sequence.finish(FinishReason::Deadline, now);
+            }
         }
         if self.aborted {
             fail_all(self.scheduler.remove_where(|_| true), &GenerationError::Stopped);
@@ -131,30 +168,43 @@ impl<R: ModelRunner> Engine<R> {
     }
 
     /// A failed load ends the sequences that wait for this adapter and no others.
-    fn load_adapters(&mut self, loads: &[SlotLoad]) {
-        for load in loads {
-            if load.evicts {
-                self.runner.unload_adapter(load.slot);
+    fn load_adapters(&mut self) {
+        for index in 0..self.scheduler.loads().len() {
+            let Some(&SlotLoad { slot, digest, evicts }) = self.scheduler.loads().get(index) else { return };
+            if evicts {
+                self.runner.unload_adapter(slot);
             }
-            let loaded = match self.scheduler.adapter(load.digest) {
-                Some(adapter) => self.runner.load_adapter(load.slot, &adapter),
+            let loaded = match self.scheduler.adapter(digest) {
+                Some(adapter) => self.runner.load_adapter(slot, &adapter),
                 // All its sequences failed with another adapter of theirs; the slot must not count as loaded.
                 None => Err(RunnerError::Adapter("its sequences are gone".into())),
             };
             if let Err(error) = loaded {
-                fail_all(self.scheduler.remove_slot(load.slot), &GenerationError::Adapter(error.to_string()));
+                fail_all(self.scheduler.remove_slot(slot), &GenerationError::Adapter(error.to_string()));
             }
         }
     }
 
-    fn run(&mut self, now: Duration) -> Result<(), RunnerError> {
+    /// Those that have rows wait no more. How many had waited until now.
+    fn start(&mut self, now: Duration) -> usize {
+        let mut starts = 0;
+        for sequence in self.scheduler.running_mut().iter_mut().filter(|sequence| sequence.planned > 0) {
+            if !sequence.has_started() {
+                starts += 1;
+                sequence.start(now);
+                self.counts.queued = self.counts.queued.saturating_add(sequence.queued(now));
+            }
+        }
+        self.counts.requests_started += starts as u64;
+        starts
+    }
+
+    fn run(&mut self) -> Result<(), RunnerError> {
         self.sampled.clear();
         if self.order.is_empty() {
             return Ok(());
         }
-        let running = self.scheduler.running_mut();
-        running.iter_mut().filter(|sequence| sequence.planned > 0).for_each(|sequence| sequence.start(now));
-        self.steps += 1;
+        self.counts.steps += 1;
         self.runner.step(&self.batch, &mut self.sampled)?;
         let in_vocabulary = self.sampled.iter().all(|token| token.id < self.shape.vocabulary);
         if self.sampled.len() != self.batch.samples.len() || !in_vocabulary {
@@ -167,15 +217,16 @@ impl<R: ModelRunner> Engine<R> {
     fn post_process(&mut self, now: Duration) {
         let tokens_max = self.shape.sequence_tokens_max();
         let mut sampled = self.sampled.drain(..);
-        let running = self.scheduler.running_mut();
         for &index in &self.order {
-            let Some(sequence) = running.get_mut(index) else { continue };
-            let is_sampled = sequence.is_sampled();
-            sequence.computed += std::mem::take(&mut sequence.planned);
-            if is_sampled && let Some(token) = sampled.next() {
-                self.tokens_generated += 1;
-                sequence.append(token, &self.eos_token_ids, tokens_max);
-            }
+            let Some(sequence) = self.scheduler.running_mut().get_mut(index) else { continue };
+            let (samples, drafts) = (sequence.samples(), sequence.drafts.len());
+            let mut drawn = sampled.by_ref().take(samples);
+            let tokens = sequence.advance(&mut drawn, &self.eos_token_ids, tokens_max);
+            drawn.for_each(drop);
+            self.counts.tokens_generated += tokens as u64;
+            self.counts.draft_tokens += drafts as u64;
+            self.counts.draft_tokens_accepted += tokens.saturating_sub(1) as u64;
+            self.scheduler.note_computed(index, tokens);
         }
         drop(sampled);
         for sequence in self.scheduler.remove_where(|sequence| sequence.ended.is_some()) {
@@ -191,26 +242,36 @@ impl<R: ModelRunner> Engine<R> {
     }
 
     /// A bug of the scheduler must not spin the thread or leave clients waiting.
-    fn fail_if_stuck(&mut self, loads: &[SlotLoad]) {
-        if self.order.is_empty() && loads.is_empty() && !self.is_idle() {
+    fn fail_if_stuck(&mut self) {
+        if self.order.is_empty() && self.scheduler.loads().is_empty() && !self.is_idle() {
             let error = GenerationError::Runner("nothing could be scheduled; report it as a bug".into());
             fail_all(self.scheduler.remove_where(|_| true), &error);
         }
     }
 
     fn publish(&self) {
-        let scheduler = &self.scheduler;
+        self.door.set_estimates(self.pace.estimates());
+        let (scheduler, counts) = (&self.scheduler, self.counts);
+        let scheduled = scheduler.counts();
         let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.running = scheduler.started();
         stats.kv_blocks_free = scheduler.blocks().free_blocks();
+        stats.kv_blocks_idle = scheduler.blocks().idle_blocks();
         stats.kv_blocks_total = scheduler.blocks().total_blocks();
         stats.adapter_slots_used = scheduler.slots().used();
         stats.adapter_slots_total = scheduler.slots().total();
         stats.resident_adapters.clear();
         stats.resident_adapters.extend(scheduler.slots().residents());
-        stats.tokens_generated = self.tokens_generated;
-        stats.steps = self.steps;
-        stats.preemptions = scheduler.preemptions();
+        stats.tokens_generated = counts.tokens_generated;
+        stats.steps = counts.steps;
+        stats.preemptions = scheduled.preemptions;
+        stats.prefix_tokens_asked = scheduled.prefix_tokens_asked;
+        stats.prefix_tokens_found = scheduled.prefix_tokens_found;
+        stats.draft_tokens = counts.draft_tokens;
+        stats.draft_tokens_accepted = counts.draft_tokens_accepted;
+        stats.deadlines_foreseen = counts.deadlines_foreseen;
+        stats.requests_started = counts.requests_started;
+        stats.queued = counts.queued;
     }
 
     /// What must hold between steps.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use types::CompositionPart;
+use types::{CompositionPart, Digest};
 
 use crate::{Batch, BatchSequence, ModelRunner, RunnerError, RunnerShape, SampleRequest, SampledToken, Slot};
 
@@ -22,11 +22,12 @@ pub struct FakeAdapter {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     position: u32,
+    token: u32,
     content: u64,
 }
 
 /// A deterministic [`ModelRunner`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FakeRunner {
     shape: RunnerShape,
     /// `[kv_blocks * block_tokens]`
@@ -35,6 +36,7 @@ pub struct FakeRunner {
     steps: u64,
     failing: BTreeSet<u64>,
     panicking: Option<u64>,
+    echo: Option<u32>,
 }
 
 impl FakeRunner {
@@ -43,7 +45,7 @@ impl FakeRunner {
     pub fn new(shape: RunnerShape) -> Self {
         let kv = vec![None; shape.kv_blocks as usize * shape.block_tokens as usize];
         let slots = vec![None; shape.adapter_slots as usize];
-        Self { shape, kv, slots, steps: 0, failing: BTreeSet::new(), panicking: None }
+        Self { shape, kv, slots, steps: 0, failing: BTreeSet::new(), panicking: None, echo: None }
     }
 
     /// Fails these steps, counted from 0.
@@ -56,6 +58,12 @@ impl FakeRunner {
     #[must_use]
     pub fn panicking_at(self, step: u64) -> Self {
         Self { panicking: Some(step), ..self }
+    }
+
+    /// Mostly repeats what it generated this many tokens ago, at least 1, as models do that quote: something to guess.
+    #[must_use]
+    pub fn echoing(self, tokens: u32) -> Self {
+        Self { echo: Some(tokens.max(1)), ..self }
     }
 
     /// What the row is computed under: the segments over it, in their order.
@@ -76,7 +84,7 @@ impl FakeRunner {
             let content = content(token, position, self.composition_at(batch, row)?);
             let place = self.place(table, position)?;
             if let Some(entry) = self.kv.get_mut(place) {
-                *entry = Some(Entry { position, content });
+                *entry = Some(Entry { position, token, content });
             }
         }
         Ok(())
@@ -91,6 +99,22 @@ impl FakeRunner {
                 found => Err(malformed(format!("the KV of position {position} is {found:?}"))),
             }
         })
+    }
+
+    /// The token that this row would repeat.
+    fn echoed(&self, batch: &Batch, sequence: &BatchSequence, row: u32) -> Result<Option<u32>, RunnerError> {
+        let next = at(&batch.positions, row)? + 1;
+        let before = self.echo.and_then(|echo| next.checked_sub(echo));
+        let place = before.map(|position| self.place(table_of(batch, sequence), position)).transpose()?;
+        Ok(place.and_then(|place| self.kv.get(place).copied().flatten()).map(|entry| entry.token))
+    }
+
+    fn copy_blocks(&mut self, batch: &Batch) {
+        let block_tokens = self.shape.block_tokens as usize;
+        for copy in &batch.copies {
+            let from = copy.from as usize * block_tokens;
+            self.kv.copy_within(from..from + block_tokens, copy.to as usize * block_tokens);
+        }
     }
 
     fn place(&self, table: &[u32], position: u32) -> Result<usize, RunnerError> {
@@ -129,6 +153,10 @@ impl ModelRunner for FakeRunner {
         self.shape
     }
 
+    fn fingerprint(&self) -> Digest {
+        Digest::of(b"fake")
+    }
+
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>) -> Result<(), RunnerError> {
         if adapter.broken {
             return Err(RunnerError::Adapter("it is broken".into()));
@@ -154,6 +182,7 @@ impl ModelRunner for FakeRunner {
         }
         batch.check(&self.shape)?;
         self.check_blocks(batch)?;
+        self.copy_blocks(batch);
         for sequence in &batch.sequences {
             self.run_sequence(batch, sequence)?;
         }
@@ -163,7 +192,9 @@ impl ModelRunner for FakeRunner {
         for request in &batch.samples {
             let sequence = batch.sequences.iter().find(|sequence| sequence.rows.contains(&request.row));
             let sequence = sequence.ok_or_else(|| malformed("a sample is of no sequence".into()))?;
-            sampled.push(draw(self.state_at(batch, sequence, request.row)?, request, self.shape.vocabulary));
+            let state = self.state_at(batch, sequence, request.row)?;
+            let echoed = self.echoed(batch, sequence, request.row)?;
+            sampled.push(draw(state, echoed, request, self.shape.vocabulary));
         }
         Ok(())
     }
@@ -193,9 +224,11 @@ pub fn expected_tokens(
     tokens.collect()
 }
 
-fn draw(state: u64, request: &SampleRequest, vocabulary: u32) -> SampledToken {
+fn draw(state: u64, echoed: Option<u32>, request: &SampleRequest, vocabulary: u32) -> SampledToken {
     let seeded = (request.temperature > 0.0).then_some((request.seed, request.step));
-    let id = next_token(state, seeded, vocabulary);
+    let drawn = next_token(state, seeded, vocabulary);
+    // One in eight breaks the rhythm.
+    let id = echoed.filter(|_| !state.is_multiple_of(8)).unwrap_or(drawn);
     let top =
         (0..request.logprobs.unwrap_or(0).min(vocabulary)).map(|rank| ((id + rank) % vocabulary, -0.5 - rank as f32));
     SampledToken { id, logprob: request.logprobs.map(|_| -0.5), top: top.collect() }

@@ -5,10 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use types::Digest;
 
-use crate::{GenerationError, RunnerShape, Submission, SubmitError, TokenEvent};
+use crate::door::{Door, Place};
+use crate::{EngineConfig, GenerationError, RunnerShape, Submission, SubmitError, Terms, TokenEvent};
+
+/// Places of the inbox, at most: tokio's limit on channels, less the one to stop.
+const WAITING_REQUESTS_MAX: usize = (1 << 24) - 1;
 
 /// Time since some fixed moment, read by the host: the engine has no clock of its own.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -20,8 +24,10 @@ pub struct EngineStats {
     pub waiting: usize,
     /// Sequences that have begun, those preempted included.
     pub running: usize,
-    /// KV blocks that belong to no sequence.
+    /// KV blocks that belong to no sequence, those that keep a known beginning included.
     pub kv_blocks_free: u32,
+    /// KV blocks that keep a known beginning though no sequence has it now.
+    pub kv_blocks_idle: u32,
     /// KV blocks in all.
     pub kv_blocks_total: u32,
     /// Adapter slots that running sequences hold.
@@ -36,6 +42,20 @@ pub struct EngineStats {
     pub steps: u64,
     /// Sequences set back to recompute their KV, since the start.
     pub preemptions: u64,
+    /// Tokens that sequences began to run with, since the start; those preempted count again.
+    pub prefix_tokens_asked: u64,
+    /// Of these, tokens whose KV was there already.
+    pub prefix_tokens_found: u64,
+    /// Guessed tokens that were verified, since the start.
+    pub draft_tokens: u64,
+    /// Of these, tokens that were what the model drew.
+    pub draft_tokens_accepted: u64,
+    /// Requests that ended before their deadline because they could not have met it, since the start.
+    pub deadlines_foreseen: u64,
+    /// Requests that have begun, since the start.
+    pub requests_started: u64,
+    /// From the submission to the first step, of all of these together.
+    pub queued: Duration,
 }
 
 /// An accepted request on its way to the engine.
@@ -46,7 +66,9 @@ pub(crate) struct Arrival<A> {
     /// Capacity for every event that the sequence can have.
     pub(crate) events: mpsc::Sender<TokenEvent>,
     /// The place in the queue, given back when the sequence first runs.
-    pub(crate) place: OwnedSemaphorePermit,
+    pub(crate) place: Place,
+    /// Which others begin like it, if some do.
+    pub(crate) family: Option<u64>,
 }
 
 /// What the engine finds in its inbox.
@@ -61,8 +83,7 @@ pub(crate) enum Message<A> {
 /// Submits requests. Cheap to clone; when the last one is dropped the engine finishes its work and ends.
 pub struct EngineHandle<A> {
     inbox: mpsc::Sender<Message<A>>,
-    queue: Arc<Semaphore>,
-    waiting_requests_max: usize,
+    door: Arc<Door>,
     shape: RunnerShape,
     stats: Arc<Mutex<EngineStats>>,
     clock: Clock,
@@ -72,8 +93,7 @@ impl<A> Clone for EngineHandle<A> {
     fn clone(&self) -> Self {
         Self {
             inbox: self.inbox.clone(),
-            queue: Arc::clone(&self.queue),
-            waiting_requests_max: self.waiting_requests_max,
+            door: Arc::clone(&self.door),
             shape: self.shape,
             stats: Arc::clone(&self.stats),
             clock: Arc::clone(&self.clock),
@@ -85,37 +105,80 @@ impl<A> EngineHandle<A> {
     /// A handle and the engine's end of it. Places in the inbox: one for each waiting request, one to stop.
     pub(crate) fn new(
         shape: RunnerShape,
-        waiting_requests_max: usize,
+        config: &EngineConfig,
         stats: Arc<Mutex<EngineStats>>,
         clock: Clock,
     ) -> (Self, mpsc::Receiver<Message<A>>) {
-        let waiting_requests_max = waiting_requests_max.clamp(1, Semaphore::MAX_PERMITS - 1);
-        let (inbox, arrivals) = mpsc::channel(waiting_requests_max + 1);
-        let queue = Arc::new(Semaphore::new(waiting_requests_max));
-        (Self { inbox, queue, waiting_requests_max, shape, stats, clock }, arrivals)
+        let waiting_max = config.waiting_requests_max.clamp(1, WAITING_REQUESTS_MAX);
+        let (inbox, arrivals) = mpsc::channel(waiting_max + 1);
+        let door = Arc::new(Door::new(waiting_max, config.tenant_waiting_requests_max.unwrap_or(waiting_max)));
+        (Self { inbox, door, shape, stats, clock }, arrivals)
     }
 
     /// Hands a request over. The tokens come through the stream; dropping it cancels the request.
     ///
     /// # Errors
-    /// If the request can never run, the queue is full, or the engine has stopped.
+    /// If the request can never run, the queue is full or too long for its deadline, or the engine has stopped.
     pub fn submit(&self, submission: Submission<A>) -> Result<TokenStream, SubmitError> {
-        self.check(&submission)?;
+        self.submit_all(vec![submission])?.pop().ok_or(SubmitError::Stopped)
+    }
+
+    /// Hands requests over that are one to their caller: all or none. Those that begin with the same prompt under the same
+    /// composition share its KV, which is computed once.
+    ///
+    /// # Errors
+    /// As [`Self::submit`], for the first that is refused.
+    pub fn submit_all(&self, submissions: Vec<Submission<A>>) -> Result<Vec<TokenStream>, SubmitError> {
+        submissions.iter().try_for_each(|submission| self.check(submission))?;
         if self.is_stopped() {
             return Err(SubmitError::Stopped);
         }
-        let Ok(place) = Arc::clone(&self.queue).try_acquire_owned() else {
-            return Err(SubmitError::QueueFull { waiting: self.waiting_requests_max });
-        };
-        let room = self.shape.sequence_tokens_max().saturating_sub(submission.prompt.len());
-        let tokens = room.min(submission.plan.output_tokens_max() as usize);
-        // One more for the event that ends the stream: the engine can always send and never waits for a reader.
-        let (sender, events) = mpsc::channel(tokens + 1);
+        let places = self.places(&submissions)?;
+        let families = self.families(&submissions);
         let submitted = (self.clock)();
-        let arrival = Arrival { submission, submitted, events: sender, place };
-        // The places in the queue are no more than those in the inbox: it is never full, only closed.
-        self.inbox.try_send(Message::Arrival(Box::new(arrival))).map_err(|_| SubmitError::Stopped)?;
-        Ok(TokenStream { events, ended: false })
+        let mut streams = Vec::with_capacity(submissions.len());
+        for ((submission, place), family) in submissions.into_iter().zip(places).zip(families) {
+            let room = self.shape.sequence_tokens_max().saturating_sub(submission.prompt.len());
+            let tokens = room.min(submission.plan.output_tokens_max() as usize);
+            // One more for the event that ends the stream: the engine can always send and never waits for a reader.
+            let (sender, events) = mpsc::channel(tokens + 1);
+            let arrival = Arrival { submission, submitted, events: sender, place, family };
+            // The places in the queue are no more than those in the inbox: it is never full, only closed.
+            self.inbox.try_send(Message::Arrival(Box::new(arrival))).map_err(|_| SubmitError::Stopped)?;
+            streams.push(TokenStream { events, ended: false });
+        }
+        Ok(streams)
+    }
+
+    /// A place for each, or for none: what was entered is left again when it is dropped.
+    fn places(&self, submissions: &[Submission<A>]) -> Result<Vec<Place>, SubmitError> {
+        let mut places = Vec::with_capacity(submissions.len());
+        for alike in submissions.chunk_by(|one, two| one.terms == two.terms) {
+            let terms = alike.first().map_or_else(Terms::default, |first| first.terms);
+            let deadline = alike.iter().map(|submission| submission.plan.deadline()).min().unwrap_or_default();
+            places.extend(self.door.enter(terms, alike.len(), deadline)?);
+        }
+        Ok(places)
+    }
+
+    /// For each the number of those that it begins like, if there are others.
+    fn families(&self, submissions: &[Submission<A>]) -> Vec<Option<u64>> {
+        let alike = |one: &Submission<A>, two: &Submission<A>| {
+            one.prompt == two.prompt
+                && one.terms.kv_salt == two.terms.kv_salt
+                && one.plan.composition() == two.plan.composition()
+        };
+        let mut families: Vec<Option<u64>> = vec![None; submissions.len()];
+        for (index, submission) in submissions.iter().enumerate().skip(1) {
+            let Some(first) = submissions.iter().take(index).position(|other| alike(other, submission)) else {
+                continue;
+            };
+            let family = families.get(first).copied().flatten().unwrap_or_else(|| self.door.new_family());
+            for member in [first, index] {
+                families.get_mut(member).map(|place| place.replace(family));
+            }
+        }
+        families
     }
 
     fn check(&self, submission: &Submission<A>) -> Result<(), SubmitError> {
@@ -157,7 +220,7 @@ impl<A> EngineHandle<A> {
     pub fn stats(&self) -> EngineStats {
         let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // Read here, not at the last step, so that a burst shows while a long step runs.
-        stats.waiting = self.waiting_requests_max.saturating_sub(self.queue.available_permits());
+        stats.waiting = self.door.waiting();
         stats
     }
 
@@ -165,6 +228,10 @@ impl<A> EngineHandle<A> {
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.inbox.is_closed()
+    }
+
+    pub(crate) const fn door(&self) -> &Arc<Door> {
+        &self.door
     }
 
     pub(crate) fn inbox(&self) -> &mpsc::Sender<Message<A>> {

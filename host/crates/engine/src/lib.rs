@@ -3,29 +3,36 @@
 //! Not here: tensors, files, clocks, HTTP, WebAssembly. Time comes in as an argument; the arithmetic is behind
 //! [`ModelRunner`].
 //!
-//! Read `engine.rs` first: its `step` is the data flow. In the order in which things happen: `submission`, `handle`,
-//! `thread`, `engine`, `sequence`, `scheduler` over `block_manager` and `adapter_slots`, `assembly`, `batch`, `runner`.
+//! Read `engine.rs` first: its `step` is the data flow. In the order in which things happen: `submission`, `handle` with
+//! `door`, `thread`, `engine`, `sequence`, `scheduler` over `fairness`, `block_manager` with `block_keys`, `adapter_slots`
+//! and `speculation` with `lookup`, `assembly`, `batch`, `runner`.
 
 mod adapter_slots;
 mod assembly;
 mod batch;
+mod block_keys;
 mod block_manager;
 mod config;
 mod conformance;
+mod door;
 mod engine;
+mod fairness;
 mod fake;
 mod handle;
+mod lookup;
+mod pace;
 mod runner;
 mod scheduler;
 mod seen_tokens;
 mod sequence;
+mod speculation;
 mod submission;
 mod thread;
 
 #[cfg(test)]
 mod tests;
 
-pub use batch::{Batch, BatchSequence, LoraSegment, SampleRequest, SampledToken, Slot};
+pub use batch::{Batch, BatchSequence, BlockCopy, LoraSegment, SampleRequest, SampledToken, Slot};
 pub use config::{EngineConfig, EngineError};
 pub use conformance::{ConformanceInput, check_runner};
 pub use engine::Engine;
@@ -33,5 +40,6 @@ pub use fake::{FakeAdapter, FakeRunner, expected_tokens};
 pub use handle::{Clock, EngineHandle, EngineStats, TokenStream};
 pub use runner::{ModelRunner, RunnerError, RunnerShape};
 pub use seen_tokens::SeenToken;
-pub use submission::{GenerationError, Submission, SubmitError, TokenEvent};
+pub use speculation::SpeculationConfig;
+pub use submission::{GenerationError, Submission, SubmitError, Terms, TokenEvent};
 pub use thread::{EngineThread, Started, start};

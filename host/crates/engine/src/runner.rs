@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use types::Digest;
+
 use crate::{Batch, SampledToken, Slot};
 
 /// Fixed sizes of a runner.
@@ -54,6 +56,10 @@ pub trait ModelRunner: Send + 'static {
     /// The runner's sizes.
     fn shape(&self) -> RunnerShape;
 
+    /// What the KV of a token depends on beside its sequence: the base's content, the precision, the format of the KV
+    /// memory. Two runners of equal fingerprints compute the same bits.
+    fn fingerprint(&self) -> Digest;
+
     /// Puts an adapter into an empty slot.
     ///
     /// # Errors
@@ -63,8 +69,9 @@ pub trait ModelRunner: Send + 'static {
     /// Empties a slot; no batch names it until the next load.
     fn unload_adapter(&mut self, slot: Slot);
 
-    /// Runs one step: writes the KV of every row, and appends one token to `sampled` for each of `batch.samples`, in
-    /// that order.
+    /// Runs one step: copies the blocks of `batch.copies`, in their order and before anything is written; writes the KV of
+    /// every row; and appends one token to `sampled` for each of `batch.samples`, in that order. Several rows of a sequence
+    /// may be sampled, and the KV of its last rows may be written again by a later step, under other tokens.
     ///
     /// # Errors
     /// If the batch is malformed or the device fails; the KV of the rows is then undefined.

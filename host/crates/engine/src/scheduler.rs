@@ -1,54 +1,94 @@
-//! Who runs in the next step: first come, first served, in steps of bounded size. Not here: tensors, time, streams, and
-//! the arrays of the step (`assembly.rs`).
+//! Who runs in the next step, in steps of bounded size. Not here: tensors, clocks, streams, and the arrays of the step
+//! (`assembly.rs`).
 //!
-//! Every step takes one row of each sequence that is decoding; what is left of its rows goes to prompts, oldest first,
-//! cut where the step is full (chunked prefill, after Sarathi). When blocks run out the youngest sequence gives up its
-//! KV and waits to have it computed again. Whoever runs is older than whoever waits: the oldest always goes on, so that
-//! every sequence ends. Priorities and fairness between tenants would go into the order of `waiting`.
+//! Those that wait are taken by priority; among equals first those that ran already, in the order in which they first did,
+//! then the tenant that was served least, then the oldest. Every step takes one row of each sequence that is decoding; what
+//! is left of its rows goes to prompts, cut where the step is full (chunked prefill, after Sarathi), and then to guesses.
+//! When blocks run out the last in order gives up its KV and waits to have it computed again; so it does when one of higher
+//! priority finds no room. Of one priority whoever runs came before whoever was set back: the first always goes on, so that
+//! every sequence ends unless higher priorities take all there is.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use types::Digest;
 
 use crate::adapter_slots::{AdapterSlots, SlotLoad};
 use crate::block_manager::BlockManager;
+use crate::fairness::Fairness;
 use crate::handle::Arrival;
-use crate::sequence::Sequence;
-use crate::{RunnerShape, Slot};
+use crate::sequence::{RunOrder, Sequence, SequenceShape};
+use crate::{BlockCopy, EngineConfig, RunnerShape, Slot, SpeculationConfig};
+
+mod admission;
+
+/// What was counted since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) preemptions: u64,
+    pub(crate) prefix_tokens_asked: u64,
+    pub(crate) prefix_tokens_found: u64,
+}
 
 /// The sequences and the memory that they compete for.
 pub(crate) struct Scheduler<A> {
-    /// Oldest first; they hold nothing.
-    waiting: VecDeque<Sequence<A>>,
-    /// Oldest first.
+    /// In no order; they hold nothing.
+    waiting: Vec<Sequence<A>>,
+    /// In order of [`Sequence::run_order`]: first served first, last to give way first.
     running: Vec<Sequence<A>>,
     blocks: BlockManager,
     slots: AdapterSlots,
+    fairness: Fairness,
     rows_max: usize,
     running_max: usize,
+    speculation: SpeculationConfig,
+    sequence_shape: SequenceShape,
     arrivals: u64,
-    preemptions: u64,
+    admissions: u64,
+    counts: Counts,
+    // Of the step that was planned last.
+    loads: Vec<SlotLoad>,
+    copies: Vec<BlockCopy>,
+    /// Kept for its memory.
+    key_bytes: Vec<u8>,
 }
 
 impl<A> Scheduler<A> {
-    /// `rows_max` and `running_max` are at least 1.
-    pub(crate) fn new(shape: &RunnerShape, rows_max: usize, running_max: usize) -> Self {
+    /// `rows_max` is at least 1.
+    pub(crate) fn new(shape: &RunnerShape, fingerprint: Digest, rows_max: usize, config: &EngineConfig) -> Self {
+        let blocks = BlockManager::new(shape.kv_blocks, shape.block_tokens);
+        let sequence_shape = SequenceShape {
+            fingerprint,
+            block_tokens: blocks.block_tokens(),
+            tokens_max: shape.sequence_tokens_max(),
+            draft_tokens_max: config.speculation.draft_tokens_max as usize,
+        };
+        // A sequence that decodes needs a row in every step.
+        let running_max = config.running_sequences_max.clamp(1, rows_max);
         Self {
-            waiting: VecDeque::new(),
-            running: Vec::new(),
-            blocks: BlockManager::new(shape.kv_blocks, shape.block_tokens),
+            waiting: Vec::new(),
+            running: Vec::with_capacity(running_max),
+            blocks,
             slots: AdapterSlots::new(shape.adapter_slots),
+            fairness: Fairness::default(),
             rows_max,
-            // A sequence that decodes needs a row in every step.
-            running_max: running_max.min(rows_max),
+            running_max,
+            speculation: config.speculation,
+            sequence_shape,
             arrivals: 0,
-            preemptions: 0,
+            admissions: 0,
+            counts: Counts::default(),
+            loads: Vec::new(),
+            copies: Vec::new(),
+            key_bytes: Vec::new(),
         }
     }
 
     pub(crate) fn add(&mut self, arrival: Arrival<A>) {
-        self.waiting.push_back(Sequence::new(self.arrivals, arrival));
+        let mut sequence = Sequence::new(self.arrivals, arrival, self.sequence_shape);
+        sequence.keys(self.blocks.block_tokens(), &mut self.key_bytes);
+        self.fairness.wait(sequence.terms.tenant);
+        self.waiting.push(sequence);
         self.arrivals += 1;
     }
 
@@ -56,13 +96,14 @@ impl<A> Scheduler<A> {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Plans the next step: sets `planned` of every running sequence and reserves the blocks and slots for it. The
-    /// loads have to be done before the step.
-    pub(crate) fn schedule(&mut self) -> Vec<SlotLoad> {
+    /// Plans the next step: sets `planned` of every running sequence and reserves the blocks and slots for it. The loads
+    /// have to be done before the step, the copies at its beginning.
+    pub(crate) fn schedule(&mut self) {
+        self.loads.clear();
+        self.copies.clear();
         self.plan_running();
-        // Whoever was preempted is first in line, and what it left does not suffice for it: nothing is lost and taken
-        // back in one step.
-        self.admit()
+        self.admit();
+        self.plan_drafts();
     }
 
     fn plan_running(&mut self) {
@@ -80,47 +121,63 @@ impl<A> Scheduler<A> {
             if self.blocks.grow(&mut sequence.blocks, sequence.computed + sequence.planned) {
                 index += 1;
             } else {
-                // Not planned yet, since it is the youngest; it may be this one itself.
-                self.preempt_youngest();
+                // Not planned yet, since it is the last; it may be this one itself.
+                self.preempt_last();
             }
         }
     }
 
-    fn preempt_youngest(&mut self) {
+    fn preempt_last(&mut self) {
         let Some(mut sequence) = self.running.pop() else { return };
-        self.preemptions += 1;
+        self.counts.preemptions += 1;
+        self.fairness.wait(sequence.terms.tenant);
+        self.fairness.leave_running(sequence.terms.tenant);
         release(&mut self.blocks, &mut self.slots, &mut sequence);
-        self.waiting.push_front(sequence);
+        self.waiting.push(sequence);
     }
 
-    /// Lets the oldest that wait begin, while there are rows, blocks for all their tokens, and slots. One that does not
-    /// fit holds up those behind it, or it might never fit.
-    fn admit(&mut self) -> Vec<SlotLoad> {
-        let mut loads = Vec::new();
-        let planned: usize = self.running.iter().map(|sequence| sequence.planned).sum();
-        let mut rows = self.rows_max.saturating_sub(planned);
-        while rows > 0 && self.running.len() < self.running_max {
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
-            if !self.reserve(&mut sequence, &mut loads) {
-                self.waiting.push_front(sequence);
-                break;
+    fn planned_rows(&self) -> usize {
+        self.running.iter().map(|sequence| sequence.planned).sum()
+    }
+
+    /// Rows that nobody needs go to guesses, as long as they pay. A guess takes nobody's block away.
+    fn plan_drafts(&mut self) {
+        if self.speculation.draft_tokens_max == 0 {
+            return;
+        }
+        let mut rows = self.planned_rows();
+        let tokens = self.running.iter().filter(|sequence| sequence.samples() > 0).count();
+        for sequence in &mut self.running {
+            let is_decoding = sequence.planned == 1 && sequence.remaining() == 1;
+            let Some(lookup) = sequence.lookup.as_ref().filter(|lookup| is_decoding && lookup.has_guess()) else {
+                continue;
+            };
+            let useful = sequence.draft_tokens_max(self.sequence_shape.tokens_max);
+            let count = useful.min(self.rows_max.saturating_sub(rows));
+            let count = self.speculation.drafts(lookup.acceptance(), rows, tokens, count);
+            if count == 0 {
+                continue;
             }
-            sequence.planned = sequence.remaining().min(rows);
-            rows -= sequence.planned;
-            self.running.push(sequence);
+            let mut drafts = std::mem::take(&mut sequence.drafts);
+            lookup.draft(sequence.tokens(), count, &mut drafts);
+            if self.blocks.grow(&mut sequence.blocks, sequence.computed + 1 + drafts.len()) {
+                sequence.planned = 1 + drafts.len();
+                rows += drafts.len();
+            } else {
+                drafts.clear();
+            }
+            sequence.drafts = drafts;
         }
-        loads
     }
 
-    /// Blocks and slots, or nothing.
-    fn reserve(&mut self, sequence: &mut Sequence<A>, loads: &mut Vec<SlotLoad>) -> bool {
-        let tokens = sequence.tokens().len();
-        if self.blocks.blocks_for(tokens) > self.blocks.free_blocks() as usize {
-            return false;
+    /// A step has run: what it made full can be shared, what it drew was appended, and blocks of wrong guesses are free.
+    pub(crate) fn note_computed(&mut self, index: usize, tokens: usize) {
+        let Some(sequence) = self.running.get_mut(index) else { return };
+        sequence.publish_blocks(&mut self.blocks, &mut self.key_bytes);
+        if tokens > 0 {
+            self.blocks.shrink(&mut sequence.blocks, sequence.computed + 1);
+            self.fairness.charge_output(sequence.terms.tenant, tokens);
         }
-        let Some(slots) = self.slots.acquire(&sequence.wanted_adapters(), loads) else { return false };
-        sequence.slots = slots;
-        self.blocks.grow(&mut sequence.blocks, tokens)
     }
 
     /// Takes the sequences of which `gone` holds out of the schedule and frees what they held.
@@ -128,12 +185,11 @@ impl<A> Scheduler<A> {
         let mut removed: Vec<_> = self.running.extract_if(.., |sequence| gone(sequence)).collect();
         for sequence in &mut removed {
             release(&mut self.blocks, &mut self.slots, sequence);
+            self.fairness.leave_running(sequence.terms.tenant);
         }
-        if self.waiting.iter().any(&gone) {
-            let (out, kept) = std::mem::take(&mut self.waiting).into_iter().partition(gone);
-            self.waiting = kept;
-            removed.extend::<VecDeque<_>>(out);
-        }
+        let ran = removed.len();
+        removed.extend(self.waiting.extract_if(.., |sequence| gone(sequence)));
+        removed.iter().skip(ran).for_each(|sequence| self.fairness.leave_waiting(sequence.terms.tenant));
         removed
     }
 
@@ -149,7 +205,7 @@ impl<A> Scheduler<A> {
         self.running.iter().find_map(|sequence| sequence.adapter(digest)).cloned()
     }
 
-    /// Oldest first; [`Sequence::planned`] says what each does in the next step.
+    /// In order; [`Sequence::planned`] says what each does in the next step.
     pub(crate) fn running(&self) -> &[Sequence<A>] {
         &self.running
     }
@@ -159,9 +215,26 @@ impl<A> Scheduler<A> {
         &mut self.running
     }
 
+    /// All there are, in no order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Sequence<A>> {
+        self.running.iter().chain(&self.waiting)
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Sequences that a step has touched, running or set back.
     pub(crate) fn started(&self) -> usize {
         self.running.len() + self.waiting.iter().filter(|sequence| sequence.has_started()).count()
+    }
+
+    pub(crate) fn loads(&self) -> &[SlotLoad] {
+        &self.loads
+    }
+
+    pub(crate) fn copies(&self) -> &[BlockCopy] {
+        &self.copies
     }
 
     pub(crate) const fn blocks(&self) -> &BlockManager {
@@ -172,21 +245,25 @@ impl<A> Scheduler<A> {
         &self.slots
     }
 
-    pub(crate) const fn preemptions(&self) -> u64 {
-        self.preemptions
+    pub(crate) const fn counts(&self) -> Counts {
+        self.counts
     }
 
-    /// What must hold between steps: whoever runs is older than whoever waits and nobody is there twice; blocks and slots are conserved, those that wait hold nothing, those that run hold
-    /// enough.
+    /// What must hold between steps: nobody is there twice, those that run are in order and of their priority before those
+    /// that were set back; blocks and slots are conserved, those that wait hold nothing, those that run hold enough.
     pub(crate) fn check_integrity(&self) -> Result<(), String> {
-        let all = || self.running.iter().chain(&self.waiting);
-        if !all().is_sorted_by(|one, two| one.number < two.number) {
-            return Err("the sequences are not in order of arrival".into());
+        let mut numbers: Vec<u64> = self.all().map(|sequence| sequence.number).collect();
+        numbers.sort_unstable();
+        if !numbers.is_sorted_by(|one, two| one < two) {
+            return Err("a sequence is there twice".into());
         }
-        self.blocks.check_integrity(all().map(|sequence| &sequence.blocks))?;
-        self.slots.check_integrity(all().flat_map(|sequence| &sequence.slots))?;
+        self.check_order()?;
+        self.blocks.check_integrity(self.all().map(|sequence| &sequence.blocks))?;
+        self.slots.check_integrity(self.all().flat_map(|sequence| &sequence.slots))?;
+        let tenants = |sequences: &[Sequence<A>]| sequences.iter().map(|one| one.terms.tenant).collect::<Vec<_>>();
+        self.fairness.check_integrity(tenants(&self.waiting).into_iter(), tenants(&self.running).into_iter())?;
         let idle = |sequence: &Sequence<A>| sequence.slots.is_empty() && sequence.blocks.blocks().is_empty();
-        if !self.waiting.iter().all(|sequence| idle(sequence) && sequence.computed == 0) {
+        if !self.waiting.iter().all(|sequence| idle(sequence) && sequence.computed == 0 && sequence.planned == 0) {
             return Err("a sequence waits and holds blocks or slots".into());
         }
         let parts = |sequence: &Sequence<A>| sequence.plan().composition().parts().len();
@@ -194,18 +271,34 @@ impl<A> Scheduler<A> {
             sequence.slots.len() == parts(sequence)
                 && sequence.blocks.blocks().len() >= self.blocks.blocks_for(sequence.computed)
                 && sequence.remaining() >= 1
+                && sequence.drafts.is_empty()
         };
         if !self.running.iter().all(enough) || self.running.len() > self.running_max {
             return Err("a sequence runs without its blocks or slots, or too many run".into());
         }
         Ok(())
     }
+
+    fn check_order(&self) -> Result<(), String> {
+        let ran: Vec<RunOrder> = self.running.iter().map(Sequence::run_order).collect();
+        if !ran.is_sorted_by(|one, two| one < two) || self.running.iter().any(|sequence| sequence.rank.is_none()) {
+            return Err(format!("those that run are not in order: {ran:?}"));
+        }
+        let set_back = self.waiting.iter().filter(|sequence| sequence.rank.is_some()).map(Sequence::run_order);
+        for (Reverse(priority), rank) in set_back {
+            if ran.iter().any(|(Reverse(of), before)| *of == priority && *before > rank) {
+                return Err(format!(
+                    "sequence {rank} of priority {priority} was set back and a later one runs: {ran:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Frees what a sequence holds; its KV has to be computed again.
+/// Frees what a sequence holds; its KV has to be computed again, or found where it still lies.
 fn release<A>(blocks: &mut BlockManager, slots: &mut AdapterSlots, sequence: &mut Sequence<A>) {
     blocks.release(&mut sequence.blocks);
     slots.release(&mut sequence.slots);
-    sequence.computed = 0;
-    sequence.planned = 0;
+    sequence.set_back();
 }

@@ -1,21 +1,33 @@
 //! One accepted request: its tokens, how far their KV is computed, what it holds, and its end of the stream. Not here:
 //! when it runs.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use types::{Digest, FinishReason, Usage, ValidPlan};
 
-use crate::block_manager::BlockTable;
+use crate::block_keys::KvContext;
+use crate::block_manager::{BlockManager, BlockTable};
+use crate::door::Place;
 use crate::handle::Arrival;
+use crate::lookup::Lookup;
 use crate::seen_tokens::SeenTokens;
-use crate::{Batch, GenerationError, SampleRequest, SampledToken, Slot, TokenEvent};
+use crate::{Batch, GenerationError, SampleRequest, SampledToken, Slot, Terms, TokenEvent};
+
+/// The order in which sequences run: the first is served first and gives way last.
+pub(crate) type RunOrder = (Reverse<i8>, u64);
 
 /// A sequence of tokens that is being continued.
 pub(crate) struct Sequence<A> {
     /// Order of arrival: a smaller number is older.
     pub(crate) number: u64,
+    /// Order of first admission; none before that.
+    pub(crate) rank: Option<u64>,
+    pub(crate) terms: Terms,
+    /// Sequences of one family begin with the same prompt under the same composition.
+    pub(crate) family: Option<u64>,
     plan: ValidPlan,
     seed: u64,
     adapters: Vec<(Digest, Arc<A>)>,
@@ -24,10 +36,19 @@ pub(crate) struct Sequence<A> {
     prompt_tokens: usize,
     /// What penalties fall on; none without penalties.
     seen: Option<SeenTokens>,
+    context: KvContext,
+    /// Keys of the full blocks of `tokens`, as far as they were needed.
+    keys: Vec<Digest>,
+    /// Blocks whose key the block manager was told.
+    blocks_known: usize,
     /// Tokens whose KV lies in `blocks`; fewer than there are tokens.
     pub(crate) computed: usize,
-    /// Tokens whose KV the next step computes.
+    /// Rows in the next step: tokens whose KV it computes, and drafts.
     pub(crate) planned: usize,
+    /// Guesses at the next tokens, to be verified in the next step; only of a sequence that decodes.
+    pub(crate) drafts: Vec<u32>,
+    /// Where guesses come from; none if it may not speculate.
+    pub(crate) lookup: Option<Lookup>,
     /// Its KV; empty while it waits.
     pub(crate) blocks: BlockTable,
     /// A slot for each part of the composition; empty while it waits.
@@ -37,30 +58,59 @@ pub(crate) struct Sequence<A> {
     started: Option<Duration>,
     /// Why it ended, if it did.
     pub(crate) ended: Option<FinishReason>,
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
     events: mpsc::Sender<TokenEvent>,
 }
 
+/// What the engine knows that a new sequence needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SequenceShape {
+    pub(crate) fingerprint: Digest,
+    pub(crate) block_tokens: usize,
+    /// Prompt and output.
+    pub(crate) tokens_max: usize,
+    /// 0 if nobody speculates.
+    pub(crate) draft_tokens_max: usize,
+}
+
 impl<A> Sequence<A> {
-    pub(crate) fn new(number: u64, arrival: Arrival<A>) -> Self {
-        let Arrival { submission, submitted, events, place } = arrival;
+    /// Memory for all that it can grow to is taken now, so that no step allocates for it.
+    pub(crate) fn new(number: u64, arrival: Arrival<A>, shape: SequenceShape) -> Self {
+        let Arrival { submission, submitted, events, place, family } = arrival;
+        let plan = submission.plan;
+        let mut tokens = submission.prompt;
+        let prompt_tokens = tokens.len();
+        let seen = SeenTokens::new(plan.sampling(), &tokens);
+        let output = (plan.output_tokens_max() as usize).min(shape.tokens_max.saturating_sub(prompt_tokens));
+        let tokens_max = prompt_tokens + output;
+        tokens.reserve_exact(output);
+        // What is drawn beside a guess must be what would be drawn without it: penalties fall on the tokens before.
+        let speculates = shape.draft_tokens_max > 0 && submission.terms.speculation && seen.is_none();
         Self {
             number,
-            seen: SeenTokens::new(submission.plan.sampling(), &submission.prompt),
-            plan: submission.plan,
+            rank: None,
+            family,
             seed: submission.seed,
             adapters: submission.adapters,
-            prompt_tokens: submission.prompt.len(),
-            tokens: submission.prompt,
+            prompt_tokens,
+            seen,
+            context: KvContext::new(submission.terms.kv_salt, shape.fingerprint, plan.composition()),
+            keys: Vec::with_capacity(tokens_max / shape.block_tokens),
+            blocks_known: 0,
             computed: 0,
             planned: 0,
-            blocks: BlockTable::default(),
+            drafts: Vec::with_capacity(if speculates { shape.draft_tokens_max } else { 0 }),
+            lookup: speculates.then(|| Lookup::new(&tokens, tokens_max)),
+            blocks: BlockTable::with_capacity(tokens_max.div_ceil(shape.block_tokens)),
             slots: Vec::new(),
             submitted,
             started: None,
             ended: None,
             place: Some(place),
             events,
+            terms: submission.terms,
+            plan,
+            tokens,
         }
     }
 
@@ -72,35 +122,103 @@ impl<A> Sequence<A> {
         &self.tokens
     }
 
+    pub(crate) const fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// Its place among those that run or have run; one that never ran comes after all others of its priority.
+    pub(crate) fn run_order(&self) -> RunOrder {
+        (Reverse(self.terms.priority), self.rank.unwrap_or(u64::MAX))
+    }
+
     /// Tokens whose KV is not computed yet; at least 1. Exactly 1 while decoding.
     pub(crate) fn remaining(&self) -> usize {
         self.tokens.len().saturating_sub(self.computed)
     }
 
     /// The adapters of the composition's parts, in order.
-    pub(crate) fn wanted_adapters(&self) -> Vec<Digest> {
-        self.plan.composition().parts().iter().map(|part| part.adapter).collect()
+    pub(crate) fn wanted_adapters(&self) -> impl Iterator<Item = Digest> + Clone {
+        self.plan.composition().parts().iter().map(|part| part.adapter)
     }
 
     pub(crate) fn adapter(&self, digest: Digest) -> Option<&Arc<A>> {
         self.adapters.iter().find(|(name, _)| *name == digest).map(|(_, adapter)| adapter)
     }
 
-    /// Whether the next step ends with the sequence's last token, so that the one after it is drawn.
-    pub(crate) fn is_sampled(&self) -> bool {
-        self.planned > 0 && self.planned == self.remaining()
+    /// Keys of all full blocks of the tokens that there are now.
+    pub(crate) fn keys(&mut self, block_tokens: usize, bytes: &mut Vec<u8>) -> &[Digest] {
+        for block in self.tokens.chunks_exact(block_tokens).skip(self.keys.len()) {
+            let key = self.context.block_key(self.keys.last(), block, bytes);
+            self.keys.push(key);
+        }
+        &self.keys
     }
 
-    /// Adds the draw of the next token from this row.
-    pub(crate) fn add_sample(&self, row: u32, batch: &mut Batch) {
+    /// Tokens of one that waits whose KV the block manager keeps, as far as its keys were needed before.
+    pub(crate) fn tokens_kept(&self, blocks: &BlockManager) -> usize {
+        let kept = self.keys.iter().take_while(|key| blocks.find(key).is_some()).count();
+        if self.blocks.blocks().is_empty() { kept * blocks.block_tokens() } else { 0 }
+    }
+
+    /// What it holds, to be filled with the blocks of these keys.
+    pub(crate) fn blocks_and_keys(&mut self) -> (&mut BlockTable, &[Digest]) {
+        (&mut self.blocks, &self.keys)
+    }
+
+    /// Begins to run: this much of its KV was there already.
+    pub(crate) fn admit(&mut self, rank: u64, computed: usize, block_tokens: usize) {
+        self.rank.get_or_insert(rank);
+        self.computed = computed;
+        self.blocks_known = computed / block_tokens;
+    }
+
+    /// Forgets the KV that it held.
+    pub(crate) fn set_back(&mut self) {
+        self.computed = 0;
+        self.planned = 0;
+        self.drafts.clear();
+        self.blocks_known = 0;
+    }
+
+    /// Tells the block manager of the blocks that have become full.
+    pub(crate) fn publish_blocks(&mut self, blocks: &mut BlockManager, bytes: &mut Vec<u8>) {
+        let block_tokens = blocks.block_tokens();
+        let full = self.computed / block_tokens;
+        if self.blocks_known >= full {
+            return;
+        }
+        let known = std::mem::replace(&mut self.blocks_known, full);
+        self.keys(block_tokens, bytes);
+        for (index, key) in self.keys.iter().enumerate().take(full).skip(known) {
+            blocks.set_key(&self.blocks, index, *key);
+        }
+    }
+
+    /// Draws of the next step: one, and one for each draft, if its rows reach the last token.
+    pub(crate) fn samples(&self) -> usize {
+        let is_sampled = self.planned > 0 && self.planned >= self.remaining();
+        if is_sampled { 1 + self.drafts.len() } else { 0 }
+    }
+
+    /// How many drafts can be of use at most: the last token of the sequence is never one.
+    pub(crate) fn draft_tokens_max(&self, tokens_max: usize) -> usize {
+        let budget = (self.plan.output_tokens_max() as usize).saturating_sub(self.completion_tokens());
+        let room = tokens_max.saturating_sub(self.tokens.len());
+        budget.min(room).saturating_sub(1)
+    }
+
+    /// Adds the draws of the next tokens: from this row, which has the sequence's last token, and from those of its drafts.
+    pub(crate) fn add_samples(&self, row: u32, batch: &mut Batch) {
         let sampling = self.plan.sampling();
         let (first_seen, first_bias) = (length(&batch.seen_tokens), length(&batch.logit_biases));
         if let Some(seen) = &self.seen {
             batch.seen_tokens.extend_from_slice(seen.as_slice());
         }
         batch.logit_biases.extend_from_slice(&sampling.logit_bias);
-        batch.samples.push(SampleRequest {
-            row,
+        let (seen, biases) = (first_seen..length(&batch.seen_tokens), first_bias..length(&batch.logit_biases));
+        let step = self.usage().completion_tokens;
+        batch.samples.extend((0..=length(&self.drafts)).map(|ahead| SampleRequest {
+            row: row + ahead,
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
@@ -108,12 +226,12 @@ impl<A> Sequence<A> {
             repetition_penalty: sampling.repetition_penalty,
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
-            seen: first_seen..length(&batch.seen_tokens),
-            biases: first_bias..length(&batch.logit_biases),
+            seen: seen.clone(),
+            biases: biases.clone(),
             seed: self.seed,
-            step: self.usage().completion_tokens,
+            step: step + ahead,
             logprobs: sampling.logprobs,
-        });
+        }));
     }
 
     /// Notes that a step has rows of this sequence: it waits no more.
@@ -126,12 +244,48 @@ impl<A> Sequence<A> {
         self.started.is_some()
     }
 
+    /// From submission to the first step that had rows of it.
+    pub(crate) fn queued(&self, now: Duration) -> Duration {
+        self.started.unwrap_or(now).saturating_sub(self.submitted)
+    }
+
+    /// Takes what a step has drawn for it: the token after the last one, and those after its drafts for as long as these
+    /// were what was drawn. How many tokens it was continued by.
+    pub(crate) fn advance(
+        &mut self,
+        drawn: impl Iterator<Item = SampledToken>,
+        eos: &[u32],
+        tokens_max: usize,
+    ) -> usize {
+        let samples = self.samples();
+        self.computed += std::mem::take(&mut self.planned);
+        if samples == 0 {
+            return 0;
+        }
+        let mut appended = 0;
+        for (place, token) in drawn.enumerate() {
+            let id = token.id;
+            self.append(token, eos, tokens_max);
+            appended += 1;
+            if self.ended.is_some() || self.drafts.get(place) != Some(&id) {
+                break;
+            }
+        }
+        self.drafts.clear();
+        // The KV of drafts that were not drawn is of no use; that of the last token is never there yet.
+        self.computed = self.computed.min(self.tokens.len().saturating_sub(1));
+        appended
+    }
+
     /// Appends a token and sends it, unless it ends the sequence silently.
-    pub(crate) fn append(&mut self, token: SampledToken, eos: &[u32], tokens_max: usize) {
+    fn append(&mut self, token: SampledToken, eos: &[u32], tokens_max: usize) {
         let SampledToken { id, logprob, top } = token;
         self.tokens.push(id);
         if let Some(seen) = &mut self.seen {
             seen.push(id);
+        }
+        if let Some(lookup) = &mut self.lookup {
+            lookup.push(&self.tokens);
         }
         let stop = self.plan.stop();
         if stop.token_ids.contains(&id) || (!stop.ignore_eos && eos.contains(&id)) {
@@ -147,8 +301,7 @@ impl<A> Sequence<A> {
 
     /// The last word of a sequence that ended.
     pub(crate) fn finish(self, reason: FinishReason, now: Duration) {
-        let queued = self.started.unwrap_or(now).saturating_sub(self.submitted);
-        self.send(TokenEvent::Finished { reason, usage: self.usage(), queued });
+        self.send(TokenEvent::Finished { reason, usage: self.usage(), queued: self.queued(now) });
     }
 
     /// The last word of a sequence that could not be continued.
@@ -156,18 +309,22 @@ impl<A> Sequence<A> {
         self.send(TokenEvent::Failed(why));
     }
 
-    pub(crate) fn is_expired(&self, now: Duration) -> bool {
-        now >= self.submitted.saturating_add(self.plan.deadline())
+    /// When its answer must be complete, by the host's clock.
+    pub(crate) const fn deadline(&self) -> Duration {
+        self.submitted.saturating_add(self.plan.deadline())
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
         self.events.is_closed()
     }
 
+    fn completion_tokens(&self) -> usize {
+        self.tokens.len().saturating_sub(self.prompt_tokens)
+    }
+
     fn usage(&self) -> Usage {
         let count = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
-        let completion = self.tokens.len().saturating_sub(self.prompt_tokens);
-        Usage { prompt_tokens: count(self.prompt_tokens), completion_tokens: count(completion) }
+        Usage { prompt_tokens: count(self.prompt_tokens), completion_tokens: count(self.completion_tokens()) }
     }
 
     fn send(&self, event: TokenEvent) {

@@ -16,16 +16,61 @@ pub struct Submission<A> {
     pub adapters: Vec<(Digest, Arc<A>)>,
     /// Seed of the draw.
     pub seed: u64,
+    /// For whom, and how.
+    pub terms: Terms,
+}
+
+/// For whom a request is served, and how, beside what its plan says. Made by the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Whose share of the engine it takes.
+    pub tenant: Digest,
+    /// Who may share its KV: those whose requests have the same salt, which must be a secret of the host's.
+    pub kv_salt: Digest,
+    /// A larger one goes first, and has smaller ones make room.
+    pub priority: i8,
+    /// Whether tokens may be guessed and verified. What comes out is the same.
+    pub speculation: bool,
+}
+
+impl Default for Terms {
+    /// One tenant, which shares with itself.
+    fn default() -> Self {
+        let nobody = Digest::from_bytes([0; 32]);
+        Self { tenant: nobody, kv_salt: nobody, priority: 0, speculation: true }
+    }
 }
 
 /// Why a submission was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// Too many requests wait already.
-    #[error("{waiting} requests wait already")]
+    #[error("{waiting} requests wait already; try again later")]
     QueueFull {
         /// How many.
         waiting: usize,
+        /// When there should be room, by what was measured.
+        retry_after: Duration,
+    },
+    /// Too many requests of this tenant wait already.
+    #[error("{waiting} of your requests wait already; try again when some of them have ended")]
+    TenantQueueFull {
+        /// How many.
+        waiting: usize,
+        /// When there should be room, by what was measured.
+        retry_after: Duration,
+    },
+    /// It would still wait when its time is up.
+    #[error(
+        "the queue is {:.1} s long and the deadline is in {:.1} s; try again later, or with a later deadline",
+        .wait.as_secs_f64(),
+        .deadline.as_secs_f64()
+    )]
+    DeadlineTooShort {
+        /// Until it would start, by what was measured.
+        wait: Duration,
+        /// What its plan says.
+        deadline: Duration,
     },
     /// The prompt is empty or leaves no room for output.
     #[error("the prompt has {tokens} tokens; it must have at least 1 and at most {max}, which leaves room to answer")]
@@ -64,7 +109,9 @@ impl SubmitError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::QueueFull { .. } => "queue_full",
+            Self::QueueFull { .. } => "overloaded",
+            Self::TenantQueueFull { .. } => "queue_full",
+            Self::DeadlineTooShort { .. } => "deadline_too_short",
             Self::PromptLength { .. } => "context_length_exceeded",
             Self::UnknownToken { .. } => "unknown_token",
             Self::TooManyAdapters { .. } => "limit_exceeded",
@@ -73,11 +120,23 @@ impl SubmitError {
         }
     }
 
+    /// When it is worth trying again, if the engine knows.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { retry_after, .. } | Self::TenantQueueFull { retry_after, .. } => Some(*retry_after),
+            Self::DeadlineTooShort { wait, .. } => Some(*wait),
+            _ => None,
+        }
+    }
+
     /// Whose fault it is.
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::QueueFull { .. } | Self::Stopped => Blame::Capacity,
+            Self::QueueFull { .. } | Self::TenantQueueFull { .. } | Self::DeadlineTooShort { .. } | Self::Stopped => {
+                Blame::Capacity
+            }
             Self::PromptLength { .. } | Self::UnknownToken { .. } | Self::TooManyAdapters { .. } => Blame::Caller,
             Self::MissingAdapter(_) => Blame::Host,
         }

@@ -1,7 +1,10 @@
 //! What the tests of the whole engine share: requests of one line, an engine stepped by hand, the fake runner behind it.
 
+mod admission;
 mod batches;
+mod guesses;
 mod random;
+mod sharing;
 mod steps;
 mod threads;
 
@@ -45,6 +48,8 @@ pub(crate) struct Request {
     pub(crate) deadline_ms: Option<u32>,
     pub(crate) repetition_penalty: f32,
     pub(crate) presence_penalty: f32,
+    pub(crate) logprobs: Option<u32>,
+    pub(crate) terms: Terms,
 }
 
 pub(crate) fn request(prompt: impl IntoIterator<Item = u32>, output: u32) -> Request {
@@ -61,6 +66,8 @@ pub(crate) fn request(prompt: impl IntoIterator<Item = u32>, output: u32) -> Req
         deadline_ms: None,
         repetition_penalty: 1.0,
         presence_penalty: 0.0,
+        logprobs: None,
+        terms: Terms::default(),
     }
 }
 
@@ -78,6 +85,15 @@ impl Request {
         Self { repetition_penalty, presence_penalty, ..self }
     }
 
+    pub(crate) fn of(self, tenant: &str) -> Self {
+        let tenant = Digest::of(tenant.as_bytes());
+        Self { terms: Terms { tenant, kv_salt: tenant, ..self.terms }, ..self }
+    }
+
+    pub(crate) fn urgent(self, priority: i8) -> Self {
+        Self { terms: Terms { priority, ..self.terms }, ..self }
+    }
+
     fn modules(&self) -> ModuleSet {
         if self.narrow { [Module::Q, Module::V].into_iter().collect() } else { ModuleSet::ALL }
     }
@@ -92,6 +108,7 @@ impl Request {
         plan.sampling.temperature = if self.seed.is_some() { 1.0 } else { 0.0 };
         plan.sampling.repetition_penalty = self.repetition_penalty;
         plan.sampling.presence_penalty = self.presence_penalty;
+        plan.sampling.logprobs = self.logprobs;
         plan.stop.token_ids = self.stop.clone();
         plan.stop.ignore_eos = self.ignore_eos;
         plan.deadline_ms = self.deadline_ms;
@@ -99,7 +116,8 @@ impl Request {
         let plan = ValidPlan::check(plan, &Everything, &PlanLimits::default()).expect("a valid plan");
         let adapter = |name: &str| FakeAdapter { value: value_of(name), broken: name == "broken" };
         let adapters = self.adapters.iter().map(|(name, _)| (Digest::of(name.as_bytes()), Arc::new(adapter(name))));
-        Submission { plan, prompt: self.prompt.clone(), adapters: adapters.collect(), seed: self.seed.unwrap_or(0) }
+        let (prompt, adapters, seed) = (self.prompt.clone(), adapters.collect(), self.seed.unwrap_or(0));
+        Submission { plan, prompt, adapters, seed, terms: self.terms }
     }
 
     /// What must come of it if nothing goes wrong: the tokens sent, why it ends, what it used.
@@ -108,7 +126,8 @@ impl Request {
             let adapter = Digest::of(name.as_bytes());
             (value_of(name), CompositionPart { adapter, weight, modules: self.modules(), layers: LayerRange::ALL })
         };
-        let mut parts: Vec<_> = self.adapters.iter().map(|(name, weight)| part(name, *weight)).collect();
+        let terms = self.adapters.iter().filter(|(_, weight)| *weight != 0.0);
+        let mut parts: Vec<_> = terms.map(|(name, weight)| part(name, *weight)).collect();
         parts.sort_by_key(|(_, part)| (part.adapter, part.weight.to_bits()));
         let room = (shape.sequence_tokens_max() - self.prompt.len()) as u32;
         let mut tokens = expected_tokens(shape.vocabulary, &self.prompt, &parts, self.seed, self.output.min(room));
@@ -169,13 +188,22 @@ impl<R: ModelRunner> Rig<R> {
     }
 }
 
+impl<R: ModelRunner<Adapter = FakeAdapter>> Rig<R> {
+    pub(crate) fn submit(&self, request: &Request) -> TokenStream {
+        self.handle.submit(request.submission()).expect("accepted")
+    }
+
+    /// Runs a request to its end.
+    pub(crate) fn run(&mut self, request: &Request) -> (Vec<u32>, FinishReason, Usage) {
+        let mut stream = self.submit(request);
+        self.finish();
+        read_finished(&mut stream)
+    }
+}
+
 impl Rig<FakeRunner> {
     pub(crate) fn fake(shape: RunnerShape) -> Self {
         Self::new(FakeRunner::new(shape), EngineConfig::default())
-    }
-
-    pub(crate) fn submit(&self, request: &Request) -> TokenStream {
-        self.handle.submit(request.submission()).expect("accepted")
     }
 }
 

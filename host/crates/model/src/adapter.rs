@@ -18,14 +18,15 @@ mod tensors;
 pub use base::AdapterBase;
 pub use canonical::{CanonicalAdapter, canonical_adapter};
 pub use container::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
+pub(crate) use packed::Group;
 pub use packed::LoraAdapter;
 pub(crate) use packed::PackedTerm;
 pub use rejection::{AdapterLimits, AdapterRejection};
 pub use report::{AdapterKind, AdapterReport, ModuleReport};
 
-/// The sizes of a base for the tests of this room.
+/// The sizes of a base for unit tests.
 #[cfg(test)]
-fn tiny_config(layers: usize) -> crate::ModelConfig {
+pub(crate) fn tiny_config(layers: usize) -> crate::ModelConfig {
     crate::ModelConfig {
         layers,
         hidden: 64,
@@ -36,6 +37,10 @@ fn tiny_config(layers: usize) -> crate::ModelConfig {
         vocabulary: 32,
         context_tokens_max: 64,
         rope_theta: 10_000.0,
+        rope: crate::RopeLayout::Neighbours,
+        rope_divisors: Vec::new(),
         rms_epsilon: 1e-5,
+        query_key_norm: false,
+        tied_output: true,
     }
 }

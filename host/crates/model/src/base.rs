@@ -1,67 +1,100 @@
-//! An opened base file: its digest, sizes, tokenizer and chat template, shared by everyone who runs it. Not here: its
-//! weights, which a runner loads in its own form.
+//! An opened base: its digest, sizes, tokenizer and chat template, shared by everyone who runs it, and its tensors as the
+//! files have them. Not here: the form in which a runner keeps them.
 
 use std::fs::File;
 use std::io::{BufReader, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use candle_core::Device;
-use candle_core::quantized::QTensor;
 use types::{Digest, Module};
 
-use crate::gguf::{Gguf, malformed};
-use crate::{ChatTemplate, ModelConfig, ModelError, Tokenizer};
+use crate::gguf::Gguf;
+use crate::tensor_files::TensorFiles;
+use crate::{Architecture, BaseTensor, ChatTemplate, ModelConfig, ModelError, Tokenizer, folder, gguf_config, names};
 
-/// An opened model file.
+/// An opened model.
 pub struct Base {
-    digest: Digest,
-    name: String,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    chat_template: ChatTemplate,
-    eos: Vec<u32>,
-    gguf: Gguf,
-    file: Mutex<BufReader<File>>,
+    pub(crate) digest: Digest,
+    pub(crate) name: String,
+    /// What the files say the base is, apart from its name: family and size.
+    pub(crate) stated_names: Vec<String>,
+    pub(crate) architecture: Architecture,
+    pub(crate) config: ModelConfig,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) chat_template: ChatTemplate,
+    pub(crate) eos: Vec<u32>,
+    pub(crate) tensors: TensorFiles,
 }
 
 impl Base {
-    /// Opens a GGUF file and checks it. Reads the whole file once, for its digest.
+    /// Opens a GGUF file, or a folder of safetensors files as transformers saves it, and checks it down to the place of
+    /// its last tensor. Reads every file once as a whole, for its digest.
     ///
     /// # Errors
-    /// If the file cannot be read, is not sound, or is not of the `llama` architecture.
+    /// If a file cannot be read or is not sound, or the base is of an architecture that is not known.
     pub fn open(path: &Path) -> Result<Arc<Self>, ModelError> {
+        if path.is_dir() { folder::open(path)?.checked() } else { Self::open_gguf(path)?.checked() }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, ModelError> {
         let unreadable = |source| ModelError::Read { path: path.to_owned(), source };
         let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(unreadable)?);
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(&mut file).map_err(unreadable)?;
         file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
         let gguf = Gguf::read(&mut file)?;
-        let config = ModelConfig::from_gguf(&gguf)?;
+        let tensors = gguf.tensors(file.into_inner())?;
+        let (architecture, config) = gguf_config::from_gguf(&gguf, &tensors)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let name = gguf.string("general.name").map_or_else(|_| stem(), str::to_owned);
+        let stated = ["general.basename", "general.size_label"].iter().filter_map(|key| gguf.string(key).ok());
         let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-        let mut eos: Vec<u32> = ends.iter().filter_map(|key| gguf.token(key)).collect();
-        eos.dedup();
-        if eos.iter().any(|id| *id as usize >= config.vocabulary) {
-            return Err(ModelError::Malformed("the end-of-sequence token is outside the vocabulary".into()));
-        }
-        let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
-        Ok(Arc::new(Self { digest, name, config, tokenizer, chat_template, eos, gguf, file: Mutex::new(file) }))
+        Ok(Self {
+            digest: Digest::from_bytes(*hasher.finalize().as_bytes()),
+            name: gguf.string("general.name").map_or_else(|_| stem(), str::to_owned),
+            stated_names: stated.map(str::to_owned).collect(),
+            architecture,
+            config,
+            chat_template: ChatTemplate::from_gguf(&gguf, &tokenizer)?,
+            tokenizer,
+            eos: ends.iter().filter_map(|key| gguf.token(key)).collect(),
+            tensors,
+        })
     }
 
-    /// BLAKE3 of the file.
+    fn checked(mut self) -> Result<Arc<Self>, ModelError> {
+        let stated = std::mem::take(&mut self.eos);
+        for id in stated {
+            if !self.eos.contains(&id) {
+                self.eos.push(id);
+            }
+        }
+        if self.eos.iter().any(|id| *id as usize >= self.config.vocabulary) {
+            return Err(ModelError::Malformed("the end-of-sequence token is outside the vocabulary".into()));
+        }
+        names::refuse_others(self.tensors.names(), &self.config)?;
+        for (name, shape) in names::required(&self.config) {
+            self.tensors.find(&name, &shape)?;
+        }
+        Ok(Arc::new(self))
+    }
+
+    /// BLAKE3 of the file, or of the list of a folder's files with theirs.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// The name in the file's metadata, or the file's own.
+    /// The name in the file's metadata, or the file's or folder's own.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its family.
+    #[must_use]
+    pub fn architecture(&self) -> Architecture {
+        self.architecture
     }
 
     /// Its sizes.
@@ -88,52 +121,28 @@ impl Base {
         &self.eos
     }
 
-    /// What the file says the base is, apart from its name: family and size.
-    pub(crate) fn stated_names(&self) -> Vec<&str> {
-        ["general.basename", "general.size_label"].iter().filter_map(|key| self.gguf.string(key).ok()).collect()
+    /// What the files say the base is, apart from its name: family and size.
+    pub(crate) fn stated_names(&self) -> &[String] {
+        &self.stated_names
     }
 
-    /// A linear module, `[outputs, inputs]`.
-    pub(crate) fn module_tensor(&self, layer: usize, module: Module) -> Result<QTensor, ModelError> {
+    /// A linear module, `[outputs, inputs]`, rows of q and k in the order of [`ModelConfig::rope`].
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn module_tensor(&self, layer: usize, module: Module) -> Result<BaseTensor, ModelError> {
         let (inputs, outputs) = self.config.module_shape(module);
-        let name = match module {
-            Module::Q => "attn_q",
-            Module::K => "attn_k",
-            Module::V => "attn_v",
-            Module::O => "attn_output",
-            Module::Gate => "ffn_gate",
-            Module::Up => "ffn_up",
-            Module::Down => "ffn_down",
-        };
-        if self.has_tensor(&format!("blk.{layer}.{name}.bias")) {
-            return Err(ModelError::Unsupported(format!("{name} of layer {layer} has a bias")));
-        }
-        self.tensor(&format!("blk.{layer}.{name}.weight"), &[outputs, inputs])
+        self.tensor(&names::module_weight(layer, module), &[outputs, inputs])
     }
 
-    /// Whether the file has this tensor.
-    pub(crate) fn has_tensor(&self, name: &str) -> bool {
-        self.gguf.content().tensor_infos.contains_key(name)
+    /// Reads a tensor of exactly this shape. Its name is GGUF's (`blk.0.attn_q.weight`, `token_embd.weight`, …), whatever
+    /// the files are.
+    ///
+    /// # Errors
+    /// If it is missing, has another shape or a format that is not known, or cannot be read.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<BaseTensor, ModelError> {
+        self.tensors.read(name, shape)
     }
-
-    /// Reads a tensor of exactly this shape.
-    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<QTensor, ModelError> {
-        let content = self.gguf.content();
-        let info = content.tensor_infos.get(name);
-        let info = info.ok_or_else(|| ModelError::Malformed(format!("tensor {name} is missing")))?;
-        if info.shape.dims() != shape {
-            let dims = info.shape.dims();
-            return Err(ModelError::Malformed(format!("tensor {name} has shape {dims:?}, expected {shape:?}")));
-        }
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        info.read(&mut *file, content.tensor_data_offset, &Device::Cpu).map_err(malformed)
-    }
-}
-
-/// Dequantised.
-pub(crate) fn values(tensor: &QTensor) -> Result<Vec<f32>, ModelError> {
-    let flat = tensor.dequantize(&Device::Cpu).and_then(|tensor| tensor.flatten_all());
-    flat.and_then(|tensor| tensor.to_vec1()).map_err(malformed)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Messages to prompt text, by the Jinja template in the base's metadata. Not here: tokens.
+//! Messages to prompt text, by the base's Jinja template. Not here: tokens.
 //!
 //! The environment is that of transformers (`apply_chat_template`): blocks trimmed, Python's string methods, `tojson`
 //! without HTML escapes, `raise_exception`.
@@ -62,9 +62,14 @@ impl ChatTemplate {
     pub(crate) fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<Self, ModelError> {
         let text = |key| gguf.token(key).map(|id| tokenizer.token_text(id)).unwrap_or_default();
         let (bos, eos) = (text("tokenizer.ggml.bos_token_id"), text("tokenizer.ggml.eos_token_id"));
-        match gguf.string("tokenizer.chat_template") {
-            Ok(source) => Self::new(source, bos, eos),
-            Err(_) => Ok(Self { environment: None, takes_tools: false, takes_tool_calls: false, bos, eos }),
+        Self::from_source(gguf.string("tokenizer.chat_template").ok(), bos, eos)
+    }
+
+    /// Of a template's source, if the base has one, and the texts of the tokens that it may write.
+    pub(crate) fn from_source(source: Option<&str>, bos: String, eos: String) -> Result<Self, ModelError> {
+        match source {
+            Some(source) => Self::new(source, bos, eos),
+            None => Ok(Self { environment: None, takes_tools: false, takes_tool_calls: false, bos, eos }),
         }
     }
 

@@ -1,12 +1,61 @@
-//! The sizes of a base, as its file states them. Not here: the sizes of a runner.
+//! The sizes of a base, as its files state them. Not here: the sizes of a runner; where in the files they are stated
+//! (`gguf_config.rs`, `safetensors/config.rs`).
 
+use std::fmt;
+
+use kernels::RopeLayout;
 use types::Module;
 
 use crate::ModelError;
-use crate::gguf::Gguf;
 
 /// Widths are multiples of this: the kernels' vectors and the quantised blocks.
 const WIDTH_MULTIPLE: usize = 32;
+
+/// The most that a file may state: far above any known model, and low enough that no product of two sizes overflows.
+pub(crate) const LAYERS_MAX: usize = 1 << 10;
+pub(crate) const HIDDEN_MAX: usize = 1 << 17;
+pub(crate) const INTERMEDIATE_MAX: usize = 1 << 20;
+pub(crate) const HEADS_MAX: usize = 1 << 10;
+pub(crate) const HEAD_DIM_MAX: usize = 1 << 12;
+pub(crate) const VOCABULARY_MAX: usize = 1 << 24;
+pub(crate) const CONTEXT_TOKENS_MAX: usize = 1 << 24;
+
+/// A family of bases that the runners know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// Llama and those that only differ from it in sizes.
+    Llama,
+    /// Llama with a norm over each head of q and k.
+    Qwen3,
+}
+
+impl Architecture {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Llama, Self::Qwen3];
+
+    /// As GGUF and transformers call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Result<Self, ModelError> {
+        let found = Self::ALL.into_iter().find(|architecture| architecture.name() == name);
+        found.ok_or_else(|| {
+            let name: String = name.chars().take(80).collect();
+            ModelError::Unsupported(format!("architecture `{name}` is not known: use a base of llama or qwen3"))
+        })
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// The sizes and constants of a Llama-shaped base.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,16 +70,24 @@ pub struct ModelConfig {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Width of a head; even.
+    /// Width of a head; even. `heads · head_dim` need not be `hidden`.
     pub head_dim: usize,
-    /// Tokens in the vocabulary.
+    /// Rows of the embedding: tokens of the tokenizer, or more.
     pub vocabulary: usize,
     /// Tokens of a sequence, prompt and output.
     pub context_tokens_max: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
+    /// Which values of a head of q and k are turned together: the order of these rows in the base's tensors.
+    pub rope: RopeLayout,
+    /// What each rotary frequency is divided by, `[head_dim / 2]`; empty where the base is not scaled.
+    pub rope_divisors: Vec<f32>,
     /// Added to the mean square in every RMS norm.
     pub rms_epsilon: f32,
+    /// Whether each head of q and of k is normed, before its rotary embedding.
+    pub query_key_norm: bool,
+    /// Whether the embeddings serve as the output layer.
+    pub tied_output: bool,
 }
 
 impl ModelConfig {
@@ -47,64 +104,23 @@ impl ModelConfig {
         }
     }
 
-    /// From the metadata of a `llama` file. The bounds are far above any known model, and low enough that no product of
-    /// two sizes overflows.
-    pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self, ModelError> {
-        let architecture = gguf.string("general.architecture")?;
-        if architecture != "llama" {
-            return Err(ModelError::Unsupported(format!(
-                "architecture `{architecture}` is not known: use a file of architecture llama"
-            )));
-        }
-        let (hidden, heads) =
-            (gguf.size("llama.embedding_length", 1 << 17)?, gguf.size("llama.attention.head_count", 1 << 10)?);
-        let kv_heads = gguf.size("llama.attention.head_count_kv", heads).or_else(|error| {
-            if gguf.get("llama.attention.head_count_kv").is_none() { Ok(heads) } else { Err(error) }
-        })?;
-        let head_dim = match gguf.get("llama.attention.key_length") {
-            Some(_) => gguf.size("llama.attention.key_length", 1 << 12)?,
-            None => hidden / heads,
-        };
-        let config = Self {
-            layers: gguf.size("llama.block_count", 1 << 10)?,
-            hidden,
-            intermediate: gguf.size("llama.feed_forward_length", 1 << 20)?,
-            heads,
-            kv_heads,
-            head_dim,
-            vocabulary: gguf.strings("tokenizer.ggml.tokens")?.len(),
-            context_tokens_max: gguf.size("llama.context_length", 1 << 24)?,
-            rope_theta: gguf.float("llama.rope.freq_base").unwrap_or(10_000.0),
-            rms_epsilon: gguf.float("llama.attention.layer_norm_rms_epsilon")?,
-        };
-        config.check(gguf)?;
-        Ok(config)
-    }
-
-    fn check(&self, gguf: &Gguf) -> Result<(), ModelError> {
+    /// Refuses sizes and constants that the runners cannot take.
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
         let unsupported = |reason: &str| Err(ModelError::Unsupported(reason.to_owned()));
         let widths = [self.hidden, self.intermediate, self.head_dim, self.heads * self.head_dim];
         if widths.iter().any(|width| *width == 0 || !width.is_multiple_of(WIDTH_MULTIPLE)) {
             return unsupported("hidden, feed-forward and head widths must be multiples of 32");
         }
-        if !self.heads.is_multiple_of(self.kv_heads) {
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return unsupported("the key heads must divide the query heads");
         }
         let sound = |value: f32| value.is_finite() && value > 0.0;
         if !sound(self.rope_theta) || !sound(self.rms_epsilon) || self.vocabulary == 0 {
             return Err(ModelError::Malformed("rope base, norm epsilon and vocabulary must be above zero".into()));
         }
-        if gguf.get("llama.rope.dimension_count").is_some()
-            && gguf.size("llama.rope.dimension_count", 1 << 12)? != self.head_dim
-        {
-            return unsupported("partial rotary embedding");
-        }
-        let scaling = gguf.string("llama.rope.scaling.type").unwrap_or("none");
-        if scaling != "none" || gguf.content().tensor_infos.contains_key("rope_freqs.weight") {
-            return unsupported("scaled rotary embedding");
-        }
-        if gguf.get("llama.expert_count").is_some_and(|count| count.to_u64().unwrap_or(1) > 0) {
-            return unsupported("a mixture of experts");
+        let divisors = &self.rope_divisors;
+        if !(divisors.is_empty() || divisors.len() == self.head_dim / 2) || !divisors.iter().all(|d| sound(*d)) {
+            return Err(ModelError::Malformed("a divisor of a rotary frequency must be above zero, one a pair".into()));
         }
         Ok(())
     }

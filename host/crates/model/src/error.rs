@@ -17,10 +17,10 @@ pub enum ModelError {
         #[source]
         source: std::io::Error,
     },
-    /// The file is not a sound GGUF file.
-    #[error("the base is not a sound GGUF file: {0}")]
+    /// A file of the base is not sound, or its files contradict each other.
+    #[error("the base is not sound: {0}")]
     Malformed(String),
-    /// The file is sound but holds something that this runner does not know.
+    /// The files are sound but hold something that this runner does not know.
     #[error("the base is not supported: {0}")]
     Unsupported(String),
     /// Text could not be turned into tokens.

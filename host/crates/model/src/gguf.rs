@@ -1,13 +1,16 @@
-//! Reading a GGUF file through candle, after the checks that candle leaves out. Not here: what the values mean.
+//! Reading a GGUF file through candle, after the checks that candle leaves out. Not here: what the values mean
+//! (`gguf_config.rs`).
 //!
 //! candle divides by `general.alignment` and multiplies a tensor's dimensions without looking; both are checked here
 //! first. The file is the operator's own, yet a wrong one must be an error and not a crash.
 
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 
-use crate::ModelError;
+use crate::tensor_files::{Place, TensorFiles};
+use crate::{ModelError, TensorFormat};
 
 /// Bytes of one metadata string that is only skipped.
 const KEY_BYTES_MAX: u64 = 64 << 10;
@@ -37,9 +40,19 @@ impl Gguf {
         Ok(Self { content })
     }
 
-    /// The file's tensors and where they lie.
-    pub(crate) fn content(&self) -> &Content {
-        &self.content
+    /// The file's tensors and where they lie. Those in formats that nothing is stored in are refused.
+    pub(crate) fn tensors(&self, file: File) -> Result<TensorFiles, ModelError> {
+        let start = self.content.tensor_data_offset;
+        let place = |(name, info): (&String, &TensorInfo)| {
+            let format = TensorFormat::from_ggml(info.ggml_dtype).ok_or_else(|| {
+                let dtype = info.ggml_dtype;
+                ModelError::Unsupported(format!("tensor {name} is in format {dtype:?}: convert it to another"))
+            })?;
+            let shape = info.shape.dims().to_vec();
+            Ok((name.clone(), Place { file: 0, start: start.saturating_add(info.offset), format, shape }))
+        };
+        let places = self.content.tensor_infos.iter().map(place).collect::<Result<_, ModelError>>()?;
+        TensorFiles::new(vec![file], places)
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {

@@ -8,9 +8,14 @@ mod base;
 mod chat_template;
 mod config;
 mod error;
+mod folder;
 mod gguf;
+mod gguf_config;
+mod names;
 mod runner;
 mod sampler;
+mod tensor;
+mod tensor_files;
 mod tokenizer;
 
 pub use adapter::{
@@ -19,7 +24,9 @@ pub use adapter::{
 };
 pub use base::Base;
 pub use chat_template::ChatTemplate;
-pub use config::ModelConfig;
+pub use config::{Architecture, ModelConfig};
 pub use error::ModelError;
+pub use kernels::RopeLayout;
 pub use runner::{CpuRunner, CpuRunnerConfig, Precision};
+pub use tensor::{BaseTensor, TensorFormat};
 pub use tokenizer::{TextDecoder, Tokenizer};

@@ -1,33 +1,32 @@
-//! The CPU runner: executes a batch layer by layer over the base, the KV memory and the adapter slots. Read `forward.rs`
-//! for the layers. Not here: which rows make a batch.
+//! The CPU runner: executes a batch layer by layer over the base, the KV memory and the adapter slots. Read
+//! `fast/forward.rs` for the layers; `reference/` does the same in plain f32 and is what the fast one is measured against.
+//! Not here: which rows make a batch.
 
 mod check;
-mod forward;
-mod kv;
-mod weights;
+mod fast;
+mod reference;
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
-use kernels::{Isa, Pool, RopeTable};
 use serde::{Deserialize, Serialize};
+use types::Digest;
 
-use self::forward::{Buffers, Forward};
-use self::kv::KvMemory;
-use self::weights::Weights;
+use self::fast::Fast;
+use self::reference::Reference;
 use crate::sampler::sample;
 use crate::{Base, LoraAdapter, ModelConfig, ModelError};
 
-/// How the base's linear layers are kept. Both give the same bits: what differs is memory and speed.
+/// How the runner computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// Dequantised to f32 once, at load: the reference.
+    /// All in f32, weights dequantised at load: the reference, at five times the memory and a fraction of the speed.
     F32,
-    /// As they lie in the file, dequantised next to each use; activations stay f32. Tensors in formats other than Q4_0,
-    /// Q4_1 and Q8_0 are kept in f32.
+    /// Weights in the file's own blocks, repacked without loss; activations in int8 with a scale for each 32 values; keys and
+    /// values in bf16; adapters in f16; all sums in f32 or exact. `cargo xtask bench quality` measures what it costs.
     #[default]
     Quantised,
 }
@@ -73,14 +72,16 @@ pub struct CpuRunnerConfig {
 /// Runs batches on the CPU. A row's result does not depend, to the last bit, on what else is in the batch.
 pub struct CpuRunner {
     shape: RunnerShape,
+    fingerprint: Digest,
     config: ModelConfig,
-    isa: Isa,
-    pool: Pool,
-    weights: Weights,
-    rope: RopeTable,
-    kv: KvMemory,
     slots: Vec<Option<Arc<LoraAdapter>>>,
-    buffers: Buffers,
+    way: Way,
+}
+
+/// How it computes: [`Precision`], with what that needs.
+enum Way {
+    Reference(Box<Reference>),
+    Fast(Box<Fast>),
 }
 
 impl CpuRunner {
@@ -109,17 +110,21 @@ impl CpuRunner {
             batch_rows_max: config.batch_rows_max,
             vocabulary: small(model.vocabulary),
         };
-        let pool = Pool::new(config.threads)
-            .map_err(|error| ModelError::Configuration(format!("cannot start {} threads: {error}", config.threads)))?;
+        let way = match config.precision {
+            Precision::F32 => Way::Reference(Box::new(Reference::new(base, &config, context_tokens_max)?)),
+            Precision::Quantised => Way::Fast(Box::new(Fast::new(base, &config, context_tokens_max)?)),
+        };
+        let format = match &way {
+            Way::Reference(_) => "reference, f32 kv",
+            Way::Fast(_) => "quantised, bf16 kv",
+        };
+        let digest = base.digest();
+        let parts = [digest.as_bytes().as_slice(), format.as_bytes()];
         Ok(Self {
             shape,
-            isa: Isa::detect(),
-            pool,
-            weights: Weights::load(base, config.precision)?,
-            rope: RopeTable::new(context_tokens_max, model.head_dim, model.rope_theta),
-            kv: KvMemory::new(&model, config.kv_blocks as usize, config.block_tokens as usize)?,
+            fingerprint: Digest::of_parts("tenon 2026-11 cpu runner", parts),
             slots: (0..config.adapter_slots).map(|_| None).collect(),
-            buffers: Buffers::default(),
+            way,
             config: model,
         })
     }
@@ -130,17 +135,19 @@ impl CpuRunner {
     /// As [`ModelRunner::step`].
     pub fn step_logits(&mut self, batch: &Batch) -> Result<Vec<f32>, RunnerError> {
         check::batch(batch, &self.shape, &self.slots)?;
-        let mut forward = Forward {
-            batch,
-            config: &self.config,
-            isa: self.isa,
-            weights: &self.weights,
-            rope: &self.rope,
-            kv: &mut self.kv,
-            slots: &self.slots,
-            buffers: &mut self.buffers,
-        };
-        Ok(self.pool.run(|| forward.logits()))
+        Ok(match &mut self.way {
+            Way::Reference(reference) => reference.logits(batch, &self.config, &self.slots),
+            Way::Fast(fast) => fast.logits(batch, &self.config, &self.slots),
+        })
+    }
+
+    /// How it computes, and what adapters must be packed for.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        match &self.way {
+            Way::Reference(_) => Precision::F32,
+            Way::Fast(_) => Precision::Quantised,
+        }
     }
 }
 
@@ -151,8 +158,12 @@ impl ModelRunner for CpuRunner {
         self.shape
     }
 
+    fn fingerprint(&self) -> Digest {
+        self.fingerprint
+    }
+
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>) -> Result<(), RunnerError> {
-        if !adapter.fits(&self.config) {
+        if !adapter.fits(&self.config, self.precision()) {
             return Err(RunnerError::Adapter("it was packed for another base".into()));
         }
         let place = self.slots.get_mut(slot.0 as usize);
@@ -171,9 +182,15 @@ impl ModelRunner for CpuRunner {
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
-        let mut logits = self.step_logits(batch)?;
-        let rows = logits.chunks_exact_mut(self.config.vocabulary);
-        sampled.extend(rows.zip(&batch.samples).map(|(logits, request)| sample(logits, request, batch)));
+        check::batch(batch, &self.shape, &self.slots)?;
+        match &mut self.way {
+            Way::Reference(reference) => {
+                let mut logits = reference.logits(batch, &self.config, &self.slots);
+                let rows = logits.chunks_exact_mut(self.config.vocabulary);
+                sampled.extend(rows.zip(&batch.samples).map(|(logits, request)| sample(logits, request, batch)));
+            }
+            Way::Fast(fast) => fast.step(batch, &self.config, &self.slots, sampled),
+        }
         Ok(())
     }
 }

@@ -1,24 +1,16 @@
-//! Text to tokens and back, from the tokenizer in the base's metadata. Not here: chat templates.
+//! Text to tokens and back, from the tokenizer in the base's files. Not here: chat templates.
 //!
-//! Encoding is byte-level BPE by the `tokenizers` crate. Decoding is ours: every token is a run of bytes, and text is the
+//! Encoding is BPE by the `tokenizers` crate. Decoding is ours: every token is a run of bytes, and text is the
 //! bytes of the tokens, so that a stream can be cut exactly at the end of a UTF-8 character.
+
+mod gguf;
+mod json;
 
 use std::sync::Arc;
 
-use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::models::bpe::BPE;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::{AddedToken, Tokenizer as Encoder};
+use tokenizers::Tokenizer as Encoder;
 
 use crate::ModelError;
-use crate::gguf::{Gguf, malformed};
-
-/// Token kinds of GGUF (llama.cpp's `llama_token_type`).
-const UNKNOWN: u64 = 2;
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
 
 /// The base's tokenizer. Cheap to clone.
 #[derive(Clone)]
@@ -73,6 +65,16 @@ impl Tokenizer {
         self.token(id).filter(|token| !token.special).map(|token| &*token.bytes)
     }
 
+    /// Tokens that it has, holes in their ids included.
+    pub(crate) fn tokens(&self) -> usize {
+        self.inner.tokens.len()
+    }
+
+    /// The token of exactly this text.
+    pub(crate) fn token_id(&self, text: &str) -> Option<u32> {
+        self.inner.encoder.token_to_id(text)
+    }
+
     fn token(&self, id: u32) -> Option<&Token> {
         self.inner.tokens.get(id as usize)
     }
@@ -80,64 +82,6 @@ impl Tokenizer {
     fn printed(&self, id: u32) -> &[u8] {
         self.token_bytes(id).unwrap_or_default()
     }
-
-    /// From the metadata of a file whose tokenizer is GPT-2's with digits set apart (`smollm`).
-    pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self, ModelError> {
-        let (kind, pre) =
-            (gguf.string("tokenizer.ggml.model")?, gguf.string("tokenizer.ggml.pre").unwrap_or("default"));
-        if kind != "gpt2" || pre != "smollm" {
-            return Err(ModelError::Unsupported(format!("tokenizer `{kind}` with `{pre}`: use gpt2 with smollm")));
-        }
-        let texts = gguf.strings("tokenizer.ggml.tokens")?;
-        let kinds = gguf.get("tokenizer.ggml.token_type").map(|value| value.to_vec().map_err(malformed)).transpose()?;
-        let mut tokens = Vec::with_capacity(texts.len());
-        let (mut special, mut added) = (Vec::new(), Vec::new());
-        for (id, text) in texts.iter().enumerate() {
-            let kind = kinds.and_then(|kinds| kinds.get(id)).map_or(1, kind_number);
-            match kind {
-                UNKNOWN | CONTROL => special.push(AddedToken::from((*text).to_owned(), true)),
-                USER_DEFINED => added.push(AddedToken::from((*text).to_owned(), false)),
-                _ => {}
-            }
-            let literal = matches!(kind, UNKNOWN | CONTROL | USER_DEFINED);
-            let bytes = if literal { text.as_bytes().into() } else { token_bytes(text) };
-            tokens.push(Token { bytes, special: matches!(kind, UNKNOWN | CONTROL) });
-        }
-        let encoder = encoder(&texts, gguf, special, added)?;
-        if encoder.get_vocab_size(true) != texts.len() {
-            return Err(ModelError::Malformed("the vocabulary names a token twice".into()));
-        }
-        Ok(Self { inner: Arc::new(Inner { encoder, tokens }) })
-    }
-}
-
-fn kind_number(value: &candle_core::quantized::gguf_file::Value) -> u64 {
-    value.to_u64().or_else(|_| value.to_i32().map(|kind| kind.max(0) as u64)).unwrap_or(1)
-}
-
-fn encoder(
-    texts: &[&str],
-    gguf: &Gguf,
-    special: Vec<AddedToken>,
-    added: Vec<AddedToken>,
-) -> Result<Encoder, ModelError> {
-    let refused = |error: tokenizers::Error| ModelError::Malformed(format!("tokenizer: {error}"));
-    let vocabulary: tokenizers::models::bpe::Vocab =
-        texts.iter().zip(0u32..).map(|(text, id)| ((*text).to_owned(), id)).collect();
-    let merges = gguf.strings("tokenizer.ggml.merges")?.into_iter().map(|merge| {
-        let (left, right) = merge
-            .split_once(' ')
-            .ok_or_else(|| ModelError::Malformed(format!("tokenizer: merge `{merge}` is not a pair")))?;
-        Ok((left.to_owned(), right.to_owned()))
-    });
-    let merges = merges.collect::<Result<Vec<_>, ModelError>>()?;
-    let model = BPE::builder().vocab_and_merges(vocabulary, merges).build().map_err(refused)?;
-    let mut encoder = Encoder::new(model);
-    let steps: Vec<PreTokenizerWrapper> = vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()];
-    encoder.with_pre_tokenizer(Some(Sequence::new(steps)));
-    encoder.add_special_tokens(special).map_err(refused)?;
-    encoder.add_tokens(added).map_err(refused)?;
-    Ok(encoder)
 }
 
 /// The bytes that a byte-level token stands for. GPT-2 writes the bytes that do not print as characters from U+0100 on,
@@ -187,6 +131,8 @@ impl TextDecoder {
 
 #[cfg(test)]
 mod tests {
+    use tokenizers::models::bpe::BPE;
+
     use super::*;
 
     fn tokenizer(tokens: &[&[u8]]) -> Tokenizer {

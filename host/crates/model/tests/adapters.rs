@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use model::{
-    AdapterKind, AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, ModelConfig, ModuleReport,
+    AdapterKind, AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, ModelConfig, ModuleReport, Precision,
     canonical_adapter,
 };
 use safetensors::Dtype;
@@ -24,7 +24,11 @@ fn smollm() -> ModelConfig {
         vocabulary: 49152,
         context_tokens_max: 8192,
         rope_theta: 100_000.0,
+        rope: model::RopeLayout::Neighbours,
+        rope_divisors: Vec::new(),
         rms_epsilon: 1e-5,
+        query_key_norm: false,
+        tied_output: true,
     }
 }
 
@@ -37,7 +41,7 @@ fn admit(config: &[u8], weights: &[u8], base: &ModelConfig) -> Result<CanonicalA
     let limits = AdapterLimits::default();
     let canonical = canonical_adapter(config, weights, base, &limits)?;
     // Whatever is admitted can be packed.
-    let packed = LoraAdapter::from_canonical(&canonical.bytes, base, &limits).unwrap();
+    let packed = LoraAdapter::from_canonical(&canonical.bytes, base, &limits, Precision::F32).unwrap();
     assert_eq!((packed.rank(), packed.modules()), (canonical.rank, canonical.modules));
     Ok(canonical)
 }
@@ -102,10 +106,10 @@ fn the_canonical_form_is_the_same_for_the_same_adapter() {
 fn canonical_bytes_are_for_one_base_and_checked_again() {
     let limits = AdapterLimits::default();
     let bytes = admit(CONFIG, &file(&tensors(), ""), &small()).unwrap().bytes;
-    let packed = LoraAdapter::from_canonical(&bytes, &small(), &limits).unwrap();
+    let packed = LoraAdapter::from_canonical(&bytes, &small(), &limits, Precision::F32).unwrap();
     assert_eq!(packed.memory_bytes(), 2 * (2 * 64 + 32 * 2) * 4);
     let code = |bytes: &[u8], base: &ModelConfig| {
-        LoraAdapter::from_canonical(bytes, base, &limits).err().map(|error| error.code())
+        LoraAdapter::from_canonical(bytes, base, &limits, Precision::F32).err().map(|error| error.code())
     };
     assert_eq!(code(&bytes, &smollm()), Some("adapter_shape_mismatch"));
     assert_eq!(code(&file(&tensors(), ""), &small()), Some("adapter_malformed"));

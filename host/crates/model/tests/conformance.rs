@@ -1,5 +1,5 @@
-//! The CPU runner under the suite that every runner must pass, on a base and adapters made here: what it draws, with
-//! penalties and without, depends on nothing else in the batch.
+//! The CPU runner under the suite that every runner must pass, on a base and adapters made here, in both precisions: what
+//! it draws, with penalties and without, depends on nothing else in the batch.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::sync::Arc;
@@ -10,6 +10,12 @@ use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precis
 
 #[test]
 fn the_cpu_runner_conforms_with_much_and_little_memory() {
+    // The fast one's blocks are of 16 tokens at least.
+    check(Precision::F32, 8, [200, 8]);
+    check(Precision::Quantised, 16, [100, 4]);
+}
+
+fn check(precision: Precision, block_tokens: u32, kv_blocks: [u32; 2]) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), base_file(&Sizes::TINY)).unwrap();
     let base: &Base = &Base::open(file.path()).unwrap();
@@ -18,21 +24,15 @@ fn the_cpu_runner_conforms_with_much_and_little_memory() {
         let bytes = seeded_bytes(seed, 200);
         let files = adapter(&mut Draw::new(&bytes), &Sizes::TINY);
         let canonical = canonical_adapter(&files.config, &files.weights, base, &limits).ok()?;
-        let packed = LoraAdapter::from_canonical(&canonical.bytes, base, &limits).ok()?;
+        let packed = LoraAdapter::from_canonical(&canonical.bytes, base, &limits, precision).ok()?;
         Some((types::Digest::of(&canonical.bytes), Arc::new(packed)))
     });
     let vocabulary = base.config().vocabulary as u32;
     let prompts = vec![vec![1], (0..40).map(|id| id * 7 % vocabulary).collect(), vec![5; 9]];
     let input = ConformanceInput { prompts, adapters: adapters.take(2).collect(), output_tokens: 12 };
-    for kv_blocks in [200, 8] {
-        let config = CpuRunnerConfig {
-            precision: Precision::F32,
-            block_tokens: 8,
-            kv_blocks,
-            adapter_slots: 2,
-            batch_rows_max: 64,
-            threads: 2,
-        };
+    for kv_blocks in kv_blocks {
+        let config =
+            CpuRunnerConfig { precision, block_tokens, kv_blocks, adapter_slots: 2, batch_rows_max: 64, threads: 2 };
         check_runner(|| CpuRunner::new(base, config.clone()).unwrap(), &input).unwrap();
     }
 }

@@ -122,7 +122,7 @@ impl Bench {
         for (name, _) in cases.iter().flat_map(|case| &case.adapters) {
             if !slots.contains_key(name) {
                 let slot = Slot(slots.len() as u32);
-                let adapter = Arc::new(adapter(base, &adapters.join(name)));
+                let adapter = Arc::new(adapter(base, &adapters.join(name), precision));
                 runner.load_adapter(slot, &adapter).unwrap();
                 assert!(runner.load_adapter(slot, &adapter).is_err(), "a slot holds one adapter");
                 slots.insert(name.clone(), slot);
@@ -205,12 +205,12 @@ impl Bench {
     }
 }
 
-fn adapter(base: &Base, folder: &Path) -> LoraAdapter {
+fn adapter(base: &Base, folder: &Path, precision: Precision) -> LoraAdapter {
     let read = |name| std::fs::read(folder.join(name)).unwrap();
     let limits = AdapterLimits::default();
     let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
     let canonical = canonical_adapter(&config, &weights, base, &limits).unwrap();
-    LoraAdapter::from_canonical(&canonical.bytes, base, &limits).unwrap()
+    LoraAdapter::from_canonical(&canonical.bytes, base, &limits, precision).unwrap()
 }
 
 fn greedy(row: usize) -> SampleRequest {
@@ -299,8 +299,9 @@ fn divergence(p: &[f64], q: &[f64]) -> f64 {
     p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
+/// What int8 activations, bf16 keys and values and f16 adapters cost; measured over more text by `cargo xtask bench quality`.
 #[test]
-fn quantised_equals_f32_over_goldens_and_a_text() {
+fn quantised_stays_near_f32_over_goldens_and_a_text() {
     let Some(base) = base() else { return };
     let (golden, adapters) = golden_root();
     let cases = cases(&golden);
@@ -312,44 +313,48 @@ fn quantised_equals_f32_over_goldens_and_a_text() {
     let mut f32_bench = Bench::new(&base, &adapters, &cases, Precision::F32);
     let mut quantised_bench = Bench::new(&base, &adapters, &cases, Precision::Quantised);
 
-    let (mut divergences, mut errors) = (Vec::new(), Vec::new());
-    let (f32_outputs, quantised_outputs) = (f32_bench.generate(&cases, 1), quantised_bench.generate(&cases, 1));
+    let (mut divergences, mut errors, mut agreeing, mut greedy) = (Vec::new(), Vec::new(), 0, 0);
+    let f32_outputs = f32_bench.generate(&cases, 1);
+    let quantised_outputs = quantised_bench.generate(&cases, GREEDY_TOKENS);
     for (case, (f32_output, quantised_output)) in cases.iter().zip(f32_outputs.iter().zip(&quantised_outputs)) {
+        let alone = quantised_bench.generate(std::slice::from_ref(case), GREEDY_TOKENS).remove(0);
+        assert!(alone == *quantised_output, "{}: depends on the batch", case.name);
         let ours = log_probabilities(&quantised_output.0);
         divergences.push(divergence(&log_probabilities(&f32_output.0), &ours));
         let expected = |logit: f32| f64::from(logit) - f64::from(case.log_sum_exp);
         errors.extend(case.top.iter().map(|(id, logit)| (ours[*id as usize] - expected(*logit)).abs()));
-        assert!(f32_output.0 == quantised_output.0, "{}: other bits than f32", case.name);
+        if let Some(expected) = &case.greedy {
+            greedy += 1;
+            agreeing += usize::from(*expected == quantised_output.1);
+        }
     }
-    for (config, expected) in text["configs"].as_object().unwrap() {
+    for config in text["configs"].as_object().unwrap().keys() {
         // Of the fixtures' goldens, the text's mixed configuration is not one.
         if golden.starts_with(repository()) && !cases.iter().any(|case| case.name.starts_with(&format!("{config}/"))) {
             continue;
         }
         let case = text_of(config);
         let (f32_logits, logits) = (f32_bench.text_logits(&case), quantised_bench.text_logits(&case));
-        let (mut total, mut worst) = (0.0, 0.0f64);
-        let expected = expected["logprobs"].as_array().unwrap();
-        let rows = logits.chunks_exact(base.config().vocabulary).zip(f32_logits.chunks_exact(base.config().vocabulary));
-        for ((row, f32_row), (id, expected)) in rows.zip(case.prompt[1..].iter().zip(expected)) {
-            let ours = log_probabilities(row);
-            divergences.push(divergence(&log_probabilities(f32_row), &ours));
-            total -= ours[*id as usize];
-            worst = worst.max((ours[*id as usize] - expected.as_f64().unwrap()).abs());
-        }
-        let perplexity = (total / expected.len() as f64).exp();
-        println!("{config}: perplexity {perplexity:.3}, largest log-probability error {worst:.1e}");
-        assert!(worst < 1e-3, "{config}: log-probability of the text differs by {worst}");
+        let vocabulary = base.config().vocabulary;
+        let rows = logits.chunks_exact(vocabulary).zip(f32_logits.chunks_exact(vocabulary));
+        let diverged: Vec<f64> =
+            rows.map(|(row, f32_row)| divergence(&log_probabilities(f32_row), &log_probabilities(row))).collect();
+        println!("{config}: mean KL of the text {:.5}", mean(&diverged));
+        divergences.extend(diverged);
     }
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let max = errors.iter().copied().fold(0.0, f64::max);
     println!(
-        "quantised, log-probability error over {} top tokens: max {max:.1e}, mean {:.1e}",
+        "quantised: log-probability error of {} top tokens: max {max:.3}, mean {:.4}",
         errors.len(),
         mean(&errors)
     );
-    println!("quantised, mean KL to f32 over {} positions: {:.1e}", divergences.len(), mean(&divergences));
-    assert!(max < 1e-3 && mean(&divergences).abs() < 1e-9);
+    println!("quantised: {agreeing} of {greedy} greedy continuations of {GREEDY_TOKENS} tokens equal the golden's");
+    println!("quantised: mean KL to f32 over {} positions: {:.5}", divergences.len(), mean(&divergences));
+    assert!(mean(&divergences) < 0.01 && mean(&errors) < 0.25 && 2 * agreeing >= greedy);
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 #[test]

@@ -1,66 +1,48 @@
-//! One instance of a plugin, alive for one request, and its calls. Not here: what the answers mean, and what is done
-//! with them.
+//! A plugin's instance as its request sees it: each call moves the guest to the plugin threads and back. Not here: the
+//! calls themselves (`guest.rs`).
 
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use types::{Action, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
-use wasmtime::component::ResourceAny;
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmtimeBug};
-use wasmtime_wasi::I32Exit;
 
-use crate::bindings::{Policy, PolicyPre};
-use crate::convert;
+use crate::bindings::PolicyPre;
+use crate::guest::Guest;
 use crate::host::Shared;
-use crate::limiter::Refused;
-use crate::meter::{CpuMeter, Stop, WallTime, metered};
 use crate::state::InstanceState;
-use crate::{PluginError, PluginLimits, Session};
+use crate::{PluginError, Session};
 
-/// Bytes of a guest's message that go into an error.
-const MESSAGE_BYTES_MAX: usize = 1024;
-/// The name of an instance's start in errors.
-const START: &str = "start";
-
-/// One instance of a plugin. A trap or an abandoned call (a dropped future) leaves a guest in no particular state, so
-/// every later call answers with an error.
+/// One instance of a plugin, alive for one request. A trap or an abandoned call (a dropped future) leaves a guest in no
+/// particular state, so every later call answers with an error.
 pub struct PluginInstance {
-    // The store goes before the permit: its place in the pool is free before another may take it.
-    store: Store<InstanceState>,
-    policy: Policy,
-    processor: Option<ResourceAny>,
-    poison: Option<PluginError>,
-    meter: Arc<CpuMeter>,
+    /// Away while a call runs, and for good if that call was abandoned: then the guest ends on its own thread.
+    guest: Option<Box<Guest>>,
     shared: Arc<Shared>,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl fmt::Debug for PluginInstance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PluginInstance").field("poison", &self.poison).finish_non_exhaustive()
+        f.debug_struct("PluginInstance").field("guest", &self.guest).finish_non_exhaustive()
     }
 }
+
+/// A call of a guest, which it borrows.
+type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, PluginError>> + Send + 'a>>;
 
 impl PluginInstance {
     pub(crate) async fn start(
         shared: Arc<Shared>,
-        plugin: &PolicyPre<InstanceState>,
+        plugin: PolicyPre<InstanceState>,
         session: Session,
         permit: OwnedSemaphorePermit,
     ) -> Result<Self, PluginError> {
-        let limits = Arc::clone(&shared.limits);
-        let meter = Arc::new(CpuMeter::new(Duration::from_millis(limits.request_cpu_ms_max)));
-        let mut store = new_store(&shared, session, &meter);
-        let running = shared.ticker.running();
-        let cpu_max = Duration::from_millis(limits.start_cpu_ms_max);
-        let wall_max = Duration::from_millis(limits.call_wall_ms_max);
-        let outcome = metered(Arc::clone(&meter), cpu_max, wall_max, plugin.instantiate_async(&mut store)).await;
-        drop(running);
-        let policy = flatten(outcome).map_err(|failure| failure.explain(START, store.data_mut()))?;
-        Ok(Self { store, policy, processor: None, poison: None, meter, shared, _permit: permit })
+        let of_guest = Arc::clone(&shared);
+        let starting = async move { Guest::start(of_guest, &plugin, session, permit).await.map(Box::new) };
+        let guest = shared.threads.run(starting).await??;
+        Ok(Self { guest: Some(guest), shared })
     }
 
     /// Asks what to do with the request.
@@ -68,11 +50,8 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn route(&mut self, request: &InvocationRequest) -> Result<Decision, PluginError> {
-        let request = convert::request_to_wit(request);
-        let watch = self.begin("route")?;
-        let call = self.policy.tenon_plugin_hooks().call_route(&mut self.store, &request);
-        let outcome = watch.run(call).await;
-        self.end("route", outcome).map(convert::decision_from_wit)
+        let request = request.clone();
+        self.run("route", move |guest| Box::pin(async move { guest.route(&request).await })).await
     }
 
     /// Asks for the plan. It is untrusted.
@@ -80,11 +59,8 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn compose(&mut self, request: &InvocationRequest) -> Result<Plan, PluginError> {
-        let request = convert::request_to_wit(request);
-        let watch = self.begin("compose")?;
-        let call = self.policy.tenon_plugin_hooks().call_compose(&mut self.store, &request);
-        let outcome = watch.run(call).await;
-        self.end("compose", outcome).map(convert::plan_from_wit)
+        let request = request.clone();
+        self.run("compose", move |guest| Box::pin(async move { guest.compose(&request).await })).await
     }
 
     /// Creates the guest's post-processor; call it once, before the first chunk.
@@ -92,13 +68,9 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn open_post_processor(&mut self, request: &InvocationRequest) -> Result<(), PluginError> {
+        let request = request.clone();
         let name = "post-processor";
-        let request = convert::request_to_wit(request);
-        let watch = self.begin(name)?;
-        let hooks = self.policy.tenon_plugin_hooks().post_processor();
-        let outcome = watch.run(hooks.call_constructor(&mut self.store, &request)).await;
-        self.processor = Some(self.end(name, outcome.map(|result| result.map(Ok)))?);
-        Ok(())
+        self.run(name, move |guest| Box::pin(async move { guest.open_post_processor(&request).await })).await
     }
 
     /// Gives the post-processor decoded text.
@@ -106,15 +78,7 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn chunk(&mut self, chunk: Chunk) -> Result<Vec<Action>, PluginError> {
-        let name = "post-processor.chunk";
-        let processor = self.processor()?;
-        let chunk = convert::chunk_to_wit(chunk);
-        let watch = self.begin(name)?;
-        let hooks = self.policy.tenon_plugin_hooks().post_processor();
-        let outcome = watch.run(hooks.call_chunk(&mut self.store, processor, &chunk)).await;
-        let actions = self.end(name, outcome)?;
-        self.at_most(name, actions.len())?;
-        Ok(convert::actions_from_wit(actions))
+        self.run("post-processor.chunk", move |guest| Box::pin(guest.chunk(chunk))).await
     }
 
     /// Tells the post-processor that the generation ended.
@@ -122,171 +86,29 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn finish(&mut self, usage: HookUsage) -> Result<Ending, PluginError> {
-        let name = "post-processor.finish";
-        let processor = self.processor()?;
-        let usage = convert::usage_to_wit(usage);
-        let watch = self.begin(name)?;
-        let hooks = self.policy.tenon_plugin_hooks().post_processor();
-        let outcome = watch.run(hooks.call_finish(&mut self.store, processor, usage)).await;
-        let ending = self.end(name, outcome)?;
-        self.at_most(name, ending.actions.len().max(ending.metadata.len()).max(ending.claims.len()))?;
-        Ok(convert::ending_from_wit(ending))
+        self.run("post-processor.finish", move |guest| Box::pin(guest.finish(usage))).await
     }
 
-    /// Log lines that were dropped because they were over a limit of the request.
+    /// Log lines that were dropped because they were over a limit of the request; none are known of an abandoned guest.
     #[must_use]
     pub fn log_lines_dropped(&self) -> u32 {
-        self.store.data().log_lines_dropped
+        self.guest.as_ref().map_or(0, |guest| guest.log_lines_dropped())
     }
 
-    fn processor(&self) -> Result<ResourceAny, PluginError> {
-        if let Some(poison) = &self.poison {
-            return Err(poison.clone());
-        }
-        let missing = || PluginError::Internal("a chunk before the post-processor was opened".to_owned());
-        self.processor.ok_or_else(missing)
-    }
-
-    fn at_most(&self, call: &'static str, count: usize) -> Result<(), PluginError> {
-        if count <= self.shared.limits.actions_max {
-            return Ok(());
-        }
-        Err(PluginError::Limit { call, limit: "actions_max" })
-    }
-
-    /// Until [`Self::end`] the instance counts as abandoned, which is what it is when the future is dropped.
-    fn begin(&mut self, call: &'static str) -> Result<Watch, PluginError> {
-        if let Some(poison) = &self.poison {
-            return Err(poison.clone());
-        }
-        if self.meter.is_used_up() {
-            let error = request_cpu_time(call, &self.shared.limits);
-            self.poison = Some(error.clone());
-            return Err(error);
-        }
-        self.poison = Some(PluginError::Trap { call, reason: "the call was abandoned".to_owned() });
-        self.store.set_epoch_deadline(1);
-        self.store.data_mut().begin_call();
-        let limits = &self.shared.limits;
-        Ok(Watch { shared: Arc::clone(&self.shared), meter: Arc::clone(&self.meter), limits: Arc::clone(limits) })
-    }
-
-    fn end<T>(&mut self, call: &'static str, outcome: Outcome<Result<T, String>>) -> Result<T, PluginError> {
-        match flatten(outcome) {
-            Ok(answer) => {
-                self.poison = None;
-                answer.map_err(|message| PluginError::Guest { call, message: shorten(&message) })
-            }
-            Err(failure) => {
-                let error = failure.explain(call, self.store.data_mut());
-                self.poison = Some(error.clone());
-                Err(error)
-            }
-        }
-    }
-}
-
-fn new_store(shared: &Shared, session: Session, meter: &Arc<CpuMeter>) -> Store<InstanceState> {
-    let limits = &shared.limits;
-    let mut store = Store::new(&shared.engine, InstanceState::new(session, limits, &shared.log_lines_dropped));
-    store.limiter(|state| &mut state.limiter);
-    store.set_hostcall_fuel(limits.transfer_bytes_max);
-    store.set_max_component_handles(limits.handles_max);
-    let meter = Arc::clone(meter);
-    store.epoch_deadline_callback(move |_| meter.look());
-    store.set_epoch_deadline(1);
-    store
-}
-
-/// The times of one call.
-struct Watch {
-    shared: Arc<Shared>,
-    meter: Arc<CpuMeter>,
-    limits: Arc<PluginLimits>,
-}
-
-impl Watch {
-    async fn run<T>(self, call: impl Future<Output = wasmtime::Result<T>>) -> Outcome<T> {
-        let _running = self.shared.ticker.running();
-        let cpu_max = Duration::from_millis(self.limits.call_cpu_ms_max);
-        let wall_max = Duration::from_millis(self.limits.call_wall_ms_max);
-        metered(self.meter, cpu_max, wall_max, call).await
-    }
-}
-
-type Outcome<T> = Result<wasmtime::Result<T>, WallTime>;
-
-/// Why a call did not come back with an answer.
-enum Failure {
-    WallTime,
-    Stopped(wasmtime::Error),
-}
-
-fn flatten<T>(outcome: Outcome<T>) -> Result<T, Failure> {
-    match outcome {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(Failure::Stopped(error)),
-        Err(WallTime) => Err(Failure::WallTime),
-    }
-}
-
-impl Failure {
-    fn explain(self, call: &'static str, state: &mut InstanceState) -> PluginError {
-        let limits = Arc::clone(&state.limits);
-        let error = match self {
-            Self::WallTime => {
-                return PluginError::Timeout { call, limit: "call_wall_ms_max", max_ms: limits.call_wall_ms_max };
-            }
-            Self::Stopped(error) => error,
+    async fn run<T: Send + 'static>(
+        &mut self,
+        name: &'static str,
+        call: impl for<'a> FnOnce(&'a mut Guest) -> Call<'a, T> + Send + 'static,
+    ) -> Result<T, PluginError> {
+        let Some(mut guest) = self.guest.take() else {
+            return Err(PluginError::Trap { call: name, reason: "the call was abandoned".to_owned() });
         };
-        match error.downcast_ref::<Stop>() {
-            Some(Stop::CpuTime) if call == START => {
-                return PluginError::Timeout { call, limit: "start_cpu_ms_max", max_ms: limits.start_cpu_ms_max };
-            }
-            Some(Stop::CpuTime) => {
-                return PluginError::Timeout { call, limit: "call_cpu_ms_max", max_ms: limits.call_cpu_ms_max };
-            }
-            Some(Stop::RequestCpuTime) => return request_cpu_time(call, &limits),
-            Some(Stop::HostCalls) => return PluginError::Limit { call, limit: "host_calls_max" },
-            Some(Stop::RequestHostCalls) => return PluginError::Limit { call, limit: "request_host_calls_max" },
-            None => {}
-        }
-        if error.is::<PoolConcurrencyLimitError>() {
-            return PluginError::Busy { limit: "instances_max" };
-        }
-        if error.is::<WasmtimeBug>() {
-            return PluginError::Internal(format!("{error:#}"));
-        }
-        match state.limiter.take_refused() {
-            Some(Refused::Memory) => PluginError::OutOfMemory { call, max_bytes: limits.memory_bytes_max },
-            Some(Refused::Table) => PluginError::Limit { call, limit: "table_elements_max" },
-            None => explain_trap(call, &error),
-        }
+        let running = self.shared.threads.run(async move {
+            let outcome = call(&mut guest).await;
+            (guest, outcome)
+        });
+        let (guest, outcome) = running.await?;
+        self.guest = Some(guest);
+        outcome
     }
-}
-
-fn request_cpu_time(call: &'static str, limits: &PluginLimits) -> PluginError {
-    PluginError::Timeout { call, limit: "request_cpu_ms_max", max_ms: limits.request_cpu_ms_max }
-}
-
-fn explain_trap(call: &'static str, error: &wasmtime::Error) -> PluginError {
-    let reason = if let Some(trap) = error.downcast_ref::<Trap>() {
-        trap.to_string()
-    } else if let Some(I32Exit(code)) = error.downcast_ref::<I32Exit>() {
-        format!("it called exit with status {code}")
-    } else {
-        let cause = error.root_cause().to_string();
-        // The error's type is private to wasmtime; a test holds this text to the version in use.
-        if cause.contains("fuel allocated for hostcalls") {
-            return PluginError::Limit { call, limit: "transfer_bytes_max" };
-        }
-        shorten(&cause)
-    };
-    PluginError::Trap { call, reason }
-}
-
-/// A guest's message must not fill the log.
-fn shorten(message: &str) -> String {
-    let end = message.floor_char_boundary(MESSAGE_BYTES_MAX);
-    message.get(..end).unwrap_or_default().to_owned()
 }

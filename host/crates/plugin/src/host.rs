@@ -19,6 +19,7 @@ use crate::bindings::PolicyPre;
 use crate::compile::Compiler;
 use crate::deserialize::OwnArtefact;
 use crate::state::InstanceState;
+use crate::threads::GuestThreads;
 use crate::ticker::Ticker;
 use crate::{PluginError, PluginInstance, PluginLimits, Session, sandbox};
 
@@ -79,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Arc<PluginLimits>,
     pub(crate) engine: Engine,
     pub(crate) ticker: Ticker,
+    pub(crate) threads: GuestThreads,
     linker: Linker<InstanceState>,
     artefacts: Arc<Artefacts>,
     compiler: Compiler,
@@ -125,7 +127,10 @@ impl PluginHost {
         let folder = &config.cache_dir;
         let artefacts = Artefacts::open(folder, sandbox::fingerprint(&engine), limits.compiled_bytes_max)
             .map_err(|error| PluginError::Internal(format!("{}: {error}", folder.display())))?;
-        let ticker = Ticker::start(&engine).map_err(|error| PluginError::Internal(error.to_string()))?;
+        let internal = |error: std::io::Error| PluginError::Internal(error.to_string());
+        let ticker = Ticker::start(&engine).map_err(internal)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = GuestThreads::start(GuestThreads::threads_for(cores)).map_err(internal)?;
         let instances_max = usize::try_from(config.instances_max).unwrap_or(Semaphore::MAX_PERMITS);
         let prepared = Cache::builder()
             .max_capacity(config.cache_bytes_max)
@@ -137,6 +142,7 @@ impl PluginHost {
                 limits,
                 engine,
                 ticker,
+                threads,
                 linker,
                 artefacts: Arc::new(artefacts),
                 prepared,
@@ -175,7 +181,7 @@ impl PluginHost {
         let prepared = self.prepared(digest, source).await?;
         let busy = PluginError::Busy { limit: "instances_max" };
         let permit = Arc::clone(&self.shared.instances).try_acquire_owned().map_err(|_| busy)?;
-        PluginInstance::start(Arc::clone(&self.shared), &prepared.plugin, session, permit).await
+        PluginInstance::start(Arc::clone(&self.shared), prepared.plugin, session, permit).await
     }
 
     pub(crate) fn engine(&self) -> &Engine {

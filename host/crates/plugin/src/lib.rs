@@ -11,6 +11,7 @@ mod error;
 mod limits;
 
 mod calls;
+mod guest;
 mod host;
 
 mod artefacts;
@@ -25,6 +26,7 @@ mod meter;
 mod sandbox;
 mod self_test;
 mod state;
+mod threads;
 mod ticker;
 
 pub use calls::PluginInstance;

@@ -113,11 +113,15 @@ pub(super) async fn base(path: &Path) -> Option<Check> {
             let config = base.config();
             let sizes =
                 format!("{} layers, hidden {}, context {}", config.layers, config.hidden, config.context_tokens_max);
-            Check::ok(name, format!("{} (llama, {sizes}), BLAKE3 {}", base.name(), base.digest()))
+            Check::ok(name, format!("{} ({}, {sizes}), BLAKE3 {}", base.name(), base.architecture(), base.digest()))
         }
         Err(error) => {
             let found = format!("{}: {}", path.display(), super::super::failure::chain(&error));
-            Check::fail(name, found, "fetch it again, or give a GGUF file of the llama family")
+            Check::fail(
+                name,
+                found,
+                "fetch it again, or give a llama or qwen3 as a GGUF file or a folder of safetensors files",
+            )
         }
     })
 }

@@ -13,6 +13,7 @@ use super::messages::{MessageField, ToolField, chat};
 use super::or_default;
 use super::refused::{Refused, unsupported};
 use crate::error::Error;
+use crate::invoke::Handling;
 
 /// `adapters: [{"name", "weight"}]`, the extension that composes without a plugin.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -92,6 +93,10 @@ pub(crate) struct CommonBody {
     #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<Vec<AdapterField>>)]
     pub(crate) adapters: Vec<AdapterField>,
+    /// vLLM's: a larger one is served later; 0 to 100.
+    priority: Option<i64>,
+    /// Whether tokens may be guessed and verified; the answer is the same.
+    speculation: Option<bool>,
     response_format: Option<ResponseFormat>,
     modalities: Option<Vec<String>>,
     #[serde(flatten)]
@@ -113,7 +118,13 @@ impl CommonBody {
             let message = "stream_options is for streams: set stream, or leave it out";
             return Err(Error::invalid("invalid_request", "stream_options", message));
         }
+        self.handling()?;
         self.max_tokens().map(|_| ())
+    }
+
+    /// What the caller says about its turn.
+    pub(crate) fn handling(&self) -> Result<Handling, Error> {
+        Handling::new(self.priority, self.speculation)
     }
 
     /// Whether a stream is to end with its usage.
@@ -411,6 +422,8 @@ mod tests {
             ("logprobs", "-1"),
             ("logit_bias", r#"{"a": 1}"#),
             ("top_k", "5000000000"),
+            ("priority", "-1"),
+            ("priority", "101"),
         ] {
             let found = refused(&format!(r#", "{field}": {value}"#));
             assert_eq!(found.map(|(_, param)| param).as_deref(), Some(field), "{field}: {value}");
@@ -446,6 +459,15 @@ mod tests {
         assert_eq!((sampling.seed, plan.token_budget, sampling.logprobs), (Some(u64::MAX), Some(2), Some(2)));
         let seed = completion(r#", "seed": 18446744073709551615"#).common.plan(Prompt::Text("a".into()), None, None);
         assert_eq!(seed.expect("a plan").sampling.seed, Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_request_may_step_back_and_ask_for_no_guesses() {
+        let handling = |fields: &str| completion(fields).common.handling().expect("allowed");
+        assert_eq!(handling(""), Handling::default());
+        assert_eq!(handling(r#", "priority": null, "speculation": null"#), Handling::default());
+        let asked = handling(r#", "priority": 7, "speculation": false"#);
+        assert_eq!(asked, Handling { yields: 7, speculation: false });
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use super::*;
 
 /// Keeps what the fake runner was given.
-struct Recorder {
+pub(super) struct Recorder {
     fake: FakeRunner,
     batches: Arc<Mutex<Vec<Batch>>>,
 }
@@ -15,6 +15,10 @@ impl ModelRunner for Recorder {
 
     fn shape(&self) -> RunnerShape {
         self.fake.shape()
+    }
+
+    fn fingerprint(&self) -> Digest {
+        self.fake.fingerprint()
     }
 
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>) -> Result<(), RunnerError> {
@@ -31,10 +35,15 @@ impl ModelRunner for Recorder {
     }
 }
 
-fn batches_of(shape: RunnerShape, requests: &[Request]) -> Vec<Batch> {
+/// A rig, and the batches that its runner is given.
+pub(super) fn recorded(fake: FakeRunner, config: EngineConfig) -> (Rig<Recorder>, Arc<Mutex<Vec<Batch>>>) {
     let batches = Arc::default();
-    let recorder = Recorder { fake: FakeRunner::new(shape), batches: Arc::clone(&batches) };
-    let mut rig = Rig::new(recorder, EngineConfig::default());
+    let recorder = Recorder { fake, batches: Arc::clone(&batches) };
+    (Rig::new(recorder, config), batches)
+}
+
+fn batches_of(shape: RunnerShape, requests: &[Request]) -> Vec<Batch> {
+    let (mut rig, batches) = recorded(FakeRunner::new(shape), EngineConfig::default());
     let _streams: Vec<_> = requests.iter().map(|request| rig.handle.submit(request.submission())).collect();
     rig.finish();
     batches.lock().expect("not poisoned").clone()

@@ -63,7 +63,7 @@ fn a_full_queue_refuses_and_recovers() {
     let config = EngineConfig { waiting_requests_max: 2, running_sequences_max: 1, ..EngineConfig::default() };
     let mut rig = Rig::new(FakeRunner::new(shape()), config);
     let submit = |rig: &Rig<FakeRunner>| rig.handle.submit(request([1], 3).submission());
-    let full = |rig: &Rig<FakeRunner>| submit(rig).err() == Some(SubmitError::QueueFull { waiting: 2 });
+    let full = |rig: &Rig<FakeRunner>| matches!(submit(rig), Err(SubmitError::TenantQueueFull { waiting: 2, .. }));
     let _one = submit(&rig).expect("a place");
     let two = submit(&rig).expect("a place");
     assert!(full(&rig));

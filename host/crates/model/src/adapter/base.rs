@@ -5,7 +5,6 @@ use std::fmt;
 
 use types::Module;
 
-use crate::base::values;
 use crate::{Base, ModelConfig, ModelError};
 
 /// The base that an adapter is for. [`ModelConfig`] is one too: sizes alone are enough for every adapter but DoRA.
@@ -35,7 +34,7 @@ impl AdapterBase for Base {
     }
 
     fn dense(&self, layer: usize, module: Module) -> Result<Vec<f32>, ModelError> {
-        values(&self.module_tensor(layer, module)?)
+        self.module_tensor(layer, module)?.to_f32()
     }
 
     fn may_be_called(&self, name: &str) -> bool {

@@ -22,7 +22,7 @@ use super::tensors::{self, Factor, Place, Site, Tensors, Term};
 use super::{
     AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, LoraAdapter, refuse_container, report,
 };
-use crate::ModelConfig;
+use crate::{ModelConfig, Precision};
 
 const KEY: &str = "tenon.adapter";
 /// One rank, one scale, no magnitudes.
@@ -69,7 +69,7 @@ pub fn canonical_adapter(
     let bytes = write(&tensors, &peft.terms, base.config());
     if is_dora {
         // The norms that the magnitudes are divided by are known only with the base's weights.
-        LoraAdapter::from_canonical(&bytes, base, limits)?;
+        LoraAdapter::from_canonical(&bytes, base, limits, Precision::F32)?;
     }
     let rank = peft.terms.values().map(|term| term.rank).max().unwrap_or_default();
     Ok(CanonicalAdapter {

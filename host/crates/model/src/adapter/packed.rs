@@ -1,24 +1,51 @@
-//! The packed form: f32 factors, laid out for the kernels and for GGUF's order of rows, and for DoRA the growth of each row,
-//! which needs the base's weights. Not here: the weight of an adapter in a composition.
+//! The packed form: factors laid out for the kernels of a runner and in the base's order of rows, and for DoRA the growth
+//! of each row, which needs the base's weights. Not here: the weight of an adapter in a composition.
 
-use kernels::{Isa, LoraPair, dora_norms};
+use kernels::{Isa, LoraGroup, LoraPair, LoraTermParts, RopeLayout, dora_norms};
 use types::{Module, ModuleSet};
 
 use super::tensors::{self, Factor, Place, Site, Tensors, Term};
 use super::{AdapterBase, AdapterLimits, AdapterRejection, canonical};
-use crate::ModelConfig;
+use crate::{ModelConfig, Precision};
+
+/// Modules that read the same input: their terms are computed together. Indexed by [`Group`].
+const GROUPS: [&[Module]; 4] =
+    [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
+
+/// Which of a layer's inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    QueryKeyValue,
+    Output,
+    GateUp,
+    Down,
+}
+
+impl Group {
+    /// Its modules, in the order of the columns of their joint output.
+    pub(crate) const fn modules(self) -> &'static [Module] {
+        GROUPS[self as usize]
+    }
+}
 
 /// An adapter packed for one base, in host memory.
 pub struct LoraAdapter {
     rank: u32,
     modules: ModuleSet,
-    /// By layer and [`Module::index`].
-    layers: Vec<[Option<PackedTerm>; 7]>,
+    layers: Layers,
     base: ModelConfig,
     memory_bytes: usize,
 }
 
-/// The change of one module.
+/// For which runner.
+enum Layers {
+    /// By layer and [`Module::index`].
+    Reference(Vec<[Option<PackedTerm>; 7]>),
+    /// The groups in the order of execution, and the number of each by layer and [`Group`].
+    Grouped(Vec<LoraGroup>, Vec<[Option<usize>; 4]>),
+}
+
+/// The change of one module, in f32.
 pub(crate) struct PackedTerm {
     pub(crate) pair: LoraPair,
     /// What B(A x) is multiplied by.
@@ -28,7 +55,7 @@ pub(crate) struct PackedTerm {
 }
 
 impl LoraAdapter {
-    /// Packs canonical bytes, which are checked again. For DoRA this reads the base's weights and takes as many
+    /// Packs canonical bytes, which are checked again, for runners of this precision. For DoRA this reads the base's weights and takes as many
     /// multiplications as `A` and `B` have products with them: not for the engine's thread.
     ///
     /// # Errors
@@ -38,15 +65,13 @@ impl LoraAdapter {
         bytes: &[u8],
         base: &dyn AdapterBase,
         limits: &AdapterLimits,
+        precision: Precision,
     ) -> Result<Self, AdapterRejection> {
         let config = base.config();
         let (terms, tensors) = canonical::read(bytes, config, limits)?;
         let mut layers: Vec<[Option<PackedTerm>; 7]> = (0..config.layers).map(|_| Default::default()).collect();
-        let mut memory_bytes = 0;
         for (site, term) in &terms {
             let packed = pack(*site, *term, &tensors, base, limits)?;
-            memory_bytes +=
-                packed.pair.memory_bytes() + packed.growth.as_ref().map_or(0, |growth| size_of_val(&**growth));
             match layers.get_mut(site.layer).and_then(|modules| modules.get_mut(site.module.index())) {
                 Some(slot) => *slot = Some(packed),
                 None => return Err(AdapterRejection::ShapeMismatch(site.to_string())),
@@ -54,6 +79,11 @@ impl LoraAdapter {
         }
         let rank = terms.values().map(|term| term.rank).max().unwrap_or_default();
         let modules = terms.keys().map(|site| site.module).collect();
+        let layers = match precision {
+            Precision::F32 => Layers::Reference(layers),
+            Precision::Quantised => grouped(layers)?,
+        };
+        let memory_bytes = layers.memory_bytes();
         Ok(Self { rank: u32::try_from(rank).unwrap_or(u32::MAX), modules, layers, base: config.clone(), memory_bytes })
     }
 
@@ -75,14 +105,70 @@ impl LoraAdapter {
         self.memory_bytes
     }
 
-    /// Whether it was packed for a base of these sizes.
-    pub(crate) fn fits(&self, config: &ModelConfig) -> bool {
-        self.base == *config
+    /// Whether it was packed for a runner of this precision over a base of these sizes.
+    pub(crate) fn fits(&self, config: &ModelConfig, precision: Precision) -> bool {
+        let packed_for = match &self.layers {
+            Layers::Reference(_) => Precision::F32,
+            Layers::Grouped(..) => Precision::Quantised,
+        };
+        self.base == *config && packed_for == precision
     }
 
+    /// A module's term, for the reference.
     pub(crate) fn term(&self, layer: usize, module: Module) -> Option<&PackedTerm> {
-        self.layers.get(layer)?.get(module.index())?.as_ref()
+        match &self.layers {
+            Layers::Reference(layers) => layers.get(layer)?.get(module.index())?.as_ref(),
+            Layers::Grouped(..) => None,
+        }
     }
+
+    /// The terms of modules that share an input, for the fast runner.
+    pub(crate) fn group(&self, layer: usize, group: Group) -> Option<&LoraGroup> {
+        match &self.layers {
+            Layers::Reference(_) => None,
+            Layers::Grouped(groups, layers) => groups.get((*layers.get(layer)?.get(group as usize)?)?),
+        }
+    }
+}
+
+impl Layers {
+    fn memory_bytes(&self) -> usize {
+        let growth = |term: &PackedTerm| term.growth.as_ref().map_or(0, |growth| size_of_val(&**growth));
+        match self {
+            Self::Reference(layers) => {
+                layers.iter().flatten().flatten().map(|term| term.pair.memory_bytes() + growth(term)).sum()
+            }
+            Self::Grouped(groups, _) => groups.iter().map(LoraGroup::memory_bytes).sum(),
+        }
+    }
+}
+
+/// All terms by layer and by the input that they read, in one piece of memory.
+fn grouped(layers: Vec<[Option<PackedTerm>; 7]>) -> Result<Layers, AdapterRejection> {
+    let (mut groups, mut numbers) = (Vec::new(), Vec::new());
+    for mut terms in layers {
+        let mut layer = [None; 4];
+        for (number, modules) in layer.iter_mut().zip(GROUPS) {
+            let mut inputs = 0;
+            let mut parts = Vec::new();
+            for (module_slot, module) in modules.iter().enumerate() {
+                let Some(term) = terms.get_mut(module.index()).and_then(Option::take) else { continue };
+                let PackedTerm { pair, scale, growth } = term;
+                let (rank, outputs) = (pair.rank(), pair.outputs());
+                inputs = pair.inputs();
+                let (a, b) = pair.into_parts();
+                parts.push(LoraTermParts { module_slot, rank, outputs, a, b, scale, growth });
+            }
+            if !parts.is_empty() {
+                *number = Some(groups.len());
+                let group = LoraGroup::pack(inputs, &parts);
+                groups.push(group.ok_or_else(|| AdapterRejection::ShapeMismatch("the terms of one input".into()))?);
+            }
+        }
+        numbers.push(layer);
+    }
+    LoraGroup::gather(&mut groups);
+    Ok(Layers::Grouped(groups, numbers))
 }
 
 fn pack(
@@ -92,18 +178,17 @@ fn pack(
     base: &dyn AdapterBase,
     limits: &AdapterLimits,
 ) -> Result<PackedTerm, AdapterRejection> {
-    let head_dim = base.config().head_dim;
     let (inputs, outputs) = base.config().module_shape(site.module);
     let mismatch = || AdapterRejection::ShapeMismatch(site.to_string());
     let part = |factor| tensors.get(&Place { site, factor }).map(tensors::values);
     let (a, b) = part(Factor::A).zip(part(Factor::B)).ok_or_else(mismatch)?;
-    let b = packed_b(&b, term.rank, outputs, site.module, head_dim);
+    let b = packed_b(&b, term.rank, site.module, base.config());
     let pair = LoraPair::new(term.rank, inputs, outputs, a, b).ok_or_else(mismatch)?;
     let scale = term.scale as f32;
     let growth = match part(Factor::M) {
         Some(magnitude) => {
             // As a B of rank 1: its rows move where B's do.
-            let magnitude = packed_b(&magnitude, 1, outputs, site.module, head_dim);
+            let magnitude = packed_b(&magnitude, 1, site.module, base.config());
             Some(growth(site, &pair, scale, &magnitude, base, limits)?)
         }
         None => None,
@@ -148,17 +233,15 @@ fn growth(
         .collect()
 }
 
-/// B `[outputs, rank]` transposed to `[rank, outputs]`. The rows of q and k move to where GGUF has them: within each head,
-/// transformers' row j · half + i becomes row 2i + j (llama.cpp's `convert_hf_to_gguf.py`).
-fn packed_b(b: &[f32], rank: usize, outputs: usize, module: Module, head_dim: usize) -> Vec<f32> {
-    let half = head_dim / 2;
+/// B `[outputs, rank]` transposed to `[rank, outputs]`. The rows of q and k move to where the base has them: for neighbours,
+/// within each head, transformers' row j · half + i becomes row 2i + j (llama.cpp's `convert_hf_to_gguf.py`).
+fn packed_b(b: &[f32], rank: usize, module: Module, config: &ModelConfig) -> Vec<f32> {
+    let (head_dim, half, outputs) = (config.head_dim, config.head_dim / 2, b.len() / rank);
+    let moves = config.rope == RopeLayout::Neighbours && matches!(module, Module::Q | Module::K);
     let mut packed = vec![0.0; b.len()];
     for (row, values) in b.chunks_exact(rank).enumerate() {
         let (head, within) = (row / head_dim, row % head_dim);
-        let to = match module {
-            Module::Q | Module::K => head * head_dim + 2 * (within % half) + within / half,
-            _ => row,
-        };
+        let to = if moves { head * head_dim + 2 * (within % half) + within / half } else { row };
         for (column, value) in values.iter().enumerate() {
             packed[column * outputs + to] = *value;
         }
@@ -172,10 +255,13 @@ mod tests {
 
     #[test]
     fn rows_of_q_and_k_move_within_their_head() {
+        let neighbours = ModelConfig { head_dim: 4, ..crate::adapter::tiny_config(1) };
+        let halves = ModelConfig { rope: RopeLayout::Halves, ..neighbours.clone() };
         // Two heads of 4 rows, rank 1.
         let b: Vec<f32> = (0..8u8).map(f32::from).collect();
-        assert_eq!(packed_b(&b, 1, 8, Module::K, 4), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
-        assert_eq!(packed_b(&b, 1, 8, Module::V, 4), b);
-        assert_eq!(packed_b(&b, 2, 4, Module::V, 4), [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
+        assert_eq!(packed_b(&b, 1, Module::K, &neighbours), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        assert_eq!(packed_b(&b, 1, Module::V, &neighbours), b);
+        assert_eq!(packed_b(&b, 1, Module::K, &halves), b);
+        assert_eq!(packed_b(&b, 2, Module::V, &neighbours), [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
     }
 }

@@ -111,8 +111,13 @@ fn refuse_others(
     is_excluded: &impl Fn(&str) -> bool,
     base: &ModelConfig,
 ) -> Result<(), AdapterRejection> {
-    let of_a_layer = ["", ".self_attn", ".mlp", ".mlp.act_fn", ".input_layernorm", ".post_attention_layernorm"];
-    let layers = (0..base.layers).flat_map(|layer| of_a_layer.map(|end| format!("model.layers.{layer}{end}")));
+    let mut of_a_layer = vec!["", ".self_attn", ".mlp", ".mlp.act_fn", ".input_layernorm", ".post_attention_layernorm"];
+    if base.query_key_norm {
+        of_a_layer.extend([".self_attn.q_norm", ".self_attn.k_norm"]);
+    }
+    let of_a_layer = &of_a_layer;
+    let layers =
+        (0..base.layers).flat_map(|layer| of_a_layer.iter().map(move |end| format!("model.layers.{layer}{end}")));
     let outside = ["model", "lm_head", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb"];
     let mut others = outside.into_iter().map(str::to_owned).chain(layers);
     if let Some(other) = others.find(|name| names.find(name).is_some() && !is_excluded(name)) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{Batch, BatchSequence, RunnerError, RunnerShape};
+use engine::{Batch, BatchSequence, BlockCopy, RunnerError, RunnerShape};
 
 use crate::LoraAdapter;
 
@@ -20,6 +20,9 @@ pub(super) fn batch(batch: &Batch, shape: &RunnerShape, slots: &[Option<Arc<Lora
         check_sequence(batch, sequence, shape)?;
     }
     require(next_row as usize == rows, || format!("the sequences cover {next_row} of {rows} rows"))?;
+    let blocks = |copy: &&BlockCopy| copy.from.max(copy.to) >= shape.kv_blocks;
+    let outside = batch.copies.iter().find(blocks);
+    require(outside.is_none(), || format!("{outside:?} of {} blocks", shape.kv_blocks))?;
     for segment in &batch.segments {
         let range = &segment.rows;
         let inside = range.start <= range.end && range.end as usize <= rows;
@@ -99,7 +102,7 @@ mod tests {
         let slots = [None, None];
         assert!(super::batch(&sound(), &shape(), &slots).is_ok());
         assert!(super::batch(&Batch::default(), &shape(), &slots).is_ok());
-        let breaks: [fn(&mut Batch); 17] = [
+        let breaks: [fn(&mut Batch); 18] = [
             |batch| batch.tokens[0] = 100,
             |batch| batch.positions[1] = 5,
             |batch| batch.positions.truncate(2),
@@ -112,6 +115,7 @@ mod tests {
             |batch| batch.sequences[0].blocks = 0..1,
             |batch| batch.sequences[1].blocks = 2..4,
             |batch| batch.block_tables[1] = 10,
+            |batch| batch.copies = vec![BlockCopy { from: 7, to: 10 }],
             |batch| batch.samples[1].row = 4,
             |batch| batch.samples[1].row = 2,
             |batch| batch.samples[0].temperature = f32::NAN,

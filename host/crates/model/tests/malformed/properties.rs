@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use generators::{AdapterFiles, Draw, Sizes, adapter};
 use model::{
-    AdapterBase, AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, ModelConfig, ModelError,
+    AdapterBase, AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, ModelConfig, ModelError, Precision,
     canonical_adapter,
 };
 use safetensors::{Dtype, SafeTensors};
@@ -74,7 +74,11 @@ pub(crate) fn tiny() -> ModelConfig {
         vocabulary: 262,
         context_tokens_max: 512,
         rope_theta: 10_000.0,
+        rope: model::RopeLayout::Neighbours,
+        rope_divisors: Vec::new(),
         rms_epsilon: 1e-5,
+        query_key_norm: false,
+        tied_output: true,
     }
 }
 
@@ -133,7 +137,8 @@ fn is_whole(canonical: &CanonicalAdapter, files: &AdapterFiles, base: &Tiny, lim
     for (name, tensor) in tensors.iter() {
         assert!(values(tensor.dtype(), tensor.data()).all(f32::is_finite), "{name} is finite");
     }
-    let packed = LoraAdapter::from_canonical(&canonical.bytes, base, limits).expect("what was admitted can be packed");
+    let packed = LoraAdapter::from_canonical(&canonical.bytes, base, limits, Precision::Quantised)
+        .expect("what was admitted can be packed");
     assert_eq!((packed.rank(), packed.modules()), (canonical.rank, canonical.modules));
     assert!(packed.memory_bytes() <= 8 * canonical.bytes.len(), "{} bytes in memory", packed.memory_bytes());
     // The same adapter in other words: other order of tensors, other notes.
@@ -142,7 +147,7 @@ fn is_whole(canonical: &CanonicalAdapter, files: &AdapterFiles, base: &Tiny, lim
     assert_eq!(again.digest, canonical.digest, "its name does not depend on how the file is laid out");
     // Bytes that are nearly canonical are an error, not a panic.
     let nearly = canonical.bytes.get(..canonical.bytes.len() - 1).unwrap_or_default();
-    assert!(LoraAdapter::from_canonical(nearly, base, limits).is_err());
+    assert!(LoraAdapter::from_canonical(nearly, base, limits, Precision::Quantised).is_err());
 }
 
 /// The same tensors as the library would write them.

@@ -43,6 +43,16 @@ impl KvMemory {
         self.values[at..][..width].copy_from_slice(value);
     }
 
+    /// Makes the content of one block, in every layer, that of another.
+    pub(super) fn copy_block(&mut self, from: usize, to: usize) {
+        let block_values = self.block_tokens * self.kv_heads * self.head_dim;
+        for values in [&mut self.keys, &mut self.values] {
+            for layer in values.chunks_exact_mut(self.layer_values) {
+                layer.copy_within(from * block_values..(from + 1) * block_values, to * block_values);
+            }
+        }
+    }
+
     pub(super) fn layer(&self, layer: usize) -> KvLayer<'_> {
         let range = layer * self.layer_values..(layer + 1) * self.layer_values;
         KvLayer {

@@ -95,6 +95,9 @@ impl Forward<'_> {
             for row in sequence.rows.start as usize..sequence.rows.end as usize {
                 let position = self.batch.positions[row] as usize;
                 let projected = &mut wide[row * (queries + 2 * keys)..][..queries + 2 * keys];
+                if let Some(norms) = &weights.query_key_norms {
+                    norm_heads(norms, queries, config.rms_epsilon, &mut projected[..queries + keys]);
+                }
                 self.rope.apply(position, &mut projected[..queries + keys]);
                 let (query, rest) = projected.split_at(queries);
                 let (key, value) = rest.split_at(keys);
@@ -182,6 +185,13 @@ impl Forward<'_> {
 
 fn is_in(segment: &LoraSegment, layer: usize) -> bool {
     segment.layers.contains(u32::try_from(layer).unwrap_or(u32::MAX))
+}
+
+/// Norms every head of one row's q and k, `queries` values of q first.
+fn norm_heads([query_norm, key_norm]: &[Vec<f32>; 2], queries: usize, epsilon: f32, heads: &mut [f32]) {
+    let plain = heads.to_vec();
+    rms_norm(&plain[..queries], query_norm, epsilon, &mut heads[..queries]);
+    rms_norm(&plain[queries..], key_norm, epsilon, &mut heads[queries..]);
 }
 
 fn add(stream: &mut [f32], added: &[f32]) {

@@ -1,0 +1,145 @@
+//! Which of those that wait begins, and how much of its KV is there already: kept from sequences that began alike, or shared
+//! with one that runs. Not here: who gives way (`scheduler.rs`).
+
+use std::cmp::Reverse;
+
+use crate::BlockCopy;
+use crate::scheduler::{Scheduler, release};
+use crate::sequence::Sequence;
+
+/// KV that a sequence need not compute.
+struct Found {
+    tokens: usize,
+    /// The block that the sequence goes on in, if it must be copied to be written.
+    copied: Option<u32>,
+}
+
+impl<A> Scheduler<A> {
+    /// Lets the first of those that wait begin, while there are rows, blocks for all their tokens, and slots. One that does
+    /// not fit holds up those behind it, or it might never fit.
+    pub(super) fn admit(&mut self) {
+        let mut rows = self.rows_max.saturating_sub(self.planned_rows());
+        while let Some(index) = self.next_waiting() {
+            let mut sequence = self.waiting.swap_remove(index);
+            if !self.make_room(&mut sequence, &mut rows) {
+                self.waiting.push(sequence);
+                break;
+            }
+            sequence.planned = sequence.remaining().min(rows);
+            rows -= sequence.planned;
+            let order = sequence.run_order();
+            let place = self.running.partition_point(|other| other.run_order() < order);
+            self.running.insert(place, sequence);
+        }
+    }
+
+    /// By priority; then those set back, in their order; then the tenant that was served least; then the oldest. Passes over
+    /// those whose prompt is being computed for another one of their family.
+    fn next_waiting(&self) -> Option<usize> {
+        let ready = self.waiting.iter().enumerate().filter(|(_, sequence)| !self.is_held(sequence));
+        let order = |sequence: &Sequence<A>| {
+            let (priority, rank) = sequence.run_order();
+            (priority, rank, self.fairness.served(sequence.terms.tenant), sequence.number)
+        };
+        ready.min_by_key(|(_, sequence)| order(sequence)).map(|(index, _)| index)
+    }
+
+    /// Room for a sequence: a row, a place among those that run, blocks and slots; if need be at the cost of sequences of
+    /// lower priority. It then holds what it needs.
+    fn make_room(&mut self, sequence: &mut Sequence<A>, rows: &mut usize) -> bool {
+        loop {
+            if *rows > 0 && self.running.len() < self.running_max && self.reserve(sequence) {
+                return true;
+            }
+            let lower = |last: &Sequence<A>| last.terms.priority < sequence.terms.priority;
+            if !self.running.last().is_some_and(lower) {
+                return false;
+            }
+            self.preempt_last();
+            *rows = self.rows_max.saturating_sub(self.planned_rows());
+        }
+    }
+
+    /// Blocks and slots, or nothing.
+    fn reserve(&mut self, sequence: &mut Sequence<A>) -> bool {
+        let found = self.find_kv(sequence);
+        let length = sequence.tokens().len();
+        if !self.blocks.grow(&mut sequence.blocks, length) {
+            self.blocks.release(&mut sequence.blocks);
+            return false;
+        }
+        let wanted: Vec<_> = sequence.wanted_adapters().collect();
+        let Some(slots) = self.slots.acquire(&wanted, &mut self.loads) else {
+            release(&mut self.blocks, &mut self.slots, sequence);
+            return false;
+        };
+        sequence.slots = slots;
+        let block_tokens = self.blocks.block_tokens();
+        let to = sequence.blocks.blocks().get(found.tokens / block_tokens).copied();
+        // If the kept block had to be given up, to this very sequence, it has its content already.
+        if let (Some(from), Some(to)) = (found.copied, to)
+            && from != to
+        {
+            self.copies.push(BlockCopy { from, to });
+        }
+        self.note_admitted(sequence, found.tokens);
+        true
+    }
+
+    fn note_admitted(&mut self, sequence: &mut Sequence<A>, found: usize) {
+        let (tenant, length) = (sequence.terms.tenant, sequence.tokens().len());
+        self.counts.prefix_tokens_asked += length as u64;
+        self.counts.prefix_tokens_found += found as u64;
+        self.fairness.run(tenant);
+        if sequence.rank.is_none() {
+            // What has to be computed again is not this tenant's fault.
+            self.fairness.charge_prompt(tenant, length.saturating_sub(found));
+        }
+        sequence.admit(self.admissions, found, self.blocks.block_tokens());
+        self.admissions += 1;
+    }
+
+    /// Shares all blocks that hold the beginning of a sequence. Its last token is always computed: what follows is drawn from
+    /// it.
+    fn find_kv(&mut self, sequence: &mut Sequence<A>) -> Found {
+        let (length, block_tokens) = (sequence.tokens().len(), self.blocks.block_tokens());
+        let whole = length.saturating_sub(1) / block_tokens;
+        sequence.keys(block_tokens, &mut self.key_bytes);
+        let (table, keys) = sequence.blocks_and_keys();
+        let adopted = self.blocks.adopt(table, keys.get(..whole).unwrap_or_default());
+        let mut found = Found { tokens: adopted * block_tokens, copied: None };
+        if adopted == whole
+            && length > 1
+            && let Some(kept) = keys.get(whole).and_then(|key| self.blocks.find(key))
+        {
+            found = Found { tokens: length - 1, copied: Some(kept) };
+        }
+        if let Some((sibling, common)) = sibling(&self.running, sequence).filter(|(_, common)| *common > found.tokens) {
+            self.blocks.release(&mut sequence.blocks);
+            self.blocks.share(&sibling.blocks, common / block_tokens, &mut sequence.blocks);
+            let begun = sibling.blocks.blocks().get(common / block_tokens).copied();
+            found = Found { tokens: common, copied: begun.filter(|_| !common.is_multiple_of(block_tokens)) };
+        }
+        // Nothing before the last block is copied, and it only if the sequence begins inside it.
+        if found.tokens.is_multiple_of(block_tokens) {
+            found.copied = None;
+        }
+        found
+    }
+
+    /// Whether it is worth waiting: another one of its family computes the prompt and is not done. One that ran already does
+    /// not wait, so that it keeps its place before those behind it.
+    fn is_held(&self, sequence: &Sequence<A>) -> bool {
+        let common = sequence.prompt_tokens().saturating_sub(1);
+        sequence.rank.is_none() && sibling(&self.running, sequence).is_some_and(|(_, computed)| computed < common)
+    }
+}
+
+/// The running one of the family that has computed most of the common prompt, and how much of that is of use.
+fn sibling<'a, A>(running: &'a [Sequence<A>], sequence: &Sequence<A>) -> Option<(&'a Sequence<A>, usize)> {
+    let family = sequence.family?;
+    let siblings = running.iter().filter(|other| other.family == Some(family));
+    let usable = |other: &Sequence<A>| other.computed.min(other.prompt_tokens());
+    let best = siblings.max_by_key(|other| (usable(other), Reverse(other.number)))?;
+    Some((best, usable(best).min(sequence.tokens().len().saturating_sub(1))))
+}

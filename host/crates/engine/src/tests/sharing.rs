@@ -1,0 +1,150 @@
+//! KV that is computed once: kept after a sequence, and shared by several answers to one prompt.
+
+use super::batches::recorded;
+use super::*;
+
+/// Tokens of KV that this request found after that one had run to its end.
+fn found_after(first: &Request, second: &Request) -> u64 {
+    let mut rig = Rig::fake(shape());
+    assert_eq!(rig.run(first), first.expected(&shape(), &[]));
+    let before = rig.handle.stats().prefix_tokens_found;
+    assert_eq!(rig.run(second), second.expected(&shape(), &[]));
+    rig.handle.stats().prefix_tokens_found - before
+}
+
+#[test]
+fn a_beginning_that_is_known_is_not_computed_again() {
+    let first = request(0..14, 5);
+    for (second, found) in [
+        (request(0..14, 3), 12),
+        (request((0..9).chain([40]), 3), 8),
+        (request((0..3).chain([40]), 3), 0),
+        (request([40].into_iter().chain(1..14), 3), 0),
+        // All of it is known, and its last token is computed all the same: the block before is copied to write into.
+        (request(0..12, 3), 11),
+        (request(0..13, 3), 12),
+    ] {
+        assert_eq!(found_after(&first, &second), found, "{:?}", second.prompt);
+    }
+    // An answer is as good a beginning as a prompt.
+    let (answer, ..) = first.expected(&shape(), &[]);
+    let dialogue = request((0..14).chain(answer).chain([1, 2]), 4);
+    assert_eq!(found_after(&first, &dialogue), 16, "18 were computed, of which 16 fill blocks");
+}
+
+#[test]
+fn only_what_is_the_same_to_the_last_bit_and_of_the_same_tenant_is_found() {
+    let with = |parts: &[(&'static str, f32)]| request(0..12, 2).with(parts.iter().copied());
+    let first = with(&[("a0", 1.0), ("a1", 0.5)]);
+    for (second, found) in [
+        (with(&[("a0", 1.0), ("a1", 0.5)]), 11),
+        (with(&[("a1", 0.5), ("a0", 1.0)]), 11),
+        (with(&[("a0", 1.0), ("a1", 0.5), ("a2", 0.0)]), 11),
+        (with(&[("a0", 1.0), ("a1", 0.25)]), 0),
+        (with(&[("a0", 0.5), ("a1", 1.0)]), 0),
+        (with(&[("a0", 1.0)]), 0),
+        (with(&[]), 0),
+        (Request { narrow: true, ..first.clone() }, 0),
+        (first.clone().of("another"), 0),
+    ] {
+        assert_eq!(found_after(&first, &second), found, "{second:?}");
+    }
+    // A tenant of two shares with itself, and the one who shares a salt with it.
+    assert_eq!(found_after(&first.clone().of("one"), &first.clone().of("one")), 11);
+    let mut friend = first.clone().of("two");
+    friend.terms.kv_salt = first.clone().of("one").terms.kv_salt;
+    assert_eq!(found_after(&first.of("one"), &friend), 11);
+}
+
+#[test]
+fn another_tenant_is_served_in_as_many_steps_and_rows_as_if_nobody_had_asked_before() {
+    let rows_of = |before: Option<&Request>, request: &Request| {
+        let (mut rig, batches) = recorded(FakeRunner::new(shape()), EngineConfig::default());
+        before.map(|before| rig.run(before));
+        batches.lock().expect("not poisoned").clear();
+        rig.run(request);
+        let batches = batches.lock().expect("not poisoned");
+        batches.iter().map(|batch| (batch.tokens.len(), batch.copies.len())).collect::<Vec<_>>()
+    };
+    let mine = request(0..40, 4).of("one");
+    assert_eq!(rows_of(Some(&mine.clone().of("two")), &mine), rows_of(None, &mine));
+    assert_ne!(rows_of(Some(&mine), &mine), rows_of(None, &mine));
+}
+
+#[test]
+fn what_is_kept_gives_way_to_what_runs() {
+    let small = RunnerShape { kv_blocks: 8, ..shape() };
+    let mut rig = Rig::fake(small);
+    rig.run(&request(0..20, 2));
+    assert_eq!((rig.handle.stats().kv_blocks_free, rig.handle.stats().kv_blocks_idle), (8, 5));
+    let large = request(20..48, 3);
+    assert_eq!(rig.run(&large), large.expected(&small, &[]));
+    assert_eq!(rig.handle.stats().preemptions, 0, "kept blocks count as free");
+    let before = rig.handle.stats().prefix_tokens_found;
+    rig.run(&request(0..20, 2));
+    assert_eq!(rig.handle.stats().prefix_tokens_found, before, "the older one had to go");
+}
+
+/// Answers to one prompt under these seeds.
+fn choices(request: &Request, seeds: impl IntoIterator<Item = u64>) -> Vec<Request> {
+    seeds.into_iter().map(|seed| Request { seed: Some(seed), ..request.clone() }).collect()
+}
+
+fn submit_all<R: ModelRunner<Adapter = FakeAdapter>>(rig: &Rig<R>, requests: &[Request]) -> Vec<TokenStream> {
+    rig.handle.submit_all(requests.iter().map(Request::submission).collect()).expect("accepted")
+}
+
+#[test]
+fn several_answers_compute_their_prompt_once() {
+    for (prompt, copies, blocks) in [(14, 3, 3 + 4), (12, 3, 2 + 2 + 3), (13, 0, 3 + 4), (1, 0, 4)] {
+        let (mut rig, batches) = recorded(FakeRunner::new(shape()), EngineConfig::default());
+        let requests = choices(&request(0..prompt, 6).with([("a0", 0.5)]), 0..4);
+        let mut streams = submit_all(&rig, &requests);
+        rig.step();
+        rig.step();
+        let used = 64 - rig.handle.stats().kv_blocks_free;
+        rig.finish();
+        for (request, stream) in requests.iter().zip(&mut streams) {
+            assert_eq!(read_finished(stream), request.expected(&shape(), &[]));
+        }
+        let batches = batches.lock().expect("not poisoned");
+        let rows: usize = batches.iter().map(|batch| batch.tokens.len()).sum();
+        assert_eq!(
+            rows,
+            prompt as usize + 3 + 4 * 5,
+            "the prompt once, its last token for each, and what they generate"
+        );
+        assert_eq!(batches.iter().map(|batch| batch.copies.len()).sum::<usize>(), copies, "{prompt}");
+        assert_eq!(used, blocks, "{prompt}: what is common is there once");
+    }
+}
+
+#[test]
+fn answers_to_different_prompts_are_no_family() {
+    let mut rig = Rig::fake(shape());
+    let requests =
+        [request(0..9, 3), request(1..10, 3), request(0..9, 3).with([("a0", 1.0)]), request(0..9, 3).of("two")];
+    let mut streams = submit_all(&rig, &requests);
+    rig.finish();
+    for (request, stream) in requests.iter().zip(&mut streams) {
+        assert_eq!(read_finished(stream), request.expected(&shape(), &[]));
+    }
+    assert_eq!(rig.handle.stats().prefix_tokens_found, 0);
+}
+
+#[test]
+fn when_the_first_answer_is_given_up_the_next_one_computes_the_prompt() {
+    for gone_after in 0..6 {
+        let mut rig = Rig::fake(RunnerShape { batch_rows_max: 8, ..shape() });
+        let requests = choices(&request(0..30, 4), 0..3);
+        let mut streams = submit_all(&rig, &requests);
+        for _ in 0..gone_after {
+            rig.step();
+        }
+        drop(streams.remove(0));
+        rig.finish();
+        for (request, stream) in requests[1..].iter().zip(&mut streams) {
+            assert_eq!(read_finished(stream), request.expected(&shape(), &[]), "{gone_after}");
+        }
+    }
+}

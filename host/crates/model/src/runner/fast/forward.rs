@@ -1,0 +1,253 @@
+//! One step through the layers. The batch was checked; shapes are the base's.
+//!
+//! Rows are independent but for attention, which reads the paged KV: a row sees its own sequence's earlier rows of the same
+//! batch because a layer writes all keys and values before it attends. Each operation gives a row the same bits whatever
+//! rows are beside it, so that a step does.
+
+use std::sync::Arc;
+
+use engine::{Batch, LoraSegment};
+use kernels::{
+    AttentionScratch, AttentionSequence, HeadNorms, Isa, LoraRows, LoraRun, LoraScratch, PackedMatrix, PagedKv,
+    QuantisedRows, RopeRows, Team, add_rows, matmul_packed, paged_attention, rms_norm_rows, rope_rows, swiglu_rows,
+};
+use types::Module;
+
+use super::weights::Weights;
+use crate::adapter::Group;
+use crate::{LoraAdapter, ModelConfig};
+
+/// Activations, kept from step to step for their memory.
+pub(super) struct Buffers {
+    /// `[rows, hidden]`, the residual stream.
+    stream: Vec<f32>,
+    /// `[rows, hidden]`
+    normed: Vec<f32>,
+    /// `[rows, q + k + v]`, later `[rows, gate + up]`.
+    wide: Vec<f32>,
+    /// `[rows, heads, head_dim]`, later `[rows, intermediate]`.
+    narrow: Vec<f32>,
+    /// A linear layer's output before any adapter's change; filled only where DoRA needs it.
+    plain: Vec<f32>,
+    /// The input of a linear layer in int8.
+    activations: QuantisedRows,
+    /// (block, offset) of each row's keys and values.
+    places: Vec<(u32, u32)>,
+    sequences: Vec<AttentionSequence<'static>>,
+    runs: Vec<LoraRun<'static>>,
+    attention: AttentionScratch,
+    lora: LoraScratch,
+}
+
+impl Buffers {
+    /// Room for steps of this many rows.
+    pub(super) fn new(config: &ModelConfig, rows: usize, activations: QuantisedRows) -> Self {
+        let queries = config.heads * config.head_dim;
+        let projected = queries + 2 * config.kv_heads * config.head_dim;
+        let room = |width: usize| Vec::with_capacity(rows.saturating_mul(width));
+        Self {
+            stream: room(config.hidden),
+            normed: room(config.hidden),
+            wide: room(projected.max(2 * config.intermediate)),
+            narrow: room(queries.max(config.intermediate)),
+            plain: Vec::new(),
+            activations,
+            places: Vec::with_capacity(rows),
+            sequences: Vec::with_capacity(rows),
+            runs: Vec::with_capacity(rows),
+            attention: AttentionScratch::default(),
+            lora: LoraScratch::new(),
+        }
+    }
+}
+
+/// A step in progress.
+pub(super) struct Forward<'a> {
+    pub(super) team: &'a Team<'a>,
+    pub(super) isa: Isa,
+    pub(super) batch: &'a Batch,
+    pub(super) config: &'a ModelConfig,
+    pub(super) weights: &'a Weights,
+    pub(super) rope: &'a RopeRows,
+    pub(super) kv: &'a mut PagedKv,
+    pub(super) slots: &'a [Option<Arc<LoraAdapter>>],
+    pub(super) buffers: &'a mut Buffers,
+}
+
+impl Forward<'_> {
+    /// Writes the KV of every row and leaves the residual stream of the last layer.
+    pub(super) fn run(&mut self) {
+        self.batch.copies.iter().for_each(|copy| self.kv.copy_block(copy.from, copy.to));
+        self.embed();
+        self.find_places();
+        for layer in 0..self.config.layers {
+            self.attend(layer);
+            self.feed_forward(layer);
+        }
+    }
+
+    /// The inputs of the output layer, one row for each sample.
+    pub(super) fn sampled_rows(&mut self) -> &QuantisedRows {
+        let (hidden, samples) = (self.config.hidden, &self.batch.samples);
+        let Buffers { stream, normed, narrow, activations, .. } = &mut *self.buffers;
+        narrow.clear();
+        samples.iter().for_each(|sample| narrow.extend_from_slice(&stream[sample.row as usize * hidden..][..hidden]));
+        normed.resize(narrow.len(), 0.0);
+        rms_norm_rows(self.team, self.isa, narrow, &self.weights.output_norm, self.config.rms_epsilon, normed);
+        activations.fill(self.team, self.isa, normed, samples.len(), hidden);
+        activations
+    }
+
+    fn rows(&self) -> usize {
+        self.batch.tokens.len()
+    }
+
+    fn embed(&mut self) {
+        let hidden = self.config.hidden;
+        let stream = &mut self.buffers.stream;
+        stream.resize(self.batch.tokens.len() * hidden, 0.0);
+        for (row, token) in stream.chunks_exact_mut(hidden).zip(&self.batch.tokens) {
+            self.weights.embedding.copy_row(self.isa, *token as usize, row);
+        }
+    }
+
+    /// Where each row's keys and values go: the same in every layer.
+    fn find_places(&mut self) {
+        let block_tokens = self.kv.block_tokens();
+        self.buffers.places.clear();
+        for sequence in &self.batch.sequences {
+            let table = &self.batch.block_tables[sequence.blocks.start as usize..sequence.blocks.end as usize];
+            let positions = &self.batch.positions[sequence.rows.start as usize..sequence.rows.end as usize];
+            let place = |position: &u32| {
+                let position = *position as usize;
+                (table[position / block_tokens], (position % block_tokens) as u32)
+            };
+            self.buffers.places.extend(positions.iter().map(place));
+        }
+    }
+
+    fn attend(&mut self, layer: usize) {
+        let (config, weights, team, isa) = (self.config, &self.weights.layers[layer], self.team, self.isa);
+        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let rows = self.rows();
+        let Buffers { stream, normed, wide, .. } = &mut *self.buffers;
+        normed.resize(stream.len(), 0.0);
+        rms_norm_rows(team, isa, stream, &weights.attention_norm, config.rms_epsilon, normed);
+        wide.resize(rows * (queries + 2 * keys), 0.0);
+        self.linear(layer, Group::QueryKeyValue, Buffer::Normed, Buffer::Wide);
+
+        let Buffers { wide, narrow, places, sequences, attention, .. } = &mut *self.buffers;
+        let norms = weights.query_key_norms.as_ref().map(|[query, key]| HeadNorms {
+            query,
+            key,
+            query_heads: config.heads,
+            epsilon: config.rms_epsilon,
+        });
+        let (stride, heads) = (queries + 2 * keys, config.heads + config.kv_heads);
+        let positions = &self.batch.positions;
+        rope_rows(team, isa, self.rope, config.rope, positions, wide, stride, 0, heads, config.head_dim, norms);
+        self.kv.write(team, isa, layer, places, wide, stride, queries, queries + keys);
+
+        narrow.resize(rows * queries, 0.0);
+        let mut attending = recycled(std::mem::take(sequences));
+        attending.extend(self.batch.sequences.iter().map(|sequence| AttentionSequence {
+            blocks: &self.batch.block_tables[sequence.blocks.start as usize..sequence.blocks.end as usize],
+            first_position: self.batch.positions[sequence.rows.start as usize] as usize,
+            rows: sequence.rows.start as usize..sequence.rows.end as usize,
+        }));
+        paged_attention(team, isa, self.kv, layer, &attending, wide, stride, 0, config.heads, narrow, attention);
+        *sequences = recycled(attending);
+        self.linear(layer, Group::Output, Buffer::Narrow, Buffer::Stream);
+    }
+
+    fn feed_forward(&mut self, layer: usize) {
+        let (config, weights, team, isa) = (self.config, &self.weights.layers[layer], self.team, self.isa);
+        let rows = self.rows();
+        let Buffers { stream, normed, wide, narrow, .. } = &mut *self.buffers;
+        rms_norm_rows(team, isa, stream, &weights.feed_forward_norm, config.rms_epsilon, normed);
+        wide.resize(rows * 2 * config.intermediate, 0.0);
+        narrow.resize(rows * config.intermediate, 0.0);
+        self.linear(layer, Group::GateUp, Buffer::Normed, Buffer::Wide);
+        let Buffers { wide, narrow, .. } = &mut *self.buffers;
+        swiglu_rows(team, isa, wide, config.intermediate, narrow);
+        self.linear(layer, Group::Down, Buffer::Narrow, Buffer::Stream);
+    }
+
+    /// y = Wx + Σᵢ δᵢ(x) for modules of equal input, into `wide` or added to `stream`; their outputs lie one after the other
+    /// in each row. δᵢ is wᵢ·sᵢ·Bᵢ(Aᵢx), or what DoRA makes of it and of the plain Wx: no δ sees another's.
+    fn linear(&mut self, layer: usize, group: Group, from: Buffer, to: Buffer) {
+        let (team, isa, rows) = (self.team, self.isa, self.batch.tokens.len());
+        let weights = &self.weights.layers[layer];
+        let mut room = [weights.module(Module::Q); 3];
+        let modules = group.modules();
+        modules.iter().zip(&mut room).for_each(|(module, matrix)| *matrix = weights.module(*module));
+        let matrices: &[&PackedMatrix] = &room[..modules.len()];
+        let mut module_first = [0; 3];
+        let mut stride = 0;
+        for (first, matrix) in module_first.iter_mut().zip(matrices) {
+            *first = stride;
+            stride += matrix.outputs();
+        }
+        let inputs = matrices[0].inputs();
+
+        let Buffers { stream, normed, wide, narrow, plain, activations, runs, lora, .. } = &mut *self.buffers;
+        let (x, y): (&[f32], &mut Vec<f32>) = match (from, to) {
+            (Buffer::Normed, Buffer::Wide) => (normed, wide),
+            (_, Buffer::Stream) => (narrow, stream),
+            (_, _) => (narrow, wide),
+        };
+        let accumulate = to == Buffer::Stream;
+        activations.fill(team, isa, x, rows, inputs);
+        let mut adding = recycled(std::mem::take(runs));
+        adding.extend(self.batch.segments.iter().filter_map(|segment| run(self.slots, segment, layer, group)));
+        let has_growth = adding.iter().any(|run| run.group.has_growth());
+        if has_growth {
+            plain.resize(rows * stride, 0.0);
+            matmul_packed(team, isa, matrices, activations, plain, false);
+            match accumulate {
+                true => add_rows(team, isa, y, plain),
+                false => y.copy_from_slice(plain),
+            }
+        } else {
+            matmul_packed(team, isa, matrices, activations, y, accumulate);
+        }
+        if !adding.is_empty() {
+            let plain = has_growth.then_some(&**plain);
+            let rows = LoraRows { x, inputs, y, y_stride: stride, module_first: &module_first[..modules.len()], plain };
+            kernels::grouped_lora(team, isa, &adding, rows, lora);
+        }
+        *runs = recycled(adding);
+    }
+}
+
+/// What a linear layer reads or writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Buffer {
+    Normed,
+    Narrow,
+    Wide,
+    Stream,
+}
+
+/// What a segment's adapter adds to these modules, if it adds something.
+fn run<'a>(
+    slots: &'a [Option<Arc<LoraAdapter>>],
+    segment: &LoraSegment,
+    layer: usize,
+    group: Group,
+) -> Option<LoraRun<'a>> {
+    if !segment.layers.contains(u32::try_from(layer).unwrap_or(u32::MAX)) {
+        return None;
+    }
+    let packed = slots.get(segment.slot.0 as usize)?.as_ref()?.group(layer, group)?;
+    let slots = (0..).zip(group.modules()).filter(|(_, module)| segment.modules.contains(**module));
+    let enabled = slots.fold(0, |bits, (slot, _)| bits | 1u8 << slot);
+    let rows = segment.rows.start as usize..segment.rows.end as usize;
+    (enabled != 0).then_some(LoraRun { rows, group: packed, weight: segment.weight, enabled })
+}
+
+/// The memory of an emptied vector, for items of another lifetime.
+fn recycled<T, U>(mut items: Vec<T>) -> Vec<U> {
+    items.clear();
+    items.into_iter().map(|_| unreachable!("it is empty")).collect()
+}

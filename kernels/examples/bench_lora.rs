@@ -1,0 +1,122 @@
+//! How long the low-rank terms of one step take, over all linear layers of a base of SmolLM2-135M's sizes, beside how fast
+//! this machine reads their bytes and how fast it multiplies: `cargo run --release -p kernels --example bench_lora`.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use kernels::{Isa, LoraGroup, LoraRows, LoraRun, LoraScratch, LoraTermParts, Pool, grouped_lora};
+
+const LAYERS: usize = 30;
+/// Inputs, and the outputs of the modules that share them.
+const GROUPS: [(usize, &[usize]); 4] = [(576, &[576, 192, 192]), (576, &[576]), (576, &[1536, 1536]), (1536, &[576])];
+const REPEATS: usize = 7;
+
+/// Rows and their adapter.
+type Placed = (Range<usize>, usize);
+
+fn main() {
+    let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(2);
+    let rank = std::env::args().nth(2).and_then(|rank| rank.parse().ok()).unwrap_or(16);
+    let Ok(pool) = Pool::new(threads) else { return };
+    let adapters: Vec<Vec<LoraGroup>> = (0..32).map(|seed| adapter(seed, rank)).collect();
+    let bytes: usize = adapters[0].iter().map(LoraGroup::memory_bytes).sum();
+    println!("{threads} threads, rank {rank}: {:.2} MB an adapter", bytes as f64 / 1e6);
+    for (name, runs) in cases() {
+        let rows = runs.iter().map(|run| run.0.end).max().unwrap_or(0);
+        let mut distinct: Vec<usize> = runs.iter().map(|run| run.1).collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let (mut best, mut read) = (f64::MAX, f64::MAX);
+        for _ in 0..REPEATS {
+            best = best.min(pool.step(|team| step(team, &adapters, &runs, rows)));
+            read = read.min(pool.step(|team| read_all(team, &adapters[..distinct.len()])));
+        }
+        let multiplied = runs.iter().map(|run| run.0.len()).sum::<usize>() * bytes / 2;
+        println!(
+            "{name:32} {:7.3} ms, {:6.1} GB/s of weights; reading them takes {:7.3} ms: {:4.2} of it; {:6.1} Gflop/s",
+            best * 1e3,
+            (distinct.len() * bytes) as f64 / best / 1e9,
+            read * 1e3,
+            best / read,
+            2.0 * multiplied as f64 / best / 1e9
+        );
+    }
+}
+
+fn cases() -> Vec<(&'static str, Vec<Placed>)> {
+    let distinct = |rows: usize| (0..rows).map(|row| (row..row + 1, row)).collect::<Vec<_>>();
+    let two = (0..16).flat_map(|row| [(row..row + 1, 2 * row), (row..row + 1, 2 * row + 1)]).collect();
+    vec![
+        ("none", Vec::new()),
+        ("1 row, 1 adapter", distinct(1)),
+        ("2 rows, 2 adapters", distinct(2)),
+        ("8 rows, 8 adapters", distinct(8)),
+        ("32 rows, 32 adapters", distinct(32)),
+        ("16 rows, 2 adapters each", two),
+        ("8 rows share one", vec![(0..8, 0)]),
+        ("32 rows share one", vec![(0..32, 0)]),
+        ("512 rows share one", vec![(0..512, 0)]),
+        ("32 rows, each eight share one", (0..4).map(|i| (8 * i..8 * i + 8, i)).collect()),
+    ]
+}
+
+fn adapter(seed: usize, rank: usize) -> Vec<LoraGroup> {
+    let values = |count: usize| (0..count).map(|i| ((i * 7 + seed) % 31) as f32 * 0.001).collect::<Vec<f32>>();
+    let group = |(inputs, outputs): (usize, &[usize])| {
+        let term = |(module_slot, outputs): (usize, &usize)| LoraTermParts {
+            module_slot,
+            rank,
+            outputs: *outputs,
+            a: values(rank * inputs),
+            b: values(rank * outputs),
+            scale: 2.0,
+            growth: None,
+        };
+        LoraGroup::pack(inputs, &outputs.iter().enumerate().map(term).collect::<Vec<_>>())
+    };
+    let mut groups: Vec<LoraGroup> =
+        (0..LAYERS).flat_map(|_| GROUPS.iter().filter_map(|sizes| group(*sizes))).collect();
+    LoraGroup::gather(&mut groups);
+    groups
+}
+
+/// Seconds of all layers.
+fn step(team: &kernels::Team<'_>, adapters: &[Vec<LoraGroup>], runs: &[Placed], rows: usize) -> f64 {
+    let mut scratch = LoraScratch::new();
+    let (x, mut y) = (vec![0.25f32; rows * 1536], vec![0.5f32; rows * 3072]);
+    let mut runs_of_group = Vec::with_capacity(runs.len());
+    let begun = Instant::now();
+    for index in 0..LAYERS * GROUPS.len() {
+        let (inputs, outputs) = GROUPS[index % GROUPS.len()];
+        let mut first = [0; 3];
+        (1..outputs.len()).for_each(|slot| first[slot] = first[slot - 1] + outputs[slot - 1]);
+        let y_stride = outputs.iter().sum();
+        runs_of_group.clear();
+        runs_of_group.extend(runs.iter().map(|(rows, adapter)| LoraRun {
+            rows: rows.clone(),
+            group: &adapters[*adapter][index],
+            weight: 0.5,
+            enabled: u8::MAX,
+        }));
+        let io = LoraRows {
+            x: &x[..rows * inputs],
+            inputs,
+            y: &mut y[..rows * y_stride],
+            y_stride,
+            module_first: &first[..outputs.len()],
+            plain: None,
+        };
+        grouped_lora(team, Isa::detect(), &runs_of_group, io, &mut scratch);
+    }
+    begun.elapsed().as_secs_f64()
+}
+
+/// Seconds to read the weights once, each group by one thread.
+fn read_all(team: &kernels::Team<'_>, adapters: &[Vec<LoraGroup>]) -> f64 {
+    let begun = Instant::now();
+    team.tiles(adapters.len() * LAYERS * GROUPS.len(), |_, index| {
+        let group = &adapters[index % adapters.len()][index / adapters.len()];
+        std::hint::black_box(group.checksum(Isa::detect()));
+    });
+    begun.elapsed().as_secs_f64()
+}

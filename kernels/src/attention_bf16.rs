@@ -1,0 +1,268 @@
+//! A step of the online softmax with AVX-512's bf16 dot products. Same result, to the bit, as `attention_lanes` (but for
+//! numbers too small to be normal). Up to 6 rows by 4 registers of sums share the loads of keys and of values.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "tiles of registers: each index is of several arrays or of a row of one"
+)]
+
+use std::arch::x86_64::*;
+
+use crate::attention_tile::{EXP2, QueryRows, State, TILE_GROUPS, TILE_PAIRS, Tile};
+use crate::paged::{GROUP_POSITIONS, Line};
+
+/// Rows that share loads.
+const ROWS: usize = 6;
+/// Twice one, in bf16.
+const ONES: i32 = 0x3f80_3f80;
+
+/// bf16 pairs of the probabilities of rows.
+#[repr(C, align(64))]
+struct Probabilities([[u32; TILE_PAIRS]; ROWS]);
+
+/// Takes a tile into the state of the rows.
+///
+/// # Safety
+/// The machine has what [`crate::isa::Level::Avx512Vnni`] promises.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+pub(crate) unsafe fn tile_bf16(rows: QueryRows<'_>, tile: &Tile<'_>, state: &mut State<'_>) {
+    let (pairs, count) = (rows.head_dim / 2, rows.count);
+    assert!(rows.head_dim.is_multiple_of(16) && rows.pairs.len() >= count * pairs);
+    assert!(state.sums.len() >= count * 16 && state.maxima.len() >= count);
+    assert!(state.outs.len() >= count * rows.head_dim && (1..=TILE_GROUPS).contains(&tile.groups));
+    for group in 0..tile.groups {
+        assert!(tile.keys[group].len() >= pairs && tile.values[group].len() >= pairs);
+    }
+    let mut first = 0;
+    macro_rules! parts {
+        ($($rows:literal)*) => {
+            // SAFETY: the lengths that `part` asks for were asserted above, and `first + R <= count`.
+            match (count - first).min(ROWS) { $($rows => unsafe { part::<$rows>(rows, first, tile, state) },)* _ => {} }
+        };
+    }
+    while first < count {
+        parts!(1 2 3 4 5 6);
+        first += ROWS;
+    }
+}
+
+/// # Safety
+/// As [`tile_bf16`]; rows `first .. first + R` exist; queries, state, keys and values have the lengths that it asserts.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+unsafe fn part<const R: usize>(rows: QueryRows<'_>, first: usize, tile: &Tile<'_>, state: &mut State<'_>) {
+    let mut probabilities = Probabilities([[0; TILE_PAIRS]; ROWS]);
+    let mut alphas = [0.0; R];
+    macro_rules! widths {
+        ($($groups:literal)*) => {
+            // SAFETY: the caller's promise; the tile has this many groups.
+            match tile.groups { $($groups => unsafe {
+                weigh::<R, $groups>(rows, first, tile, state, &mut probabilities, &mut alphas)
+            },)* _ => {} }
+        };
+    }
+    widths!(1 2 3 4);
+    let vectors = rows.head_dim / 16;
+    macro_rules! vectors {
+        ($at:ident, $($width:literal)*) => {
+            // SAFETY: the caller's promise; `at + D <= vectors`.
+            match (vectors - $at).min(4) { $($width => unsafe {
+                add_values::<R, $width>(rows.head_dim, first, $at, tile, &probabilities, &alphas, state)
+            },)* _ => {} }
+        };
+    }
+    for at in (0..vectors).step_by(4) {
+        vectors!(at, 1 2 3 4);
+    }
+}
+
+/// Scores of R rows with G groups, the rows' new maxima, and their probabilities.
+///
+/// # Safety
+/// As [`part`], and the tile has G groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+unsafe fn weigh<const R: usize, const G: usize>(
+    rows: QueryRows<'_>,
+    first: usize,
+    tile: &Tile<'_>,
+    state: &mut State<'_>,
+    probabilities: &mut Probabilities,
+    alphas: &mut [f32; R],
+) {
+    // SAFETY: `part`'s promise is what `scores` asks for.
+    let mut scores = unsafe { scores::<R, G>(rows, first, tile) };
+    let factor = _mm512_set1_ps(rows.factor);
+    let hidden = _mm512_set1_ps(f32::NEG_INFINITY);
+    let mut masks = [[0xffff; G]; R];
+    // All rows see all groups but the last whole, and the first row sees the least of that.
+    let masked = rows.visible(first, tile.first_position) < G * GROUP_POSITIONS;
+    for r in 0..R {
+        if let Some(scales) = tile.scales {
+            for g in 0..G {
+                // SAFETY: 16 f32.
+                let scale = unsafe { _mm512_loadu_ps(scales.keys[g].as_ptr()) };
+                scores[r][g] = _mm512_mul_ps(scores[r][g], scale);
+            }
+        }
+        if masked {
+            let visible = rows.visible(first + r, tile.first_position);
+            for g in 0..G {
+                let lanes = visible.saturating_sub(g * GROUP_POSITIONS).min(GROUP_POSITIONS);
+                masks[r][g] = ((1u32 << lanes) - 1) as u16;
+                scores[r][g] = _mm512_mask_mov_ps(hidden, masks[r][g], scores[r][g]);
+            }
+        }
+    }
+    for r in 0..R {
+        let row = first + r;
+        let mut largest = scores[r][0];
+        for g in 1..G {
+            // The second operand is what remains where one is not a number.
+            largest = _mm512_max_ps(scores[r][g], largest);
+        }
+        let old = state.maxima[row];
+        let scaled = _mm512_reduce_max_ps(largest) * rows.factor;
+        let maximum = if scaled > old { scaled } else { old };
+        state.maxima[row] = maximum;
+        let alpha = exp2(_mm512_set1_ps(old - maximum));
+        alphas[r] = _mm512_cvtss_f32(alpha);
+        // SAFETY: the row's 16 sums.
+        let sums_at = unsafe { state.sums.as_mut_ptr().add(row * 16) };
+        // SAFETY: as above.
+        let mut sums = _mm512_mul_ps(unsafe { _mm512_loadu_ps(sums_at) }, alpha);
+        let maximum = _mm512_set1_ps(maximum);
+        let mut halves = [_mm256_setzero_si256(); TILE_GROUPS];
+        for g in 0..G {
+            let mut probability = exp2(_mm512_fmsub_ps(scores[r][g], factor, maximum));
+            if masked {
+                probability = _mm512_maskz_mov_ps(masks[r][g], probability);
+            }
+            halves[g] = bits(_mm512_cvtneps_pbh(probability));
+            let mut scaled = halves[g];
+            if let Some(scales) = tile.scales {
+                // SAFETY: 16 f32.
+                let scale = unsafe { _mm512_loadu_ps(scales.values[g].as_ptr()) };
+                scaled = bits(_mm512_cvtneps_pbh(_mm512_mul_ps(probability, scale)));
+            }
+            // SAFETY: 8 of the row's 32 words.
+            unsafe { _mm256_store_si256(probabilities.0[r].as_mut_ptr().add(g * 8).cast(), scaled) };
+        }
+        for g in (0..G).step_by(2) {
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves[g]), halves[g + 1]);
+            sums = _mm512_dpbf16_ps(sums, pairs(both), pairs(_mm512_set1_epi32(ONES)));
+        }
+        // SAFETY: as where they were read.
+        unsafe { _mm512_storeu_ps(sums_at, sums) };
+    }
+}
+
+/// # Safety
+/// As [`weigh`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+unsafe fn scores<const R: usize, const G: usize>(
+    rows: QueryRows<'_>,
+    first: usize,
+    tile: &Tile<'_>,
+) -> [[__m512; G]; R] {
+    let count = rows.head_dim / 2;
+    let queries = rows.pairs[first * count..][..R * count].as_ptr();
+    let mut sums = [[_mm512_setzero_ps(); G]; R];
+    let mut keys = [std::ptr::null::<Line>(); G];
+    for g in 0..G {
+        keys[g] = tile.keys[g].as_ptr();
+    }
+    for pair in 0..count {
+        let mut key = [_mm512_setzero_si512(); G];
+        for g in 0..G {
+            // SAFETY: a group's keys have `count` lines.
+            key[g] = unsafe { _mm512_load_si512(keys[g].add(pair).cast()) };
+        }
+        for r in 0..R {
+            // SAFETY: R rows of `count` words each.
+            let query = unsafe { *queries.add(r * count + pair) };
+            let query = pairs(_mm512_set1_epi32(query.cast_signed()));
+            for g in 0..G {
+                sums[r][g] = _mm512_dpbf16_ps(sums[r][g], pairs(key[g]), query);
+            }
+        }
+    }
+    sums
+}
+
+/// outs = outs · alpha + Σ probability · value, for D vectors of R rows.
+///
+/// # Safety
+/// As [`part`], and `vector + D` is at most head_dim / 16.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+unsafe fn add_values<const R: usize, const D: usize>(
+    head_dim: usize,
+    first: usize,
+    vector: usize,
+    tile: &Tile<'_>,
+    probabilities: &Probabilities,
+    alphas: &[f32; R],
+    state: &mut State<'_>,
+) {
+    let outs = state.outs.as_mut_ptr();
+    let at = |r: usize, d: usize| (first + r) * head_dim + (vector + d) * 16;
+    let mut sums = [[_mm512_setzero_ps(); D]; R];
+    for r in 0..R {
+        for d in 0..D {
+            // SAFETY: 16 of the row's head_dim values.
+            let old = unsafe { _mm512_loadu_ps(outs.add(at(r, d))) };
+            sums[r][d] = _mm512_mul_ps(old, _mm512_set1_ps(alphas[r]));
+        }
+    }
+    for g in 0..tile.groups {
+        let values = tile.values[g][vector..].as_ptr();
+        for pair in 0..GROUP_POSITIONS / 2 {
+            let mut value = [_mm512_setzero_si512(); D];
+            for d in 0..D {
+                // SAFETY: a group's values have 8 · head_dim / 16 lines, and `vector + D` is at most head_dim / 16.
+                value[d] = unsafe { _mm512_load_si512(values.add(pair * (head_dim / 16) + d).cast()) };
+            }
+            for r in 0..R {
+                let probability = probabilities.0[r][g * (GROUP_POSITIONS / 2) + pair];
+                let probability = pairs(_mm512_set1_epi32(probability.cast_signed()));
+                for d in 0..D {
+                    sums[r][d] = _mm512_dpbf16_ps(sums[r][d], pairs(value[d]), probability);
+                }
+            }
+        }
+    }
+    for r in 0..R {
+        for d in 0..D {
+            // SAFETY: as where they were read.
+            unsafe { _mm512_storeu_ps(outs.add(at(r, d)), sums[r][d]) };
+        }
+    }
+}
+
+/// 2^x as `attention_tile::exp2`: floor, what is left of it, a polynomial of that, and the power of two.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn exp2(x: __m512) -> __m512 {
+    const DOWN: i32 = 0x09; // to whole numbers, towards -∞, without exceptions
+    let f = _mm512_reduce_ps::<DOWN>(x);
+    let mut sum = _mm512_set1_ps(EXP2[4]);
+    for coefficient in [EXP2[3], EXP2[2], EXP2[1], EXP2[0], 1.0] {
+        sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(coefficient));
+    }
+    _mm512_scalef_ps(sum, x)
+}
+
+/// 32 bf16 in a register.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn pairs(bits: __m512i) -> __m512bh {
+    // SAFETY: two names of the same 64 bytes.
+    unsafe { std::mem::transmute(bits) }
+}
+
+/// The bits of 16 bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bits(values: __m256bh) -> __m256i {
+    // SAFETY: two names of the same 32 bytes.
+    unsafe { std::mem::transmute(values) }
+}

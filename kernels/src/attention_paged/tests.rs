@@ -1,0 +1,274 @@
+//! Paged attention against the softmax in f64, and against itself in other batches, chunks, blocks and threads.
+
+use super::*;
+use crate::Pool;
+use crate::dot::tests::values;
+
+/// Largest difference from f64 on values in -1 .. 1: see the head of the module.
+const TOLERANCES: [(KvFormat, f64); 2] = [(KvFormat::Bf16, 0.02), (KvFormat::Int8, 0.04)];
+
+/// A model's shape.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Heads {
+    fn stride(self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim + 16
+    }
+    fn key_first(self) -> usize {
+        self.heads * self.head_dim + 8
+    }
+    fn value_first(self) -> usize {
+        self.key_first() + self.kv_heads * self.head_dim
+    }
+    /// Rows of `positions` positions.
+    fn rows(self, seed: u64, positions: usize) -> Vec<f32> {
+        values(seed, positions * self.stride()).into_iter().map(|value| value * 1.7).collect()
+    }
+}
+
+/// A sequence that takes its place in a shared cache.
+struct Fixture {
+    heads: Heads,
+    kv: PagedKv,
+    isa: Isa,
+    scratch: AttentionScratch,
+}
+
+const LAYERS: usize = 2;
+const LAYER: usize = 1;
+
+impl Fixture {
+    fn new(isa: Isa, format: KvFormat, heads: Heads, blocks: usize, block_tokens: usize) -> Self {
+        let kv = PagedKv::new(format, LAYERS, blocks, block_tokens, heads.kv_heads, heads.head_dim).unwrap();
+        Self { heads, kv, isa, scratch: AttentionScratch::default() }
+    }
+
+    fn write(&mut self, team: &Team<'_>, blocks: &[u32], first: usize, rows: &[f32]) {
+        let tokens = self.kv.block_tokens();
+        let place = |p: usize| (blocks[p / tokens], (p % tokens) as u32);
+        let places: Vec<(u32, u32)> = (first..first + rows.len() / self.heads.stride()).map(place).collect();
+        let (key, value) = (self.heads.key_first(), self.heads.value_first());
+        self.kv.write(team, self.isa, LAYER, &places, rows, self.heads.stride(), key, value);
+    }
+
+    fn attend(&mut self, team: &Team<'_>, sequences: &[AttentionSequence<'_>], rows: &[f32]) -> Vec<f32> {
+        let Heads { heads, head_dim, .. } = self.heads;
+        let mut out = vec![0.0; rows.len() / self.heads.stride() * heads * head_dim];
+        let stride = self.heads.stride();
+        paged_attention(
+            team,
+            self.isa,
+            &self.kv,
+            LAYER,
+            sequences,
+            rows,
+            stride,
+            0,
+            heads,
+            &mut out,
+            &mut self.scratch,
+        );
+        out
+    }
+
+    /// Stores and attends to rows of one sequence.
+    fn step(&mut self, team: &Team<'_>, blocks: &[u32], first_position: usize, rows: &[f32]) -> Vec<f32> {
+        self.write(team, blocks, first_position, rows);
+        let count = rows.len() / self.heads.stride();
+        self.attend(team, &[AttentionSequence { blocks, first_position, rows: 0..count }], rows)
+    }
+
+    /// Leaves numbers of another owner, NaN and infinity among them, in the whole cache.
+    fn soil(&mut self, blocks: usize) {
+        let mut rows = self.heads.rows(77, blocks * self.kv.block_tokens());
+        for (index, value) in rows.iter_mut().enumerate() {
+            match index % 11 {
+                0 => *value = f32::NAN,
+                3 => *value = f32::INFINITY,
+                5 => *value = -1e38,
+                _ => {}
+            }
+        }
+        let all: Vec<u32> = (0..blocks as u32).collect();
+        self.write(&Team::alone(), &all, 0, &rows);
+    }
+}
+
+/// f64, no blocks, no rounding.
+fn reference(heads: Heads, rows: &[f32], position: usize) -> Vec<f64> {
+    let row = |p: usize| &rows[p * heads.stride()..][..heads.stride()];
+    let mut out = Vec::new();
+    for head in 0..heads.heads {
+        let at = head / (heads.heads / heads.kv_heads) * heads.head_dim;
+        let query = &row(position)[head * heads.head_dim..][..heads.head_dim];
+        let dot = |key: &[f32]| query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
+        let score = |p: usize| dot(&row(p)[heads.key_first() + at..]) / (heads.head_dim as f64).sqrt();
+        let scores: Vec<f64> = (0..=position).map(score).collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        for d in 0..heads.head_dim {
+            let value = |p: usize| f64::from(row(p)[heads.value_first() + at + d]);
+            out.push((0..=position).map(|p| weights[p] * value(p)).sum::<f64>() / sum);
+        }
+    }
+    out
+}
+
+const SHAPES: [Heads; 7] = [
+    Heads { heads: 9, kv_heads: 3, head_dim: 64 },
+    Heads { heads: 2, kv_heads: 2, head_dim: 32 },
+    Heads { heads: 8, kv_heads: 1, head_dim: 80 },
+    Heads { heads: 4, kv_heads: 2, head_dim: 128 },
+    Heads { heads: 7, kv_heads: 1, head_dim: 16 },
+    Heads { heads: 5, kv_heads: 1, head_dim: 96 },
+    Heads { heads: 50, kv_heads: 1, head_dim: 16 },
+];
+
+fn blocks_of(count: usize) -> Vec<u32> {
+    // A shuffled order: 7 and the counts used here have no common factor.
+    (0..count).map(|block| ((block * 7 + 3) % count) as u32).collect()
+}
+
+#[test]
+fn is_close_to_the_reference_and_the_same_on_any_machine() {
+    for (format, tolerance) in TOLERANCES {
+        for (index, heads) in SHAPES.into_iter().enumerate() {
+            let positions = [150, 33, 64, 65, 16, 17, 1][index];
+            let rows = heads.rows(index as u64, positions);
+            let mut expected = Vec::new();
+            for isa in Isa::available() {
+                let blocks = blocks_of(10);
+                let mut fixture = Fixture::new(isa, format, heads, 10, 16);
+                fixture.soil(10);
+                let out = fixture.step(&Team::alone(), &blocks, 0, &rows);
+                let mut worst = 0.0f64;
+                for (position, out) in out.chunks(heads.heads * heads.head_dim).enumerate() {
+                    for (out, exact) in out.iter().zip(reference(heads, &rows, position)) {
+                        worst = worst.max((f64::from(*out) - exact).abs());
+                        assert!(out.is_finite());
+                    }
+                }
+                assert!(worst < tolerance, "{format:?} {heads:?} {isa:?}: {worst}");
+                if expected.is_empty() {
+                    expected = out;
+                } else {
+                    assert_eq!(bits(&out), bits(&expected), "{format:?} {heads:?} {isa:?}");
+                }
+            }
+        }
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn a_row_has_the_same_bits_however_it_is_computed() {
+    let pool = Pool::new(3).unwrap();
+    for (format, _) in TOLERANCES {
+        for (index, heads) in SHAPES.into_iter().enumerate() {
+            let positions = [131, 70, 40, 67, 50, 20, 19][index];
+            let rows = heads.rows(index as u64, positions);
+            let width = heads.heads * heads.head_dim;
+            let isa = Isa::detect();
+            let whole = Fixture::new(isa, format, heads, 10, 16).step(&Team::alone(), &blocks_of(10), 0, &rows);
+            // Other blocks, what others left in them, another thread count, and chunks of each length.
+            for chunk in [1, 2, 3, 7, 16, 30, 100] {
+                for block_tokens in [16, 32] {
+                    let mut fixture = Fixture::new(isa, format, heads, 11, block_tokens);
+                    fixture.soil(11);
+                    let blocks = blocks_of(11);
+                    let mut out = Vec::new();
+                    for (at, rows) in rows.chunks(chunk * heads.stride()).enumerate() {
+                        out.extend(pool.step(|team| fixture.step(team, &blocks, at * chunk, rows)));
+                    }
+                    for (position, (out, whole)) in out.chunks(width).zip(whole.chunks(width)).enumerate() {
+                        assert_eq!(bits(out), bits(whole), "{format:?} {heads:?} chunk {chunk} position {position}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn long_contexts_are_the_same_side_by_side_and_in_turn() {
+    let heads = Heads { heads: 4, kv_heads: 2, head_dim: 32 };
+    let (positions, first) = (2_600, 2_000);
+    let rows = heads.rows(5, positions);
+    let pool = Pool::new(2).unwrap();
+    for isa in Isa::available() {
+        let mut fixture = Fixture::new(isa, KvFormat::Bf16, heads, 200, 16);
+        let blocks = blocks_of(200);
+        let chunk = &rows[first * heads.stride()..];
+        fixture.write(&Team::alone(), &blocks, 0, &rows[..first * heads.stride()]);
+        let prefill = fixture.step(&Team::alone(), &blocks, first, chunk);
+        let width = heads.heads * heads.head_dim;
+        for position in [2_000, 2_047, 2_048, 2_063, 2_064, 2_599] {
+            let row = &rows[position * heads.stride()..][..heads.stride()];
+            let alone = [AttentionSequence { blocks: &blocks, first_position: position, rows: 0..1 }];
+            let decoded = pool.step(|team| fixture.attend(team, &alone, row));
+            assert_eq!(bits(&decoded), bits(&prefill[(position - first) * width..][..width]), "{isa:?} {position}");
+            for (out, exact) in decoded.iter().zip(reference(heads, &rows, position)) {
+                assert!((f64::from(*out) - exact).abs() < 0.02);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_that_is_not_finite_stays_alone() {
+    let heads = SHAPES[0];
+    let (width, stride) = (heads.heads * heads.head_dim, heads.stride());
+    for (format, _) in TOLERANCES {
+        for isa in Isa::available() {
+            for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+                let clean = heads.rows(1, 40);
+                let mut sick = heads.rows(2, 40);
+                // Position 21's values, of the second head only.
+                sick[21 * stride + heads.value_first() + heads.head_dim + 5] = poison;
+                let mut fixture = Fixture::new(isa, format, heads, 6, 16);
+                let (one, two) = ([0u32, 2, 4], [1u32, 3, 5]);
+                fixture.write(&Team::alone(), &two, 0, &sick);
+                let alone = fixture.step(&Team::alone(), &one, 0, &clean);
+                let batch = [
+                    AttentionSequence { blocks: &two, first_position: 0, rows: 0..40 },
+                    AttentionSequence { blocks: &one, first_position: 0, rows: 40..80 },
+                ];
+                let out = fixture.attend(&Team::alone(), &batch, &[sick.clone(), clean].concat());
+                assert_eq!(bits(&out[40 * width..]), bits(&alone));
+                for (at, out) in out[..40 * width].iter().enumerate() {
+                    let (position, kv_head) = (at / width, at % width / heads.head_dim / 3);
+                    let sees = position >= 21 && kv_head == 1 && (poison != f32::MAX || format == KvFormat::Bf16);
+                    assert_eq!(out.is_finite(), !sees, "{format:?} {isa:?} {poison} {position} {kv_head}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn copied_and_wiped_blocks_and_rows_of_nobody() {
+    let heads = SHAPES[0];
+    let rows = heads.rows(1, 30);
+    let mut fixture = Fixture::new(Isa::detect(), KvFormat::Bf16, heads, 4, 16);
+    let first = fixture.step(&Team::alone(), &[0, 1], 0, &rows);
+    fixture.kv.copy_block(0, 3);
+    fixture.kv.copy_block(1, 2);
+    fixture.kv.wipe_block(0);
+    fixture.kv.wipe_block(1);
+    let copy = [AttentionSequence { blocks: &[3, 2], first_position: 0, rows: 0..30 }];
+    assert_eq!(fixture.attend(&Team::alone(), &copy, &rows), first);
+    // Wiped: all values are zero.
+    let wiped = [AttentionSequence { blocks: &[0, 1], first_position: 4, rows: 3..20 }];
+    let out = fixture.attend(&Team::alone(), &wiped, &rows);
+    assert!(out.iter().all(|out| out.to_bits() == 0));
+    assert!(fixture.attend(&Team::alone(), &[], &rows).iter().all(|out| *out == 0.0));
+}

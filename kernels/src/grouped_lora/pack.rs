@@ -1,0 +1,278 @@
+//! How one adapter's terms lie in memory for [`grouped_lora`](super::grouped_lora): one run of bytes in the order of their
+//! use, in f16 under exact power-of-two scales. Not here: the arithmetic.
+//!
+//! The A of all modules are stacked into *lanes* (one a rank of a module) and cut into panels of 16, 8 or 4 lanes. A panel
+//! holds, for each four inputs, 4 · lanes values in vectors of 16: with 16 lanes a vector is one input of each, with 8 it
+//! is two inputs (lane 0's first, lane 0's second, lane 1's first, ...), with 4 it is four. So a vector is always full, and
+//! each lane has four sums, of the inputs 0, 1, 2 and 3 modulo 4, whatever the panel's width.
+//! Behind the panels lies B: for each 16 outputs of a module, 16 values of each rank.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::f16;
+
+use crate::Isa;
+use crate::isa::multiversion;
+use crate::memory::Memory;
+
+/// Values of a vector.
+pub(super) const VECTOR: usize = 16;
+/// Inputs that a panel keeps together, each in a sum of its own.
+pub(super) const CHAINS: usize = 4;
+/// A row's largest value is scaled to this power of two, so that values down to 2^-29 of it are normal numbers of f16.
+const TOP_EXPONENT: i32 = 15;
+/// A group's values begin at a cache line.
+const LINE_BYTES: usize = 64;
+
+/// What an adapter adds to one module: y += scale · B(A x), or with `growth` what DoRA makes of it.
+#[derive(Clone, Debug)]
+pub struct LoraTermParts {
+    /// Which of the modules that share the input, from 0; below [`SLOTS_MAX`](super::SLOTS_MAX).
+    pub module_slot: usize,
+    /// Rows of A.
+    pub rank: usize,
+    /// Rows of B.
+    pub outputs: usize,
+    /// `[rank, inputs]`
+    pub a: Vec<f32>,
+    /// B transposed, `[rank, outputs]`.
+    pub b: Vec<f32>,
+    /// What B(A x) is multiplied by.
+    pub scale: f32,
+    /// For DoRA: g − 1 of each output.
+    pub growth: Option<Vec<f32>>,
+}
+
+/// One adapter's terms for the modules of one layer that have the same input, packed.
+///
+/// Values are kept in f16, each row of A and each column of B under a power of two: within 2^-11 of what they were if they
+/// are not below 2^-29 of the row's or column's largest, exact if they came from f16, or from bf16 within that range.
+pub struct LoraGroup {
+    pub(super) inputs: usize,
+    pub(super) panels: Vec<Panel>,
+    pub(super) terms: Vec<Term>,
+    /// Of each lane, padded to the panels: the scale of the term and of the lane's A and B.
+    pub(super) factors: Vec<f32>,
+    /// Maybe with other groups' values before and after its own.
+    memory: Arc<Memory>,
+    /// Its own, in bytes.
+    own: Range<usize>,
+}
+
+/// Lanes of A that are computed together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Panel {
+    pub(super) first_lane: usize,
+    /// 16, 8 or 4.
+    pub(super) lanes: usize,
+    /// Where its values begin.
+    at: usize,
+}
+
+/// One module's part.
+#[derive(Debug)]
+pub(super) struct Term {
+    pub(super) slot: usize,
+    pub(super) first_lane: usize,
+    pub(super) rank: usize,
+    pub(super) outputs: usize,
+    pub(super) growth: Option<Vec<f32>>,
+    /// Where B begins.
+    at: usize,
+}
+
+impl Term {
+    /// Vectors of outputs, the last one padded.
+    pub(super) fn tiles(&self) -> usize {
+        self.outputs.div_ceil(VECTOR)
+    }
+}
+
+impl LoraGroup {
+    /// From the terms of one adapter. `None` if there is none, two are of one slot, a rank is 0, a length is wrong, a value
+    /// is not finite, or `inputs` is not a multiple of 16.
+    #[must_use]
+    pub fn pack(inputs: usize, terms: &[LoraTermParts]) -> Option<Self> {
+        let mut slots = 0u8;
+        for term in terms {
+            let bit = 1u8.checked_shl(u32::try_from(term.module_slot).ok()?)?;
+            if slots & bit != 0 || !fits(inputs, term) {
+                return None;
+            }
+            slots |= bit;
+        }
+        if slots == 0 || !inputs.is_multiple_of(VECTOR) {
+            return None;
+        }
+        let panels = panels(inputs, terms.iter().map(|term| term.rank).sum());
+        let lanes = panels.last().map_or(0, |panel| panel.first_lane + panel.lanes);
+        let (mut packed_terms, mut factors) = (Vec::new(), vec![0.0; lanes]);
+        let mut at = lanes * inputs;
+        let mut first_lane = 0;
+        for term in terms {
+            let (slot, rank, outputs, growth) = (term.module_slot, term.rank, term.outputs, term.growth.clone());
+            let packed = Term { slot, first_lane, rank, outputs, growth, at };
+            first_lane += rank;
+            at += packed.tiles() * VECTOR * rank;
+            packed_terms.push(packed);
+        }
+        let bytes = (at * size_of::<u16>()).next_multiple_of(LINE_BYTES);
+        let mut memory = Memory::new(bytes);
+        let values = values_mut(memory.bytes_mut());
+        for (term, parts) in packed_terms.iter().zip(terms) {
+            fill(inputs, &panels, term, parts, values, &mut factors);
+        }
+        Some(Self { inputs, panels, terms: packed_terms, factors, memory: Arc::new(memory), own: 0..bytes })
+    }
+
+    /// Moves the values of groups that are used one after the other into one piece of memory, in huge pages if they fill
+    /// one: the way to keep all of an adapter.
+    pub fn gather(groups: &mut [Self]) {
+        let mut memory = Memory::new(groups.iter().map(|group| group.own.len()).sum());
+        let mut rest = memory.bytes_mut();
+        for group in &*groups {
+            let (own, behind) = rest.split_at_mut(group.own.len());
+            own.copy_from_slice(&group.memory.bytes()[group.own.clone()]);
+            rest = behind;
+        }
+        let memory = Arc::new(memory);
+        let mut at = 0;
+        for group in groups {
+            let end = at + group.own.len();
+            (group.memory, group.own) = (Arc::clone(&memory), at..end);
+            at = end;
+        }
+    }
+
+    /// Bytes in memory, without the few of its own bookkeeping.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let growth: usize = self.terms.iter().filter_map(|term| term.growth.as_ref()).map(Vec::len).sum();
+        self.own.len() + (self.factors.len() + growth) * size_of::<f32>()
+    }
+
+    /// The sum of all bits, for what wants to have read them all: the floor of a step's time.
+    #[must_use]
+    pub fn checksum(&self, isa: Isa) -> u64 {
+        let mut sum = 0;
+        add_all(isa, self.values(), &mut sum);
+        sum
+    }
+
+    /// Columns of A.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Whether a term needs the plain output of its module.
+    #[must_use]
+    pub fn has_growth(&self) -> bool {
+        self.terms.iter().any(|term| term.growth.is_some())
+    }
+
+    /// Of a panel, its values: `[inputs / 4, lanes / 4, 16]`, see the top of the file.
+    pub(super) fn a(&self, panel: Panel) -> &[u16] {
+        &self.values()[panel.at..][..panel.lanes * self.inputs]
+    }
+
+    /// Of a term, `[tiles, rank, 16]`.
+    pub(super) fn b(&self, term: &Term) -> &[u16] {
+        &self.values()[term.at..][..term.tiles() * VECTOR * term.rank]
+    }
+
+    fn values(&self) -> &[u16] {
+        let own = &self.memory.bytes()[self.own.clone()];
+        assert!(own.as_ptr().cast::<u16>().is_aligned());
+        // SAFETY: aligned as asserted; any two bytes are a u16.
+        unsafe { std::slice::from_raw_parts(own.as_ptr().cast(), own.len() / 2) }
+    }
+}
+
+fn values_mut(bytes: &mut [u8]) -> &mut [u16] {
+    assert!(bytes.as_ptr().cast::<u16>().is_aligned());
+    // SAFETY: aligned as asserted; any two bytes are a u16, and the borrow goes on.
+    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 2) }
+}
+
+fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, values: &mut [u16], factors: &mut [f32]) {
+    let scaled = |value: f32, exponent: i32| f16::from_f64(f64::from(value) * 2f64.powi(-exponent)).to_bits();
+    for row in 0..term.rank {
+        let lane = term.first_lane + row;
+        let Some(panel) = panels.iter().find(|panel| lane < panel.first_lane + panel.lanes) else { continue };
+        let a = &parts.a[row * inputs..][..inputs];
+        let a_exponent = exponent(a);
+        for (input, value) in a.iter().enumerate() {
+            values[panel.at + place(panel.lanes, lane - panel.first_lane, input)] = scaled(*value, a_exponent);
+        }
+        let b = &parts.b[row * term.outputs..][..term.outputs];
+        let b_exponent = exponent(b);
+        for (output, value) in b.iter().enumerate() {
+            let tile = output / VECTOR * term.rank + row;
+            values[term.at + tile * VECTOR + output % VECTOR] = scaled(*value, b_exponent);
+        }
+        // Above f32's range the term is too; finite, so that a sum of zero stays zero. Below it (the largest of A's row
+        // times the largest of B's column under 2^-96) the term is nothing beside any output.
+        let factor = f64::from(parts.scale) * 2f64.powi(a_exponent + b_exponent);
+        factors[lane] = (factor as f32).clamp(f32::MIN, f32::MAX);
+    }
+}
+
+multiversion! {
+    fn add_all(values: &[u16], sum: &mut u64) {
+        let mut sums = [[0u16; 32]; 8];
+        for values in values.chunks_exact(256) {
+            for (sums, values) in sums.iter_mut().zip(values.chunks_exact(32)) {
+                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum ^= value);
+            }
+        }
+        *sum = sums.iter().flatten().map(|sum| u64::from(*sum)).sum();
+    }
+}
+
+/// Where within a panel the value of a lane and an input lies.
+fn place(lanes: usize, lane: usize, input: usize) -> usize {
+    let chains = VECTOR / lanes;
+    let (group, chain) = (input / CHAINS, input % CHAINS);
+    group * CHAINS * lanes + chain / chains * VECTOR + lane * chains + chain % chains
+}
+
+fn fits(inputs: usize, term: &LoraTermParts) -> bool {
+    let LoraTermParts { rank, outputs, a, b, scale, growth, .. } = term;
+    *rank > 0
+        && *outputs > 0
+        && rank.checked_mul(inputs) == Some(a.len())
+        && rank.checked_mul(*outputs) == Some(b.len())
+        && growth.as_ref().is_none_or(|growth| growth.len() == *outputs)
+        && a.iter().chain(b).chain([scale]).all(|value| value.is_finite())
+}
+
+/// Panels for this many lanes: as many of 16 as are full, then what pads least.
+fn panels(inputs: usize, lanes: usize) -> Vec<Panel> {
+    let mut panels = Vec::new();
+    let mut first_lane = 0;
+    while first_lane < lanes {
+        let width = match lanes - first_lane {
+            13.. => 16,
+            5.. => 8,
+            _ => 4,
+        };
+        panels.push(Panel { first_lane, lanes: width, at: first_lane * inputs });
+        first_lane += width;
+    }
+    panels
+}
+
+/// The power of two to take out of these values, so that the largest is just below 2^16.
+fn exponent(values: &[f32]) -> i32 {
+    let max = values.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+    if max == 0.0 {
+        return 0;
+    }
+    // Subnormal numbers of f32 have no exponent of their own, of f64 all do.
+    let exponent = ((f64::from(max).to_bits() >> 52) & 0x7ff) as i32 - 1023;
+    let within = f64::from(max) * 2f64.powi(TOP_EXPONENT - exponent);
+    // What would round up to 2^16 has no place in f16.
+    if f16::from_f64(within).is_finite() { exponent - TOP_EXPONENT } else { exponent - TOP_EXPONENT + 1 }
+}
