@@ -101,7 +101,8 @@ fn bench(team: &Team<'_>, format: BlockFormat, peak: f64, bandwidth: f64) {
         let gops = 2.0 * rows as f64 * values / product_s / 1e9;
         let gbytes = bytes as f64 / layers.len() as f64 / product_s / 1e9;
         println!(
-            "{format:?} rows {rows:3}: {:8.1} us a layer, {gops:6.1} Gop/s = {:4.1} % of peak, {gbytes:5.1} GB/s = {:5.1} % of read; {hot:3.0} % of the time if in cache; fill {:6.1} us a layer",
+            "{format:?} rows {rows:3}: {:8.1} us a layer, {gops:6.1} Gop/s = {:4.1} % of peak, {gbytes:5.1} GB/s = {:5.1} % \
+             of read; {hot:3.0} % of the time if in cache; fill {:6.1} us a layer",
             product_s * 1e6,
             gops / peak * 100.0,
             gbytes / bandwidth * 100.0,
