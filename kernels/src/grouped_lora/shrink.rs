@@ -137,13 +137,16 @@ mod vector {
                 }
             }
         }
-        for (out, sums) in out.iter_mut().zip(&sums) {
-            let mut stored = [[0.0f32; VECTOR]; VECTORS];
-            for (stored, sum) in stored.iter_mut().zip(sums) {
+        // Written in full by loops of constant length: an index that the compiler does not know would keep the sums in memory.
+        let mut stored = [[[0.0f32; VECTOR]; VECTORS]; ROWS];
+        for row in 0..ROWS {
+            for vector in 0..VECTORS {
                 // SAFETY: 16 values of f32.
-                unsafe { _mm512_storeu_ps(stored.as_mut_ptr(), *sum) };
+                unsafe { _mm512_storeu_ps(stored[row][vector].as_mut_ptr(), sums[row][vector]) };
             }
-            finish(&stored, factors, weight, out);
+        }
+        for (out, stored) in out.iter_mut().zip(&stored) {
+            finish(stored, factors, weight, out);
         }
     }
 
