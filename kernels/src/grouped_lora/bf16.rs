@@ -78,7 +78,7 @@ mod tests {
         let values: Vec<f32> = (0..1 << 16)
             .map(|at: u32| f32::from_bits(at.wrapping_mul(0x9e37_79b1)))
             .map(|value| if value.is_subnormal() { 0.0 } else { value })
-            .chain([f32::MAX, f32::INFINITY, f32::NAN, 1.0, 1.00390625, 1.01171875, -0.0, 0.0].repeat(2))
+            .chain([f32::MAX, f32::INFINITY, f32::NAN, 1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.0, 0.0].repeat(2))
             .collect();
         for isa in Isa::available() {
             let mut found = vec![0; values.len() / 2];
