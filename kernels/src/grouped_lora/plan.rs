@@ -9,7 +9,7 @@ use super::shrink::ROWS;
 /// Rows of a piece where there are many: its inputs and what is shrunk stay in the first-level cache.
 const PIECE_ROWS_MAX: usize = 4 * ROWS;
 /// Work below which waking others costs more than it saves.
-const INLINE_NS: usize = 3_000;
+const INLINE_NS: usize = 4_000;
 
 /// Memory of [`grouped_lora`](super::grouped_lora), kept from call to call.
 #[derive(Default)]
@@ -115,8 +115,8 @@ impl LoraScratch {
 
     /// Pieces if there are enough of them to go round, else parts of each.
     pub(super) fn split(&self, runs: &[LoraRun<'_>], threads: usize) -> Split {
-        // A value is read at about 15 a nanosecond, and multiplied at about 50.
-        let work = |item: &Item| runs[item.run].group.memory_bytes() / 2 * (item.rows.len() + 3) / 50;
+        // A value is read at about 15 a nanosecond, and multiplied at about 100.
+        let work = |item: &Item| runs[item.run].group.memory_bytes() / 2 * (item.rows.len() + 6) / 100;
         if threads == 1 || self.items.iter().map(work).sum::<usize>() < INLINE_NS {
             return Split::Inline;
         }
