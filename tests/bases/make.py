@@ -36,12 +36,12 @@ BLOCK = 32
 
 TEXT = """A tenon is the part that slots into a joint. The base is the joint; adapters and plugins slot in. The joiner cut
 the tenon in 1789, and it's there still: we've measured it (12.75 mm), they'll measure it again. One resident base model,
-thousands of skills. The rest of the timber was oak, the pegs were of ash, and the roof didn't leak for 200 years."""
+thousands of skills. The rest of the timber was oak, the pegs were of ash, and the roof didn't leak in 2000, 2001, 2002, 2003, 2004, 2005, 2006 or 2007."""
 
 PROMPTS = {
     "one": "A",
     "words": "The tenon is the part that",
-    "unlike": "It's 1789:  naïve café — 日本語 🙂\n\n\tend  ",
+    "unlike": "It's 1789:  nai\u0308ve cafe\u0301 — 日本語 🙂\n\n\tend of 20031  ",
     "long": TEXT,
 }
 MESSAGES = [
@@ -97,6 +97,13 @@ def tokenizer(pattern, special, added, bos, eos, template, normalizer):
         show_progress=False,
     )
     made.train_from_iterator([TEXT], trainer)
+    if bos:
+        # As Llama 3 has many: a token that no merges make, found because it is a whole piece.
+        about = json.loads(made.to_str())
+        merges = about["model"]["merges"]
+        about["model"]["merges"] = [merge for merge in merges if "".join(merge) != "Ġthe"]
+        assert len(about["model"]["merges"]) == len(merges) - 1
+        made = Tokenizer.from_str(json.dumps(about))
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     made.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
     if bos:
@@ -231,6 +238,7 @@ def make_adapter(folder, name, base, generator):
     # Without the folder that the base lay in here.
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = name
+    config["target_modules"].sort()
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
     (folder / "README.md").unlink(missing_ok=True)
 

@@ -34,7 +34,7 @@ fn both_architectures_are_served_from_folders_and_files() {
         let client = server.client();
         is_served(&client, "base", &golden, "greedy");
         let adapter = client.upload_adapter("moved", &fixtures().join(format!("{name}-adapter")));
-        adapter.expect(200);
+        adapter.expect(201);
         is_served(&client, "moved", &golden, "adapted");
         let messages: Value = serde_json::from_slice::<Value>(&std::fs::read(fixtures().join("golden.json")).unwrap())
             .unwrap()["messages"]
@@ -62,7 +62,7 @@ fn doctor_and_inspect_know_a_folder() {
     let output = run_tenon(&[&["adapter", "inspect", "--json"][..], &typed].concat());
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && said.contains("\"rank\":2"),
+        output.status.success() && said.contains("\"rank\": 2"),
         "{said}{}",
         String::from_utf8_lossy(&output.stderr)
     );

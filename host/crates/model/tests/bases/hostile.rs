@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use generators::seeded_bytes;
 use model::Base;
 use serde_json::{Value, json};
 
@@ -221,4 +222,48 @@ fn a_gguf_file_that_is_cut_is_refused_when_it_is_opened() {
         std::fs::write(file.path(), &bytes[..length]).unwrap();
         assert_eq!(Base::open(file.path()).err().unwrap().code(), MALFORMED, "{length} bytes");
     }
+}
+
+/// Where a random byte goes matters most in what is parsed: headers and JSON, not weights.
+const PARSED_BYTES: usize = 4096;
+
+#[test]
+fn random_damage_is_an_error_or_another_base_and_never_a_panic() {
+    let scratch = tempfile::tempdir().unwrap();
+    forms::copy(&fixtures().join("qwen3"), scratch.path());
+    let original = Base::open(scratch.path()).unwrap().digest();
+    let files: Vec<_> = std::fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let (mut refused, mut opened) = (0, 0);
+    for seed in 0..400 {
+        let random: Vec<usize> = seeded_bytes(seed, 8).into_iter().map(usize::from).collect();
+        let path = &files[random[0] % files.len()];
+        let sound = std::fs::read(path).unwrap();
+        let mut bytes = sound.clone();
+        let at = (random[1] << 8 | random[2]) % bytes.len().min(PARSED_BYTES);
+        match random[3] % 4 {
+            0 => bytes.truncate(at),
+            1 => drop(bytes.splice(at..at, [random[4] as u8; 3])),
+            // Digits for digits: numbers that are wrong and still numbers.
+            2 => match (at..bytes.len()).find(|at| bytes[*at].is_ascii_digit()) {
+                Some(at) => bytes[at] = b'0' + (bytes[at] - b'0' + 1 + (random[4] % 9) as u8) % 10,
+                None => bytes[at] ^= 1,
+            },
+            _ => bytes[at] ^= 1 << (random[4] % 8),
+        }
+        std::fs::write(path, &bytes).unwrap();
+        println!("seed {seed}: {}", path.display());
+        match Base::open(scratch.path()) {
+            Ok(base) => {
+                assert_ne!(base.digest(), original, "seed {seed}");
+                opened += 1;
+            }
+            Err(error) => {
+                assert!(matches!(error.code(), MALFORMED | UNSUPPORTED), "seed {seed}: {error}");
+                refused += 1;
+            }
+        }
+        std::fs::write(path, sound).unwrap();
+    }
+    assert!(refused > 150 && opened > 20, "{refused} refused, {opened} opened");
+    assert_eq!(Base::open(scratch.path()).unwrap().digest(), original);
 }
