@@ -49,6 +49,8 @@ pub struct Config {
     pub queue_requests_max: usize,
     /// Of these, requests of one tenant.
     pub queue_tenant_requests_max: usize,
+    /// Whether KV is kept for later requests of the same tenant that begin alike.
+    pub prefix_cache: bool,
     /// Tokens of a request that are guessed in one step; 0 guesses none.
     pub speculation_tokens_max: u32,
     /// How long running requests may take to end when the host stops.

@@ -109,6 +109,7 @@ impl Host {
             eos_token_ids: base.eos().to_vec(),
             waiting_requests_max: config.queue_requests_max,
             tenant_waiting_requests_max: Some(config.queue_tenant_requests_max),
+            prefix_cache: config.prefix_cache,
             speculation: SpeculationConfig {
                 draft_tokens_max: config.speculation_tokens_max,
                 ..SpeculationConfig::default()

@@ -159,20 +159,28 @@ fn peak_gops() -> f64 {
 
 fn main() -> Result<(), kernels::PoolError> {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(1);
+    // Which instruction sets: the name's beginning, or the best one.
+    let wanted = std::env::args().nth(2);
+    let matches = |isa: &Isa| match &wanted {
+        Some(wanted) => format!("{isa:?}").contains(wanted),
+        None => *isa == Isa::detect(),
+    };
+    // Which cases: all whose format, kind and sizes are not excluded by `-name`.
+    let chosen = |name: &str| std::env::args().skip(3).all(|word| word.strip_prefix('-') != Some(name));
     let pool = Pool::new(threads)?;
-    let all = Isa::available();
     pool.step(|team| {
         let peak = peak_gops() * threads as f64;
-        println!("{threads} threads; bf16 dot peak {peak:.0} Gop/s; read 64 MiB {:.1} GB/s", read_gbs(team, 64 << 20));
-        for isa in all.into_iter().rev() {
+        println!("{threads} threads; bf16 dot peak {peak:.0} Gop/s; read 96 MiB {:.1} GB/s", read_gbs(team, 96 << 20));
+        for isa in Isa::available().into_iter().rev().filter(matches) {
             println!("{isa:?}");
-            for format in [KvFormat::Bf16, KvFormat::Int8] {
-                prefill(team, isa, format, 512, 0, peak);
-                prefill(team, isa, format, 512, 1536, peak);
-                decode(team, isa, format, 1, 100);
-                decode(team, isa, format, 1, 8192);
-                decode(team, isa, format, 32, 200);
-                decode(team, isa, format, 32, 4096);
+            for format in [KvFormat::Bf16, KvFormat::Int8].into_iter().filter(|format| chosen(&format!("{format:?}"))) {
+                for (tokens, first) in [(512, 0), (512, 1536)].into_iter().filter(|_| chosen("prefill")) {
+                    prefill(team, isa, format, tokens, first, peak);
+                }
+                let decodes = [(1, 100), (1, 8192), (32, 200), (32, 4096)].into_iter();
+                for (sequences, context) in decodes.filter(|(a, b)| chosen("decode") && chosen(&format!("{a}x{b}"))) {
+                    decode(team, isa, format, sequences, context);
+                }
             }
         }
     });

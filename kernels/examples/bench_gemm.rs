@@ -1,7 +1,8 @@
 //! Measures the products of `gemm.rs` beside the machine's own limits, measured in the same run: the int8 peak (VPDPBUSD
 //! from registers) and the read bandwidth (a sum over 128 MB). Prints best times; run it on a quiet machine.
 //!
-//! `cargo run -p kernels --example bench_gemm [THREADS] [FORMAT...]`
+//! `cargo run -p kernels --example bench_gemm [THREADS] [FORMAT...]`. In the environment, `ROWS=1,8` chooses batch sizes and
+//! `ISA=1` an instruction set by its place in `Isa::available()`.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -33,7 +34,8 @@ fn main() {
 
 /// A set of layers of more than 128 MB, one after the other, at several batch sizes.
 fn bench(team: &Team<'_>, format: BlockFormat, peak: f64, bandwidth: f64) {
-    let isa = Isa::detect();
+    let isa = std::env::var("ISA").ok().and_then(|text| Isa::available().get(text.parse::<usize>().ok()?).copied());
+    let isa = isa.unwrap_or(Isa::detect());
     let mut layers: Vec<Vec<(Vec<PackedMatrix>, usize)>> = Vec::new();
     let mut bytes = 0;
     while bytes < 128 << 20 {

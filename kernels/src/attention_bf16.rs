@@ -7,8 +7,9 @@
 )]
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-use crate::attention_tile::{EXP2, QueryRows, State, TILE_GROUPS, TILE_PAIRS, Tile};
+use crate::attention_tile::{EXP2, QueryRows, Scales, State, TILE_GROUPS, TILE_PAIRS, Tile};
 use crate::paged::{GROUP_POSITIONS, Line};
 
 /// Rows that share loads.
@@ -16,9 +17,15 @@ const ROWS: usize = 6;
 /// Twice one, in bf16.
 const ONES: i32 = 0x3f80_3f80;
 
-/// bf16 pairs of the probabilities of rows.
+/// What lies between the steps of a part of the rows.
 #[repr(C, align(64))]
-struct Probabilities([[u32; TILE_PAIRS]; ROWS]);
+struct Part {
+    scores: [[Line; TILE_GROUPS]; ROWS],
+    /// bf16 pairs of the probabilities.
+    probabilities: [[u32; TILE_PAIRS]; ROWS],
+    /// What the old state is multiplied by.
+    alphas: [f32; ROWS],
+}
 
 /// Takes a tile into the state of the rows.
 ///
@@ -33,11 +40,15 @@ pub(crate) unsafe fn tile_bf16(rows: QueryRows<'_>, tile: &Tile<'_>, state: &mut
     for group in 0..tile.groups {
         assert!(tile.keys[group].len() >= pairs && tile.values[group].len() >= pairs);
     }
+    let mut part =
+        Part { scores: [[Line::ZERO; TILE_GROUPS]; ROWS], probabilities: [[0; TILE_PAIRS]; ROWS], alphas: [0.0; ROWS] };
     let mut first = 0;
     macro_rules! parts {
         ($($rows:literal)*) => {
-            // SAFETY: the lengths that `part` asks for were asserted above, and `first + R <= count`.
-            match (count - first).min(ROWS) { $($rows => unsafe { part::<$rows>(rows, first, tile, state) },)* _ => {} }
+            // SAFETY: the lengths that `one_part` asks for were asserted above, and `first + R <= count`.
+            match (count - first).min(ROWS) { $($rows => unsafe {
+                one_part::<$rows>(rows, first, tile, state, &mut part)
+            },)* _ => {} }
         };
     }
     while first < count {
@@ -49,127 +60,63 @@ pub(crate) unsafe fn tile_bf16(rows: QueryRows<'_>, tile: &Tile<'_>, state: &mut
 /// # Safety
 /// As [`tile_bf16`]; rows `first .. first + R` exist; queries, state, keys and values have the lengths that it asserts.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
-unsafe fn part<const R: usize>(rows: QueryRows<'_>, first: usize, tile: &Tile<'_>, state: &mut State<'_>) {
-    let mut probabilities = Probabilities([[0; TILE_PAIRS]; ROWS]);
-    let mut alphas = [0.0; R];
-    macro_rules! widths {
-        ($($groups:literal)*) => {
-            // SAFETY: the caller's promise; the tile has this many groups.
-            match tile.groups { $($groups => unsafe {
-                weigh::<R, $groups>(rows, first, tile, state, &mut probabilities, &mut alphas)
-            },)* _ => {} }
-        };
-    }
-    widths!(1 2 3 4);
-    let vectors = rows.head_dim / 16;
-    macro_rules! vectors {
-        ($at:ident, $($width:literal)*) => {
-            // SAFETY: the caller's promise; `at + D <= vectors`.
-            match (vectors - $at).min(4) { $($width => unsafe {
-                add_values::<R, $width>(rows.head_dim, first, $at, tile, &probabilities, &alphas, state)
-            },)* _ => {} }
-        };
-    }
-    for at in (0..vectors).step_by(4) {
-        vectors!(at, 1 2 3 4);
-    }
-}
-
-/// Scores of R rows with G groups, the rows' new maxima, and their probabilities.
-///
-/// # Safety
-/// As [`part`], and the tile has G groups.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
-unsafe fn weigh<const R: usize, const G: usize>(
+unsafe fn one_part<const R: usize>(
     rows: QueryRows<'_>,
     first: usize,
     tile: &Tile<'_>,
     state: &mut State<'_>,
-    probabilities: &mut Probabilities,
-    alphas: &mut [f32; R],
+    part: &mut Part,
 ) {
-    // SAFETY: `part`'s promise is what `scores` asks for.
-    let mut scores = unsafe { scores::<R, G>(rows, first, tile) };
-    let factor = _mm512_set1_ps(rows.factor);
-    let hidden = _mm512_set1_ps(f32::NEG_INFINITY);
-    let mut masks = [[0xffff; G]; R];
-    // All rows see all groups but the last whole, and the first row sees the least of that.
-    let masked = rows.visible(first, tile.first_position) < G * GROUP_POSITIONS;
-    for r in 0..R {
-        if let Some(scales) = tile.scales {
-            for g in 0..G {
-                // SAFETY: 16 f32.
-                let scale = unsafe { _mm512_loadu_ps(scales.keys[g].as_ptr()) };
-                scores[r][g] = _mm512_mul_ps(scores[r][g], scale);
-            }
+    for at in (0..tile.groups).step_by(4) {
+        macro_rules! widths {
+            ($($groups:literal)*) => {
+                // SAFETY: the caller's promise; `at + G` is at most the number of groups.
+                match (tile.groups - at).min(4) { $($groups => unsafe {
+                    add_scores::<R, $groups>(rows, first, tile, at, part)
+                },)* _ => {} }
+            };
         }
-        if masked {
-            let visible = rows.visible(first + r, tile.first_position);
-            for g in 0..G {
-                let lanes = visible.saturating_sub(g * GROUP_POSITIONS).min(GROUP_POSITIONS);
-                masks[r][g] = ((1u32 << lanes) - 1) as u16;
-                scores[r][g] = _mm512_mask_mov_ps(hidden, masks[r][g], scores[r][g]);
-            }
-        }
+        widths!(1 2 3 4);
     }
-    for r in 0..R {
-        let row = first + r;
-        let mut largest = scores[r][0];
-        for g in 1..G {
-            // The second operand is what remains where one is not a number.
-            largest = _mm512_max_ps(scores[r][g], largest);
+    // All rows see all groups but the last whole, and the first row sees the least of that.
+    let masked = rows.visible(first, tile.first_position) < tile.groups * GROUP_POSITIONS;
+    // SAFETY: the caller's promise.
+    match (masked, tile.scales) {
+        (false, None) => unsafe { weigh::<false>(rows, first..first + R, tile, None, state, part) },
+        (_, scales) => unsafe { weigh::<true>(rows, first..first + R, tile, scales, state, part) },
+    }
+    let vectors = rows.head_dim / 16;
+    for at in (0..vectors).step_by(4) {
+        macro_rules! vectors {
+            ($($width:literal)*) => {
+                // SAFETY: the caller's promise; `at + D <= vectors`.
+                match (vectors - at).min(4) { $($width => unsafe {
+                    add_values::<R, $width>(rows.head_dim, first, at, tile, part, state)
+                },)* _ => {} }
+            };
         }
-        let old = state.maxima[row];
-        let scaled = _mm512_reduce_max_ps(largest) * rows.factor;
-        let maximum = if scaled > old { scaled } else { old };
-        state.maxima[row] = maximum;
-        let alpha = exp2(_mm512_set1_ps(old - maximum));
-        alphas[r] = _mm512_cvtss_f32(alpha);
-        // SAFETY: the row's 16 sums.
-        let sums_at = unsafe { state.sums.as_mut_ptr().add(row * 16) };
-        // SAFETY: as above.
-        let mut sums = _mm512_mul_ps(unsafe { _mm512_loadu_ps(sums_at) }, alpha);
-        let maximum = _mm512_set1_ps(maximum);
-        let mut halves = [_mm256_setzero_si256(); TILE_GROUPS];
-        for g in 0..G {
-            let mut probability = exp2(_mm512_fmsub_ps(scores[r][g], factor, maximum));
-            if masked {
-                probability = _mm512_maskz_mov_ps(masks[r][g], probability);
-            }
-            halves[g] = bits(_mm512_cvtneps_pbh(probability));
-            let mut scaled = halves[g];
-            if let Some(scales) = tile.scales {
-                // SAFETY: 16 f32.
-                let scale = unsafe { _mm512_loadu_ps(scales.values[g].as_ptr()) };
-                scaled = bits(_mm512_cvtneps_pbh(_mm512_mul_ps(probability, scale)));
-            }
-            // SAFETY: 8 of the row's 32 words.
-            unsafe { _mm256_store_si256(probabilities.0[r].as_mut_ptr().add(g * 8).cast(), scaled) };
-        }
-        for g in (0..G).step_by(2) {
-            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves[g]), halves[g + 1]);
-            sums = _mm512_dpbf16_ps(sums, pairs(both), pairs(_mm512_set1_epi32(ONES)));
-        }
-        // SAFETY: as where they were read.
-        unsafe { _mm512_storeu_ps(sums_at, sums) };
+        vectors!(1 2 3 4);
     }
 }
 
+/// Scores of R rows with G groups, from group `at` on.
+///
 /// # Safety
-/// As [`weigh`].
-#[inline]
+/// As [`one_part`], and the tile has `at + G` groups.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
-unsafe fn scores<const R: usize, const G: usize>(
+unsafe fn add_scores<const R: usize, const G: usize>(
     rows: QueryRows<'_>,
     first: usize,
     tile: &Tile<'_>,
-) -> [[__m512; G]; R] {
+    at: usize,
+    part: &mut Part,
+) {
     let count = rows.head_dim / 2;
     let queries = rows.pairs[first * count..][..R * count].as_ptr();
     let mut sums = [[_mm512_setzero_ps(); G]; R];
     let mut keys = [std::ptr::null::<Line>(); G];
     for g in 0..G {
-        keys[g] = tile.keys[g].as_ptr();
+        keys[g] = tile.keys[at + g].as_ptr();
     }
     for pair in 0..count {
         let mut key = [_mm512_setzero_si512(); G];
@@ -186,21 +133,105 @@ unsafe fn scores<const R: usize, const G: usize>(
             }
         }
     }
-    sums
+    for r in 0..R {
+        for g in 0..G {
+            // SAFETY: a line is 64 bytes and aligned to them.
+            unsafe { _mm512_store_ps(part.scores[r][at + g].0.as_mut_ptr().cast(), sums[r][g]) };
+        }
+    }
+}
+
+/// The rows' new maxima, sums and probabilities. `SPECIAL` is false where every row sees every position and nothing is
+/// scaled.
+///
+/// # Safety
+/// As [`one_part`], for at most [`ROWS`] rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+unsafe fn weigh<const SPECIAL: bool>(
+    rows: QueryRows<'_>,
+    range: Range<usize>,
+    tile: &Tile<'_>,
+    scales: Option<&Scales>,
+    state: &mut State<'_>,
+    part: &mut Part,
+) {
+    let factor = _mm512_set1_ps(rows.factor);
+    let first = range.start;
+    for row in range {
+        let r = row - first;
+        let scores = &mut part.scores[r];
+        let visible = if SPECIAL { rows.visible(row, tile.first_position) } else { 0 };
+        let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+        for g in 0..tile.groups {
+            // SAFETY: a line is 64 bytes and aligned to them.
+            let mut score = unsafe { _mm512_load_ps(scores[g].0.as_ptr().cast()) };
+            if SPECIAL {
+                if let Some(scales) = scales {
+                    // SAFETY: 16 f32.
+                    score = _mm512_mul_ps(score, unsafe { _mm512_loadu_ps(scales.keys[g].as_ptr()) });
+                }
+                score = _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), lanes(visible, g), score);
+                // SAFETY: as where it was read.
+                unsafe { _mm512_store_ps(scores[g].0.as_mut_ptr().cast(), score) };
+            }
+            // The second operand is what remains where one is not a number.
+            largest = _mm512_max_ps(score, largest);
+        }
+        let old = state.maxima[row];
+        let scaled = _mm512_reduce_max_ps(largest) * rows.factor;
+        let maximum = if scaled > old { scaled } else { old };
+        state.maxima[row] = maximum;
+        let alpha = exp2(_mm512_set1_ps(old - maximum));
+        part.alphas[r] = _mm512_cvtss_f32(alpha);
+        // SAFETY: the row's 16 sums.
+        let sums_at = unsafe { state.sums.as_mut_ptr().add(row * 16) };
+        // SAFETY: as above.
+        let mut sums = _mm512_mul_ps(unsafe { _mm512_loadu_ps(sums_at) }, alpha);
+        let maximum = _mm512_set1_ps(maximum);
+        for g in (0..tile.groups).step_by(2) {
+            let mut plain = [_mm256_setzero_si256(); 2];
+            for half in 0..2.min(tile.groups - g) {
+                // SAFETY: a line is 64 bytes and aligned to them.
+                let score = unsafe { _mm512_load_ps(scores[g + half].0.as_ptr().cast()) };
+                let mut probability = exp2(_mm512_fmsub_ps(score, factor, maximum));
+                if SPECIAL {
+                    probability = _mm512_maskz_mov_ps(lanes(visible, g + half), probability);
+                }
+                plain[half] = bits(_mm512_cvtneps_pbh(probability));
+                let mut scaled = plain[half];
+                if let Some(scales) = scales.filter(|_| SPECIAL) {
+                    // SAFETY: 16 f32.
+                    let scale = unsafe { _mm512_loadu_ps(scales.values[g + half].as_ptr()) };
+                    scaled = bits(_mm512_cvtneps_pbh(_mm512_mul_ps(probability, scale)));
+                }
+                // SAFETY: 8 of the row's words.
+                unsafe { _mm256_store_si256(part.probabilities[r][(g + half) * 8..][..8].as_mut_ptr().cast(), scaled) };
+            }
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(plain[0]), plain[1]);
+            sums = _mm512_dpbf16_ps(sums, pairs(both), pairs(_mm512_set1_epi32(ONES)));
+        }
+        // SAFETY: as where they were read.
+        unsafe { _mm512_storeu_ps(sums_at, sums) };
+    }
+}
+
+/// The lanes of group g among the tile's first `visible` positions.
+fn lanes(visible: usize, g: usize) -> u16 {
+    let lanes = visible.saturating_sub(g * GROUP_POSITIONS).min(GROUP_POSITIONS);
+    ((1u32 << lanes) - 1) as u16
 }
 
 /// outs = outs · alpha + Σ probability · value, for D vectors of R rows.
 ///
 /// # Safety
-/// As [`part`], and `vector + D` is at most head_dim / 16.
+/// As [`one_part`], and `vector + D` is at most head_dim / 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
 unsafe fn add_values<const R: usize, const D: usize>(
     head_dim: usize,
     first: usize,
     vector: usize,
     tile: &Tile<'_>,
-    probabilities: &Probabilities,
-    alphas: &[f32; R],
+    part: &Part,
     state: &mut State<'_>,
 ) {
     let outs = state.outs.as_mut_ptr();
@@ -210,7 +241,7 @@ unsafe fn add_values<const R: usize, const D: usize>(
         for d in 0..D {
             // SAFETY: 16 of the row's head_dim values.
             let old = unsafe { _mm512_loadu_ps(outs.add(at(r, d))) };
-            sums[r][d] = _mm512_mul_ps(old, _mm512_set1_ps(alphas[r]));
+            sums[r][d] = _mm512_mul_ps(old, _mm512_set1_ps(part.alphas[r]));
         }
     }
     for g in 0..tile.groups {
@@ -222,7 +253,7 @@ unsafe fn add_values<const R: usize, const D: usize>(
                 value[d] = unsafe { _mm512_load_si512(values.add(pair * (head_dim / 16) + d).cast()) };
             }
             for r in 0..R {
-                let probability = probabilities.0[r][g * (GROUP_POSITIONS / 2) + pair];
+                let probability = part.probabilities[r][g * (GROUP_POSITIONS / 2) + pair];
                 let probability = pairs(_mm512_set1_epi32(probability.cast_signed()));
                 for d in 0..D {
                     sums[r][d] = _mm512_dpbf16_ps(sums[r][d], pairs(value[d]), probability);

@@ -9,7 +9,7 @@
 use crate::paged::{GROUP_POSITIONS, Line};
 
 /// Groups in a tile.
-pub(crate) const TILE_GROUPS: usize = 4;
+pub(crate) const TILE_GROUPS: usize = 8;
 /// Positions in a tile; tiles begin at its multiples.
 pub(crate) const TILE_POSITIONS: usize = TILE_GROUPS * GROUP_POSITIONS;
 /// Words of a row's probabilities: pairs of positions of a tile.

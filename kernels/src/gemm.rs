@@ -7,13 +7,19 @@
 //! inputs) go by fused multiply-add into two sums, ascending, added at the end; bf16 x bf16 differs in the last bits where
 //! the machine has an instruction for it (see `gemm/tests.rs` for how much).
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod floats;
+#[cfg(target_arch = "x86_64")]
+mod floats_avx2;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
 use std::ops::Range;
 
-use crate::isa::Level;
+use crate::isa::{Level, multiversion};
 use crate::packed::{PANEL, PackedMatrix, formats};
 use crate::pool::SharedMut;
 use crate::quantised::BlockFormat;
@@ -63,19 +69,55 @@ pub fn matmul_packed(
     let width: usize = matrices.iter().map(|matrix| matrix.outputs()).sum();
     assert!(out.len() == x.rows() * width, "{} rows of {width} in {} values", x.rows(), out.len());
     let out = SharedMut::new(out);
-    pieces(team, isa, matrices, x, |_, column, rows, outputs, piece| {
-        for (index, row) in rows.enumerate() {
-            let at = row * width + column + outputs.start;
+    let place = |column: usize, rows: &Range<usize>, outputs: &Range<usize>| Place {
+        first: rows.start * width + column + outputs.start,
+        rows: rows.len(),
+        outputs: outputs.len(),
+        stride: width,
+    };
+    let prepare = |column, rows: &Range<usize>, outputs: &Range<usize>| fetch(&place(column, rows, outputs), &out);
+    pieces(team, isa, matrices, x, prepare, |_, column, rows, outputs, piece| {
+        write(isa, piece.results, &place(column, &rows, &outputs), accumulate, &out);
+    });
+}
+
+/// Where a piece goes: rows of `outputs` values, `stride` apart.
+struct Place {
+    first: usize,
+    rows: usize,
+    outputs: usize,
+    stride: usize,
+}
+
+/// Asks for the cache lines of a place: they come while its values are computed.
+fn fetch(place: &Place, out: &SharedMut<'_, f32>) {
+    #[cfg(target_arch = "x86_64")]
+    for row in 0..place.rows {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        let at = place.first + row * place.stride;
+        // SAFETY: each row of each panel of outputs is in one piece, and the columns of panels are disjoint.
+        let out = unsafe { out.slice(at..at + place.outputs) };
+        for line in out.chunks(16) {
+            // SAFETY: fetching reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+        }
+    }
+}
+
+multiversion! {
+    fn write(results: &Results, place: &Place, accumulate: bool, out: &SharedMut<'_, f32>) {
+        for (row, results) in results[..place.rows].iter().enumerate() {
+            let at = place.first + row * place.stride;
             // SAFETY: each row of each panel of outputs is in one piece, and the columns of panels are disjoint.
-            let out = unsafe { out.slice(at..at + outputs.len()) };
-            let results = piece.row(index);
-            if accumulate {
-                out.iter_mut().zip(results).for_each(|(out, result)| *out += result);
-            } else {
-                out.copy_from_slice(results);
+            let out = unsafe { out.slice(at..at + place.outputs) };
+            match (out.first_chunk_mut::<PANEL>(), accumulate) {
+                (Some(out), true) => out.iter_mut().zip(results).for_each(|(out, result)| *out += result),
+                (Some(out), false) => *out = *results,
+                (None, true) => out.iter_mut().zip(results).for_each(|(out, result)| *out += result),
+                (None, false) => out.iter_mut().zip(results).for_each(|(out, result)| *out = *result),
             }
         }
-    });
+    }
 }
 
 /// Hands the results to `consume(worker, rows, outputs, piece)` in pieces, each once and in no particular order, instead of
@@ -90,7 +132,14 @@ pub fn matmul_each(
     x: &QuantisedRows,
     consume: impl Fn(usize, Range<usize>, Range<usize>, Piece<'_>) + Sync,
 ) {
-    pieces(team, isa, &[matrix], x, |worker, _, rows, outputs, piece| consume(worker, rows, outputs, piece));
+    pieces(
+        team,
+        isa,
+        &[matrix],
+        x,
+        |_, _, _| {},
+        |worker, _, rows, outputs, piece| consume(worker, rows, outputs, piece),
+    );
 }
 
 /// How the work is cut: a tile is some panels of outputs x some panels of rows.
@@ -100,27 +149,33 @@ struct Cut {
 }
 
 impl Cut {
-    /// Tiles of about 2 to 10 µs, so that claiming costs little and threads finish together; about 4 panels of rows where
+    /// Tiles of about 1 to 10 µs, so that claiming costs little and threads finish together; about 4 panels of rows where
     /// there are many, which then stay in the second-level cache while the weights pass.
     fn new(threads: usize, panels: usize, panel_bytes: usize, inputs: usize, rows: usize) -> Self {
         let row_panels = row_panels(rows);
         if threads == 1 {
             return Self { outputs: panels, rows: row_panels.min(4) };
         }
-        // Some ns: 0.1 multiply-accumulates for each picosecond and 40 bytes for each nanosecond, whichever is more.
+        // An estimate in ns: 150 multiply-accumulates or 40 bytes in each, whichever takes longer.
         let panel_ns = (rows * inputs * PANEL / 150).max(panel_bytes / 40).max(1);
-        let tile_ns = (panels * panel_ns / (threads * 8)).clamp(1_500, 10_000);
-        let chunks = (panel_ns.div_ceil(tile_ns)).min(row_panels).max(1);
-        Self { outputs: (tile_ns / panel_ns).clamp(1, panels), rows: row_panels.div_ceil(chunks) }
+        let tile_ns = (panels * panel_ns / (threads * 8)).clamp(1_000, 10_000);
+        let chunks = panel_ns.div_ceil(tile_ns).min(row_panels).max(1);
+        // The largest tile with which the thread that has most has no more than it must.
+        let outputs = (1..=(tile_ns / panel_ns).clamp(1, panels)).rev();
+        let least = panels.div_ceil(threads);
+        let outputs = outputs.into_iter().find(|each| panels.div_ceil(*each).div_ceil(threads) * each == least);
+        Self { outputs: outputs.unwrap_or(1), rows: row_panels.div_ceil(chunks) }
     }
 }
 
-/// Computes everything: `consume(worker, first column of the matrix, rows, outputs of the matrix, piece)`.
+/// Computes everything: `consume(worker, first column of the matrix, rows, outputs of the matrix, piece)`, and before each
+/// piece `prepare(first column, rows, outputs)`.
 fn pieces(
     team: &Team<'_>,
     isa: Isa,
     matrices: &[&PackedMatrix],
     x: &QuantisedRows,
+    prepare: impl Fn(usize, &Range<usize>, &Range<usize>) + Sync,
     consume: impl Fn(usize, usize, Range<usize>, Range<usize>, Piece<'_>) + Sync,
 ) {
     for matrix in matrices {
@@ -151,6 +206,7 @@ fn pieces(
             let mut nexts = next.chunks(next.len().div_ceil(last_rows - first_rows).next_multiple_of(64).max(64));
             for row_panel_index in first_rows..last_rows {
                 let at = row_panel(rows, row_panel_index);
+                prepare(column, &at, &outputs);
                 let ahead = nexts.next().unwrap_or_default();
                 multiply(isa, matrix, panel_of_matrix, x, &at, ahead, &mut results);
                 let piece = Piece { results: &results, rows: at.len(), outputs: outputs.len() };
@@ -204,14 +260,44 @@ fn multiply(
 ) {
     let (weights, count) = (matrix.panel(panel), rows.len());
     match (matrix.format(), isa.level()) {
+        // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `floats::floats` enables.
+        #[cfg(target_arch = "x86_64")]
+        (BlockFormat::F32, Level::Avx512Vnni) => unsafe {
+            floats::floats::<{ floats::F32 }>(weights, x.floats(rows), count, results)
+        },
+        // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `floats::floats` enables.
+        #[cfg(target_arch = "x86_64")]
+        (BlockFormat::F16, Level::Avx512Vnni) => unsafe {
+            floats::floats::<{ floats::F16 }>(weights, x.floats(rows), count, results)
+        },
+        // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `floats::floats` enables.
+        #[cfg(target_arch = "x86_64")]
+        (BlockFormat::Bf16, Level::Avx512Vnni) => unsafe {
+            floats::floats::<{ floats::BF16 }>(weights, x.pairs(rows), count, results)
+        },
+        // SAFETY: the levels exist only where `Isa::available` (isa.rs) found what `floats_avx2::floats` enables.
+        #[cfg(target_arch = "x86_64")]
+        (format @ (BlockFormat::F32 | BlockFormat::F16), Level::Avx2 | Level::Avx512) => unsafe {
+            floats_avx2::floats(format, weights, x.floats(rows), count, results)
+        },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        (BlockFormat::Bf16, Level::Avx2 | Level::Avx512) => unsafe {
+            floats_avx2::floats(BlockFormat::Bf16, weights, x.pairs(rows), count, results)
+        },
         (BlockFormat::F32 | BlockFormat::F16, _) => {
-            plain::floats(matrix.format(), weights, x.floats(rows), count, results)
+            plain::floats(matrix.format(), weights, x.floats(rows), count, results);
         }
         (BlockFormat::Bf16, _) => plain::pairs(weights, x.pairs(rows), count, results),
-        #[cfg(target_arch = "x86_64")]
         // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `vnni::integers` enables.
+        #[cfg(target_arch = "x86_64")]
         (format, Level::Avx512Vnni) => unsafe {
             for_format!(format, vnni::integers, (weights, x.words(rows), count, ahead, results));
+        },
+        // SAFETY: the levels exist only where `Isa::available` (isa.rs) found what `avx2::integers` enables.
+        #[cfg(target_arch = "x86_64")]
+        (format, Level::Avx2 | Level::Avx512) => unsafe {
+            for_format!(format, avx2::integers, (weights, x.words(rows), count, results));
         },
         (format, _) => for_format!(format, plain::integers, (weights, x.words(rows), count, results)),
     }

@@ -52,8 +52,9 @@ pub fn read_bandwidth(bytes: usize, threads: usize) -> Option<f64> {
 /// Turns of a peak's loop: some tens of milliseconds.
 const ROUNDS: u64 = 4_000_000;
 /// Bytes that each thread reads in one try, at least.
-const READ_BYTES: usize = 1 << 30;
-const TRIES: usize = 4;
+const READ_BYTES: usize = 512 << 20;
+/// A limit is what the machine gives when nobody disturbs: some tries are enough for one undisturbed.
+const TRIES: usize = 10;
 
 /// Seconds from the moment when all threads are ready to the end of the last one; the best try.
 fn best_seconds(threads: usize, work: impl Fn(usize) + Sync) -> Option<f64> {

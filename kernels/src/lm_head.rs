@@ -87,6 +87,42 @@ impl HeadOutput {
         }
     }
 
+    /// Calls `work` for each row with what it got, once each, and with a worker's own state and the row's own result. Rows that
+    /// got all logits are shared among the threads.
+    ///
+    /// # Panics
+    /// If there are fewer states than threads, or not as many results as rows.
+    pub fn for_each_row<S: Send, R: Send>(
+        &mut self,
+        team: &Team<'_>,
+        states: &mut [S],
+        results: &mut [R],
+        work: impl Fn(&mut S, usize, HeadRow<'_>, &mut R) + Sync,
+    ) {
+        assert!(states.len() >= team.threads() && results.len() == self.rows.len());
+        let has_logits = !self.logits.is_empty();
+        let (states, results) = (SharedMut::new(states), SharedMut::new(results));
+        let Self { rows, places, counts, log_sum_exps, logits, vocabulary, .. } = self;
+        let logits = SharedMut::new(logits);
+        let one = |worker: usize, row: usize| {
+            let place = rows[row];
+            let full = place.logits.map(|index| index * *vocabulary..(index + 1) * *vocabulary);
+            // SAFETY: the state is the worker's, which is in one tile at a time; the result and the logits are the row's,
+            // which is in one tile.
+            let (state, result, logits) = unsafe {
+                let logits = full.map(|range| logits.slice(range));
+                (states.slice(worker..worker + 1), results.slice(row..row + 1), logits)
+            };
+            let top = &places[place.top_first..][..counts[row].min(place.top)];
+            let log_sum_exp = place.sum.map(|index| log_sum_exps[index]);
+            work(&mut state[0], row, HeadRow { top, log_sum_exp, logits }, &mut result[0]);
+        };
+        match has_logits {
+            true => team.tiles(rows.len(), one),
+            false => (0..rows.len()).for_each(|row| one(0, row)),
+        }
+    }
+
     /// Makes room. Returns places and padded counts of one worker.
     fn reserve(&mut self, vocabulary: usize, wants: &[HeadWant], threads: usize) -> (usize, usize) {
         self.vocabulary = vocabulary;
@@ -218,6 +254,12 @@ mod tests {
                     for (row, want) in wants.iter().enumerate() {
                         check(isa, *want, &full[row * vocabulary..][..vocabulary], &out.row(row));
                     }
+                    let (mut calls, mut seen) = (vec![0; team.threads()], vec![0; rows]);
+                    out.for_each_row(team, &mut calls, &mut seen, |calls, row, found, seen| {
+                        check(isa, wants[row], &full[row * vocabulary..][..vocabulary], &found);
+                        (*calls, *seen) = (*calls + 1, *seen + 1);
+                    });
+                    assert!(calls.iter().sum::<usize>() == rows && seen.iter().all(|seen| *seen == 1));
                 });
             }
         }

@@ -7,7 +7,7 @@
 //! | format | keys | values | scales |
 //! |---|---|---|---|
 //! | bf16 | `[head_dim / 2][16 positions][2]` | `[8 pairs of positions][head_dim][2]` | |
-//! | int8 | the same, in bytes | the same, in bytes | two lines of f32: each position's for its key and its value |
+//! | int8 | `[head_dim / 4][16 positions][4]` | `[4 fours of positions][head_dim][4]` | two lines of f32: each position's for its key and its value |
 //!
 //! Invariant: a value in here is always finite, so that what an earlier owner left behind a sequence's end adds exact zeros
 //! when its probability is zero; the key of a value that was not finite is NaN, so that whoever sees it learns of it.
@@ -156,8 +156,11 @@ impl Shape {
     }
 }
 
-/// Zeroed lines. `vec!` would write all of them at once: this takes them from the system as they are touched.
+/// Zeroed lines. `vec!` would write all of them at once: this takes them from the system as they are touched, in huge
+/// pages where it has them (every tile of a long context lies on a page of its own).
 struct Lines {
+    memory: NonNull<u8>,
+    layout: Layout,
     first: NonNull<Line>,
     count: usize,
 }
@@ -167,16 +170,27 @@ unsafe impl Send for Lines {}
 // SAFETY: as above; shared access only reads.
 unsafe impl Sync for Lines {}
 
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
 impl Lines {
     fn zeroed(count: usize) -> Option<Self> {
-        let layout = Layout::array::<Line>(count).ok().filter(|layout| layout.size() > 0)?;
+        let bytes = count.checked_mul(size_of::<Line>()).filter(|bytes| *bytes > 0)?;
+        let align = if bytes >= 2 * HUGE_PAGE { HUGE_PAGE } else { align_of::<Line>() };
+        // A layout with a larger alignment would be zeroed by writing it.
+        let layout = Layout::from_size_align(bytes.checked_add(align)?, 16).ok()?;
         // SAFETY: the layout's size is not zero.
-        let first = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Self { first: first.cast(), count })
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        // SAFETY: `align_offset` of bytes is less than `align`, and that many bytes were added to the size.
+        let first = unsafe { memory.add(memory.align_offset(align)) };
+        if align == HUGE_PAGE {
+            advise_huge_pages(first, bytes);
+        }
+        Some(Self { memory, layout, first: first.cast(), count })
     }
 
     fn as_slice(&self) -> &[Line] {
-        // SAFETY: `count` lines were allocated at `first`, with their alignment; zero bytes are a `Line`.
+        // SAFETY: `count` lines lie at `first`, with their alignment; zero bytes are a `Line`.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
     }
 
@@ -188,12 +202,24 @@ impl Lines {
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        if let Ok(layout) = Layout::array::<Line>(self.count) {
-            // SAFETY: allocated in `zeroed` with this layout.
-            unsafe { dealloc(self.first.as_ptr().cast(), layout) }
-        }
+        // SAFETY: allocated in `zeroed` with this layout.
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
     }
 }
+
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(first: NonNull<u8>, bytes: usize) {
+    unsafe extern "C" {
+        fn madvise(address: *mut std::ffi::c_void, bytes: usize, advice: std::ffi::c_int) -> std::ffi::c_int;
+    }
+    const MADV_HUGEPAGE: std::ffi::c_int = 14;
+    // SAFETY: libc's function, which std links; the advice leaves what the memory holds as it is, and the range begins at a
+    // multiple of the page size inside one allocation. Refused advice costs speed only.
+    let _ = unsafe { madvise(first.as_ptr().cast(), bytes, MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
 
 #[cfg(test)]
 mod tests {

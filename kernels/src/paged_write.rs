@@ -103,20 +103,17 @@ multiversion! {
         }
         let code = |value: f32, scale: f32| {
             let code = if scale > 0.0 && scale.is_finite() { (value / scale).round_ties_even() } else { 0.0 };
-            u32::from((code as i8).cast_unsigned())
+            (code as i8).cast_unsigned()
         };
-        // Two bytes a pair: two positions share a word.
-        let shift = lane % 2 * 16;
-        for (pair, [first, second]) in key.as_chunks::<2>().0.iter().enumerate() {
-            let byte = pair * 32 + lane * 2;
-            let word = &mut keys[byte / 64].0[byte % 64 / 4];
-            let codes = code(*first, key_scale) | code(*second, key_scale) << 8;
-            *word = *word & !(0xffff << shift) | codes << shift;
+        for (line, codes) in keys.iter_mut().zip(key.as_chunks::<4>().0) {
+            line.0[lane] = u32::from_le_bytes(codes.map(|value| code(value, key_scale)));
         }
-        for (at, value) in value.iter().enumerate() {
-            let byte = (lane / 2 * key.len() + at) * 2 + lane % 2;
-            let (word, shift) = (&mut values[byte / 64].0[byte % 64 / 4], byte % 4 * 8);
-            *word = *word & !(0xff << shift) | code(*value, value_scale) << shift;
+        let vectors = value.len() / 16;
+        let (values, shift) = (&mut values[lane / 4 * vectors..][..vectors], lane % 4 * 8);
+        for (line, value) in values.iter_mut().zip(value.as_chunks::<16>().0) {
+            for (word, value) in line.0.iter_mut().zip(value) {
+                *word = *word & !(0xff << shift) | u32::from(code(*value, value_scale)) << shift;
+            }
         }
         scales[0].0[lane] = key_scale.to_bits();
         scales[1].0[lane] = if value_scale.is_finite() { value_scale.to_bits() } else { 0 };
@@ -149,18 +146,24 @@ pub(crate) fn bf16_bits(value: f32) -> u32 {
 /// Keys and values of a group as bf16 pairs in the layout of [`KvFormat::Bf16`], and the scales of its positions' keys and
 /// values. An int8 code is exact in bf16.
 pub(crate) fn expand_group(isa: Isa, lines: &[Line], head_dim: usize, out: &mut [Line]) -> [[f32; 16]; 2] {
-    let (codes, scales) = lines.split_at(head_dim / 2);
-    expand(isa, codes, out);
+    let half = head_dim / 4;
+    let (keys, values) = out.split_at_mut(2 * half);
+    expand(isa, &lines[..half], 1, keys);
+    expand(isa, &lines[half..2 * half], head_dim / 16, values);
+    let scales = &lines[2 * half..];
     [0, 1].map(|which: usize| scales[which].0.map(f32::from_bits))
 }
 
 multiversion! {
-    fn expand(codes: &[Line], out: &mut [Line]) {
-        for (codes, out) in codes.iter().zip(out.as_chunks_mut::<2>().0) {
-            for (codes, out) in codes.0.as_chunks::<8>().0.iter().zip(out) {
-                for (word, codes) in out.0.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-                    let code = |byte: u32| (((codes << (24 - 8 * byte)).cast_signed() >> 24) as f32).to_bits();
-                    *word = [code(0) >> 16 | code(1), code(2) >> 16 | code(3)];
+    fn expand(codes: &[Line], vectors: usize, out: &mut [Line]) {
+        // A word has four codes: two of a pair, and two of the pair after it, `vectors` lines further.
+        for (codes, out) in codes.chunks_exact(vectors).zip(out.chunks_exact_mut(2 * vectors)) {
+            let (first, second) = out.split_at_mut(vectors);
+            for ((codes, first), second) in codes.iter().zip(first).zip(second) {
+                for lane in 0..GROUP_POSITIONS {
+                    let code = |byte: u32| (((codes.0[lane] << (24 - 8 * byte)).cast_signed() >> 24) as f32).to_bits();
+                    first.0[lane] = code(0) >> 16 | code(1);
+                    second.0[lane] = code(2) >> 16 | code(3);
                 }
             }
         }

@@ -54,8 +54,8 @@ pub struct QuantisedRows {
     words: Vec<u32>,
     /// `[panel][pair of inputs][row of panel]`: two bf16, the first in the low half.
     pairs: Vec<u32>,
-    /// `[panel][input][row of panel]`
-    floats: Vec<f32>,
+    /// `[panel][input][row of panel]`: f32 as bits.
+    floats: Vec<u32>,
 }
 
 /// Which forms are kept.
@@ -160,11 +160,11 @@ impl QuantisedRows {
         &self.pairs[rows.start * self.width / 2..rows.end * self.width / 2]
     }
 
-    /// The f32 form of one panel.
+    /// The f32 form of one panel, as bits.
     ///
     /// # Panics
     /// If it is not kept.
-    pub(crate) fn floats(&self, rows: &Range<usize>) -> &[f32] {
+    pub(crate) fn floats(&self, rows: &Range<usize>) -> &[u32] {
         assert!(self.forms.floats, "rows are not kept as f32");
         &self.floats[rows.start * self.width..rows.end * self.width]
     }
@@ -260,11 +260,11 @@ multiversion! {
 }
 
 multiversion! {
-    fn transpose(x: &[f32], rows: usize, floats: &mut [f32]) {
+    fn transpose(x: &[f32], rows: usize, floats: &mut [u32]) {
         let width = x.len() / rows;
         for (row, x) in x.chunks_exact(width).enumerate() {
             for (k, x) in x.iter().enumerate() {
-                floats[k * rows + row] = *x;
+                floats[k * rows + row] = x.to_bits();
             }
         }
     }

@@ -2,6 +2,8 @@
 //! ties (0 and −0 are one), what is not a number never. The order is total over what may be kept, so that the result
 //! does not depend on the pieces. Not here: the logits.
 
+use std::cmp::Ordering;
+
 use crate::Isa;
 use crate::isa::multiversion;
 
@@ -10,11 +12,23 @@ pub(crate) type Scored = (u32, f32);
 
 /// Values that are looked through together.
 const BLOCK: usize = 128;
+/// Above this, keeping places in order costs more than a look at all values.
+const COUNT_KEPT_MAX: usize = 128;
 
 /// The best `count` of a row of values by their place in it: best first, the lower place first on ties (0 and −0 are one),
-/// none that is not a number. For counts that are small beside the row: about a comparison for each value and `count`.
+/// none that is not a number.
 pub fn best_of(isa: Isa, values: &[f32], count: usize, into: &mut Vec<(u32, f32)>) {
     into.clear();
+    if count > COUNT_KEPT_MAX {
+        into.extend((0..).zip(values.iter().copied()).filter(|scored| !scored.1.is_nan()));
+        let order = |a: &Scored, b: &Scored| if is_before(*a, *b) { Ordering::Less } else { Ordering::Greater };
+        if count < into.len() {
+            into.select_nth_unstable_by(count, order);
+            into.truncate(count);
+        }
+        into.sort_unstable_by(order);
+        return;
+    }
     into.resize(count.min(values.len()), (0, 0.0));
     let mut found = 0;
     let mut best = Best { places: into, count: &mut found };
@@ -84,7 +98,7 @@ mod tests {
 
     #[test]
     fn keeps_what_a_full_sort_begins_with_in_whatever_pieces_it_comes() {
-        for (seed, k) in [(1, 1), (2, 3), (3, 64), (4, 500)] {
+        for (seed, k) in [(1, 1), (2, 3), (3, 64), (4, 300), (5, 500)] {
             // Many ties, and what is no number.
             let mut values: Vec<f32> = values(seed, 400).iter().map(|value| (value * 20.0).round() / 4.0).collect();
             (values[7], values[250], values[251]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);

@@ -45,6 +45,7 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
         )?,
         queue_requests_max: checks.number("queue_requests_max", raw.queue_requests_max, QUEUE_DEFAULT, 1..=2048)?,
         queue_tenant_requests_max: checks.queue_of_tenant(&raw)?,
+        prefix_cache: raw.prefix_cache.unwrap_or(true),
         speculation_tokens_max: checks.number("speculation_tokens_max", raw.speculation_tokens_max, 8, 0..=64)?,
         drain: checks.milliseconds("drain_ms_max", raw.drain_ms_max, Duration::from_secs(30), 0)?,
         plan_limits: checks.plan_limits(&raw.limits)?,

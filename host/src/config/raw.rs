@@ -39,6 +39,8 @@ pub struct RawConfig {
     pub queue_requests_max: Option<u64>,
     /// Requests of one tenant that may wait.
     pub queue_tenant_requests_max: Option<u64>,
+    /// Whether KV is kept for later requests that begin alike.
+    pub prefix_cache: Option<bool>,
     /// Tokens of a request that are guessed in one step.
     pub speculation_tokens_max: Option<u64>,
     /// Milliseconds for running requests to end when the host stops.

@@ -1,5 +1,4 @@
-//! The products in plain Rust, one row after the other: what runs where there is nothing better, and what the vector
-//! versions must equal. Not here: the order of the arithmetic, which is written down in `gemm.rs`.
+//! The products in plain Rust: what runs where there is nothing better, and what the vector versions must equal. Not here: the order of the arithmetic, which is written down in `gemm.rs`.
 
 use super::Results;
 use crate::packed::{Layout, PANEL};
@@ -86,7 +85,7 @@ fn scale_and_least<F: Layout>(header: &[u8], scales: &[u8], lane: usize, half: u
 }
 
 /// f32 or f16 weights with f32 rows.
-pub(super) fn floats(format: BlockFormat, weights: &[u8], x: &[f32], rows: usize, results: &mut Results) {
+pub(super) fn floats(format: BlockFormat, weights: &[u8], x: &[u32], rows: usize, results: &mut Results) {
     let unit = format.block_bytes();
     let mut sums = [Results::default(), Results::default()];
     let mut line = [0.0; PANEL];
@@ -99,7 +98,8 @@ pub(super) fn floats(format: BlockFormat, weights: &[u8], x: &[f32], rows: usize
             };
         }
         for (sums, x) in sums[k % 2].iter_mut().zip(x) {
-            sums.iter_mut().zip(line).for_each(|(sum, weight)| *sum = weight.mul_add(*x, *sum));
+            let x = f32::from_bits(*x);
+            sums.iter_mut().zip(line).for_each(|(sum, weight)| *sum = weight.mul_add(x, *sum));
         }
     }
     add(&sums, rows, results);

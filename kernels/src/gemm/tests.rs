@@ -130,6 +130,45 @@ fn integers_give_the_bits_of_the_reference() {
 }
 
 #[test]
+fn few_tiles_are_shared_evenly() {
+    for (threads, panels, inputs) in
+        [(2, 18, 576), (2, 30, 576), (2, 96, 576), (2, 18, 1536), (3, 100, 64), (4, 18, 576)]
+    {
+        let cut = Cut::new(threads, panels, inputs * PANEL * 5 / 8, inputs, 1);
+        let tiles = panels.div_ceil(cut.outputs);
+        assert!(tiles.div_ceil(threads) * cut.outputs == panels.div_ceil(threads), "{threads} {panels} {inputs}");
+    }
+}
+
+#[test]
+fn the_largest_codes_do_not_saturate() {
+    for format in INTEGERS {
+        for byte in [0x00, 0x7f, 0x80, 0xff] {
+            let mut blocks = random_blocks(format, 32 * 256 / format.block_values(), 1);
+            let (scales, codes) = match format {
+                BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => (0..2, 2..format.block_bytes()),
+                BlockFormat::Q6_K => (208..210, 0..208),
+                _ => (0..4, 4..format.block_bytes()),
+            };
+            for block in blocks.chunks_mut(format.block_bytes()) {
+                block[codes.clone()].fill(byte);
+                block[scales.clone()].fill(0x1c);
+            }
+            let packed = PackedMatrix::pack(32, 256, format, &blocks).unwrap();
+            let weights = Weights { format, outputs: 32, blocks, packed };
+            for x in [1.0, -1.0] {
+                let x = vec![x; 256 * 5];
+                let expected = reference(&weights, 0, &x[..256]);
+                for isa in Isa::available() {
+                    let out = product(&Team::alone(), isa, &[&weights], &x, 5);
+                    assert!(out.iter().all(|out| *out == expected), "{isa:?} {format:?} {byte:x}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_does_not_depend_on_the_others_nor_on_the_threads() {
     let pool = Pool::new(3).unwrap();
     for format in BlockFormat::ALL {

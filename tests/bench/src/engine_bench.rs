@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// Fewer rounds: some two minutes without the peer, three with it
     #[arg(long)]
     quick: bool,
+    /// Rounds of the interleaved parts; 7 by default, 3 with `--quick`
+    #[arg(long)]
+    rounds: Option<usize>,
     /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
@@ -67,7 +70,8 @@ impl Options {
 /// If something cannot be measured; a missed bar is no error.
 pub(crate) fn run(given: &Given, options: &Options) -> Outcome {
     let started = Instant::now();
-    let installed = (options.peer || options.prepare).then(|| peer::ensure(&given.base)).transpose()?;
+    let base = Base::open(&given.base)?;
+    let installed = (options.peer || options.prepare).then(|| peer::ensure(&given.base, base.digest())).transpose()?;
     if options.prepare {
         println!("the peer is ready");
         return Ok(());
@@ -75,18 +79,19 @@ pub(crate) fn run(given: &Given, options: &Options) -> Outcome {
     let machine = Machine::read();
     println!("{}", machine.line());
     let source = format!("cargo xtask bench engine, {}", machine.line());
-    let settings = json!({"threads": options.threads, "quick": options.quick, "peer": options.peer});
+    let settings = json!({"threads": options.threads, "quick": options.quick, "peer": options.peer,
+        "rounds": options.rounds});
     let mut report = Report::new("engine", machine, settings);
-    let base = Base::open(&given.base)?;
     println!("\n== the machine's limits");
     let limits = Limits::measure(options.threads, options.quick);
     limits.rows().into_iter().for_each(|row| report.row(row));
     let cost = BaseCost::of(&given.base, base.config())?;
-    let rounds = if options.quick { 3 } else { 7 };
+    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 7 }).max(1);
     let setting = Setting { threads: options.threads, rounds, limits: &limits, cost };
     let formats = in_process(&base, options, installed.as_ref(), &setting, &source, &mut report)?;
     if options.has(Part::Served) {
         let (rounds, requests_each) = if options.quick { (1, 1) } else { (3, 2) };
+        let rounds = options.rounds.map_or(rounds, |wanted| wanted.clamp(1, rounds));
         let amount = served::Amount { threads: options.threads, rounds, requests_each };
         let formats = if options.quick { formats.get(..1).unwrap_or_default() } else { &formats };
         let peer = installed.as_ref().map(|installed| (installed, formats));

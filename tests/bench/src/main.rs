@@ -39,8 +39,8 @@ struct Arguments {
     #[command(subcommand)]
     bench: Bench,
     /// The base's file; `cargo xtask bench` gives the demo's
-    #[arg(long, global = true, env = "TENON_BASE", value_name = "FILE", default_value = "")]
-    base: PathBuf,
+    #[arg(long, global = true, env = "TENON_BASE", value_name = "FILE")]
+    base: Option<PathBuf>,
     /// The `tenon` to serve with; beside this program by default
     #[arg(long, global = true, value_name = "FILE")]
     tenon: Option<PathBuf>,
@@ -64,15 +64,14 @@ pub(crate) struct Given {
 
 impl Given {
     fn of(arguments: &Arguments) -> Outcome<Self> {
-        if !arguments.base.is_file() {
-            return Err("no base: run `cargo xtask bench`, or give --base".into());
-        }
+        let base = arguments.base.clone().filter(|base| base.is_file());
+        let base = base.ok_or("no base: run `cargo xtask bench`, or give the file with --base")?;
         let beside = || std::env::current_exe().map(|this| this.with_file_name("tenon"));
         let tenon = arguments.tenon.clone().map_or_else(beside, Ok)?;
         if !tenon.is_file() {
             return Err(format!("{} is missing: run `cargo xtask bench`", tenon.display()).into());
         }
-        Ok(Self { base: arguments.base.clone(), tenon })
+        Ok(Self { base, tenon })
     }
 }
 

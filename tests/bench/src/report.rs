@@ -37,6 +37,7 @@ impl Report {
             Bound::AtMost(bar) => ("at most", bar),
             Bound::Below(bar) => ("below", bar),
         };
+        let bar = rounded(bar);
         let entry = match value {
             Ok(spread) => {
                 let verdict = bound.judge(spread);

@@ -75,7 +75,10 @@ pub(crate) fn run(given: &Given, options: &Options) -> Outcome {
     println!("\n== each request alone");
     let mut templates = templates(ADAPTERS);
     let slowest = answer_alone(given, options, &http, &base, &mut templates)?;
-    println!("  {} requests, the slowest took {:.2} s", templates.len(), slowest.as_secs_f64());
+    let (answers, bytes) = requests::distinct_answers(&templates);
+    report.row(json!({"requests_alone": templates.len(), "slowest_s": rounded(slowest.as_secs_f64()),
+        "distinct_answers": answers, "answer_bytes": bytes}));
+    report.bar("distinct answers among the requests alone", Bound::AtLeast(24.0), Ok(Spread::exactly(answers as f64)));
 
     println!("\n== {minutes} minutes of load");
     let deadline = slowest.mul_f64(DEADLINE_FACTOR).max(Duration::from_secs(5));

@@ -89,6 +89,19 @@ impl Batch {
         part(&self.logit_biases, &sample.biases)
     }
 
+    /// An empty one with memory for a full step, so that no later step has to find some. What depends on what is asked for
+    /// (penalties, biases) grows when it is first needed.
+    pub(crate) fn for_shape(shape: &RunnerShape, rows_max: usize) -> Self {
+        Self {
+            tokens: Vec::with_capacity(rows_max),
+            positions: Vec::with_capacity(rows_max),
+            sequences: Vec::with_capacity(rows_max),
+            block_tables: Vec::with_capacity(shape.kv_blocks as usize),
+            samples: Vec::with_capacity(rows_max),
+            ..Self::default()
+        }
+    }
+
     /// Empties it and keeps its memory.
     pub(crate) fn clear(&mut self) {
         self.tokens.clear();

@@ -20,6 +20,8 @@ pub struct EngineConfig {
     /// Rows of one step, if fewer than the runner takes: smaller steps give running sequences their tokens sooner while
     /// a long prompt is computed.
     pub step_rows_max: Option<u32>,
+    /// Whether KV is kept after a sequence for others that begin alike. Answers to one prompt share it either way.
+    pub prefix_cache: bool,
     /// When tokens are guessed and verified.
     pub speculation: SpeculationConfig,
 }
@@ -32,6 +34,7 @@ impl Default for EngineConfig {
             tenant_waiting_requests_max: None,
             running_sequences_max: 64,
             step_rows_max: None,
+            prefix_cache: true,
             speculation: SpeculationConfig::default(),
         }
     }

@@ -68,12 +68,12 @@ impl<R: ModelRunner> Engine<R> {
             inbox,
             aborted: false,
             door: Arc::clone(handle.door()),
-            pace: Pace::default(),
+            pace: Pace::new(rows_max as usize),
             stats,
             counts: Counts::default(),
-            batch: Batch::default(),
-            order: Vec::new(),
-            sampled: Vec::new(),
+            batch: Batch::for_shape(&shape, rows_max as usize),
+            order: Vec::with_capacity(rows_max as usize),
+            sampled: Vec::with_capacity(rows_max as usize),
         };
         engine.publish();
         Ok((handle, engine))

@@ -25,10 +25,12 @@ struct Step {
 }
 
 /// Measures steps.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pace {
+    /// Fewer rows say nothing of how fast many are: what a step costs whatever its rows would count for each of them.
+    rows_min: usize,
     under_way: Option<Step>,
-    /// Of the fastest row.
+    /// Of the fastest row, in steps that were at least half full.
     row_seconds: Option<f64>,
     /// While somebody waited, the newest counting most.
     queue_seconds: f64,
@@ -36,11 +38,17 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
+    /// Nothing measured yet, of steps of at most `rows_max` rows.
+    pub(crate) const fn new(rows_max: usize) -> Self {
+        let rows_min = rows_max.div_ceil(2);
+        Self { rows_min, under_way: None, row_seconds: None, queue_seconds: 0.0, queue_starts: 0.0 }
+    }
+
     /// A step begins now, and with it the one before ends.
     pub(crate) fn begin(&mut self, now: Duration) {
         let Some(Step { began, rows, starts, had_queue }) = self.under_way.take() else { return };
         let seconds = now.saturating_sub(began).as_secs_f64();
-        if rows > 0 {
+        if rows >= self.rows_min.max(1) {
             let row = seconds / rows as f64;
             self.row_seconds = Some(self.row_seconds.map_or(row, |best| row.min(best * BEST_DECAY)));
         }
@@ -86,7 +94,7 @@ mod tests {
 
     #[test]
     fn rows_are_foretold_from_the_fastest_and_starts_from_the_usual() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(100);
         assert_eq!((pace.time_of(1000), pace.estimates().start_interval), (Duration::ZERO, None));
         let mut now = Duration::ZERO;
         for step in 0..100u64 {
@@ -102,8 +110,19 @@ mod tests {
     }
 
     #[test]
+    fn a_step_of_few_rows_says_nothing_of_many() {
+        let mut pace = Pace::new(100);
+        pace.note(Duration::ZERO, 49, 0, false);
+        pace.begin(Duration::from_secs(1));
+        assert_eq!(pace.time_of(1000), Duration::ZERO);
+        pace.note(Duration::from_secs(1), 50, 0, false);
+        pace.begin(Duration::from_secs(2));
+        assert!(near(pace.time_of(1000), 20_000.0));
+    }
+
+    #[test]
     fn a_pause_and_an_empty_queue_do_not_count() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(20);
         for start in 0..10 {
             let now = Duration::from_secs(start * 100);
             pace.begin(now);

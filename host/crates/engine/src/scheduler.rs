@@ -41,6 +41,7 @@ pub(crate) struct Scheduler<A> {
     fairness: Fairness,
     rows_max: usize,
     running_max: usize,
+    prefix_cache: bool,
     speculation: SpeculationConfig,
     sequence_shape: SequenceShape,
     arrivals: u64,
@@ -73,6 +74,7 @@ impl<A> Scheduler<A> {
             fairness: Fairness::default(),
             rows_max,
             running_max,
+            prefix_cache: config.prefix_cache,
             speculation: config.speculation,
             sequence_shape,
             arrivals: 0,
@@ -173,7 +175,9 @@ impl<A> Scheduler<A> {
     /// A step has run: what it made full can be shared, what it drew was appended, and blocks of wrong guesses are free.
     pub(crate) fn note_computed(&mut self, index: usize, tokens: usize) {
         let Some(sequence) = self.running.get_mut(index) else { return };
-        sequence.publish_blocks(&mut self.blocks, &mut self.key_bytes);
+        if self.prefix_cache {
+            sequence.publish_blocks(&mut self.blocks, &mut self.key_bytes);
+        }
         if tokens > 0 {
             self.blocks.shrink(&mut sequence.blocks, sequence.computed + 1);
             self.fairness.charge_output(sequence.terms.tenant, tokens);
@@ -270,11 +274,12 @@ impl<A> Scheduler<A> {
         let enough = |sequence: &Sequence<A>| {
             sequence.slots.len() == parts(sequence)
                 && sequence.blocks.blocks().len() >= self.blocks.blocks_for(sequence.computed)
+                && sequence.blocks.blocks().len() <= self.blocks.blocks_for(sequence.tokens().len())
                 && sequence.remaining() >= 1
                 && sequence.drafts.is_empty()
         };
         if !self.running.iter().all(enough) || self.running.len() > self.running_max {
-            return Err("a sequence runs without its blocks or slots, or too many run".into());
+            return Err("a sequence runs with too few or too many blocks or slots, or too many run".into());
         }
         Ok(())
     }

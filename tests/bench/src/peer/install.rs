@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use serde_json::json;
+use types::Digest;
 
 use super::Driver;
 use crate::Outcome;
@@ -34,7 +35,7 @@ pub(crate) struct Installed {
 ///
 /// # Errors
 /// If Python, a compiler or the network is missing; the message says where the log is.
-pub(crate) fn ensure(base: &Path) -> Outcome<Installed> {
+pub(crate) fn ensure(base: &Path, digest: Digest) -> Outcome<Installed> {
     let folder = cache()?.join("tenon").join("bench").join(format!("{PACKAGE}-{VERSION}"));
     fs::create_dir_all(&folder)?;
     let python = folder.join("venv").join("bin").join("python");
@@ -43,7 +44,7 @@ pub(crate) fn ensure(base: &Path) -> Outcome<Installed> {
         Ok(()) => Ok(folder.join("server").join("bin").join("llama-server")),
         Err(error) => Err(error.to_string()),
     };
-    let models = models(&folder, &python, base)?;
+    let models = models(&folder, &python, base, digest)?;
     Ok(Installed { python, server, models, folder })
 }
 
@@ -115,15 +116,16 @@ fn server(folder: &Path) -> Outcome {
 }
 
 /// The base in each format; those that are not the file itself are made from it, next to one another.
-fn models(folder: &Path, python: &Path, base: &Path) -> Outcome<Vec<(String, PathBuf)>> {
-    let stem = base.file_stem().ok_or("the base has no name")?.to_string_lossy().into_owned();
+fn models(folder: &Path, python: &Path, base: &Path, digest: Digest) -> Outcome<Vec<(String, PathBuf)>> {
+    // Named by content: another base must not find them.
+    let stem: String = digest.to_string().chars().take(16).collect();
     let mut driver = None;
     let mut models = vec![(FORMATS[0].to_owned(), base.to_owned())];
     fs::create_dir_all(folder.join("models"))?;
     for format in FORMATS.iter().skip(1) {
         let file = folder.join("models").join(format!("{stem}.{format}.gguf"));
         if !file.is_file() {
-            eprintln!("peer: making {format} from {stem}");
+            eprintln!("peer: making {format} from {}", base.display());
             let driver = match &mut driver {
                 Some(driver) => driver,
                 None => driver.insert(Driver::start(python)?),

@@ -1,6 +1,8 @@
 //! The requests of the load: short and long prompts, adapters, sampling, several choices; and whether an answer is right.
 //! Not here: when they are sent.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::Outcome;
@@ -32,6 +34,12 @@ pub(super) enum Judgement {
 /// All kinds, for so many adapters. The same each time.
 pub(super) fn templates(adapters: usize) -> Vec<Template> {
     (0..TEMPLATES).map(|number| template(number, adapters)).collect()
+}
+
+/// How many different answers are expected, and their bytes: if all were alike a mix-up would not show.
+pub(super) fn distinct_answers(templates: &[Template]) -> (usize, usize) {
+    let texts: BTreeSet<&String> = templates.iter().flat_map(|template| &template.expected).collect();
+    (texts.len(), texts.iter().map(|text| text.len()).sum())
 }
 
 fn template(number: usize, adapters: usize) -> Template {

@@ -19,7 +19,9 @@ impl<A> Scheduler<A> {
     /// not fit holds up those behind it, or it might never fit.
     pub(super) fn admit(&mut self) {
         let mut rows = self.rows_max.saturating_sub(self.planned_rows());
-        while let Some(index) = self.next_waiting() {
+        while self.can_admit(rows)
+            && let Some(index) = self.next_waiting()
+        {
             let mut sequence = self.waiting.swap_remove(index);
             if !self.make_room(&mut sequence, &mut rows) {
                 self.waiting.push(sequence);
@@ -31,6 +33,13 @@ impl<A> Scheduler<A> {
             let place = self.running.partition_point(|other| other.run_order() < order);
             self.running.insert(place, sequence);
         }
+    }
+
+    /// Whether looking is worth it: most steps of a full engine end here.
+    fn can_admit(&self, rows: usize) -> bool {
+        let is_room = rows > 0 && self.running.len() < self.running_max;
+        let lowest = self.running.last().map(|sequence| sequence.terms.priority);
+        is_room || self.waiting.iter().any(|sequence| lowest.is_some_and(|lowest| lowest < sequence.terms.priority))
     }
 
     /// By priority; then those set back, in their order; then the tenant that was served least; then the oldest. Passes over
@@ -47,17 +56,27 @@ impl<A> Scheduler<A> {
     /// Room for a sequence: a row, a place among those that run, blocks and slots; if need be at the cost of sequences of
     /// lower priority. It then holds what it needs.
     fn make_room(&mut self, sequence: &mut Sequence<A>, rows: &mut usize) -> bool {
+        let priority = sequence.terms.priority;
+        if *rows == 0 {
+            *rows = self.take_prompt_rows(priority);
+        }
         loop {
             if *rows > 0 && self.running.len() < self.running_max && self.reserve(sequence) {
                 return true;
             }
-            let lower = |last: &Sequence<A>| last.terms.priority < sequence.terms.priority;
-            if !self.running.last().is_some_and(lower) {
+            if self.running.last().is_none_or(|last| last.terms.priority >= priority) {
                 return false;
             }
             self.preempt_last();
             *rows = self.rows_max.saturating_sub(self.planned_rows());
         }
+    }
+
+    /// Has the last prompt of a lower priority wait for the next step. How many rows that gives.
+    fn take_prompt_rows(&mut self, priority: i8) -> usize {
+        let lower = |other: &&mut Sequence<A>| other.terms.priority < priority && other.remaining() > 1;
+        let last = self.running.iter_mut().rev().filter(lower).find(|other| other.planned > 0);
+        last.map_or(0, |last| std::mem::take(&mut last.planned))
     }
 
     /// Blocks and slots, or nothing.

@@ -51,6 +51,20 @@ fn a_lower_priority_makes_room_and_goes_on_afterwards() {
 }
 
 #[test]
+fn a_long_prompt_of_lower_priority_lends_its_rows_and_loses_nothing() {
+    let mut rig = Rig::fake(RunnerShape { batch_rows_max: 8, ..shape() });
+    let (low, high) = (request(0..40, 2), request(10..16, 2).urgent(1));
+    let mut long = rig.submit(&low);
+    rig.step();
+    let mut urgent = rig.submit(&high);
+    (0..2).for_each(|_| rig.step());
+    assert_eq!(read_finished(&mut urgent), high.expected(&shape(), &[]), "it did not wait");
+    rig.finish();
+    assert_eq!(read_finished(&mut long), low.expected(&shape(), &[]));
+    assert_eq!((rig.handle.stats().preemptions, rig.handle.stats().steps), (0, 1 + 1 + 5 + 1));
+}
+
+#[test]
 fn equal_priorities_make_no_room() {
     let mut rig = Rig::new(FakeRunner::new(shape()), one_at_a_time());
     let mut streams = [rig.submit(&request([1], 9)), rig.submit(&request([2], 1))];
@@ -71,17 +85,23 @@ fn tenants_share_whatever_they_ask_for() {
 }
 
 #[test]
-fn tenants_with_long_answers_get_fewer_of_them() {
-    let mut rig = Rig::new(FakeRunner::new(shape()), one_at_a_time());
-    let long = (0..10).map(|i| request([i, 1], 40).of("long"));
-    let short = (0..30).map(|i| request([i, 2], 10).of("short"));
-    let mut streams: Vec<_> = long.chain(short).map(|request| rig.submit(&request)).collect();
-    let order = endings(&mut rig, &mut streams);
-    // One token of a prompt counts 1, one of an answer 2: an answer of 40 tokens counts 82, one of 10 tokens 22.
-    for ended in 1..=30 {
-        let long = order.iter().take(ended).filter(|index| **index < 10).count() as i64;
-        let difference = 82 * long - 22 * (ended as i64 - long);
-        assert!(difference.abs() <= 82 + 22, "{difference} after {ended}: {order:?}");
+fn tenants_with_large_requests_get_fewer_of_them() {
+    // Tokens of the prompts and of the answers; one of a prompt counts 1, one of an answer 2.
+    for (large, small) in [((2, 40), (2, 10)), ((90, 1), (18, 1)), ((2, 30), (44, 1))] {
+        let cost = |(prompt, output)| i64::from(prompt + 2 * output);
+        let mut rig = Rig::new(FakeRunner::new(RunnerShape { batch_rows_max: 100, ..shape() }), one_at_a_time());
+        // No two begin alike.
+        let ask =
+            |number: u32, (prompt, output): (u32, u32)| request((0..prompt).map(|i| (number + i * i) % 50), output);
+        let of_large = (0..12).map(|number| ask(number, large).of("large"));
+        let of_small = (0..30).map(|number| ask(number, small).of("small"));
+        let mut streams: Vec<_> = of_large.chain(of_small).map(|request| rig.submit(&request)).collect();
+        let order = endings(&mut rig, &mut streams);
+        for ended in 1..=20 {
+            let larges = order.iter().take(ended).filter(|index| **index < 12).count() as i64;
+            let difference = cost(large) * larges - cost(small) * (ended as i64 - larges);
+            assert!(difference.abs() <= cost(large) + cost(small), "{difference} after {ended}: {order:?}");
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! guesses: whoever survives has the tokens it would have alone.
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 
 use super::*;
 
@@ -154,8 +155,8 @@ fn ending(event: Option<&TokenEvent>) -> Option<(FinishReason, Usage)> {
     }
 }
 
-/// Runs the case; the streams of those whose readers stayed.
-fn run(case: &Case) -> Vec<(Request, TokenStream)> {
+/// Runs the case; the streams of those whose readers stayed, and what was counted.
+fn run(case: &Case) -> (Vec<(Request, TokenStream)>, EngineStats) {
     let runner = case.runner().failing_at(case.failing.iter().copied());
     let mut rig = case.rig(runner, case.running_sequences_max, case.speculation);
     let mut streams: Vec<_> = case.arrivals.iter().map(|_| Vec::new()).collect();
@@ -184,7 +185,8 @@ fn run(case: &Case) -> Vec<(Request, TokenStream)> {
     }
     rig.finish();
     let both = case.arrivals.iter().zip(streams);
-    both.flat_map(|(arrival, streams)| arrival.requests().into_iter().zip(streams)).collect()
+    let streams = both.flat_map(|(arrival, streams)| arrival.requests().into_iter().zip(streams)).collect();
+    (streams, rig.handle.stats())
 }
 
 fn check(case: &Case, request: &Request, stream: &mut TokenStream) {
@@ -215,8 +217,23 @@ proptest! {
 
     #[test]
     fn survivors_are_as_if_alone(case in cases()) {
-        for (request, mut stream) in run(&case) {
+        for (request, mut stream) in run(&case).0 {
             check(&case, &request, &mut stream);
         }
     }
+}
+
+/// The property above is worth something only if its cases meet what it is about.
+#[test]
+fn the_cases_meet_everything() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let all: Vec<EngineStats> =
+        (0..100).map(|_| run(&cases().new_tree(&mut runner).expect("a case").current()).1).collect();
+    let meet = |what: fn(&EngineStats) -> u64| all.iter().filter(|stats| what(stats) > 0).count();
+    assert!(meet(|stats| stats.preemptions) > 20);
+    assert!(meet(|stats| stats.prefix_tokens_found) > 50);
+    assert!(meet(|stats| stats.draft_tokens_accepted) > 15);
+    assert!(meet(|stats| stats.draft_tokens - stats.draft_tokens_accepted) > 15);
+    assert!(meet(|stats| stats.deadlines_foreseen) > 0);
+    assert!(meet(|stats| u64::from(stats.kv_blocks_idle)) > 50);
 }

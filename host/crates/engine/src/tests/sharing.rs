@@ -85,6 +85,20 @@ fn what_is_kept_gives_way_to_what_runs() {
     assert_eq!(rig.handle.stats().prefix_tokens_found, before, "the older one had to go");
 }
 
+#[test]
+fn nothing_is_kept_if_nothing_is_to_be() {
+    let config = EngineConfig { prefix_cache: false, ..EngineConfig::default() };
+    let mut rig = Rig::new(FakeRunner::new(shape()), config);
+    for _ in 0..2 {
+        rig.run(&request(0..20, 2));
+        assert_eq!((rig.handle.stats().prefix_tokens_found, rig.handle.stats().kv_blocks_idle), (0, 0));
+    }
+    let mut streams = submit_all(&rig, &choices(&request(0..20, 2), 0..2));
+    rig.finish();
+    assert!(streams.iter_mut().all(|stream| read_finished(stream).1 == FinishReason::Length));
+    assert_eq!(rig.handle.stats().prefix_tokens_found, 19, "two answers to one prompt share it");
+}
+
 /// Answers to one prompt under these seeds.
 fn choices(request: &Request, seeds: impl IntoIterator<Item = u64>) -> Vec<Request> {
     seeds.into_iter().map(|seed| Request { seed: Some(seed), ..request.clone() }).collect()

@@ -51,7 +51,7 @@ impl Fast {
             weights,
             rope: RopeRows::new(context_tokens_max, model.head_dim, model.rope_theta, &model.rope_divisors),
             kv,
-            head: Head::new(pool.threads()),
+            head: Head::new(pool.threads(), Isa::detect()),
             pool,
         })
     }

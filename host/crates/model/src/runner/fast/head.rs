@@ -1,18 +1,22 @@
 //! The end of a step: from the last layer's rows to tokens. Not here: the rules of a draw (`sampler.rs`).
 
 use engine::{Batch, SampledToken};
-use kernels::{Isa, PackedMatrix, QuantisedRows, Team, matmul_packed};
+use kernels::{HeadOutput, HeadWant, Isa, PackedMatrix, QuantisedRows, Team, lm_head, matmul_packed};
 
-use crate::sampler::sample;
+use crate::sampler::{Sampler, head_want};
 
 /// Memory of the output layer.
 pub(super) struct Head {
-    logits: Vec<f32>,
+    wants: Vec<HeadWant>,
+    output: HeadOutput,
+    /// One of each thread.
+    samplers: Vec<Sampler>,
 }
 
 impl Head {
-    pub(super) fn new(_threads: usize) -> Self {
-        Self { logits: Vec::new() }
+    pub(super) fn new(threads: usize, isa: Isa) -> Self {
+        let samplers = (0..threads).map(|_| Sampler::new(isa)).collect();
+        Self { wants: Vec::new(), output: HeadOutput::new(), samplers }
     }
 
     /// Draws a token for each of the batch's samples, whose rows are `rows`.
@@ -25,10 +29,14 @@ impl Head {
         rows: &QuantisedRows,
         sampled: &mut Vec<SampledToken>,
     ) {
-        self.logits.resize(batch.samples.len() * output.outputs(), 0.0);
-        matmul_packed(team, isa, &[output], rows, &mut self.logits, false);
-        let rows = self.logits.chunks_exact_mut(output.outputs());
-        sampled.extend(rows.zip(&batch.samples).map(|(logits, request)| sample(logits, request, batch)));
+        self.wants.clear();
+        self.wants.extend(batch.samples.iter().map(head_want));
+        lm_head(team, isa, output, rows, &self.wants, &mut self.output);
+        let first = sampled.len();
+        sampled.resize_with(first + batch.samples.len(), SampledToken::default);
+        self.output.for_each_row(team, &mut self.samplers, &mut sampled[first..], |sampler, sample, row, token| {
+            *token = sampler.sample_head(row, &batch.samples[sample], batch);
+        });
     }
 
     /// All logits of the samples, `[samples, vocabulary]`.
