@@ -1,7 +1,7 @@
 //! Measures the products of `gemm.rs` beside the machine's own limits, measured in the same run: the int8 peak (VPDPBUSD
 //! from registers) and the read bandwidth (a sum over 128 MB). Prints best times; run it on a quiet machine.
 //!
-//! `cargo run -p kernels --example bench_gemm [THREADS] [FORMAT...]`. In the environment, `ROWS=1,8` chooses batch sizes and
+//! `cargo run --release -p kernels --example bench_gemm [THREADS] [FORMAT...]`. In the environment, `ROWS=1,8` chooses batch sizes and
 //! `ISA=1` an instruction set by its place in `Isa::available()`; with
 //! `APART=1` matrices are not gathered.
 
