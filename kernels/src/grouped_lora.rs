@@ -2,11 +2,15 @@
 //! modules of a layer that share their input. The two steps, shrink and expand over segments, are Punica's SGMV (Chen et
 //! al., 2023); mixed ranks without padding to the largest are S-LoRA's (Sheng et al., 2023).
 //!
+//! Both factors and what they multiply are rounded to bf16, sums are f32: twice the speed of f32, which is what one adapter
+//! shared by many rows costs, and the precision in which adapters are trained and served elsewhere.
+//!
 //! A row's result is a function of its own input and its own runs, in their order: not of the other rows, of how rows are
 //! cut into pieces, of threads or instruction set, all of which give the same bits.
 //!
 //! Not here: which adapter a row has, and Wx.
 
+mod bf16;
 mod expand;
 mod pack;
 mod plan;
@@ -75,22 +79,28 @@ pub fn grouped_lora(team: &Team<'_>, isa: Isa, runs: &[LoraRun<'_>], rows: LoraR
 fn run(team: &Team<'_>, isa: Isa, runs: &[LoraRun<'_>], rows: LoraRows<'_>, scratch: &mut LoraScratch, split: Split) {
     check(runs, &rows);
     let LoraRows { x, inputs, y, y_stride, module_first, plain } = rows;
-    let LoraScratch { pieces, items, shrunk, .. } = scratch;
+    let LoraScratch { pieces, items, pairs, shrunk, .. } = scratch;
     let step = Step { isa, runs, pieces, items, x, inputs, y: SharedMut::new(y), y_stride, module_first, plain };
     match split {
         Split::Inline => {
-            let shrunk = SharedMut::new(shrunk);
-            (0..pieces.len()).for_each(|index| step.whole(index, &shrunk));
+            let (pairs, shrunk) = (SharedMut::new(pairs), SharedMut::new(shrunk));
+            (0..pieces.len()).for_each(|index| step.whole(index, &pairs, &shrunk));
         }
         Split::Pieces => {
-            let shrunk = SharedMut::new(shrunk);
-            team.tiles(pieces.len(), |_, index| step.whole(index, &shrunk));
+            let (pairs, shrunk) = (SharedMut::new(pairs), SharedMut::new(shrunk));
+            team.tiles(pieces.len(), |_, index| step.whole(index, &pairs, &shrunk));
         }
         Split::Outputs { panels, chunks } => {
-            let shrinking = SharedMut::new(shrunk);
+            // Few rows: that there are more is what other splits are for.
+            pieces
+                .iter()
+                .for_each(|piece| step.round(piece, &mut pairs[step.pairs_of(piece.at_row, piece.rows.len())]));
+            let (pairs, shrinking) = (&**pairs, SharedMut::new(shrunk));
             // SAFETY: an (item, panel) is one tile's.
             team.tiles(items.len() * panels, |_, index| unsafe {
-                step.shrink_panel(&items[index / panels], index % panels, &shrinking);
+                let item = &items[index / panels];
+                let pairs = &pairs[step.pairs_of(item.at_row, item.rows.len())];
+                step.shrink_panel(item, index % panels, pairs, &shrinking);
             });
             team.tiles(pieces.len() * chunks, |_, index| {
                 for item in step.items_of(index / chunks) {
@@ -121,35 +131,50 @@ impl<'a> Step<'a> {
         &self.items[self.pieces[piece].items.clone()]
     }
 
+    /// Where the inputs of rows lie in bf16.
+    fn pairs_of(&self, at_row: usize, rows: usize) -> Range<usize> {
+        at_row * self.inputs / 2..(at_row + rows) * self.inputs / 2
+    }
+
+    /// The inputs of a piece in bf16.
+    fn round(&self, piece: &Piece, pairs: &mut [u32]) {
+        bf16::pairs(self.isa, &self.x[piece.rows.start * self.inputs..piece.rows.end * self.inputs], pairs);
+    }
+
     /// All of a piece: its runs one after the other.
-    fn whole(&self, piece: usize, shrunk: &SharedMut<'_, f32>) {
+    fn whole(&self, piece: usize, pairs: &SharedMut<'_, u32>, shrunk: &SharedMut<'_, u32>) {
+        let of_piece = &self.pieces[piece];
+        // SAFETY: the inputs of a piece are its own, and a piece is one tile's.
+        let pairs = unsafe { pairs.slice(self.pairs_of(of_piece.at_row, of_piece.rows.len())) };
+        self.round(of_piece, pairs);
         for item in self.items_of(piece) {
             for panel in 0..self.runs[item.run].group.panels.len() {
                 // SAFETY: the rows of `y` and the items of a piece are its own, and a piece is one tile's.
-                unsafe { self.shrink_panel(item, panel, shrunk) };
+                unsafe { self.shrink_panel(item, panel, pairs, shrunk) };
             }
             // SAFETY: as above.
             unsafe { self.expand(item, shrunk.slice(item.shrunk.clone()), 0, 1) };
         }
     }
 
-    /// The item's part of `shrunk`, `[rows, lanes]`, for the lanes of a panel, if it has that panel.
+    /// The item's part of `shrunk`, `[rows, pairs of lanes]`, for the lanes of a panel, if it has that panel; `pairs` are
+    /// its inputs.
     ///
     /// # Safety
     /// Nobody else has this item's lanes of this panel.
-    unsafe fn shrink_panel(&self, item: &Item, panel: usize, shrunk: &SharedMut<'_, f32>) {
+    unsafe fn shrink_panel(&self, item: &Item, panel: usize, pairs: &[u32], shrunk: &SharedMut<'_, u32>) {
         let run = &self.runs[item.run];
         let (group, lanes) = (run.group, run.group.factors.len());
         let Some(panel) = group.panels.get(panel).filter(|panel| is_enabled(run, panel)) else { return };
         let columns = panel.first_lane..panel.first_lane + panel.lanes;
         for rows in blocks(item.rows.clone()) {
-            let mut out: [&mut [f32]; ROWS] = Default::default();
+            let mut out: [&mut [u32]; ROWS] = Default::default();
             for (row, out) in rows.clone().zip(&mut out) {
-                let at = item.shrunk.start + (row - item.rows.start) * lanes;
+                let at = item.shrunk.start + (row - item.rows.start) * lanes / 2;
                 // SAFETY: of this item's and panel's own; rows are distinct.
-                *out = unsafe { shrunk.slice(at + columns.start..at + columns.end) };
+                *out = unsafe { shrunk.slice(at + columns.start / 2..at + columns.end / 2) };
             }
-            let x = (&self.x[rows.start * self.inputs..rows.end * self.inputs], self.inputs);
+            let x = (&pairs[self.pairs_of(rows.start - item.rows.start, rows.len())], self.inputs / 2);
             shrink(self.isa, group.a(*panel), x, (&group.factors[columns.clone()], run.weight), &mut out[..rows.len()]);
         }
     }
@@ -158,15 +183,15 @@ impl<'a> Step<'a> {
     ///
     /// # Safety
     /// Nobody else has these rows' outputs of this chunk.
-    unsafe fn expand(&self, item: &Item, shrunk: &[f32], chunk: usize, chunks: usize) {
+    unsafe fn expand(&self, item: &Item, shrunk: &[u32], chunk: usize, chunks: usize) {
         let run = &self.runs[item.run];
-        let lanes = run.group.factors.len();
+        let lane_pairs = run.group.factors.len() / 2;
         for term in run.group.terms.iter().filter(|term| run.enabled >> term.slot & 1 == 1) {
             let tiles = term.tiles() * chunk / chunks..term.tiles() * (chunk + 1) / chunks;
             if tiles.is_empty() {
                 continue;
             }
-            let b = &run.group.b(term)[tiles.start * VECTOR * term.rank..tiles.end * VECTOR * term.rank];
+            let b = &run.group.b(term)[tiles.start * VECTOR * term.pairs()..tiles.end * VECTOR * term.pairs()];
             let outputs = tiles.start * VECTOR..(tiles.end * VECTOR).min(term.outputs);
             for rows in blocks(item.rows.clone()) {
                 let first = self.module_first[term.slot] + outputs.start;
@@ -183,8 +208,8 @@ impl<'a> Step<'a> {
                     stride: self.y_stride,
                     weight: run.weight,
                 });
-                let h = &shrunk[(rows.start - item.rows.start) * lanes + term.first_lane..];
-                expand(self.isa, (b, term.rank), (h, lanes), &mut y[..rows.len()], growth.as_ref());
+                let h = &shrunk[(rows.start - item.rows.start) * lane_pairs + term.first_lane / 2..];
+                expand(self.isa, (b, term.pairs()), (h, lane_pairs), &mut y[..rows.len()], growth.as_ref());
             }
         }
     }

@@ -100,7 +100,7 @@ impl HeadOutput {
         work: impl Fn(&mut S, usize, HeadRow<'_>, &mut R) + Sync,
     ) {
         assert!(states.len() >= team.threads() && results.len() == self.rows.len());
-        let has_logits = !self.logits.is_empty();
+        let has_logits = self.rows.iter().any(|place| place.logits.is_some());
         let (states, results) = (SharedMut::new(states), SharedMut::new(results));
         let Self { rows, places, counts, log_sum_exps, logits, vocabulary, .. } = self;
         let logits = SharedMut::new(logits);
@@ -143,9 +143,11 @@ impl HeadOutput {
         self.counts.clear();
         self.counts.resize(counts * threads, 0);
         self.places.resize(places * threads, (0, 0.0));
-        self.parts.resize(sums * vocabulary.div_ceil(SUM_BLOCK), SumPart::default());
         self.log_sum_exps.resize(sums, 0.0);
-        self.logits.resize(full * vocabulary, 0.0);
+        // Only ever longer, so that nothing is filled again.
+        let (parts, logits) = (sums * vocabulary.div_ceil(SUM_BLOCK), full * vocabulary);
+        self.parts.resize(self.parts.len().max(parts), SumPart::default());
+        self.logits.resize(self.logits.len().max(logits), 0.0);
         (places, counts)
     }
 }

@@ -117,4 +117,16 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_tie_that_comes_later_has_its_place_by_its_id() {
+        for isa in Isa::available() {
+            let (mut places, mut count) = ([(0, 0.0); 2], 0);
+            let mut best = Best { places: &mut places, count: &mut count };
+            for piece in [2, 0, 1] {
+                best.offer_all(isa, piece * 40, &[1.5; 40]);
+            }
+            assert_eq!(places, [(0, 1.5), (1, 1.5)]);
+        }
+    }
 }

@@ -1,27 +1,25 @@
 //! How one adapter's terms lie in memory for [`grouped_lora`](super::grouped_lora): one run of bytes in the order of their
-//! use, in f16 under exact power-of-two scales. Not here: the arithmetic.
+//! use, in bf16, two values to 32 bits. Not here: the arithmetic.
 //!
-//! The A of all modules are stacked into *lanes* (one a rank of a module) and cut into panels of 16, 8 or 4 lanes. A panel
-//! holds, for each four inputs, 4 · lanes values in vectors of 16: with 16 lanes a vector is one input of each, with 8 it
-//! is two inputs (lane 0's first, lane 0's second, lane 1's first, ...), with 4 it is four. So a vector is always full, and
-//! each lane has four sums, of the inputs 0, 1, 2 and 3 modulo 4, whatever the panel's width.
-//! Behind the panels lies B: for each 16 outputs of a module, 16 values of each rank.
+//! The A of all modules are stacked into *lanes* (one a rank of a module, a module's beginning at an even one) and cut into
+//! panels of 16, 8 or 4 lanes. A panel holds, for each four pairs of inputs, 4 · lanes pairs in vectors of 16: with 16 lanes
+//! a vector is one pair of inputs of each lane, with 8 it is two (lane 0's first, lane 0's second, lane 1's first, ...),
+//! with 4 it is four. So a vector is always full, and each lane has four sums, of the pairs 0, 1, 2 and 3 modulo 4,
+//! whatever the panel's width.
+//! Behind the panels lies B: for each 16 outputs of a module, 16 pairs of each two ranks.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::f16;
-
+use super::bf16;
 use crate::Isa;
 use crate::isa::multiversion;
 use crate::memory::Memory;
 
-/// Values of a vector.
+/// Pairs in a vector.
 pub(super) const VECTOR: usize = 16;
-/// Inputs that a panel keeps together, each in a sum of its own.
+/// Pairs of inputs that a panel keeps together, each in a sum of its own.
 pub(super) const CHAINS: usize = 4;
-/// A row's largest value is scaled to this power of two, so that values down to 2^-29 of it are normal numbers of f16.
-const TOP_EXPONENT: i32 = 15;
 /// A group's values begin at a cache line.
 const LINE_BYTES: usize = 64;
 
@@ -46,13 +44,12 @@ pub struct LoraTermParts {
 
 /// One adapter's terms for the modules of one layer that have the same input, packed.
 ///
-/// Values are kept in f16, each row of A and each column of B under a power of two: within 2^-11 of what they were if they
-/// are not below 2^-29 of the row's or column's largest, exact if they came from f16, or from bf16 within that range.
+/// Values are kept in bf16: within 2^-8 of what they were, exact if they came from bf16.
 pub struct LoraGroup {
     pub(super) inputs: usize,
     pub(super) panels: Vec<Panel>,
     pub(super) terms: Vec<Term>,
-    /// Of each lane, padded to the panels: the scale of the term and of the lane's A and B.
+    /// Of each lane, padded to the panels: the scale of its term.
     pub(super) factors: Vec<f32>,
     /// Maybe with other groups' values before and after its own.
     memory: Arc<Memory>,
@@ -87,6 +84,11 @@ impl Term {
     pub(super) fn tiles(&self) -> usize {
         self.outputs.div_ceil(VECTOR)
     }
+
+    /// Pairs of ranks, the last one padded.
+    pub(super) fn pairs(&self) -> usize {
+        self.rank.div_ceil(2)
+    }
 }
 
 impl LoraGroup {
@@ -105,19 +107,19 @@ impl LoraGroup {
         if slots == 0 || !inputs.is_multiple_of(VECTOR) {
             return None;
         }
-        let panels = panels(inputs, terms.iter().map(|term| term.rank).sum());
+        let panels = panels(inputs / 2, terms.iter().map(|term| term.rank.next_multiple_of(2)).sum());
         let lanes = panels.last().map_or(0, |panel| panel.first_lane + panel.lanes);
         let (mut packed_terms, mut factors) = (Vec::new(), vec![0.0; lanes]);
-        let mut at = lanes * inputs;
+        let mut at = lanes * inputs / 2;
         let mut first_lane = 0;
         for term in terms {
             let (slot, rank, outputs, growth) = (term.module_slot, term.rank, term.outputs, term.growth.clone());
             let packed = Term { slot, first_lane, rank, outputs, growth, at };
-            first_lane += rank;
-            at += packed.tiles() * VECTOR * rank;
+            first_lane += 2 * packed.pairs();
+            at += packed.tiles() * VECTOR * packed.pairs();
             packed_terms.push(packed);
         }
-        let bytes = (at * size_of::<u16>()).next_multiple_of(LINE_BYTES);
+        let bytes = (at * size_of::<u32>()).next_multiple_of(LINE_BYTES);
         let mut memory = Memory::new(bytes);
         let values = values_mut(memory.bytes_mut());
         for (term, parts) in packed_terms.iter().zip(terms) {
@@ -172,58 +174,53 @@ impl LoraGroup {
         self.terms.iter().any(|term| term.growth.is_some())
     }
 
-    /// Of a panel, its values: `[inputs / 4, lanes / 4, 16]`, see the top of the file.
-    pub(super) fn a(&self, panel: Panel) -> &[u16] {
-        &self.values()[panel.at..][..panel.lanes * self.inputs]
+    /// Of a panel, its pairs: `[inputs / 8, lanes / 4, 16]`, see the top of the file.
+    pub(super) fn a(&self, panel: Panel) -> &[u32] {
+        &self.values()[panel.at..][..panel.lanes * self.inputs / 2]
     }
 
-    /// Of a term, `[tiles, rank, 16]`.
-    pub(super) fn b(&self, term: &Term) -> &[u16] {
-        &self.values()[term.at..][..term.tiles() * VECTOR * term.rank]
+    /// Of a term, `[tiles, pairs of ranks, 16]`.
+    pub(super) fn b(&self, term: &Term) -> &[u32] {
+        &self.values()[term.at..][..term.tiles() * VECTOR * term.pairs()]
     }
 
-    fn values(&self) -> &[u16] {
+    fn values(&self) -> &[u32] {
         let own = &self.memory.bytes()[self.own.clone()];
-        assert!(own.as_ptr().cast::<u16>().is_aligned());
-        // SAFETY: aligned as asserted; any two bytes are a u16.
-        unsafe { std::slice::from_raw_parts(own.as_ptr().cast(), own.len() / 2) }
+        assert!(own.as_ptr().cast::<u32>().is_aligned());
+        // SAFETY: aligned as asserted; any four bytes are a u32.
+        unsafe { std::slice::from_raw_parts(own.as_ptr().cast(), own.len() / 4) }
     }
 }
 
-fn values_mut(bytes: &mut [u8]) -> &mut [u16] {
-    assert!(bytes.as_ptr().cast::<u16>().is_aligned());
-    // SAFETY: aligned as asserted; any two bytes are a u16, and the borrow goes on.
-    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 2) }
+fn values_mut(bytes: &mut [u8]) -> &mut [u32] {
+    assert!(bytes.as_ptr().cast::<u32>().is_aligned());
+    // SAFETY: aligned as asserted; any four bytes are a u32, and the borrow goes on.
+    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 4) }
 }
 
-fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, values: &mut [u16], factors: &mut [f32]) {
-    let scaled = |value: f32, exponent: i32| f16::from_f64(f64::from(value) * 2f64.powi(-exponent)).to_bits();
+fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, values: &mut [u32], factors: &mut [f32]) {
     for row in 0..term.rank {
         let lane = term.first_lane + row;
         let Some(panel) = panels.iter().find(|panel| lane < panel.first_lane + panel.lanes) else { continue };
         let a = &parts.a[row * inputs..][..inputs];
-        let a_exponent = exponent(a);
-        for (input, value) in a.iter().enumerate() {
-            values[panel.at + place(panel.lanes, lane - panel.first_lane, input)] = scaled(*value, a_exponent);
+        for (pair, a) in a.as_chunks::<2>().0.iter().enumerate() {
+            values[panel.at + place(panel.lanes, lane - panel.first_lane, pair)] = bf16::pair(a[0], a[1]);
         }
-        let b = &parts.b[row * term.outputs..][..term.outputs];
-        let b_exponent = exponent(b);
-        for (output, value) in b.iter().enumerate() {
-            let tile = output / VECTOR * term.rank + row;
-            values[term.at + tile * VECTOR + output % VECTOR] = scaled(*value, b_exponent);
-        }
-        // Above f32's range the term is too; finite, so that a sum of zero stays zero. Below it (the largest of A's row
-        // times the largest of B's column under 2^-96) the term is nothing beside any output.
-        let factor = f64::from(parts.scale) * 2f64.powi(a_exponent + b_exponent);
-        factors[lane] = (factor as f32).clamp(f32::MIN, f32::MAX);
+        factors[lane] = parts.scale;
+    }
+    let b = |row: usize, output: usize| parts.b.get(row * term.outputs + output).filter(|_| row < term.rank).copied();
+    for (pair, output) in (0..term.pairs()).flat_map(|pair| (0..term.outputs).map(move |output| (pair, output))) {
+        let ranks = [2 * pair, 2 * pair + 1].map(|row| b(row, output).unwrap_or(0.0));
+        let tile = output / VECTOR * term.pairs() + pair;
+        values[term.at + tile * VECTOR + output % VECTOR] = bf16::pair(ranks[0], ranks[1]);
     }
 }
 
 multiversion! {
-    fn add_all(values: &[u16], sum: &mut u64) {
-        let mut sums = [[0u16; 32]; 8];
-        for values in values.chunks_exact(256) {
-            for (sums, values) in sums.iter_mut().zip(values.chunks_exact(32)) {
+    fn add_all(values: &[u32], sum: &mut u64) {
+        let mut sums = [[0u32; 16]; 8];
+        for values in values.chunks_exact(128) {
+            for (sums, values) in sums.iter_mut().zip(values.chunks_exact(16)) {
                 sums.iter_mut().zip(values).for_each(|(sum, value)| *sum ^= value);
             }
         }
@@ -231,10 +228,10 @@ multiversion! {
     }
 }
 
-/// Where within a panel the value of a lane and an input lies.
-fn place(lanes: usize, lane: usize, input: usize) -> usize {
+/// Where within a panel a lane's pair of inputs lies.
+fn place(lanes: usize, lane: usize, pair: usize) -> usize {
     let chains = VECTOR / lanes;
-    let (group, chain) = (input / CHAINS, input % CHAINS);
+    let (group, chain) = (pair / CHAINS, pair % CHAINS);
     group * CHAINS * lanes + chain / chains * VECTOR + lane * chains + chain % chains
 }
 
@@ -249,7 +246,7 @@ fn fits(inputs: usize, term: &LoraTermParts) -> bool {
 }
 
 /// Panels for this many lanes: as many of 16 as are full, then what pads least.
-fn panels(inputs: usize, lanes: usize) -> Vec<Panel> {
+fn panels(pairs: usize, lanes: usize) -> Vec<Panel> {
     let mut panels = Vec::new();
     let mut first_lane = 0;
     while first_lane < lanes {
@@ -258,21 +255,8 @@ fn panels(inputs: usize, lanes: usize) -> Vec<Panel> {
             5.. => 8,
             _ => 4,
         };
-        panels.push(Panel { first_lane, lanes: width, at: first_lane * inputs });
+        panels.push(Panel { first_lane, lanes: width, at: first_lane * pairs });
         first_lane += width;
     }
     panels
-}
-
-/// The power of two to take out of these values, so that the largest is just below 2^16.
-fn exponent(values: &[f32]) -> i32 {
-    let max = values.iter().fold(0.0f32, |max, value| max.max(value.abs()));
-    if max == 0.0 {
-        return 0;
-    }
-    // Subnormal numbers of f32 have no exponent of their own, of f64 all do.
-    let exponent = ((f64::from(max).to_bits() >> 52) & 0x7ff) as i32 - 1023;
-    let within = f64::from(max) * 2f64.powi(TOP_EXPONENT - exponent);
-    // What would round up to 2^16 has no place in f16.
-    if f16::from_f64(within).is_finite() { exponent - TOP_EXPONENT } else { exponent - TOP_EXPONENT + 1 }
 }

@@ -9,7 +9,7 @@ use super::shrink::ROWS;
 /// Rows of a piece where there are many: its inputs and what is shrunk stay in the first-level cache.
 const PIECE_ROWS_MAX: usize = 4 * ROWS;
 /// Work below which waking others costs more than it saves.
-const INLINE_NS: usize = 3_000;
+const INLINE_NS: usize = 4_000;
 
 /// Memory of [`grouped_lora`](super::grouped_lora), kept from call to call.
 #[derive(Default)]
@@ -20,21 +20,28 @@ pub struct LoraScratch {
     reach: Vec<usize>,
     pub(super) pieces: Vec<Piece>,
     pub(super) items: Vec<Item>,
-    /// What A makes of the inputs, item by item.
-    pub(super) shrunk: Vec<f32>,
+    /// The inputs of the pieces in bf16, one piece after the other: `[rows, pairs]`.
+    pub(super) pairs: Vec<u32>,
+    /// What A makes of them, item by item, in pairs of bf16.
+    pub(super) shrunk: Vec<u32>,
 }
 
 /// Rows that are all under the same runs.
 pub(super) struct Piece {
+    pub(super) rows: Range<usize>,
     /// Into the items: its runs, in their order.
     pub(super) items: Range<usize>,
+    /// Where its inputs lie, in rows.
+    pub(super) at_row: usize,
 }
 
 /// A run on a piece.
 pub(super) struct Item {
     pub(super) run: usize,
     pub(super) rows: Range<usize>,
-    /// Its part of what is shrunk, `[rows, lanes]`.
+    /// Where its piece's inputs lie, in rows.
+    pub(super) at_row: usize,
+    /// Its part of what is shrunk, `[rows, pairs of lanes]`.
     pub(super) shrunk: Range<usize>,
 }
 
@@ -58,7 +65,7 @@ impl LoraScratch {
 
     /// Makes pieces and items, and the place for what is shrunk.
     pub(super) fn plan(&mut self, runs: &[LoraRun<'_>], threads: usize) {
-        let Self { cuts, reach, pieces, items, shrunk } = self;
+        let Self { cuts, reach, pieces, items, pairs, shrunk } = self;
         cuts.clear();
         reach.clear();
         pieces.clear();
@@ -76,7 +83,7 @@ impl LoraScratch {
         let is_sorted = runs.is_sorted_by_key(|run| run.rows.start);
         let piece_rows = (total_rows / (4 * threads)).next_multiple_of(ROWS).clamp(ROWS, PIECE_ROWS_MAX);
 
-        let mut place = 0;
+        let (mut place, mut at_row) = (0, 0);
         for rows in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
             // The runs that may be over these rows.
             let first = reach.partition_point(|reach| *reach <= rows.start);
@@ -87,28 +94,33 @@ impl LoraScratch {
                 let rows = cut(piece)..cut(piece + 1);
                 let first_item = items.len();
                 for run in (first..last).filter(|run| runs[*run].rows.contains(&rows.start)) {
-                    let end = place + rows.len() * runs[run].group.factors.len();
-                    items.push(Item { run, rows: rows.clone(), shrunk: place..end });
+                    let end = place + rows.len() * runs[run].group.factors.len() / 2;
+                    items.push(Item { run, rows: rows.clone(), at_row, shrunk: place..end });
                     place = end;
                 }
                 if items.len() > first_item {
-                    pieces.push(Piece { items: first_item..items.len() });
+                    at_row += rows.len();
+                    pieces.push(Piece { at_row: at_row - rows.len(), rows, items: first_item..items.len() });
                 }
             }
         }
         if shrunk.len() < place {
-            shrunk.resize(place, 0.0);
+            shrunk.resize(place, 0);
+        }
+        let inputs = runs.first().map_or(0, |run| run.group.inputs);
+        if pairs.len() < at_row * inputs / 2 {
+            pairs.resize(at_row * inputs / 2, 0);
         }
     }
 
     /// Pieces if there are enough of them to go round, else parts of each.
     pub(super) fn split(&self, runs: &[LoraRun<'_>], threads: usize) -> Split {
-        // A value is read at about 15 a nanosecond, and multiplied at about 50.
-        let work = |item: &Item| runs[item.run].group.memory_bytes() / 2 * (item.rows.len() + 3) / 50;
+        // A value is read at about 15 a nanosecond, and multiplied at about 100.
+        let work = |item: &Item| runs[item.run].group.memory_bytes() / 2 * (item.rows.len() + 6) / 100;
         if threads == 1 || self.items.iter().map(work).sum::<usize>() < INLINE_NS {
             return Split::Inline;
         }
-        if self.pieces.len() >= 2 * threads {
+        if self.pieces.len() >= 2 * threads || self.pieces.len().is_multiple_of(threads) {
             return Split::Pieces;
         }
         let panels = self.items.iter().map(|item| runs[item.run].group.panels.len()).max().unwrap_or(0);

@@ -111,15 +111,27 @@ impl Sampler {
         if request.min_p <= 0.0 && request.top_k == 0 && request.top_p >= 1.0 {
             return self.weights.pick(uniform * self.weights.total()).and_then(|id| u32::try_from(id).ok());
         }
-        self.kept.clear();
-        let all = (0..).zip(logits.iter().zip(self.weights.all())).filter(|(_, (logit, _))| !logit.is_nan());
         // The likeliest token has weight 1: a weight is its share of that one's probability.
-        let likely = all.filter(|(_, (_, weight))| **weight >= f64::from(request.min_p));
-        self.kept.extend(likely.map(|(id, (&logit, &weight))| Kept { id, logit, weight }));
+        let min_p = f64::from(request.min_p);
+        let likely = |weight: &&f64| **weight >= min_p;
+        let mut total = match request.min_p > 0.0 {
+            true => self.weights.all().iter().filter(likely).sum(),
+            false => self.weights.total(),
+        };
+        let mut least = min_p;
+        if request.top_k == 0 && request.top_p < 1.0 {
+            // Tokens this unlikely add up to less than what top-p cuts off, so that they need not be sorted.
+            least = least.max(total * (1.0 - f64::from(request.top_p)) / logits.len() as f64);
+        }
+        let all = (0..).zip(logits.iter().zip(self.weights.all()));
+        let left = all.filter(|(_, (logit, weight))| **weight >= least && !logit.is_nan());
+        self.kept.clear();
+        self.kept.extend(left.map(|(id, (&logit, &weight))| Kept { id, logit, weight }));
         if request.top_k > 0 {
             keep_best(&mut self.kept, request.top_k as usize);
+            total = self.kept.iter().map(|kept| kept.weight).sum();
         }
-        draw_kept(&mut self.kept, request.top_p, uniform).map(|kept| kept.id)
+        draw_kept(&mut self.kept, total, request.top_p, uniform).map(|kept| kept.id)
     }
 
     /// As [`Self::draw`] for a request with top-k, whose best they are, best first.
@@ -130,7 +142,8 @@ impl Sampler {
         self.kept.clear();
         let likely = best.iter().zip(self.weights.all()).filter(|(_, weight)| **weight >= f64::from(request.min_p));
         self.kept.extend(likely.map(|(&(id, logit), &weight)| Kept { id, logit, weight }));
-        let drawn = draw_kept(&mut self.kept, request.top_p, uniform(request.seed, request.step));
+        let total = self.kept.iter().map(|kept| kept.weight).sum();
+        let drawn = draw_kept(&mut self.kept, total, request.top_p, uniform(request.seed, request.step));
         drawn.map(|kept| (kept.id, kept.logit))
     }
 
@@ -185,15 +198,12 @@ fn adjust(logits: &mut [f32], request: &SampleRequest, seen: &[SeenToken], biase
     }
 }
 
-/// Draws at `uniform`, in 0 .. 1, of the weights' sum, from the tokens that top-p leaves; the last token with a weight if
-/// rounding leaves the sum short of it.
-fn draw_kept(kept: &mut Vec<Kept>, top_p: f32, uniform: f64) -> Option<Kept> {
-    let mut total: f64 = kept.iter().map(|kept| kept.weight).sum();
+/// Draws at `uniform`, in 0 .. 1, of the weights' sum, from the tokens that top-p leaves of those whose weights are `total`; the
+/// last token with a weight if rounding leaves the sum short of it. Unlikely ones may be missing from `kept` if top-p leaves
+/// none of them.
+fn draw_kept(kept: &mut Vec<Kept>, mut total: f64, top_p: f32, uniform: f64) -> Option<Kept> {
     if top_p < 1.0 {
         let share = f64::from(top_p);
-        // Tokens this unlikely add up to less than what top-p cuts off, so that they need not be sorted.
-        let least = total * (1.0 - share) / kept.len() as f64;
-        kept.retain(|kept| kept.weight >= least);
         let all = kept.len();
         keep_best(kept, all);
         let mut reached = 0.0;
