@@ -19,7 +19,8 @@ use crate::attention_lanes::tile_lanes;
 use crate::attention_tile::{QueryRows, Scales, State, TILE_GROUPS, TILE_POSITIONS, Tile};
 use crate::isa::Level;
 use crate::paged::{GROUP_POSITIONS, KvFormat, Line, PagedKv};
-use crate::paged_write::{bf16_bits, expand_group};
+use crate::paged_expand::expand_group;
+use crate::paged_write::bf16_bits;
 use crate::pool::SharedMut;
 use crate::{Isa, Team};
 

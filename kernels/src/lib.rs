@@ -31,6 +31,7 @@ mod memory;
 mod norm_rows;
 mod packed;
 mod paged;
+mod paged_expand;
 mod paged_write;
 mod pool;
 mod quantised;

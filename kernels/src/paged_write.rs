@@ -158,33 +158,6 @@ pub(crate) fn bf16_bits(value: f32) -> u32 {
     if magnitude > 0x7f80_0000 { bits >> 16 | 0x40 } else { finite }
 }
 
-/// Keys and values of a group as bf16 pairs in the layout of [`KvFormat::Bf16`], and the scales of its positions' keys and
-/// values. An int8 code is exact in bf16.
-pub(crate) fn expand_group(isa: Isa, lines: &[Line], head_dim: usize, out: &mut [Line]) -> [[f32; 16]; 2] {
-    let half = head_dim / 4;
-    let (keys, values) = out.split_at_mut(2 * half);
-    expand(isa, &lines[..half], 1, keys);
-    expand(isa, &lines[half..2 * half], head_dim / 16, values);
-    let scales = &lines[2 * half..];
-    [0, 1].map(|which: usize| scales[which].0.map(f32::from_bits))
-}
-
-multiversion! {
-    fn expand(codes: &[Line], vectors: usize, out: &mut [Line]) {
-        // A word has four codes: two of a pair, and two of the pair after it, `vectors` lines further.
-        for (codes, out) in codes.chunks_exact(vectors).zip(out.chunks_exact_mut(2 * vectors)) {
-            let (first, second) = out.split_at_mut(vectors);
-            for ((codes, first), second) in codes.iter().zip(first).zip(second) {
-                for lane in 0..GROUP_POSITIONS {
-                    let code = |byte: u32| (((codes.0[lane] << (24 - 8 * byte)).cast_signed() >> 24) as f32).to_bits();
-                    first.0[lane] = code(0) >> 16 | code(1);
-                    second.0[lane] = code(2) >> 16 | code(3);
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use half::bf16;
@@ -192,6 +165,7 @@ mod tests {
     use super::*;
     use crate::Pool;
     use crate::dot::tests::values;
+    use crate::paged_expand::expand_group;
 
     const KV_HEADS: usize = 3;
     const HEAD_DIM: usize = 48;
