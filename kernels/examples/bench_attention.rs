@@ -3,7 +3,9 @@
 
 use std::time::Instant;
 
-use kernels::{AttentionScratch, AttentionSequence, Isa, KvFormat, PagedKv, Pool, Team};
+use kernels::{
+    AttentionRow, AttentionScratch, AttentionSequence, Isa, KvFormat, KvLayer, PagedKv, Pool, ReferencePool, Team,
+};
 
 const HEADS: usize = 9;
 const KV_HEADS: usize = 3;
@@ -114,6 +116,21 @@ fn decode(team: &Team<'_>, isa: Isa, format: KvFormat, sequences: usize, context
     );
 }
 
+/// Prefill with the f32 reference on one thread.
+fn reference(tokens: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let (kv_width, width) = (KV_HEADS * HEAD_DIM, HEADS * HEAD_DIM);
+    let keys = vec![0.1; tokens * kv_width];
+    let kv = KvLayer { keys: &keys, values: &keys, block_tokens: 16, kv_heads: KV_HEADS, head_dim: HEAD_DIM };
+    let blocks: Vec<u32> = (0..tokens.div_ceil(16) as u32).collect();
+    let rows: Vec<_> = (0..tokens).map(|position| AttentionRow { blocks: &blocks, position }).collect();
+    let queries = vec![0.1; tokens * width];
+    let mut out = vec![0.0; queries.len()];
+    let pool = ReferencePool::new(1)?;
+    let seconds = pool.run(|| best(3, || kernels::attention(Isa::detect(), &rows, &queries, kv, HEADS, &mut out)));
+    println!("prefill {tokens} with the f32 reference: {:.0} us", seconds * 1e6);
+    Ok(())
+}
+
 /// Read bandwidth over this many bytes, in GB/s.
 fn read_gbs(team: &Team<'_>, bytes: usize) -> f64 {
     let data = vec![1u64; bytes / 8];
@@ -157,7 +174,7 @@ fn peak_gops() -> f64 {
     f64::NAN
 }
 
-fn main() -> Result<(), kernels::PoolError> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(1);
     // Which instruction sets: the name's beginning, or the best one.
     let wanted = std::env::args().nth(2);
@@ -167,6 +184,7 @@ fn main() -> Result<(), kernels::PoolError> {
     };
     // Which cases: all whose format, kind and sizes are not excluded by `-name`.
     let chosen = |name: &str| std::env::args().skip(3).all(|word| word.strip_prefix('-') != Some(name));
+    reference(512)?;
     let pool = Pool::new(threads)?;
     pool.step(|team| {
         let peak = peak_gops() * threads as f64;

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use kernels::{Isa, Pool, RopeLayout, RopeRows, Team};
+use kernels::{Isa, Pool, ReferencePool, RopeLayout, RopeRows, RopeTable, Team};
 
 const HIDDEN: usize = 576;
 const INTERMEDIATE: usize = 1536;
@@ -58,8 +58,30 @@ fn rows(team: &Team<'_>, isa: Isa, rows: usize) {
     }
 }
 
-fn main() -> Result<(), kernels::PoolError> {
+/// The f32 references on one thread.
+fn references(rows: usize) {
+    println!("f32 references, {rows} rows");
+    let x = vec![0.5; rows * HIDDEN];
+    let mut out = x.clone();
+    let norm = best(3, || kernels::rms_norm(&x, &[0.5; HIDDEN], 1e-5, &mut out));
+    report("rms norm 576", 2 * 4 * x.len(), norm);
+    let gate_up = vec![0.5; rows * 2 * INTERMEDIATE];
+    let mut out = vec![0.0; rows * INTERMEDIATE];
+    let gate = best(3, || kernels::swiglu(&gate_up, INTERMEDIATE, &mut out));
+    report("swiglu 1536", 3 * 4 * out.len(), gate);
+    let table = RopeTable::new(rows, HEAD_DIM, 100_000.0);
+    let mut projected = vec![0.5; rows * STRIDE];
+    let turn = best(3, || {
+        for (position, row) in projected.chunks_mut(STRIDE).enumerate() {
+            table.apply(position, &mut row[..HEADS * HEAD_DIM]);
+        }
+    });
+    report("rope Neighbours", 2 * 4 * rows * HEADS * HEAD_DIM, turn);
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(1);
+    ReferencePool::new(1)?.run(|| references(512));
     let pool = Pool::new(threads)?;
     pool.step(|team| {
         for isa in Isa::available().into_iter().rev() {

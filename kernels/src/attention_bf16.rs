@@ -80,9 +80,10 @@ unsafe fn one_part<const R: usize>(
     }
     // All rows see all groups but the last whole, and the first row sees the least of that.
     let masked = rows.visible(first, tile.first_position) < tile.groups * GROUP_POSITIONS;
-    // SAFETY: the caller's promise.
     match (masked, tile.scales) {
+        // SAFETY: the caller's promise.
         (false, None) => unsafe { weigh::<false>(rows, first..first + R, tile, None, state, part) },
+        // SAFETY: as above.
         (_, scales) => unsafe { weigh::<true>(rows, first..first + R, tile, scales, state, part) },
     }
     let vectors = rows.head_dim / 16;

@@ -1,7 +1,7 @@
 //! Causal attention of many sequences over paged keys and values, for prefill and decode alike (grouped query heads:
 //! Ainslie et al., 2023; spans of a long context side by side: flash-decoding, Dao et al., 2023).
 //!
-//! A row's bits depend on its own sequence alone. Its positions are taken in tiles at fixed places (multiples of 64), of
+//! A row's bits depend on its own sequence alone. Its positions are taken in tiles at fixed places (multiples of 128), of
 //! which the last ends with the row's own group of 16; tiles make spans at fixed places (multiples of 1024), and spans are
 //! merged in order. Which rows are computed together, on which thread, and whether spans are computed side by side or one
 //! after the other changes nothing of that. Not here: the arithmetic (`attention_tile`).

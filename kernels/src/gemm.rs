@@ -13,13 +13,16 @@ mod avx2;
 mod floats;
 #[cfg(target_arch = "x86_64")]
 mod floats_avx2;
+mod place;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
 use std::ops::Range;
 
-use crate::isa::{Level, multiversion};
+use place::{Place, fetch, write};
+
+use crate::isa::Level;
 use crate::packed::{PANEL, PackedMatrix, formats};
 use crate::pool::SharedMut;
 use crate::quantised::BlockFormat;
@@ -79,45 +82,6 @@ pub fn matmul_packed(
     pieces(team, isa, matrices, x, prepare, |_, column, rows, outputs, piece| {
         write(isa, piece.results, &place(column, &rows, &outputs), accumulate, &out);
     });
-}
-
-/// Where a piece goes: rows of `outputs` values, `stride` apart.
-struct Place {
-    first: usize,
-    rows: usize,
-    outputs: usize,
-    stride: usize,
-}
-
-/// Asks for the cache lines of a place: they come while its values are computed.
-fn fetch(place: &Place, out: &SharedMut<'_, f32>) {
-    #[cfg(target_arch = "x86_64")]
-    for row in 0..place.rows {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        let at = place.first + row * place.stride;
-        // SAFETY: each row of each panel of outputs is in one piece, and the columns of panels are disjoint.
-        let out = unsafe { out.slice(at..at + place.outputs) };
-        for line in out.chunks(16) {
-            // SAFETY: fetching reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
-        }
-    }
-}
-
-multiversion! {
-    fn write(results: &Results, place: &Place, accumulate: bool, out: &SharedMut<'_, f32>) {
-        for (row, results) in results[..place.rows].iter().enumerate() {
-            let at = place.first + row * place.stride;
-            // SAFETY: each row of each panel of outputs is in one piece, and the columns of panels are disjoint.
-            let out = unsafe { out.slice(at..at + place.outputs) };
-            match (out.first_chunk_mut::<PANEL>(), accumulate) {
-                (Some(out), true) => out.iter_mut().zip(results).for_each(|(out, result)| *out += result),
-                (Some(out), false) => *out = *results,
-                (None, true) => out.iter_mut().zip(results).for_each(|(out, result)| *out += result),
-                (None, false) => out.iter_mut().zip(results).for_each(|(out, result)| *out = *result),
-            }
-        }
-    }
 }
 
 /// Hands the results to `consume(worker, rows, outputs, piece)` in pieces, each once and in no particular order, instead of

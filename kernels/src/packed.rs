@@ -5,13 +5,12 @@ mod layout;
 
 pub(crate) use layout::{Layout, PANEL, formats};
 
-use crate::Isa;
-use crate::quantised::{BLOCK_VALUES, BlockFormat, half_to_f32};
+use std::ops::Range;
+use std::sync::Arc;
 
-/// A cache line, so that the stream begins on one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+use crate::Isa;
+use crate::memory::Memory;
+use crate::quantised::{BLOCK_VALUES, BlockFormat, half_to_f32};
 
 /// A weight matrix `[outputs, inputs]`, repacked.
 pub struct PackedMatrix {
@@ -19,7 +18,9 @@ pub struct PackedMatrix {
     inputs: usize,
     format: BlockFormat,
     panel_bytes: usize,
-    lines: Vec<Line>,
+    memory: Arc<Memory>,
+    /// In the memory; begins at a cache line.
+    range: Range<usize>,
 }
 
 impl PackedMatrix {
@@ -33,16 +34,36 @@ impl PackedMatrix {
         }
         let panel_bytes = layout::panel_bytes(format, inputs);
         let bytes = outputs.div_ceil(PANEL).checked_mul(panel_bytes)?;
-        let mut packed =
-            Self { outputs, inputs, format, panel_bytes, lines: vec![Line([0; 64]); bytes / size_of::<Line>()] };
-        let mut panels = as_bytes_mut(&mut packed.lines).chunks_exact_mut(panel_bytes);
-        for rows in blocks.chunks(PANEL * row_bytes) {
-            let Some(panel) = panels.next() else { break };
+        let mut memory = Memory::new(bytes);
+        let panels = memory.bytes_mut()[..bytes].chunks_exact_mut(panel_bytes);
+        for (panel, rows) in panels.zip(blocks.chunks(PANEL * row_bytes)) {
             for (lane, row) in rows.chunks(row_bytes).enumerate() {
                 layout::write_row(format, panel, lane, row);
             }
         }
-        Some(packed)
+        Some(Self { outputs, inputs, format, panel_bytes, memory: Arc::new(memory), range: 0..bytes })
+    }
+
+    /// Moves matrices next to each other, in this order: to be called with those that a step reads one after the other, as
+    /// many as there is memory for twice. Then they lie in huge pages, which few matrices fill alone, and the end of one is
+    /// read while the beginning of the next is fetched.
+    pub fn gather<'a>(matrices: impl IntoIterator<Item = &'a mut Self>) {
+        let matrices: Vec<&mut Self> = matrices.into_iter().collect();
+        let mut memory = Memory::new(matrices.iter().map(|matrix| matrix.range.len()).sum());
+        let mut end = 0;
+        let ranges: Vec<Range<usize>> = matrices
+            .iter()
+            .map(|matrix| {
+                let range = end..end + matrix.range.len();
+                memory.bytes_mut()[range.clone()].copy_from_slice(matrix.bytes());
+                end = range.end;
+                range
+            })
+            .collect();
+        let memory = Arc::new(memory);
+        for (matrix, range) in matrices.into_iter().zip(ranges) {
+            (matrix.memory, matrix.range) = (Arc::clone(&memory), range);
+        }
     }
 
     /// Rows of the matrix.
@@ -66,7 +87,7 @@ impl PackedMatrix {
     /// What it occupies: the blocks' own bytes, for a whole number of 32 outputs.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
+        self.range.len()
     }
 
     /// Copies one row as f32, with the same bits as [`crate::dequantise`] of the file's blocks: a token's embedding.
@@ -106,18 +127,12 @@ impl PackedMatrix {
 
     /// The stream of one panel, aligned to 64 bytes.
     pub(crate) fn panel(&self, index: usize) -> &[u8] {
-        &as_bytes(&self.lines)[index * self.panel_bytes..][..self.panel_bytes]
+        &self.bytes()[index * self.panel_bytes..][..self.panel_bytes]
     }
-}
 
-fn as_bytes(lines: &[Line]) -> &[u8] {
-    // SAFETY: a `Line` is 64 bytes without padding, and any byte may be read.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
-}
-
-fn as_bytes_mut(lines: &mut [Line]) -> &mut [u8] {
-    // SAFETY: a `Line` is 64 bytes without padding, of which any value is one; the borrow is exclusive.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+    fn bytes(&self) -> &[u8] {
+        &self.memory.bytes()[self.range.clone()]
+    }
 }
 
 #[cfg(test)]
@@ -153,6 +168,24 @@ mod tests {
             let grown = if matches!(format, BlockFormat::Q4_K | BlockFormat::Q5_K) { 128 * 4 } else { 0 };
             assert_eq!(packed.memory_bytes(), blocks.len() + grown, "{format:?}");
         }
+    }
+
+    #[test]
+    fn gathering_moves_and_changes_nothing() {
+        let make = |outputs: usize| {
+            let blocks = random_blocks(BlockFormat::Q5_0, outputs * 3, outputs as u64);
+            PackedMatrix::pack(outputs, 96, BlockFormat::Q5_0, &blocks).unwrap()
+        };
+        let (mut some, same) = ([make(40), make(1), make(64)], [make(40), make(1), make(64)]);
+        PackedMatrix::gather(&mut some);
+        for (matrix, same) in some.iter().zip(&same) {
+            assert!(matrix.bytes() == same.bytes() && matrix.bytes().as_ptr().addr().is_multiple_of(64));
+        }
+        assert_eq!(some[0].bytes().as_ptr_range().end, some[1].bytes().as_ptr());
+        PackedMatrix::gather(&mut some[..0]);
+        let [_, mut one, _] = some;
+        PackedMatrix::gather([&mut one]);
+        assert!(one.bytes() == same[1].bytes());
     }
 
     #[test]

@@ -181,8 +181,9 @@ impl Lines {
         let layout = Layout::from_size_align(bytes.checked_add(align)?, 16).ok()?;
         // SAFETY: the layout's size is not zero.
         let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        // SAFETY: `align_offset` of bytes is less than `align`, and that many bytes were added to the size.
-        let first = unsafe { memory.add(memory.align_offset(align)) };
+        let offset = memory.addr().get().wrapping_neg() % align;
+        // SAFETY: the offset is less than `align`, and that many bytes were added to the size.
+        let first = unsafe { memory.add(offset) };
         if align == HUGE_PAGE {
             advise_huge_pages(first, bytes);
         }

@@ -67,8 +67,7 @@ fn store_row(isa: Isa, shape: Shape, lines: &mut [Line], lane: usize, key: &[f32
 
 multiversion! {
     fn store_bf16(keys: &mut [Line], values: &mut [Line], lane: usize, key: &[f32], value: &[f32]) {
-        let (keys, key) = (&mut keys[..key.len() / 2], key.as_chunks::<2>().0);
-        for (line, [first, second]) in keys.iter_mut().zip(key) {
+        for (line, [first, second]) in keys.iter_mut().zip(key.as_chunks::<2>().0) {
             line.0[lane] = bf16_bits(*first) | bf16_bits(*second) << 16;
         }
         let vectors = value.len() / 16;
@@ -97,39 +96,55 @@ multiversion! {
         key: &[f32],
         value: &[f32],
     ) {
-        let (mut key_scale, value_scale) = (scale_of(key), scale_of(value));
-        if !value_scale.is_finite() {
-            key_scale = f32::NAN;
+        let (mut key_scale, mut value_scale) = (Scale::of(key), Scale::of(value));
+        if value_scale.step.is_nan() {
+            key_scale.step = f32::NAN;
+            value_scale.step = 0.0;
         }
-        let code = |value: f32, scale: f32| {
-            let code = if scale > 0.0 && scale.is_finite() { (value / scale).round_ties_even() } else { 0.0 };
-            (code as i8).cast_unsigned()
-        };
-        for (line, codes) in keys.iter_mut().zip(key.as_chunks::<4>().0) {
-            line.0[lane] = u32::from_le_bytes(codes.map(|value| code(value, key_scale)));
+        for (lines, key) in keys.as_chunks_mut::<4>().0.iter_mut().zip(key.as_chunks::<16>().0) {
+            let codes = key.map(|value| key_scale.code(value));
+            for (line, codes) in lines.iter_mut().zip(codes.as_chunks::<4>().0) {
+                line.0[lane] = codes[0] | codes[1] << 8 | codes[2] << 16 | codes[3] << 24;
+            }
         }
         let vectors = value.len() / 16;
         let (values, shift) = (&mut values[lane / 4 * vectors..][..vectors], lane % 4 * 8);
         for (line, value) in values.iter_mut().zip(value.as_chunks::<16>().0) {
             for (word, value) in line.0.iter_mut().zip(value) {
-                *word = *word & !(0xff << shift) | u32::from(code(*value, value_scale)) << shift;
+                *word = *word & !(0xff << shift) | value_scale.code(*value) << shift;
             }
         }
-        scales[0].0[lane] = key_scale.to_bits();
-        scales[1].0[lane] = if value_scale.is_finite() { value_scale.to_bits() } else { 0 };
+        scales[0].0[lane] = key_scale.step.to_bits();
+        scales[1].0[lane] = value_scale.step.to_bits();
     }
 }
 
-/// What one step of a code is worth: largest magnitude / 127, 0 for magnitudes too small to divide by, NaN if a value is
-/// not finite.
-#[inline(always)]
-fn scale_of(values: &[f32]) -> f32 {
-    // As integers, in which infinity and NaN are the largest.
-    let largest = values.iter().map(|value| value.to_bits() & 0x7fff_ffff).fold(0, u32::max);
-    match f32::from_bits(largest) {
-        value if !value.is_finite() => f32::NAN,
-        value if value < 1e-30 => 0.0,
-        value => value / 127.0,
+/// The scale of one position's key or value.
+struct Scale {
+    /// What one step of a code is worth: largest magnitude / 127; 0 for magnitudes too small to divide by; NaN if a value is
+    /// not finite.
+    step: f32,
+    /// Steps in 1.
+    steps: f32,
+}
+
+impl Scale {
+    #[inline(always)]
+    fn of(values: &[f32]) -> Self {
+        // As integers, in which infinity and NaN are the largest.
+        let largest = values.iter().fold(0, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff));
+        match f32::from_bits(largest) {
+            value if !value.is_finite() => Self { step: f32::NAN, steps: 0.0 },
+            value if value < 1e-30 => Self { step: 0.0, steps: 0.0 },
+            value => Self { step: value / 127.0, steps: 127.0 / value },
+        }
+    }
+
+    /// The nearest code, as a byte; any byte if the value is not finite.
+    #[inline(always)]
+    fn code(&self, value: f32) -> u32 {
+        // Adding 1.5 · 2²³ rounds to whole numbers and leaves them in the low bits.
+        (value * self.steps + 12_582_912.0).to_bits() & 0xff
     }
 }
 
@@ -165,6 +180,118 @@ multiversion! {
                     first.0[lane] = code(0) >> 16 | code(1);
                     second.0[lane] = code(2) >> 16 | code(3);
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::Pool;
+    use crate::dot::tests::values;
+
+    const KV_HEADS: usize = 3;
+    const HEAD_DIM: usize = 48;
+    const STRIDE: usize = 2 * KV_HEADS * HEAD_DIM + 5;
+    const KEY_FIRST: usize = 3;
+    const VALUE_FIRST: usize = KEY_FIRST + KV_HEADS * HEAD_DIM;
+
+    fn written(team: &Team<'_>, isa: Isa, format: KvFormat, places: &[(u32, u32)], rows: &[f32]) -> PagedKv {
+        let mut kv = PagedKv::new(format, 2, 7, 32, KV_HEADS, HEAD_DIM).unwrap();
+        kv.write(team, isa, 1, places, rows, STRIDE, KEY_FIRST, VALUE_FIRST);
+        kv
+    }
+
+    /// Key and value of a position and head, and their scales, read by the layout's description.
+    fn stored(kv: &PagedKv, place: (u32, u32), kv_head: usize) -> [Vec<f32>; 2] {
+        let (group, lane) = (place.1 as usize / 16, place.1 as usize % 16);
+        let lines = kv.group(1, place.0, kv_head, group);
+        let mut halves = vec![Line::ZERO; HEAD_DIM];
+        let mut scales = [1.0; 2];
+        match kv.shape.format {
+            KvFormat::Bf16 => halves.copy_from_slice(lines),
+            KvFormat::Int8 => {
+                scales = expand_group(Isa::plain(), lines, HEAD_DIM, &mut halves).map(|scales| scales[lane]);
+            }
+        }
+        let halves: Vec<u16> =
+            halves.iter().flat_map(|line| line.0).flat_map(|word| [word as u16, (word >> 16) as u16]).collect();
+        let number = |at: usize| bf16::from_bits(halves[at]).to_f32();
+        let key = (0..HEAD_DIM).map(|d| number((d / 2 * 16 + lane) * 2 + d % 2) * scales[0]);
+        let values = HEAD_DIM * 16;
+        let value = (0..HEAD_DIM).map(|d| number(values + (lane / 2 * HEAD_DIM + d) * 2 + lane % 2) * scales[1]);
+        [key.collect(), value.collect()]
+    }
+
+    #[test]
+    fn rows_are_found_again_and_every_isa_and_team_stores_the_same() {
+        let pool = Pool::new(3).unwrap();
+        // Every offset of some blocks, out of order, with the first place written twice.
+        let mut places: Vec<(u32, u32)> = (0..96).map(|at| ([5, 0, 6][at % 3], (at as u32 / 3 * 13) % 32)).collect();
+        places.push(places[0]);
+        let rows = values(1, places.len() * STRIDE);
+        for format in [KvFormat::Bf16, KvFormat::Int8] {
+            let plain = written(&Team::alone(), Isa::plain(), format, &places, &rows);
+            for (row, place) in places.iter().enumerate().skip(1) {
+                for kv_head in 0..KV_HEADS {
+                    let row = &rows[row * STRIDE + kv_head * HEAD_DIM..];
+                    for (stored, first) in stored(&plain, *place, kv_head).iter().zip([KEY_FIRST, VALUE_FIRST]) {
+                        let exact = &row[first..][..HEAD_DIM];
+                        let largest = exact.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                        for (stored, exact) in stored.iter().zip(exact) {
+                            match format {
+                                KvFormat::Bf16 => assert_eq!(*stored, bf16::from_f32(*exact).to_f32()),
+                                KvFormat::Int8 => assert!((stored - exact).abs() <= largest / 127.0 * 0.51),
+                            }
+                        }
+                    }
+                }
+            }
+            for isa in Isa::available() {
+                let mut other = pool.step(|team| written(team, isa, format, &places, &rows));
+                let mut plain = written(&Team::alone(), Isa::plain(), format, &places, &rows);
+                let both = other.lines_mut().iter().zip(plain.lines_mut());
+                assert!(both.into_iter().all(|(other, plain)| other.0 == plain.0), "{isa:?} {format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_told_by_the_key_alone() {
+        for format in [KvFormat::Bf16, KvFormat::Int8] {
+            for isa in Isa::available() {
+                for poison in [f32::NAN, f32::NEG_INFINITY] {
+                    for first in [KEY_FIRST, VALUE_FIRST] {
+                        let mut rows = values(1, 2 * STRIDE);
+                        rows[first + HEAD_DIM + 40] = poison;
+                        let kv = written(&Team::alone(), isa, format, &[(2, 7), (2, 6)], &rows);
+                        for kv_head in 0..KV_HEADS {
+                            let [key, value] = stored(&kv, (2, 7), kv_head);
+                            assert_eq!(key.iter().all(|key| key.is_finite()), kv_head != 1);
+                            assert!(value.iter().all(|value| value.is_finite()));
+                            let [key, value] = stored(&kv, (2, 6), kv_head);
+                            assert!(key.iter().chain(&value).all(|value| value.is_finite()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_to_even_and_drops_what_is_not_normal() {
+        for at in 0..100_000u32 {
+            let value = f32::from_bits(at.wrapping_mul(42_949));
+            let bits = bf16_bits(value) as u16;
+            if value.is_nan() {
+                assert!(bf16::from_bits(bits).is_nan());
+            } else if value != 0.0 && !value.is_normal() && value.is_finite() {
+                assert_eq!(bits & 0x7fff, 0);
+            } else {
+                assert_eq!(bits, bf16::from_f32(value).to_bits(), "{value}");
             }
         }
     }

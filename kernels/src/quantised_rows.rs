@@ -21,8 +21,8 @@ use crate::{Isa, Team};
 pub(crate) const PANEL_ROWS: usize = 12;
 /// Words of one row in one block: see [`Words`].
 pub(crate) const BLOCK_WORDS: usize = 14;
-/// Values that one tile of filling takes: some microseconds.
-const TILE_VALUES: usize = 1 << 15;
+/// Values that one tile of filling takes at most: about 1.5 µs.
+const TILE_VALUES: usize = 1 << 12;
 /// Blocks below are zero: their inverse scale could overflow. 2⁻¹¹⁹.
 const SMALLEST: f32 = f32::from_bits((127 - 119) << 23);
 
@@ -108,35 +108,45 @@ impl QuantisedRows {
     /// # Panics
     /// If the lengths do not belong together or `width` is not a multiple of 32.
     pub fn fill(&mut self, team: &Team<'_>, isa: Isa, x: &[f32], rows: usize, width: usize) {
-        assert!(width.is_multiple_of(BLOCK_VALUES) && rows * width == x.len(), "{rows} x {width} of {}", x.len());
+        assert!(
+            width > 0 && width.is_multiple_of(BLOCK_VALUES) && rows * width == x.len(),
+            "{rows} x {width} of {}",
+            x.len()
+        );
         (self.rows, self.width) = (rows, width);
         let row_words = width / BLOCK_VALUES * BLOCK_WORDS;
         resize(&mut self.words, self.forms.words, rows * row_words);
         resize(&mut self.pairs, self.forms.pairs, rows * width / 2);
         resize(&mut self.floats, self.forms.floats, rows * width);
+        // A tile is some blocks of one panel. The panels are about equal.
         let panels = row_panels(rows);
-        let in_tile = (TILE_VALUES / (width * PANEL_ROWS).max(1)).max(1);
+        let chunks = (rows * width).div_ceil(panels.max(1)).div_ceil(TILE_VALUES).max(1);
+        let chunk_width = (width / BLOCK_VALUES).div_ceil(chunks) * BLOCK_VALUES;
         let words = SharedMut::new(&mut self.words);
         let pairs = SharedMut::new(&mut self.pairs);
         let floats = SharedMut::new(&mut self.floats);
         let forms = self.forms;
-        team.tiles(panels.div_ceil(in_tile), |_, tile| {
-            for panel in tile * in_tile..panels.min((tile + 1) * in_tile) {
-                let at = row_panel(rows, panel);
-                let x = &x[at.start * width..at.end * width];
-                let part = |row_width: usize| at.start * row_width..at.end * row_width;
-                if forms.words {
-                    // SAFETY: panels are disjoint ranges of rows, and each is in one tile.
-                    quantise(isa, x, at.len(), unsafe { words.slice(part(row_words)) });
-                }
-                if forms.pairs {
-                    // SAFETY: as above.
-                    round_pairs(isa, x, at.len(), unsafe { pairs.slice(part(width / 2)) });
-                }
-                if forms.floats {
-                    // SAFETY: as above.
-                    transpose(isa, x, at.len(), unsafe { floats.slice(part(width)) });
-                }
+        team.tiles(panels * chunks, |_, tile| {
+            let at = row_panel(rows, tile / chunks);
+            let from = width.min(tile % chunks * chunk_width);
+            let to = width.min(from + chunk_width);
+            let part = Part { x: &x[at.start * width..at.end * width], rows: at.len(), width, from, to };
+            // Of a form with `each` units for `values` values.
+            let range = |each: usize, values: usize| {
+                let start = (at.start * width + from * at.len()) / values * each;
+                start..start + (to - from) * at.len() / values * each
+            };
+            if forms.words {
+                // SAFETY: panels are disjoint ranges of rows, chunks are disjoint within them, and each is one tile's.
+                quantise(isa, &part, unsafe { words.slice(range(BLOCK_WORDS, BLOCK_VALUES)) });
+            }
+            if forms.pairs {
+                // SAFETY: as above.
+                round_pairs(isa, &part, unsafe { pairs.slice(range(1, 2)) });
+            }
+            if forms.floats {
+                // SAFETY: as above.
+                transpose(isa, &part, unsafe { floats.slice(range(1, 1)) });
             }
         });
     }
@@ -187,19 +197,37 @@ pub(crate) fn row_panel(rows: usize, panel: usize) -> Range<usize> {
     start..start + each + usize::from(panel < more)
 }
 
-fn quantise(isa: Isa, x: &[f32], rows: usize, words: &mut [u32]) {
+/// Some columns of the rows of a panel.
+struct Part<'a> {
+    /// All columns of these rows.
+    x: &'a [f32],
+    rows: usize,
+    width: usize,
+    from: usize,
+    to: usize,
+}
+
+impl<'a> Part<'a> {
+    #[inline(always)]
+    fn iter(&self) -> impl Iterator<Item = &'a [f32]> {
+        let (from, to) = (self.from, self.to);
+        self.x.chunks_exact(self.width).map(move |row| &row[from..to])
+    }
+}
+
+fn quantise(isa: Isa, part: &Part<'_>, words: &mut [u32]) {
     match isa.level() {
         // SAFETY: the level exists only where `Isa::available` (isa.rs) found what `vnni::quantise` enables.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni => unsafe { vnni::quantise(x, rows, words) },
-        _ => quantise_plain(isa, x, rows, words),
+        Level::Avx512Vnni => unsafe { vnni::quantise(part, words) },
+        _ => quantise_plain(isa, part, words),
     }
 }
 
 multiversion! {
-    fn quantise_plain(x: &[f32], rows: usize, words: &mut [u32]) {
-        let blocks = words.len() / (rows * BLOCK_WORDS);
-        for (row, x) in x.chunks_exact(blocks * BLOCK_VALUES).enumerate() {
+    fn quantise_plain(part: &Part<'_>, words: &mut [u32]) {
+        let rows = part.rows;
+        for (row, x) in part.iter().enumerate() {
             for (x, block) in x.as_chunks().0.iter().zip(words.chunks_exact_mut(rows * BLOCK_WORDS)) {
                 let block = &mut block[row..];
                 let quantised = quantise_block(x);
@@ -249,22 +277,20 @@ fn quantise_block(x: &[f32; BLOCK_VALUES]) -> QuantisedBlock {
 }
 
 multiversion! {
-    fn round_pairs(x: &[f32], rows: usize, pairs: &mut [u32]) {
-        let width = x.len() / rows;
-        for (row, x) in x.chunks_exact(width).enumerate() {
+    fn round_pairs(part: &Part<'_>, pairs: &mut [u32]) {
+        for (row, x) in part.iter().enumerate() {
             for (pair, x) in x.as_chunks::<2>().0.iter().enumerate() {
-                pairs[pair * rows + row] = bf16(x[0]) | bf16(x[1]) << 16;
+                pairs[pair * part.rows + row] = bf16(x[0]) | bf16(x[1]) << 16;
             }
         }
     }
 }
 
 multiversion! {
-    fn transpose(x: &[f32], rows: usize, floats: &mut [u32]) {
-        let width = x.len() / rows;
-        for (row, x) in x.chunks_exact(width).enumerate() {
+    fn transpose(part: &Part<'_>, floats: &mut [u32]) {
+        for (row, x) in part.iter().enumerate() {
             for (k, x) in x.iter().enumerate() {
-                floats[k * rows + row] = x.to_bits();
+                floats[k * part.rows + row] = x.to_bits();
             }
         }
     }

@@ -7,8 +7,8 @@ use tests::{Client, Options, Server, completion_ids, tenant_key};
 fn ask(number: u32) -> Value {
     let story =
         format!("Story {number}. Once upon a time there was a fox who lived at the edge of a forest. ").repeat(3);
-    json!({"model": "base", "prompt": story, "max_tokens": 6, "temperature": 0, "ignore_eos": true,
-        "return_token_ids": true})
+    json!({"model": "base", "prompt": story, "max_tokens": 16, "temperature": 0, "ignore_eos": true,
+        "logprobs": 3, "return_token_ids": true})
 }
 
 fn with(mut body: Value, change: Value) -> Value {
@@ -23,12 +23,13 @@ fn client_of(server: &Server, tenant: &str) -> Client {
     client.with_key(Some(tenant_key(&client, tenant, &["invoke"])))
 }
 
-/// The answer's tokens, its prompt's length, and how many tokens of KV were found for it.
-fn answer(client: &Client, body: &Value) -> (Vec<u32>, u64, u64) {
+/// The answer to the last bit, its prompt's length, and how many tokens of KV were found for it.
+fn answer(client: &Client, body: &Value) -> ((Vec<u32>, Value), u64, u64) {
     let hits = || client.metric("vllm:prefix_cache_hits_total").expect("a metric") as u64;
     let before = hits();
     let value = client.post("/v1/completions", body).expect(200).json();
-    (completion_ids(&value), value["usage"]["prompt_tokens"].as_u64().unwrap(), hits() - before)
+    let bits = (completion_ids(&value), value["choices"][0]["logprobs"].clone());
+    (bits, value["usage"]["prompt_tokens"].as_u64().unwrap(), hits() - before)
 }
 
 #[test]

@@ -255,6 +255,53 @@ fn a_sequence_that_is_not_finite_stays_alone() {
 }
 
 #[test]
+fn sequences_of_a_mixed_batch_are_as_if_alone() {
+    let heads = SHAPES[3];
+    let (stride, width) = (heads.stride(), heads.heads * heads.head_dim);
+    // (first position, new rows) of each: decode, prefill, a later chunk, no rows, a long one's drafted tokens.
+    let parts = [(36, 1), (0, 90), (50, 33), (10, 0), (1_100, 4), (0, 1)];
+    let pool = Pool::new(3).unwrap();
+    for isa in Isa::available() {
+        let mut fixture = Fixture::new(isa, KvFormat::Bf16, heads, 120, 16);
+        let order = blocks_of(120);
+        let (mut block, mut rows, mut alone, mut batch) = (0, Vec::new(), Vec::new(), Vec::new());
+        for (index, (first, count)) in parts.into_iter().enumerate() {
+            let all = heads.rows(index as u64, first + count);
+            let needed = (first + count).div_ceil(16);
+            let blocks = &order[block..block + needed];
+            block += needed;
+            fixture.write(&Team::alone(), blocks, 0, &all[..first * stride]);
+            alone.extend(fixture.step(&Team::alone(), blocks, first, &all[first * stride..]));
+            // A row of nobody before each.
+            alone.splice(alone.len() - count * width..alone.len() - count * width, vec![0.0; width]);
+            rows.extend(vec![f32::NAN; stride]);
+            let start = rows.len() / stride;
+            rows.extend(&all[first * stride..]);
+            batch.push(AttentionSequence { blocks, first_position: first, rows: start..start + count });
+        }
+        let out = pool.step(|team| fixture.attend(team, &batch, &rows));
+        assert_eq!(bits(&out), bits(&alone), "{isa:?}");
+    }
+}
+
+#[test]
+fn zeros_have_no_sign() {
+    // Values so small that their products with probabilities are not normal: bf16 dots make them zero, with their sign.
+    let heads = SHAPES[0];
+    let mut rows = heads.rows(1, 20);
+    for (position, row) in rows.chunks_mut(heads.stride()).enumerate() {
+        let value = if position % 2 == 0 { -0.0 } else { -1.2e-38 };
+        row[heads.value_first()..][..heads.kv_heads * heads.head_dim].fill(value);
+    }
+    for isa in Isa::available() {
+        let mut fixture = Fixture::new(isa, KvFormat::Bf16, heads, 2, 16);
+        fixture.soil(2);
+        let out = fixture.step(&Team::alone(), &[1, 0], 0, &rows);
+        assert!(out.iter().all(|out| out.abs() < 1.3e-38 && out.to_bits() != (-0.0f32).to_bits()));
+    }
+}
+
+#[test]
 fn copied_and_wiped_blocks_and_rows_of_nobody() {
     let heads = SHAPES[0];
     let rows = heads.rows(1, 30);

@@ -1,4 +1,5 @@
-//! The products in plain Rust: what runs where there is nothing better, and what the vector versions must equal. Not here: the order of the arithmetic, which is written down in `gemm.rs`.
+//! The products in plain Rust: what runs where there is nothing better, and what the vector versions must equal. Not here:
+//! the order of the arithmetic, which is written down in `gemm.rs`.
 
 use super::Results;
 use crate::packed::{Layout, PANEL};

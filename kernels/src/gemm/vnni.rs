@@ -44,9 +44,77 @@ pub(super) unsafe fn integers<F: Layout>(weights: &[u8], x: &[u32], rows: usize,
     unsafe { tiles!(1 2 3 4 5 6, 7 8 9 10 11 12) }
 }
 
+// The parts of a tile are macros with indices, and no functions with iterators: the compiler keeps the sums in registers only
+// when it sees every index as a constant. F, ROWS and VECTORS are those of `tile`.
+
+/// A word of a row of the block at `x`, in all lanes.
+macro_rules! word {
+    ($x:ident, $word:expr, $row:expr) => {
+        _mm512_set1_epi32($x.add($word * ROWS + $row).read() as i32)
+    };
+}
+
+/// Begins the sums with what the offset of the codes will add, taken away.
+macro_rules! start {
+    ($x:ident, $half:literal, $dots:ident) => {
+        for row in 0..ROWS {
+            let minus = match F::SHAPE.offset {
+                0 => _mm512_setzero_si512(),
+                8 => word!($x, Words::MINUS_8, row),
+                16 => _mm512_slli_epi32::<1>(word!($x, Words::MINUS_8, row)),
+                32 => word!($x, Words::MINUS_32[$half], row),
+                _ => word!($x, Words::MINUS_128, row),
+            };
+            for vector in 0..VECTORS {
+                $dots[row][vector] = minus;
+            }
+        }
+    };
+}
+
+/// Adds groups of 4 inputs.
+macro_rules! step {
+    ($x:ident, $codes:ident, $dots:ident, $($group:literal)*) => { $(
+        let mut quad = [_mm512_setzero_si512(); VECTORS];
+        for vector in 0..VECTORS {
+            quad[vector] = unpack::<F, $group>($codes.add(vector * F::SHAPE.codes_bytes()));
+        }
+        for row in 0..ROWS {
+            let x = word!($x, Words::CODES + $group, row);
+            for vector in 0..VECTORS {
+                $dots[row][vector] = _mm512_dpbusd_epi32($dots[row][vector], quad[vector], x);
+            }
+        }
+    )* };
+}
+
+/// Scales the sums of a block (Q6_K: of half a block) and adds them to the results.
+macro_rules! finish {
+    ($x:ident, $header:ident, $scales:ident, $first:ident, $half:literal, $dots:ident, $sums:ident) => {
+        let mut scale = [_mm512_setzero_ps(); VECTORS];
+        let mut least = [_mm512_setzero_ps(); VECTORS];
+        for vector in 0..VECTORS {
+            scale[vector] = scale_of::<F, $half>($header, $scales, $first + vector);
+            if F::SHAPE.minima {
+                least[vector] = least_of::<F>($header, $scales, $first + vector);
+            }
+        }
+        for row in 0..ROWS {
+            let x_scale = _mm512_castsi512_ps(word!($x, Words::SCALE, row));
+            for vector in 0..VECTORS {
+                let sum = &mut $sums[row][vector];
+                let scale = _mm512_mul_ps(scale[vector], x_scale);
+                *sum = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps($dots[row][vector]), *sum);
+                if F::SHAPE.minima {
+                    let x_sum = _mm512_castsi512_ps(word!($x, Words::SCALED_SUM, row));
+                    *sum = _mm512_fmadd_ps(least[vector], x_sum, *sum);
+                }
+            }
+        }
+    };
+}
+
 /// VECTORS vectors of 16 outputs from `first` on.
-///
-/// Indices and no iterators: the compiler keeps the sums in registers only when it sees every index as a constant.
 ///
 /// # Safety
 /// The machine has the features; `weights` has a panel of `blocks` blocks and `x` the words of ROWS rows of them;
@@ -72,9 +140,7 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
             weights = weights.add(shape.header_bytes());
             for _ in 0..shape.shared {
                 if VECTORS == 2 {
-                    for line in 0..shape.block_bytes() / 64 {
-                        _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(NEAR_BYTES + line * 64).cast());
-                    }
+                    fetch::<F>(weights.wrapping_add(NEAR_BYTES));
                 } else {
                     for _ in 0..ahead_lines {
                         _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
@@ -84,79 +150,17 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                 let codes = weights.add(first * shape.codes_bytes());
                 let scales = weights.add(2 * shape.codes_bytes());
                 let mut dots = [[_mm512_setzero_si512(); VECTORS]; ROWS];
-                macro_rules! word {
-                    ($word:expr, $row:expr) => {
-                        _mm512_set1_epi32(x.add($word * ROWS + $row).read() as i32)
-                    };
-                }
-                // What the offset of the codes adds to the sums, taken away beforehand.
-                macro_rules! start {
-                    ($half:literal) => {
-                        for row in 0..ROWS {
-                            let minus = match shape.offset {
-                                0 => _mm512_setzero_si512(),
-                                8 => word!(Words::MINUS_8, row),
-                                16 => _mm512_slli_epi32::<1>(word!(Words::MINUS_8, row)),
-                                32 => word!(Words::MINUS_32[$half], row),
-                                _ => word!(Words::MINUS_128, row),
-                            };
-                            for vector in 0..VECTORS {
-                                dots[row][vector] = minus;
-                            }
-                        }
-                    };
-                }
-                // 4 inputs each.
-                macro_rules! step {
-                    ($($group:literal)*) => { $(
-                        let mut quad = [_mm512_setzero_si512(); VECTORS];
-                        for vector in 0..VECTORS {
-                            quad[vector] = unpack::<F, $group>(codes.add(vector * shape.codes_bytes()));
-                        }
-                        for row in 0..ROWS {
-                            let x = word!(Words::CODES + $group, row);
-                            for vector in 0..VECTORS {
-                                dots[row][vector] = _mm512_dpbusd_epi32(dots[row][vector], quad[vector], x);
-                            }
-                        }
-                    )* };
-                }
-                // Scales the sums and adds them.
-                macro_rules! finish {
-                    ($half:literal) => {
-                        let mut scale = [_mm512_setzero_ps(); VECTORS];
-                        let mut least = [_mm512_setzero_ps(); VECTORS];
-                        for vector in 0..VECTORS {
-                            scale[vector] = scale_of::<F, $half>(header, scales, first + vector);
-                            if shape.minima {
-                                least[vector] = least_of::<F>(header, scales, first + vector);
-                            }
-                        }
-                        for row in 0..ROWS {
-                            let x_scale = _mm512_castsi512_ps(word!(Words::SCALE, row));
-                            for vector in 0..VECTORS {
-                                let sum = &mut sums[row][vector];
-                                let scale = _mm512_mul_ps(scale[vector], x_scale);
-                                *sum = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots[row][vector]), *sum);
-                                if shape.minima {
-                                    let x_sum = _mm512_castsi512_ps(word!(Words::SCALED_SUM, row));
-                                    *sum = _mm512_fmadd_ps(least[vector], x_sum, *sum);
-                                }
-                            }
-                        }
-                    };
-                }
                 if shape.bits == 6 {
-                    start!(0);
-                    step!(0 1 2 3);
-                    finish!(0);
-                    start!(1);
-                    step!(4 5 6 7);
-                    finish!(1);
+                    start!(x, 0, dots);
+                    step!(x, codes, dots, 0 1 2 3);
+                    finish!(x, header, scales, first, 0, dots, sums);
+                    start!(x, 1, dots);
+                    step!(x, codes, dots, 4 5 6 7);
+                    finish!(x, header, scales, first, 1, dots, sums);
                 } else {
-                    start!(0);
-                    step!(0 4 1 5 2 6 3 7);
-                    finish!(0);
+                    start!(x, 0, dots);
+                    step!(x, codes, dots, 0 4 1 5 2 6 3 7);
+                    finish!(x, header, scales, first, 0, dots, sums);
                 }
                 weights = weights.add(shape.block_bytes());
                 x = x.add(ROWS * BLOCK_WORDS);
@@ -167,6 +171,15 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                 _mm512_storeu_ps(results.as_mut_ptr().add((first + vector) * 16), sum);
             }
         }
+    }
+}
+
+/// Fetches a block.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn fetch<F: Layout>(block: *const u8) {
+    for line in 0..F::SHAPE.block_bytes() / 64 {
+        _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(line * 64).cast());
     }
 }
 

@@ -72,6 +72,26 @@ fn the_largest_value_becomes_127_even_where_its_inverse_rounds() {
 }
 
 #[test]
+fn threads_and_tiles_change_nothing() {
+    let pool = crate::Pool::new(3).unwrap();
+    for (count, width) in [(1, 32), (1, 9216), (11, 1504), (40, 416), (200, 64), (0, 64)] {
+        let x = values(3, count * width);
+        let [mut one, mut many] = [QuantisedRows::new(), QuantisedRows::new()];
+        // Filled before, so that what is not written shows.
+        many.fill(&Team::alone(), Isa::detect(), &vec![9.0; 201 * 9216], 201, 9216);
+        for panel in 0..row_panels(count) {
+            // Each panel alone is one tile or a few; a panel of 12 rows or less is the same alone.
+            let at = row_panel(count, panel);
+            one.fill(&Team::alone(), Isa::plain(), &x[at.start * width..at.end * width], at.len(), width);
+            pool.step(|team| many.fill(team, Isa::detect(), &x, count, width));
+            let all = 0..at.len();
+            assert!(many.words(&at) == one.words(&all) && many.pairs(&at) == one.pairs(&all), "{count} x {width}");
+            assert!(many.floats(&at) == one.floats(&all), "{count} x {width}");
+        }
+    }
+}
+
+#[test]
 fn every_version_gives_the_same_words() {
     for count in 1..=25 {
         let mut x = values(count as u64, count * 64);

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK_WORDS, PANEL_ROWS, SMALLEST, Words};
+use super::{BLOCK_WORDS, Part, SMALLEST, Words};
 use crate::quantised::BLOCK_VALUES;
 
 /// As `quantise` of `quantised_rows.rs`.
@@ -16,15 +16,15 @@ use crate::quantised::BLOCK_VALUES;
 /// # Panics
 /// If the lengths do not belong together.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn quantise(x: &[f32], rows: usize, words: &mut [u32]) {
-    let blocks = words.len() / (rows * BLOCK_WORDS);
-    let width = blocks * BLOCK_VALUES;
-    assert!((1..=PANEL_ROWS).contains(&rows) && words.len() == blocks * rows * BLOCK_WORDS && x.len() == rows * width);
+pub(super) unsafe fn quantise(part: &Part<'_>, words: &mut [u32]) {
+    let (rows, blocks) = (part.rows, (part.to - part.from) / BLOCK_VALUES);
+    assert!(part.from <= part.to && part.to <= part.width && part.x.len() == rows * part.width);
+    assert!(words.len() == blocks * rows * BLOCK_WORDS);
     for block in 0..blocks {
         for row in 0..rows {
             // SAFETY: a block of a row, and its words: see the lengths above.
             unsafe {
-                let x = x.as_ptr().add(row * width + block * BLOCK_VALUES);
+                let x = part.x.as_ptr().add(row * part.width + part.from + block * BLOCK_VALUES);
                 quantise_block(x, rows, words.as_mut_ptr().add(block * rows * BLOCK_WORDS + row));
             }
         }

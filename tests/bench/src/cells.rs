@@ -33,6 +33,9 @@ const CELLS: [Cell; 8] = [
     Cell::Decode(32, 32),
 ];
 
+/// Of [`FORMATS`], what a quick run compares with: the same file, and the two that are fastest on machines that were seen.
+const FORMATS_QUICK: [&str; 3] = [FORMATS[0], FORMATS[1], FORMATS[3]];
+
 /// Cells with a bar against llama.cpp on the same file; in each of them the best format has [`BEST_BAR`].
 const SAME_FILE_BARS: [(&str, f64); 4] =
     [("prefill 512", 5.5), ("decode batch 1", 2.0), ("decode batch 8", 3.0), ("decode batch 32", 4.0)];
@@ -53,6 +56,19 @@ impl Cell {
             Self::Prefill(tokens) => tokens as f64,
             Self::Decode(batch, steps) => (batch * steps) as f64,
         }
+    }
+
+    /// With half the steps.
+    const fn quick(self) -> Self {
+        match self {
+            Self::Decode(batch, steps) => Self::Decode(batch, steps / 2),
+            prefill @ Self::Prefill(_) => prefill,
+        }
+    }
+
+    /// Whether there is a bar for it.
+    fn has_bar(self) -> bool {
+        SAME_FILE_BARS.iter().any(|(cell, _)| *cell == self.name())
     }
 
     /// Rows and samples of one step, and steps.
@@ -84,6 +100,8 @@ impl Cell {
 pub(crate) struct Setting<'a> {
     pub(crate) threads: usize,
     pub(crate) rounds: usize,
+    /// Only what has bars, with fewer steps and formats.
+    pub(crate) is_quick: bool,
     pub(crate) limits: &'a Limits,
     pub(crate) cost: BaseCost,
 }
@@ -100,9 +118,14 @@ pub(crate) fn run(
     report: &mut Report,
 ) -> Outcome<Vec<&'static str>> {
     println!("\n== prefill and decode on the base, tokens/s");
-    let formats = if driver.is_some() { &FORMATS[..] } else { &[] };
+    let formats = match (driver.is_some(), setting.is_quick) {
+        (false, _) => &[],
+        (true, true) => &FORMATS_QUICK[..],
+        (true, false) => &FORMATS[..],
+    };
     let mut fastest_first = FORMATS.get(1..).unwrap_or_default().to_vec();
-    for cell in CELLS {
+    let cells = CELLS.into_iter().filter(|cell| !setting.is_quick || cell.has_bar());
+    for cell in cells.map(|cell| if setting.is_quick { cell.quick() } else { cell }) {
         // Ours twice: the second is the control.
         let values = interleaved(setting.rounds, 2 + formats.len(), |side| {
             match (side.checked_sub(1).and_then(|side| formats.get(side)), &mut driver) {

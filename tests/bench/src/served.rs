@@ -10,7 +10,7 @@ use crate::adapters::RandomAdapter;
 use crate::load::{Http, Served, Shape};
 use crate::ours::Mix;
 use crate::peer::Installed;
-use crate::process::Server;
+use crate::process::{Server, alias};
 use crate::report::{Report, rounded, spread_json};
 use crate::rounds::interleaved;
 use crate::statistics::{Bound, Spread};
@@ -20,6 +20,7 @@ const STREAMS: [usize; 3] = [1, 8, 32];
 const SLOTS: [usize; 3] = [8, 16, 32];
 const STREAMS_MAX: usize = 32;
 const OUTPUT_TOKENS: usize = 64;
+const OUTPUT_TOKENS_QUICK: usize = 32;
 /// Of a request on llama.cpp's server: prompt, output, and some more.
 const SLOT_TOKENS: usize = 256;
 /// Adapters on each server.
@@ -38,6 +39,8 @@ pub(crate) struct Amount {
     pub(crate) threads: usize,
     pub(crate) rounds: usize,
     pub(crate) requests_each: usize,
+    /// Shorter answers, and llama.cpp's fastest format with most slots without looking for better ones.
+    pub(crate) is_quick: bool,
 }
 
 /// Measures our server, and llama.cpp's if it is installed; `formats` of it, the fastest first.
@@ -93,7 +96,7 @@ impl Load<'_> {
         let shape = Shape {
             streams,
             requests_each,
-            output_tokens: OUTPUT_TOKENS,
+            output_tokens: if self.amount.is_quick { OUTPUT_TOKENS_QUICK } else { OUTPUT_TOKENS },
             mix,
             adapters: ADAPTERS,
             turn: self.turn,
@@ -130,7 +133,8 @@ impl Candidates<'_> {
     fn best(&self, load: &mut Load<'_>, formats: &[&str], mix: Mix, report: &mut Report) -> Outcome<(String, Server)> {
         let mut best: Option<(f64, String, Server)> = None;
         for format in formats {
-            for slots in SLOTS {
+            let slots = if load.amount.is_quick { SLOTS.get(2..) } else { SLOTS.get(..) };
+            for slots in slots.unwrap_or_default().iter().copied() {
                 let server = self.start(load, format, slots, mix != Mix::Base)?;
                 let served = load.run(&server, STREAMS_MAX, mix, 1)?;
                 let name = format!("llama-server {format}, {slots} slots");
@@ -146,17 +150,41 @@ impl Candidates<'_> {
 
 /// 32 streams on both servers in turn: on the base, and on as many adapters.
 fn beside(load: &mut Load<'_>, tenon: &Server, candidates: &Candidates<'_>, report: &mut Report) -> Outcome {
-    let two = candidates.formats.get(..2).unwrap_or(candidates.formats);
-    let (name, server) = candidates.best(load, two, Mix::Base, report)?;
+    let count = if load.amount.is_quick { 1 } else { 2 };
+    let formats = candidates.formats.get(..count).unwrap_or(candidates.formats);
+    let (name, server) = candidates.best(load, formats, Mix::Base, report)?;
     let base = duel(load, tenon, (&name, &server), Mix::Base, report)?;
     report.bar(BASE_NAME, Bound::AtLeast(BASE_BAR), base.tokens.ok_or("no rounds"));
     report.bar(FIRST_TOKEN_NAME, Bound::AtMost(FIRST_TOKEN_BAR), base.first_token.ok_or("no rounds"));
     drop(server);
     let format = name.split([' ', ',']).nth(1).unwrap_or_default();
     let (name, server) = candidates.best(load, &[format], DISTINCT, report)?;
+    let alike = alike(load, tenon, &server)?;
+    report.row(json!({"adapters": "the same on both servers", "first_texts_alike": alike, "of": ALIKE_ASKED}));
     let distinct = duel(load, tenon, (&name, &server), DISTINCT, report)?;
     report.bar(DISTINCT_NAME, Bound::AtLeast(DISTINCT_BAR), distinct.tokens.ok_or("no rounds"));
     Ok(())
+}
+
+/// Adapters whose first words after one prompt are asked for on both servers.
+const ALIKE_ASKED: usize = 8;
+
+/// How many of them answer alike: most do if both servers have the same adapters; formats differ, so not all must.
+fn alike(load: &Load<'_>, tenon: &Server, server: &Server) -> Outcome<usize> {
+    let text = "The capital of France is";
+    let mut alike = 0;
+    for number in 0..ALIKE_ASKED {
+        let named = json!([{"name": alias(number), "weight": 1.0}]);
+        let ours = json!({"model": "base", "adapters": named, "prompt": text, "max_tokens": 2, "temperature": 0,
+            "ignore_eos": true});
+        let theirs = json!({"prompt": text, "n_predict": 2, "temperature": 0, "ignore_eos": true, "cache_prompt": false,
+            "lora": [{"id": number, "scale": 1.0}]});
+        let ours = load.http.post(&tenon.target, "/v1/completions", &ours)?.1;
+        let theirs = load.http.post(&server.target, "/completion", &theirs)?.1;
+        let (ours, theirs) = (ours.pointer("/choices/0/text"), theirs.get("content"));
+        alike += usize::from(ours.is_some() && ours == theirs);
+    }
+    Ok(alike)
 }
 
 /// Our tokens a second over theirs, and our p95 of the first token over theirs.

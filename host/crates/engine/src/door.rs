@@ -58,7 +58,9 @@ impl Door {
         let mut state = self.lock();
         let of_tenant = state.tenants.get(&terms.tenant).copied().unwrap_or(0);
         if of_tenant + count > self.tenant_waiting_max {
-            let retry_after = state.wait_for(of_tenant / 2 + 1).unwrap_or(RETRY_AFTER_DEFAULT);
+            // Half of what it has, the other tenants taking turns with it.
+            let starts = (of_tenant / 2 + 1) * state.tenants.len().max(1);
+            let retry_after = state.wait_for(starts).unwrap_or(RETRY_AFTER_DEFAULT);
             return Err(SubmitError::TenantQueueFull { waiting: of_tenant, retry_after });
         }
         if state.waiting + count > self.waiting_max {
@@ -161,6 +163,8 @@ mod tests {
         paced(&door);
         let full = SubmitError::QueueFull { waiting: 5, retry_after: Duration::from_secs(6) };
         assert_eq!(enter(terms("three", 0), 1).err(), Some(full), "half of them, at two seconds a start");
+        let share = SubmitError::TenantQueueFull { waiting: 3, retry_after: Duration::from_secs(8) };
+        assert_eq!(enter(one, 1).err(), Some(share), "half of its own, and the other's turns");
         held.pop();
         assert_eq!(door.waiting(), 4);
         enter(one, 1).expect("the place is free again");

@@ -4,8 +4,8 @@
 //! [`ModelRunner`].
 //!
 //! Read `engine.rs` first: its `step` is the data flow. In the order in which things happen: `submission`, `handle` with
-//! `door`, `thread`, `engine`, `sequence`, `scheduler` over `fairness`, `block_manager` with `block_keys`, `adapter_slots`
-//! and `speculation` with `lookup`, `assembly`, `batch`, `runner`.
+//! `door`, `thread`, `engine` with `pace`, `sequence`, `scheduler` over `fairness`, `block_manager` with `block_keys`,
+//! `adapter_slots` and `speculation` with `lookup`, `assembly`, `batch`, `runner`.
 
 mod adapter_slots;
 mod assembly;

@@ -1,6 +1,7 @@
 //! The tokenizer of a `tokenizer.json` (Hugging Face tokenizers): encoding is that file's own, decoding is ours, so what a
 //! token's text stands for must be known from its decoder. Not here: chat templates and the special tokens' roles.
 
+use serde_json::Value;
 use tokenizers::{DecoderWrapper, Tokenizer as Encoder};
 
 use super::{Inner, Token, Tokenizer, token_bytes};
@@ -23,6 +24,7 @@ impl Tokenizer {
             let error: String = error.to_string().chars().take(200).collect();
             ModelError::Malformed(format!("tokenizer.json: {error}"))
         };
+        refuse_what_panics(bytes)?;
         let mut encoder = Encoder::from_bytes(bytes).map_err(refused)?;
         encoder.with_truncation(None).map_err(refused)?;
         encoder.with_padding(None);
@@ -47,6 +49,21 @@ impl Tokenizer {
         }
         Ok(Self { inner: std::sync::Arc::new(Inner { encoder, tokens }) })
     }
+}
+
+/// The library panics on JSON that breaks off within a decoder, and on a precompiled normaliser that is damaged, which no
+/// BPE tokenizer needs.
+fn refuse_what_panics(bytes: &[u8]) -> Result<(), ModelError> {
+    fn is_precompiled(normalizer: &Value) -> bool {
+        let parts = normalizer.get("normalizers").and_then(Value::as_array).into_iter().flatten();
+        normalizer.get("type").is_some_and(|kind| kind == "Precompiled") || parts.into_iter().any(is_precompiled)
+    }
+    let file: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ModelError::Malformed(format!("tokenizer.json is not JSON: {error}")))?;
+    if file.get("normalizer").is_some_and(is_precompiled) {
+        return Err(ModelError::Unsupported("tokenizer.json: a precompiled normaliser".into()));
+    }
+    Ok(())
 }
 
 fn spelling(decoder: &DecoderWrapper) -> Option<Spelling> {
@@ -113,6 +130,10 @@ mod tests {
             |text: &str| Tokenizer::from_json(text.as_bytes()).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(told("{").contains("tokenizer.json"));
         assert!(told("[]").contains("tokenizer.json"));
+        let cut_in_decoder = LIKE_LLAMA2.split_once("{\"type\": \"Fuse\"").unwrap().0;
+        assert!(told(cut_in_decoder).contains("not JSON"), "{}", told(cut_in_decoder));
+        let precompiled = r#""normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "AA"}]}, "x": "#;
+        assert!(told(&LIKE_LLAMA2.replace(r#""normalizer": "#, precompiled)).contains("precompiled"));
         let other = LIKE_LLAMA2.replace("ByteFallback", "Fuse");
         assert!(told(&other).contains("decoder"), "{}", told(&other));
         assert!(told(&LIKE_LLAMA2.replace(r#""a": 7"#, r#""a": 4294967295"#)).contains("too large"));

@@ -190,6 +190,15 @@ fn sizes_are_read_from_every_form_alike() {
         assert_eq!(gguf.config().rope == model::RopeLayout::Neighbours, name == "llama");
         assert_eq!(folder.eos(), ids(&golden()[name]["eos"]), "the list of generation_config.json");
         assert_eq!((folder.name(), gguf.name()), (name, &*format!("tiny {name}")));
+        // A row of the embedding that is no token prints nothing.
+        let beyond = u32::try_from(folder.config().vocabulary - 1).unwrap();
+        for base in [&folder, &gguf] {
+            let printed = if name == "qwen3" { "" } else { "<|eot_id|>" };
+            assert_eq!(
+                (base.tokenizer().token_text(beyond).as_str(), base.tokenizer().decode(&[beyond])),
+                (printed, String::new())
+            );
+        }
         let weight = |base: &Base| {
             let config = base.config();
             base.tensor("token_embd.weight", &[config.vocabulary, config.hidden]).unwrap().to_f32().unwrap()

@@ -5,6 +5,9 @@ use types::Module;
 
 use crate::{Base, BaseTensor, ModelError, TensorFormat, names};
 
+/// Layers are moved next to each other in pieces of about this size, which are in memory twice for a moment.
+const GATHER_BYTES: usize = 32 << 20;
+
 pub(super) struct Weights {
     /// `[vocabulary, hidden]`
     pub(super) embedding: PackedMatrix,
@@ -34,9 +37,21 @@ impl Weights {
         let config = base.config();
         let shape = [config.vocabulary, config.hidden];
         let table = |name| matrix(base.tensor(name, &shape)?, shape);
+        let embedding = table(names::EMBEDDING)?;
+        let mut layers = Vec::with_capacity(config.layers);
+        let (mut gathered, mut apart_bytes) = (0, 0);
+        for layer in 0..config.layers {
+            let weights = load_layer(base, layer)?;
+            apart_bytes += weights.modules.iter().map(PackedMatrix::memory_bytes).sum::<usize>();
+            layers.push(weights);
+            if apart_bytes >= GATHER_BYTES || layer + 1 == config.layers {
+                PackedMatrix::gather(layers[gathered..].iter_mut().flat_map(|layer| &mut layer.modules));
+                (gathered, apart_bytes) = (layers.len(), 0);
+            }
+        }
         Ok(Self {
-            embedding: table(names::EMBEDDING)?,
-            layers: (0..config.layers).map(|layer| load_layer(base, layer)).collect::<Result<_, _>>()?,
+            embedding,
+            layers,
             output_norm: vector(base, names::OUTPUT_NORM, config.hidden)?,
             output: if config.tied_output { None } else { Some(table(names::OUTPUT)?) },
         })
