@@ -218,13 +218,13 @@ fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, val
 
 multiversion! {
     fn add_all(values: &[u32], sum: &mut u64) {
-        let mut sums = [[0u32; 16]; 8];
-        for values in values.chunks_exact(128) {
-            for (sums, values) in sums.iter_mut().zip(values.chunks_exact(16)) {
-                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum ^= value);
+        let mut sums = [0u32; 128];
+        for values in values.as_chunks::<128>().0 {
+            for lane in 0..128 {
+                sums[lane] ^= values[lane];
             }
         }
-        *sum = sums.iter().flatten().map(|sum| u64::from(*sum)).sum();
+        *sum = sums.iter().map(|sum| u64::from(*sum)).sum();
     }
 }
 
