@@ -11,7 +11,7 @@ use std::sync::Arc;
 use engine::{Batch, BatchSequence, LoraSegment, ModelRunner, SampleRequest, Slot};
 use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter};
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 use types::{Chat, LayerRange, Message, ModuleSet};
 
 const BLOCK_TOKENS: usize = 16;
@@ -228,4 +228,21 @@ fn a_folders_digest_is_that_of_its_files_and_of_nothing_else() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&shard, bytes).unwrap();
     assert_ne!(digest(&copy), original, "a weight");
+}
+
+#[test]
+fn tokens_that_end_are_those_of_generation_then_of_the_configuration_and_the_tokenizers() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    forms::copy(&fixtures().join("qwen3"), folder);
+    let eos = || Base::open(folder).unwrap().eos().to_vec();
+    forms::change(&folder.join("config.json"), &json!({"eos_token_id": [7, 9, 7]}));
+    let own = ids(&golden()["qwen3"]["eos"]);
+    assert_eq!(eos(), own);
+    forms::change(&folder.join("generation_config.json"), &json!({"eos_token_id": 5}));
+    assert_eq!(eos(), [5, own[0]]);
+    std::fs::remove_file(folder.join("generation_config.json")).unwrap();
+    assert_eq!(eos(), [7, 9, own[0]]);
+    forms::change(&folder.join("tokenizer_config.json"), &json!({"eos_token": null}));
+    assert_eq!(eos(), [7, 9]);
 }
