@@ -82,6 +82,26 @@ pub(crate) fn run(given: &Given, options: &Options) -> Outcome {
     let settings = json!({"threads": options.threads, "quick": options.quick, "peer": options.peer,
         "rounds": options.rounds});
     let mut report = Report::new("engine", machine, settings);
+    let measured = measure(given, options, &base, installed.as_ref(), &source, &mut report);
+    if let Err(error) = &measured {
+        // What was measured before is worth keeping.
+        report.row(json!({"failed": error.to_string()}));
+    }
+    println!("{}", report.summary());
+    println!("measured in {:.0} s", started.elapsed().as_secs_f64());
+    options.json.as_ref().map_or(Ok(()), |path| report.write(path))?;
+    measured
+}
+
+/// All parts that were asked for.
+fn measure(
+    given: &Given,
+    options: &Options,
+    base: &Base,
+    installed: Option<&Installed>,
+    source: &str,
+    report: &mut Report,
+) -> Outcome {
     println!("\n== the machine's limits");
     let limits = Limits::measure(options.threads, options.quick);
     limits.rows().into_iter().for_each(|row| report.row(row));
@@ -89,17 +109,15 @@ pub(crate) fn run(given: &Given, options: &Options) -> Outcome {
     let rounds = options.rounds.unwrap_or(if options.quick { 2 } else { 7 }).max(1);
     let is_quick = options.quick;
     let setting = Setting { threads: options.threads, rounds, is_quick, limits: &limits, cost };
-    let formats = in_process(&base, options, installed.as_ref(), &setting, &source, &mut report)?;
+    let formats = in_process(base, options, installed, &setting, source, report)?;
     if options.has(Part::Served) {
         let (rounds, requests_each) = if options.quick { (1, 1) } else { (3, 2) };
         let rounds = options.rounds.map_or(rounds, |wanted| wanted.clamp(1, rounds));
         let amount = served::Amount { threads: options.threads, rounds, requests_each, is_quick };
-        let peer = installed.as_ref().map(|installed| (installed, &formats[..]));
-        served::run(given, base.config(), peer, &amount, &mut report)?;
+        let peer = installed.map(|installed| (installed, &formats[..]));
+        served::run(given, base.config(), peer, &amount, report)?;
     }
-    println!("{}", report.summary());
-    println!("measured in {:.0} s", started.elapsed().as_secs_f64());
-    options.json.as_ref().map_or(Ok(()), |path| report.write(path))
+    Ok(())
 }
 
 /// The parts within this process, and llama.cpp's beside it; its formats, the fastest first. Their memory is free when the

@@ -41,13 +41,8 @@ impl Report {
         let entry = match value {
             Ok(spread) => {
                 let verdict = bound.judge(spread);
-                println!(
-                    "  bar {name}: {:.3} [{:.3}, {:.3}], {is} {bar}: {}",
-                    spread.median,
-                    spread.low,
-                    spread.high,
-                    word(verdict)
-                );
+                let [median, low, high] = [spread.median, spread.low, spread.high].map(rounded);
+                println!("  bar {name}: {median} [{low}, {high}], {is} {bar}: {}", word(verdict));
                 json!({"value": rounded(spread.median), "low": rounded(spread.low), "high": rounded(spread.high),
                     "bar": bar, "is": is, "ok": said(verdict)})
             }
@@ -86,7 +81,7 @@ impl Report {
                 }
                 _ => "undecided",
             };
-            let value = bar["value"].as_f64().map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+            let value = bar["value"].as_f64().map_or_else(|| "-".to_owned(), |value| value.to_string());
             let is = bar["is"].as_str().unwrap_or_default();
             lines.push(format!("{ok:>9}  {name:<58} {value:>9}  {is} {}", bar["bar"]));
         }
