@@ -94,3 +94,17 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_bench_is_told_reaches_it_as_it_is() {
+        let line = ["xtask", "bench", "engine", "--peer", "--json", "out.json", "--help"];
+        let Ok(Arguments { task: Task::Bench { arguments } }) = Arguments::try_parse_from(line) else {
+            panic!("`bench` takes any arguments");
+        };
+        assert_eq!(arguments, line[2..]);
+    }
+}
