@@ -8,6 +8,8 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use crate::Buffer;
+
 /// What a peak is counted in: one multiplication and one addition are two operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peak {
@@ -37,8 +39,14 @@ pub fn read_bandwidth(bytes: usize, threads: usize) -> Option<f64> {
     if words_each < 512 {
         return None;
     }
-    // Written once by who reads it, so that it lies where the system would put a worker's own data.
-    let parts: Vec<Vec<u64>> = (0..threads).map(|part| vec![part as u64 | 1; words_each]).collect();
+    // In huge pages, as weights are.
+    let part = |number: usize| {
+        let mut words = Buffer::<u64>::with_capacity(words_each);
+        words.resize(words_each);
+        words.fill(number as u64 | 1);
+        words
+    };
+    let parts: Vec<Buffer<u64>> = (0..threads).map(part).collect();
     let read_each = words_each * size_of::<u64>();
     let passes = (READ_BYTES / read_each).max(2);
     let seconds = best_seconds(threads, |thread| {

@@ -8,9 +8,13 @@ pub(crate) use layout::{Layout, PANEL, formats};
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::Isa;
+use crate::Team;
 use crate::memory::Memory;
+use crate::pool::SharedMut;
 use crate::quantised::{BLOCK_VALUES, BlockFormat, half_to_f32};
+
+/// Tokens whose embeddings one tile copies: about 10 µs.
+const EMBED_ROWS: usize = 8;
 
 /// A weight matrix `[outputs, inputs]`, repacked.
 pub struct PackedMatrix {
@@ -94,7 +98,7 @@ impl PackedMatrix {
     ///
     /// # Panics
     /// If there is no such row or `into` is not as wide as one.
-    pub fn copy_row(&self, _isa: Isa, output: usize, into: &mut [f32]) {
+    pub fn copy_row(&self, output: usize, into: &mut [f32]) {
         assert!(output < self.outputs && into.len() == self.inputs, "row {output}, {} values", into.len());
         let panel = self.panel(output / PANEL);
         let lane = output % PANEL;
@@ -135,9 +139,27 @@ impl PackedMatrix {
     }
 }
 
+/// Copies the rows of these tokens, `[tokens, inputs]`: their embeddings.
+///
+/// # Panics
+/// If there is no such row or the lengths do not belong together.
+pub fn embed_rows(team: &Team<'_>, table: &PackedMatrix, tokens: &[u32], into: &mut [f32]) {
+    let width = table.inputs();
+    assert!(into.len() == tokens.len() * width, "{} tokens of {width} in {} values", tokens.len(), into.len());
+    let into = SharedMut::new(into);
+    team.tiles(tokens.len().div_ceil(EMBED_ROWS), |_, tile| {
+        let first = tile * EMBED_ROWS;
+        for (index, token) in tokens.iter().enumerate().skip(first).take(EMBED_ROWS) {
+            // SAFETY: each token's row is in one tile.
+            table.copy_row(*token as usize, unsafe { into.slice(index * width..(index + 1) * width) });
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
     use crate::dequantise;
     use crate::quantised::tests::random_blocks;
 
@@ -151,7 +173,7 @@ mod tests {
                 for output in 0..outputs {
                     let bytes = format.row_bytes(inputs).unwrap();
                     dequantise(Isa::plain(), format, &blocks[output * bytes..][..bytes], &mut expected);
-                    packed.copy_row(Isa::detect(), output, &mut row);
+                    packed.copy_row(output, &mut row);
                     let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
                     assert!(bits(&row) == bits(&expected), "{format:?} {outputs} x {inputs} row {output}");
                 }

@@ -12,6 +12,7 @@ mod vnni;
 
 use std::ops::Range;
 
+use crate::buffer::Buffer;
 use crate::isa::{Level, multiversion};
 use crate::pool::SharedMut;
 use crate::quantised::{BLOCK_VALUES, BlockFormat};
@@ -51,11 +52,11 @@ pub struct QuantisedRows {
     width: usize,
     forms: Forms,
     /// `[panel][block][word][row of panel]`, see [`Words`].
-    words: Vec<u32>,
+    words: Buffer<u32>,
     /// `[panel][pair of inputs][row of panel]`: two bf16, the first in the low half.
-    pairs: Vec<u32>,
+    pairs: Buffer<u32>,
     /// `[panel][input][row of panel]`: f32 as bits.
-    floats: Vec<u32>,
+    floats: Buffer<u32>,
 }
 
 /// Which forms are kept.
@@ -115,9 +116,9 @@ impl QuantisedRows {
         );
         (self.rows, self.width) = (rows, width);
         let row_words = width / BLOCK_VALUES * BLOCK_WORDS;
-        resize(&mut self.words, self.forms.words, rows * row_words);
-        resize(&mut self.pairs, self.forms.pairs, rows * width / 2);
-        resize(&mut self.floats, self.forms.floats, rows * width);
+        self.words.resize(if self.forms.words { rows * row_words } else { 0 });
+        self.pairs.resize(if self.forms.pairs { rows * width / 2 } else { 0 });
+        self.floats.resize(if self.forms.floats { rows * width } else { 0 });
         // A tile is some blocks of one panel. The panels are about equal.
         let panels = row_panels(rows);
         let chunks = (rows * width).div_ceil(panels.max(1)).div_ceil(TILE_VALUES).max(1);
@@ -178,10 +179,6 @@ impl QuantisedRows {
         assert!(self.forms.floats, "rows are not kept as f32");
         &self.floats[rows.start * self.width..rows.end * self.width]
     }
-}
-
-fn resize<T: Clone + Default>(buffer: &mut Vec<T>, kept: bool, len: usize) {
-    buffer.resize(if kept { len } else { 0 }, T::default());
 }
 
 /// Panels of this many rows.

@@ -110,8 +110,8 @@ fn every_version_gives_the_same_words() {
         for isa in Isa::available() {
             let mut rows = QuantisedRows::new();
             rows.fill(&Team::alone(), isa, &x, count, 64);
-            assert!(rows.words == expected.words, "{isa:?} {count}");
-            assert!(rows.pairs == expected.pairs, "{isa:?} {count}");
+            assert!(*rows.words == *expected.words, "{isa:?} {count}");
+            assert!(*rows.pairs == *expected.pairs, "{isa:?} {count}");
         }
     }
 }

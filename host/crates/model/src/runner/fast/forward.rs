@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use engine::{Batch, LoraSegment};
 use kernels::{
-    AttentionScratch, AttentionSequence, HeadNorms, Isa, LoraRows, LoraRun, LoraScratch, PackedMatrix, PagedKv,
-    QuantisedRows, RopeRows, Team, add_rows, matmul_packed, paged_attention, rms_norm_rows, rope_rows, swiglu_rows,
+    AttentionScratch, AttentionSequence, Buffer, HeadNorms, Isa, LoraRows, LoraRun, LoraScratch, PackedMatrix, PagedKv,
+    QuantisedRows, RopeRows, Team, add_rows, embed_rows, matmul_packed, paged_attention, rms_norm_rows, rope_rows,
+    swiglu_rows,
 };
 use types::Module;
 
@@ -17,18 +18,21 @@ use super::weights::Weights;
 use crate::adapter::Group;
 use crate::{LoraAdapter, ModelConfig};
 
+/// Rows for which there is room from the start; a larger step makes its own.
+const ROWS_AT_ONCE: usize = 512;
+
 /// Activations, kept from step to step for their memory.
 pub(super) struct Buffers {
     /// `[rows, hidden]`, the residual stream.
-    stream: Vec<f32>,
+    stream: Buffer<f32>,
     /// `[rows, hidden]`
-    normed: Vec<f32>,
+    normed: Buffer<f32>,
     /// `[rows, q + k + v]`, later `[rows, gate + up]`.
-    wide: Vec<f32>,
+    wide: Buffer<f32>,
     /// `[rows, heads, head_dim]`, later `[rows, intermediate]`.
-    narrow: Vec<f32>,
+    narrow: Buffer<f32>,
     /// A linear layer's output before any adapter's change; filled only where DoRA needs it.
-    plain: Vec<f32>,
+    plain: Buffer<f32>,
     /// The input of a linear layer in int8.
     activations: QuantisedRows,
     /// (block, offset) of each row's keys and values.
@@ -44,13 +48,13 @@ impl Buffers {
     pub(super) fn new(config: &ModelConfig, rows: usize, activations: QuantisedRows) -> Self {
         let queries = config.heads * config.head_dim;
         let projected = queries + 2 * config.kv_heads * config.head_dim;
-        let room = |width: usize| Vec::with_capacity(rows.saturating_mul(width));
+        let room = |width: usize| Buffer::with_capacity(rows.min(ROWS_AT_ONCE).saturating_mul(width));
         Self {
             stream: room(config.hidden),
             normed: room(config.hidden),
             wide: room(projected.max(2 * config.intermediate)),
             narrow: room(queries.max(config.intermediate)),
-            plain: Vec::new(),
+            plain: Buffer::default(),
             activations,
             places: Vec::with_capacity(rows),
             sequences: Vec::with_capacity(rows),
@@ -90,9 +94,11 @@ impl Forward<'_> {
     pub(super) fn sampled_rows(&mut self) -> &QuantisedRows {
         let (hidden, samples) = (self.config.hidden, &self.batch.samples);
         let Buffers { stream, normed, narrow, activations, .. } = &mut *self.buffers;
-        narrow.clear();
-        samples.iter().for_each(|sample| narrow.extend_from_slice(&stream[sample.row as usize * hidden..][..hidden]));
-        normed.resize(narrow.len(), 0.0);
+        narrow.resize(samples.len() * hidden);
+        for (row, sample) in narrow.chunks_exact_mut(hidden).zip(samples) {
+            row.copy_from_slice(&stream[sample.row as usize * hidden..][..hidden]);
+        }
+        normed.resize(narrow.len());
         rms_norm_rows(self.team, self.isa, narrow, &self.weights.output_norm, self.config.rms_epsilon, normed);
         activations.fill(self.team, self.isa, normed, samples.len(), hidden);
         activations
@@ -103,12 +109,9 @@ impl Forward<'_> {
     }
 
     fn embed(&mut self) {
-        let hidden = self.config.hidden;
         let stream = &mut self.buffers.stream;
-        stream.resize(self.batch.tokens.len() * hidden, 0.0);
-        for (row, token) in stream.chunks_exact_mut(hidden).zip(&self.batch.tokens) {
-            self.weights.embedding.copy_row(self.isa, *token as usize, row);
-        }
+        stream.resize(self.batch.tokens.len() * self.config.hidden);
+        embed_rows(self.team, &self.weights.embedding, &self.batch.tokens, stream);
     }
 
     /// Where each row's keys and values go: the same in every layer.
@@ -131,10 +134,10 @@ impl Forward<'_> {
         let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let rows = self.rows();
         let Buffers { stream, normed, wide, .. } = &mut *self.buffers;
-        normed.resize(stream.len(), 0.0);
+        normed.resize(stream.len());
         rms_norm_rows(team, isa, stream, &weights.attention_norm, config.rms_epsilon, normed);
-        wide.resize(rows * (queries + 2 * keys), 0.0);
-        self.linear(layer, Group::QueryKeyValue, Buffer::Normed, Buffer::Wide);
+        wide.resize(rows * (queries + 2 * keys));
+        self.linear(layer, Group::QueryKeyValue, Place::Normed, Place::Wide);
 
         let Buffers { wide, narrow, places, sequences, attention, .. } = &mut *self.buffers;
         let norms = weights.query_key_norms.as_ref().map(|[query, key]| HeadNorms {
@@ -148,7 +151,7 @@ impl Forward<'_> {
         rope_rows(team, isa, self.rope, config.rope, positions, wide, stride, 0, heads, config.head_dim, norms);
         self.kv.write(team, isa, layer, places, wide, stride, queries, queries + keys);
 
-        narrow.resize(rows * queries, 0.0);
+        narrow.resize(rows * queries);
         let mut attending = recycled(std::mem::take(sequences));
         attending.extend(self.batch.sequences.iter().map(|sequence| AttentionSequence {
             blocks: &self.batch.block_tables[sequence.blocks.start as usize..sequence.blocks.end as usize],
@@ -157,7 +160,7 @@ impl Forward<'_> {
         }));
         paged_attention(team, isa, self.kv, layer, &attending, wide, stride, 0, config.heads, narrow, attention);
         *sequences = recycled(attending);
-        self.linear(layer, Group::Output, Buffer::Narrow, Buffer::Stream);
+        self.linear(layer, Group::Output, Place::Narrow, Place::Stream);
     }
 
     fn feed_forward(&mut self, layer: usize) {
@@ -165,17 +168,17 @@ impl Forward<'_> {
         let rows = self.rows();
         let Buffers { stream, normed, wide, narrow, .. } = &mut *self.buffers;
         rms_norm_rows(team, isa, stream, &weights.feed_forward_norm, config.rms_epsilon, normed);
-        wide.resize(rows * 2 * config.intermediate, 0.0);
-        narrow.resize(rows * config.intermediate, 0.0);
-        self.linear(layer, Group::GateUp, Buffer::Normed, Buffer::Wide);
+        wide.resize(rows * 2 * config.intermediate);
+        narrow.resize(rows * config.intermediate);
+        self.linear(layer, Group::GateUp, Place::Normed, Place::Wide);
         let Buffers { wide, narrow, .. } = &mut *self.buffers;
         swiglu_rows(team, isa, wide, config.intermediate, narrow);
-        self.linear(layer, Group::Down, Buffer::Narrow, Buffer::Stream);
+        self.linear(layer, Group::Down, Place::Narrow, Place::Stream);
     }
 
     /// y = Wx + Σᵢ δᵢ(x) for modules of equal input, into `wide` or added to `stream`; their outputs lie one after the other
     /// in each row. δᵢ is wᵢ·sᵢ·Bᵢ(Aᵢx), or what DoRA makes of it and of the plain Wx: no δ sees another's.
-    fn linear(&mut self, layer: usize, group: Group, from: Buffer, to: Buffer) {
+    fn linear(&mut self, layer: usize, group: Group, from: Place, to: Place) {
         let (team, isa, rows) = (self.team, self.isa, self.batch.tokens.len());
         let weights = &self.weights.layers[layer];
         let mut room = [weights.module(Module::Q); 3];
@@ -191,18 +194,18 @@ impl Forward<'_> {
         let inputs = matrices[0].inputs();
 
         let Buffers { stream, normed, wide, narrow, plain, activations, runs, lora, .. } = &mut *self.buffers;
-        let (x, y): (&[f32], &mut Vec<f32>) = match (from, to) {
-            (Buffer::Normed, Buffer::Wide) => (normed, wide),
-            (_, Buffer::Stream) => (narrow, stream),
+        let (x, y): (&[f32], &mut [f32]) = match (from, to) {
+            (Place::Normed, Place::Wide) => (normed, wide),
+            (_, Place::Stream) => (narrow, stream),
             (_, _) => (narrow, wide),
         };
-        let accumulate = to == Buffer::Stream;
+        let accumulate = to == Place::Stream;
         activations.fill(team, isa, x, rows, inputs);
         let mut adding = recycled(std::mem::take(runs));
         adding.extend(self.batch.segments.iter().filter_map(|segment| run(self.slots, segment, layer, group)));
         let has_growth = adding.iter().any(|run| run.group.has_growth());
         if has_growth {
-            plain.resize(rows * stride, 0.0);
+            plain.resize(rows * stride);
             matmul_packed(team, isa, matrices, activations, plain, false);
             match accumulate {
                 true => add_rows(team, isa, y, plain),
@@ -222,7 +225,7 @@ impl Forward<'_> {
 
 /// What a linear layer reads or writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Buffer {
+enum Place {
     Normed,
     Narrow,
     Wide,
