@@ -13,7 +13,7 @@ pub struct SpeculationConfig {
 
 impl Default for SpeculationConfig {
     fn default() -> Self {
-        Self { draft_tokens_max: 8, row_cost_percent: 50 }
+        Self { draft_tokens_max: 8, row_cost_percent: 20 }
     }
 }
 
