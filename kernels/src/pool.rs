@@ -11,6 +11,7 @@
 //! one while a tile of the old one is unclaimed or unfinished.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -117,7 +118,7 @@ impl Pool {
         let _one = self.stepping.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = if self.workers.is_empty() { None } else { Some(&*self.shared) };
         let _step = shared.map(Step::begin);
-        work(&Team { shared, threads: self.threads(), _one_thread: PhantomData })
+        work(&Team { shared, threads: self.threads(), beside: Cell::new(None), _one_thread: PhantomData })
     }
 }
 
@@ -155,14 +156,23 @@ impl Drop for Step<'_> {
 pub struct Team<'a> {
     shared: Option<&'a Shared>,
     threads: usize,
+    /// What the next operation runs beside its own tiles: see [`Team::beside`].
+    beside: Cell<Option<Beside>>,
     _one_thread: PhantomData<*const ()>,
+}
+
+/// Tiles that another operation takes along. The pointer is good while [`Team::beside`] has not returned.
+#[derive(Clone, Copy)]
+struct Beside {
+    count: usize,
+    tile: *const (dyn Fn(usize, usize) + Sync),
 }
 
 impl Team<'static> {
     /// The caller alone.
     #[must_use]
     pub fn alone() -> Self {
-        Self { shared: None, threads: 1, _one_thread: PhantomData }
+        Self { shared: None, threads: 1, beside: Cell::new(None), _one_thread: PhantomData }
     }
 }
 
@@ -179,6 +189,37 @@ impl Team<'_> {
     /// # Panics
     /// If a tile panics, with what it panicked with; and if there are more than 2²⁴ − 1 of them.
     pub fn tiles<F: Fn(usize, usize) + Sync>(&self, count: usize, tile: F) {
+        let Some(beside) = self.beside.take() else { return self.run_tiles(count, tile) };
+        // SAFETY: `Team::beside` holds the closure until it returns, and it takes what is left back before it does.
+        let other = unsafe { &*beside.tile };
+        let total = count + beside.count;
+        // Spread evenly, so that a thread that waits for memory has one beside it that computes.
+        let others_before = |index: usize| index * beside.count / total;
+        self.run_tiles(total, |worker, index| {
+            let before = others_before(index);
+            if others_before(index + 1) > before { other(worker, before) } else { tile(worker, index - before) }
+        });
+    }
+
+    /// Runs `tile(worker, index)` for each index in `0 .. count` beside the tiles of the first operation that `work` begins, or
+    /// after `work` if it begins none: for work that neither waits for the other, of which one is bound by memory and the
+    /// other by arithmetic.
+    ///
+    /// # Panics
+    /// As [`Self::tiles`].
+    pub(crate) fn beside<R>(&self, count: usize, tile: &(dyn Fn(usize, usize) + Sync), work: impl FnOnce() -> R) -> R {
+        // SAFETY: only the lifetime changes; `Taken` removes the pointer before `tile` can end, also if `work` panics.
+        let tile: *const (dyn Fn(usize, usize) + Sync) = unsafe { std::mem::transmute(std::ptr::from_ref(tile)) };
+        self.beside.set((count > 0).then_some(Beside { count, tile }));
+        let taken = Taken(self);
+        let result = work();
+        if taken.0.beside.get().is_some() {
+            self.tiles(0, |_, _| ());
+        }
+        result
+    }
+
+    fn run_tiles<F: Fn(usize, usize) + Sync>(&self, count: usize, tile: F) {
         let Some(shared) = self.shared.filter(|_| count > 1) else {
             return (0..count).for_each(|index| tile(0, index));
         };
@@ -194,6 +235,15 @@ impl Team<'_> {
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
+    }
+}
+
+/// Takes back what nobody took along.
+struct Taken<'a, 'b>(&'a Team<'b>);
+
+impl Drop for Taken<'_, '_> {
+    fn drop(&mut self) {
+        self.0.beside.set(None);
     }
 }
 
@@ -390,6 +440,39 @@ mod tests {
                 })
             });
             assert_eq!(sum.into_inner(), 45);
+        }
+    }
+
+    #[test]
+    fn tiles_beside_others_run_once_each_whether_or_not_somebody_takes_them_along() {
+        for threads in [1, 3] {
+            Pool::new(threads).unwrap().step(|team| {
+                for (own, others) in [(7, 3), (3, 7), (1, 1), (0, 5), (5, 0), (1, 0)] {
+                    let counts: [Vec<AtomicU32>; 2] =
+                        [own, others].map(|count| (0..count).map(|_| AtomicU32::new(0)).collect());
+                    let count = |side: usize, index: usize| {
+                        counts[side][index].fetch_add(1, Ordering::Relaxed);
+                    };
+                    let done = team.beside(others, &|_, index| count(1, index), || {
+                        team.tiles(own, |_, index| count(0, index));
+                        // A second operation has nothing to take along.
+                        team.tiles(own, |_, index| count(0, index));
+                        own
+                    });
+                    assert_eq!(done, own);
+                    assert!(counts[0].iter().all(|count| count.load(Ordering::Relaxed) == 2), "{own} {others}");
+                    assert!(counts[1].iter().all(|count| count.load(Ordering::Relaxed) == 1), "{own} {others}");
+                    team.beside(others, &|_, index| count(1, index), || ());
+                    assert!(counts[1].iter().all(|count| count.load(Ordering::Relaxed) == 2), "nobody took them");
+                }
+                let counted = AtomicU32::new(0);
+                let caught = catch_unwind(AssertUnwindSafe(|| {
+                    team.beside(4, &|_, _| drop(counted.fetch_add(1, Ordering::Relaxed).to_string()), || panic!("work"))
+                }));
+                assert!(caught.is_err());
+                team.tiles(2, |_, _| ());
+                assert_eq!(counted.into_inner(), 0, "what was beside a panic is gone");
+            });
         }
     }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::LoraRun;
 use super::shrink::ROWS;
+use crate::Buffer;
 
 /// Rows of a piece where there are many: its inputs and what is shrunk stay in the first-level cache.
 const PIECE_ROWS_MAX: usize = 4 * ROWS;
@@ -24,6 +25,8 @@ pub struct LoraScratch {
     pub(super) pairs: Vec<u32>,
     /// What A makes of them, item by item, in pairs of bf16.
     pub(super) shrunk: Vec<u32>,
+    /// What is to be added to the rows of all pieces, `[rows, y_stride]`.
+    pub(super) delta: Buffer<f32>,
 }
 
 /// Rows that are all under the same runs.
@@ -64,8 +67,8 @@ impl LoraScratch {
     }
 
     /// Makes pieces and items, and the place for what is shrunk.
-    pub(super) fn plan(&mut self, runs: &[LoraRun<'_>], threads: usize) {
-        let Self { cuts, reach, pieces, items, pairs, shrunk } = self;
+    pub(super) fn plan(&mut self, runs: &[LoraRun<'_>], threads: usize, y_stride: usize) {
+        let Self { cuts, reach, pieces, items, pairs, shrunk, delta } = self;
         cuts.clear();
         reach.clear();
         pieces.clear();
@@ -104,6 +107,7 @@ impl LoraScratch {
                 }
             }
         }
+        delta.resize(at_row * y_stride);
         if shrunk.len() < place {
             shrunk.resize(place, 0);
         }

@@ -91,6 +91,34 @@ impl Case {
 
     /// These rows as a batch of their own; `split` in place of what the sizes suggest.
     fn compute(&self, team: &Team<'_>, isa: Isa, rows: Range<usize>, split: Option<Split>) -> Vec<f32> {
+        self.compute_by(rows, |runs, io| {
+            let mut scratch = LoraScratch::new();
+            match split {
+                None => grouped_lora(team, isa, runs, io, &mut scratch),
+                Some(split) => {
+                    scratch.plan(runs, team.threads(), self.stride);
+                    run(team, isa, runs, io, &mut scratch, split);
+                }
+            }
+        })
+    }
+
+    /// All rows, the terms beside what writes y.
+    fn compute_beside(&self, team: &Team<'_>, isa: Isa, rows: usize) -> Vec<f32> {
+        self.compute_by(0..rows, |runs, io| {
+            io.y.fill(f32::NAN);
+            grouped_lora_beside(team, isa, runs, io, &mut LoraScratch::new(), |y| {
+                let y = SharedMut::new(y);
+                // SAFETY: each row is one tile's.
+                team.tiles(rows, |_, row| unsafe {
+                    let row = row * self.stride..(row + 1) * self.stride;
+                    y.slice(row.clone()).copy_from_slice(&self.y[row]);
+                });
+            });
+        })
+    }
+
+    fn compute_by(&self, rows: Range<usize>, by: impl FnOnce(&[LoraRun<'_>], LoraRows<'_>)) -> Vec<f32> {
         let shifted = |run: &Range<usize>| {
             let [start, end] = [run.start, run.end].map(|row| row.clamp(rows.start, rows.end) - rows.start);
             start..end
@@ -112,14 +140,7 @@ impl Case {
             module_first: &self.first,
             plain: Some(&self.plain[rows.start * self.stride..rows.end * self.stride]),
         };
-        let mut scratch = LoraScratch::new();
-        match split {
-            None => grouped_lora(team, isa, &runs, io, &mut scratch),
-            Some(split) => {
-                scratch.plan(&runs, team.threads());
-                run(team, isa, &runs, io, &mut scratch, split);
-            }
-        }
+        by(&runs, io);
         y
     }
 
@@ -172,6 +193,8 @@ fn equals_the_sum_in_f64_with_the_same_bits_whatever_the_batch_the_threads_and_t
                 let shared = pool.step(|team| case.compute(team, isa, 0..rows, Some(split)));
                 assert_eq!(shared, expected, "{isa:?} seed {seed} three threads, {split:?}");
             }
+            let beside = pool.step(|team| case.compute_beside(team, isa, rows));
+            assert_eq!(beside, expected, "{isa:?} seed {seed} beside what writes y");
             for part in [0..1, rows / 2..rows, rows / 3..rows / 3 + 1] {
                 let alone = case.compute(&Team::alone(), isa, part.clone(), None);
                 assert_eq!(alone, expected[part.start * case.stride..part.end * case.stride], "{isa:?} {part:?}");

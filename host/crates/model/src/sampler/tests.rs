@@ -1,3 +1,5 @@
+//! The rules of a draw against a plain reference, and the draw from the best few against that from full rows.
+
 use super::*;
 
 fn request(temperature: f32, top_k: u32, top_p: f32) -> SampleRequest {

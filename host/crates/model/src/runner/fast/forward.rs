@@ -9,8 +9,8 @@ use std::sync::Arc;
 use engine::{Batch, LoraSegment};
 use kernels::{
     AttentionScratch, AttentionSequence, Buffer, HeadNorms, Isa, LoraRows, LoraRun, LoraScratch, PackedMatrix, PagedKv,
-    QuantisedRows, RopeRows, Team, add_rows, embed_rows, matmul_packed, paged_attention, rms_norm_rows, rope_rows,
-    swiglu_rows,
+    QuantisedRows, RopeRows, Team, add_rows, embed_rows, grouped_lora, grouped_lora_beside, matmul_packed,
+    paged_attention, rms_norm_rows, rope_rows, swiglu_rows,
 };
 use types::Module;
 
@@ -211,13 +211,15 @@ impl Forward<'_> {
                 true => add_rows(team, isa, y, plain),
                 false => y.copy_from_slice(plain),
             }
-        } else {
-            matmul_packed(team, isa, matrices, activations, y, accumulate);
         }
-        if !adding.is_empty() {
-            let plain = has_growth.then_some(&**plain);
-            let rows = LoraRows { x, inputs, y, y_stride: stride, module_first: &module_first[..modules.len()], plain };
-            kernels::grouped_lora(team, isa, &adding, rows, lora);
+        let module_first = &module_first[..modules.len()];
+        let plain = has_growth.then_some(&**plain);
+        let rows = LoraRows { x, inputs, y, y_stride: stride, module_first, plain };
+        if has_growth {
+            grouped_lora(team, isa, &adding, rows, lora);
+        } else {
+            let product = |y: &mut [f32]| matmul_packed(team, isa, matrices, activations, y, accumulate);
+            grouped_lora_beside(team, isa, &adding, rows, lora, product);
         }
         *runs = recycled(adding);
     }
