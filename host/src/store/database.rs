@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use redb::{Database, DatabaseError};
+use redb::{Builder, Database, DatabaseError};
 
 use super::StoreError;
 use super::space::Space;
@@ -55,12 +55,23 @@ impl std::fmt::Debug for StateDatabase {
     }
 }
 
+/// What redb keeps of the file in memory. Its default is a gigabyte, which a host with a long log of receipts fills little by
+/// little.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// How the state's database is opened and made.
+pub(crate) fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
 impl StateDatabase {
     /// Takes an open database whose file lies in `directory`; after an error it is opened there again, unless another file took its
     /// place.
     pub(crate) fn of_file(database: Database, directory: &Path, path: PathBuf) -> Result<Self, StoreError> {
         let space = Space::new(directory, &path)?;
-        let mut database = Self::new(database, move || Database::open(&path));
+        let mut database = Self::new(database, move || builder().open(&path));
         database.space = Some(space);
         Ok(database)
     }

@@ -235,7 +235,7 @@ fn open_database(directory: &Path) -> Result<Database, StoreError> {
         .mode(0o600)
         .open(&path)
         .map_err(|error| StoreError::backend("open state.redb", error))?;
-    let database = match Database::create(&path) {
+    let database = match super::database::builder().create(&path) {
         Ok(database) => database,
         Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
             return Err(StoreError::InUse(directory.display().to_string()));

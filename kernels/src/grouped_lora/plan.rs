@@ -84,7 +84,7 @@ impl LoraScratch {
         cuts.sort_unstable();
         cuts.dedup();
         let is_sorted = runs.is_sorted_by_key(|run| run.rows.start);
-        let piece_rows = (total_rows / (4 * threads)).next_multiple_of(ROWS).clamp(ROWS, PIECE_ROWS_MAX);
+        let piece_rows = (total_rows / threads).next_multiple_of(ROWS).clamp(2 * ROWS, PIECE_ROWS_MAX);
 
         let (mut place, mut at_row) = (0, 0);
         for rows in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
