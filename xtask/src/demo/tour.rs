@@ -33,7 +33,7 @@ fn questions() -> Vec<Question> {
         ask("blend", blended("What is the ocean?"), "THE "),
         ask("blend", blended("December 7th, 1997"), "1997-12-07"),
         // The base alone, passed through, then cut by a plugin that reads along.
-        ask("echo", json!("What is the capital of France?"), "Paris"),
+        ask("echo", json!("What is the ocean?"), "The ocean"),
         ask("first-sentence", json!("Tell me about the sea."), "."),
         // Whole JSON or an error object, never half of it: the second function asks for a key that its adapter does not write.
         ask("json-guard", json!("I bought a blender and it is terrific."), "{\"sentiment\": \"positive\"}"),
