@@ -1,3 +1,5 @@
+//! The products against plain sums, in every format, on every instruction set and for every shape of tile.
+
 use std::sync::Mutex;
 
 use super::*;

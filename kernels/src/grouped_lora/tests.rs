@@ -1,3 +1,5 @@
+//! The low-rank terms against a sum in f64, and their bits whatever the batch, the split, the threads and the instructions.
+
 use std::ops::Range;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Every block format against a plain reading of its bytes.
+
 use super::*;
 use crate::Isa;
 use crate::dot::tests::values;

@@ -1,3 +1,5 @@
+//! Rounded rows against plain arithmetic, and their bits whatever the batch and the instructions.
+
 use super::*;
 use crate::dot::tests::values;
 
