@@ -26,7 +26,7 @@ pub enum Precision {
     /// All in f32, weights dequantised at load: the reference, at five times the memory and a fraction of the speed.
     F32,
     /// Weights in the file's own blocks, repacked without loss; activations in int8 with a scale for each 32 values; keys and
-    /// values in bf16; adapters in f16; all sums in f32 or exact. `cargo xtask bench quality` measures what it costs.
+    /// values in bf16, and so are adapters; all sums in f32 or exact. `cargo xtask bench quality` measures what it costs.
     #[default]
     Quantised,
 }
