@@ -94,6 +94,12 @@ impl PackedMatrix {
         self.range.len()
     }
 
+    /// The packed weights in the order in which products read them: see [`crate::Team::upcoming`].
+    #[must_use]
+    pub fn stream(&self) -> &[u8] {
+        self.bytes()
+    }
+
     /// Copies one row as f32, with the same bits as [`crate::dequantise`] of the file's blocks: a token's embedding.
     ///
     /// # Panics

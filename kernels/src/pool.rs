@@ -9,6 +9,9 @@
 //! The claim: one word holds (operation, unclaimed tiles), and a thread that reads a number above zero, reads what to run,
 //! and then swaps the word for one tile less has proof that what it read belongs to that operation: nobody writes a new
 //! one while a tile of the old one is unclaimed or unfinished.
+//!
+//! A thread that finds no tile fetches into the cache what the team was told comes next ([`Team::upcoming`]): a step that is
+//! bound by memory must not leave it idle while one thread does what cannot be divided.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -23,6 +26,10 @@ use std::thread::JoinHandle;
 const TILE_BITS: u32 = 24;
 /// Tiles of one operation.
 const TILES_MAX: usize = (1 << TILE_BITS) - 1;
+/// What a waiting thread fetches between two looks at the claim: few lines, so that an operation begins at once.
+const FETCH_BYTES: usize = 512;
+/// What waiting threads fetch at most before they must be told anew: a quarter of a second-level cache.
+const FETCH_BYTES_MAX: usize = 256 << 10;
 /// Turns of waiting after which a thread offers its core to others: about 20 µs.
 const SPINS_MAX: u32 = 1 << 9;
 
@@ -63,6 +70,10 @@ struct Shared {
     closure: AtomicPtr<()>,
     call: AtomicPtr<()>,
     tiles: AtomicUsize,
+    /// Where the part of what comes next ends that is fetched; never read.
+    upcoming_end: AtomicPtr<u8>,
+    /// How many bytes of it nobody has fetched.
+    unfetched: Line<AtomicUsize>,
     /// Whether workers spin for operations.
     in_step: Line<AtomicBool>,
     /// What a tile panicked with.
@@ -93,6 +104,8 @@ impl Pool {
             closure: AtomicPtr::new(std::ptr::null_mut()),
             call: AtomicPtr::new(std::ptr::null_mut()),
             tiles: AtomicUsize::new(0),
+            upcoming_end: AtomicPtr::new(std::ptr::null_mut()),
+            unfetched: Line(AtomicUsize::new(0)),
             in_step: Line(AtomicBool::new(false)),
             panic: Mutex::new(None),
             state: Mutex::new(State::default()),
@@ -193,12 +206,23 @@ impl Team<'_> {
         // SAFETY: `Team::beside` holds the closure until it returns, and it takes what is left back before it does.
         let other = unsafe { &*beside.tile };
         let total = count + beside.count;
-        // Spread evenly, so that a thread that waits for memory has one beside it that computes.
-        let others_before = |index: usize| index * beside.count / total;
+        // Spread evenly, so that a thread that waits for memory has one beside it that computes, and each early rather than late:
+        // a long one at the end would be waited for.
+        let others_before = |index: usize| (index * beside.count).div_ceil(total);
         self.run_tiles(total, |worker, index| {
             let before = others_before(index);
             if others_before(index + 1) > before { other(worker, before) } else { tile(worker, index - before) }
         });
+    }
+
+    /// Says which memory will be read after the next operation, or in it if there is none before: threads that wait fetch its
+    /// beginning into their caches.
+    pub fn upcoming(&self, bytes: &[u8]) {
+        if let Some(shared) = self.shared {
+            let wanted = bytes.len().min(FETCH_BYTES_MAX);
+            shared.upcoming_end.store(bytes.as_ptr().wrapping_add(wanted).cast_mut(), Ordering::Relaxed);
+            shared.unfetched.0.store(wanted, Ordering::Relaxed);
+        }
     }
 
     /// Runs `tile(worker, index)` for each index in `0 .. count` beside the tiles of the first operation that `work` begins, or
@@ -229,7 +253,7 @@ impl Team<'_> {
         shared.run_tiles(0);
         let mut spins = 0;
         while shared.done.0.load(Ordering::Acquire) < count {
-            wait_a_little(&mut spins);
+            shared.wait_a_little(&mut spins);
         }
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -326,21 +350,41 @@ impl Shared {
                 if self.run_tiles(worker) {
                     spins = 0;
                 } else {
-                    wait_a_little(&mut spins);
+                    self.wait_a_little(&mut spins);
                 }
             }
         }
     }
+
+    /// Fetches some of what comes next; else spins, and offers the core to others after a while: they may be what is waited
+    /// for.
+    fn wait_a_little(&self, spins: &mut u32) {
+        let unfetched = self.unfetched.0.load(Ordering::Relaxed);
+        if unfetched > 0 {
+            // Another thread may fetch the same, or mix two announcements up: that costs a fetch and nothing else.
+            self.unfetched.0.store(unfetched.saturating_sub(FETCH_BYTES), Ordering::Relaxed);
+            let end = self.upcoming_end.load(Ordering::Relaxed);
+            return fetch(end.wrapping_sub(unfetched));
+        }
+        *spins += 1;
+        if *spins < SPINS_MAX {
+            std::hint::spin_loop();
+        } else {
+            std::thread::yield_now();
+        }
+    }
 }
 
-/// Spins, and offers the core to others after a while: they may be what is waited for.
-fn wait_a_little(spins: &mut u32) {
-    *spins += 1;
-    if *spins < SPINS_MAX {
-        std::hint::spin_loop();
-    } else {
-        std::thread::yield_now();
+/// Brings [`FETCH_BYTES`] from here on into the second-level cache. Any address will do: nothing is read.
+fn fetch(first: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..FETCH_BYTES / 64 {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which has no effect but on the cache, at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(line * 64).cast()) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = first;
 }
 
 /// A slice whose disjoint parts are written by different tiles.

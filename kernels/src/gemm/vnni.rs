@@ -179,7 +179,7 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 fn fetch<F: Layout>(block: *const u8) {
     for line in 0..F::SHAPE.block_bytes() / 64 {
-        _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(line * 64).cast());
+        _mm_prefetch::<_MM_HINT_T1>(block.wrapping_add(line * 64).cast());
     }
 }
 

@@ -201,6 +201,7 @@ impl Forward<'_> {
         };
         let accumulate = to == Place::Stream;
         activations.fill(team, isa, x, rows, inputs);
+        team.upcoming(self.weights.after(layer, group));
         let mut adding = recycled(std::mem::take(runs));
         adding.extend(self.batch.segments.iter().filter_map(|segment| run(self.slots, segment, layer, group)));
         let has_growth = adding.iter().any(|run| run.group.has_growth());

@@ -3,6 +3,7 @@
 use kernels::{BlockFormat, PackedMatrix};
 use types::Module;
 
+use crate::adapter::Group;
 use crate::{Base, BaseTensor, ModelError, TensorFormat, names};
 
 /// Layers are moved next to each other in pieces of about this size, which are in memory twice for a moment.
@@ -61,6 +62,17 @@ impl Weights {
     pub(super) fn formats(&self) -> impl Iterator<Item = BlockFormat> {
         let modules = self.layers.iter().flat_map(|layer| &layer.modules);
         modules.chain([self.output()]).map(PackedMatrix::format)
+    }
+
+    /// What a step multiplies with after the modules of a group.
+    pub(super) fn after(&self, layer: usize, group: Group) -> &[u8] {
+        let (layer, module) = match group {
+            Group::QueryKeyValue => (layer, Module::O),
+            Group::Output => (layer, Module::Gate),
+            Group::GateUp => (layer, Module::Down),
+            Group::Down => (layer + 1, Module::Q),
+        };
+        self.layers.get(layer).map_or(self.output(), |weights| weights.module(module)).stream()
     }
 
     pub(super) fn output(&self) -> &PackedMatrix {
