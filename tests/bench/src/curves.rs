@@ -6,9 +6,11 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::Outcome;
+use crate::calm::Calm;
 use crate::cells::{CONTEXT, Setting};
 use crate::ours::{Mix, Ours};
 use crate::report::{Report, rounded};
+use crate::rounds::interleaved;
 use crate::statistics::{Bound, Spread, median};
 use crate::svg::{Chart, Line};
 
@@ -31,13 +33,13 @@ pub(crate) fn run(
     context_tokens_max: usize,
     folder: Option<&Path>,
     source: &str,
-    setting: &Setting<'_>,
+    (setting, calm): (&Setting<'_>, &mut Calm),
     report: &mut Report,
 ) -> Outcome {
     println!("\n== how the cost of a decode step grows, ms");
-    let batches = by_batch(ours, setting)?;
-    let contexts = vec![by_context(ours, context_tokens_max, setting)?];
-    let adapters = by_adapters(ours, setting)?;
+    let batches = by_batch(ours, setting, calm)?;
+    let contexts = vec![by_context(ours, context_tokens_max, setting, calm)?];
+    let adapters = by_adapters(ours, setting, calm)?;
     let curves = [
         ("batch", "decode-batch.svg", "Decode step by batch, 16 tokens of context", "batch (sequences)", batches),
         ("context", "decode-context.svg", "Decode step by context, batch 1", "context (tokens)", contexts),
@@ -66,12 +68,13 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn by_batch(ours: &mut Ours, setting: &Setting<'_>) -> Outcome<Vec<Line>> {
+fn by_batch(ours: &mut Ours, setting: &Setting<'_>, calm: &mut Calm) -> Outcome<Vec<Line>> {
     let mut lines = Vec::new();
     for mix in [Mix::Base, Mix::Shared, Mix::Distinct(usize::MAX)] {
         let points = BATCHES.iter().map(|&batch| {
             let steps = (256 / batch).clamp(8, 32);
-            let time = best(setting.rounds.min(3), || Ok(ours.decode(batch, mix, CONTEXT, steps)?.as_secs_f64()))?;
+            let time =
+                best(calm, setting.rounds.min(3), || Ok(ours.decode(batch, mix, CONTEXT, steps)?.as_secs_f64()))?;
             Ok((batch as f64, time * 1e3 / steps as f64))
         });
         let name = if mix == Mix::Distinct(usize::MAX) { "all distinct, out of 32".to_owned() } else { mix.name() };
@@ -80,33 +83,34 @@ fn by_batch(ours: &mut Ours, setting: &Setting<'_>) -> Outcome<Vec<Line>> {
     Ok(lines)
 }
 
-fn by_context(ours: &mut Ours, context_tokens_max: usize, setting: &Setting<'_>) -> Outcome<Line> {
+fn by_context(ours: &mut Ours, context_tokens_max: usize, setting: &Setting<'_>, calm: &mut Calm) -> Outcome<Line> {
     const STEPS: usize = 16;
     let mut points = Vec::new();
     let mut computed = 0;
     for context in CONTEXTS.into_iter().filter(|context| context + STEPS < context_tokens_max) {
         ours.extend(computed, context)?;
         computed = context;
-        let time = best(setting.rounds.min(3), || Ok(ours.decode_on(1, Mix::Base, context, STEPS)?.as_secs_f64()))?;
+        let time =
+            best(calm, setting.rounds.min(3), || Ok(ours.decode_on(1, Mix::Base, context, STEPS)?.as_secs_f64()))?;
         points.push((context as f64, time * 1e3 / STEPS as f64));
     }
     Ok(Line { name: "base".into(), points })
 }
 
-fn by_adapters(ours: &mut Ours, setting: &Setting<'_>) -> Outcome<Vec<Line>> {
+fn by_adapters(ours: &mut Ours, setting: &Setting<'_>, calm: &mut Calm) -> Outcome<Vec<Line>> {
     const STEPS: usize = 16;
     let points = ADAPTERS.iter().map(|&count| {
         let mix = if count == 0 { Mix::Base } else { Mix::Distinct(count) };
-        let time = best(setting.rounds.min(3), || Ok(ours.decode(ADAPTERS_BATCH, mix, CONTEXT, STEPS)?.as_secs_f64()))?;
+        let time =
+            best(calm, setting.rounds.min(3), || Ok(ours.decode(ADAPTERS_BATCH, mix, CONTEXT, STEPS)?.as_secs_f64()))?;
         Ok((count as f64, time * 1e3 / STEPS as f64))
     });
     Ok(vec![Line { name: "one adapter a sequence".into(), points: points.collect::<Outcome<_>>()? }])
 }
 
 /// The median of some tries, after one that warms up.
-fn best(tries: usize, mut measure: impl FnMut() -> Outcome<f64>) -> Outcome<f64> {
-    measure()?;
-    let values = (0..tries.max(1)).map(|_| measure()).collect::<Outcome<Vec<f64>>>()?;
+fn best(calm: &mut Calm, tries: usize, mut measure: impl FnMut() -> Outcome<f64>) -> Outcome<f64> {
+    let values = interleaved(calm, tries.max(1), 1, |_| measure())?.concat();
     Ok(median(&values).ok_or("no tries")?)
 }
 

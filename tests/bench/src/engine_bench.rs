@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use model::Base;
 use serde_json::json;
 
+use crate::calm::Calm;
 use crate::cells::{self, Setting};
 use crate::limits::{BaseCost, Limits};
 use crate::machine::Machine;
@@ -103,13 +104,17 @@ fn measure(
     report: &mut Report,
 ) -> Outcome {
     println!("\n== the machine's limits");
+    let mut calm = Calm::on(options.threads);
     let limits = Limits::measure(options.threads, options.quick);
     limits.rows().into_iter().for_each(|row| report.row(row));
     let cost = BaseCost::of(&given.base, base.config())?;
     let rounds = options.rounds.unwrap_or(if options.quick { 2 } else { 7 }).max(1);
     let is_quick = options.quick;
     let setting = Setting { threads: options.threads, rounds, is_quick, limits: &limits, cost };
-    let formats = in_process(base, options, installed, &setting, source, report)?;
+    let formats = in_process(base, options, installed, (&setting, &mut calm), source, report)?;
+    report.row(json!({"values_taken_again_because_the_machine_was_not_calm": calm.repeated,
+        "values_kept_all_the_same": calm.disturbed}));
+    drop(calm);
     if options.has(Part::Served) {
         let (rounds, requests_each) = if options.quick { (1, 1) } else { (3, 2) };
         let rounds = options.rounds.map_or(rounds, |wanted| wanted.clamp(1, rounds));
@@ -126,7 +131,7 @@ fn in_process(
     base: &Base,
     options: &Options,
     installed: Option<&Installed>,
-    setting: &Setting<'_>,
+    (setting, calm): (&Setting<'_>, &mut Calm),
     source: &str,
     report: &mut Report,
 ) -> Outcome<Vec<&'static str>> {
@@ -138,15 +143,15 @@ fn in_process(
     let mut ours = Ours::new(base, options.threads, &adapters, curves::KV_TOKENS)?;
     if options.has(Part::Cells) {
         let mut driver = installed.map(|installed| open(installed, report)).transpose()?;
-        formats = cells::run(&mut ours, driver.as_mut(), setting, report)?;
+        formats = cells::run(&mut ours, driver.as_mut(), setting, calm, report)?;
     }
     if options.has(Part::Mixes) {
         let mut bare = Ours::new(base, options.threads, &[], curves::KV_TOKENS)?;
-        mixes::run(&mut ours, &mut bare, base.config(), setting, report)?;
+        mixes::run(&mut ours, &mut bare, base.config(), setting, calm, report)?;
     }
     if options.has(Part::Curves) {
         let context_tokens_max = base.config().context_tokens_max;
-        curves::run(&mut ours, context_tokens_max, options.plots.as_deref(), source, setting, report)?;
+        curves::run(&mut ours, context_tokens_max, options.plots.as_deref(), source, (setting, calm), report)?;
     }
     Ok(formats)
 }

@@ -99,9 +99,16 @@ impl BaseCost {
         self.linear_operations * rows as f64 + self.head_operations * samples as f64
     }
 
-    /// The least seconds for such a step: to read all weights once, or to multiply them in int8, whichever takes longer.
-    pub(crate) fn floor_seconds(&self, rows: usize, samples: usize, limits: &Limits) -> Option<Floor> {
-        let read = self.weight_bytes / limits.read_bytes_per_s(self.weight_bytes)?;
+    /// The least seconds for such a step: to read all weights once, at so many bytes a second if that was measured beside
+    /// it, or to multiply them in int8, whichever takes longer.
+    pub(crate) fn floor_seconds(
+        &self,
+        rows: usize,
+        samples: usize,
+        bandwidth: Option<f64>,
+        limits: &Limits,
+    ) -> Option<Floor> {
+        let read = self.weight_bytes / bandwidth.or_else(|| limits.read_bytes_per_s(self.weight_bytes))?;
         let compute = limits.int8.map_or(0.0, |int8| self.operations(rows, samples) / int8);
         Some(Floor { read, compute })
     }
@@ -145,9 +152,9 @@ mod tests {
     #[test]
     fn small_steps_are_bound_by_reading_and_large_ones_by_computing() {
         let cost = BaseCost { weight_bytes: 96e6, linear_operations: 0.2e9, head_operations: 0.06e9 };
-        let one = cost.floor_seconds(1, 1, &limits()).expect("a floor");
+        let one = cost.floor_seconds(1, 1, None, &limits()).expect("a floor");
         assert!(one.what() == "read" && (one.seconds() - 96e6 / 60e9).abs() < 1e-9);
-        let many = cost.floor_seconds(512, 1, &limits()).expect("a floor");
+        let many = cost.floor_seconds(512, 1, None, &limits()).expect("a floor");
         assert!(many.what() == "int8" && (many.seconds() - (0.2e9 * 512.0 + 0.06e9) / 900e9).abs() < 1e-9);
     }
 }

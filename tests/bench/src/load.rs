@@ -92,7 +92,12 @@ impl Http {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
-        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls).timeout(REQUEST_MAX);
+        // A connection for each request: llama.cpp's server closes idle ones after 5 s, and a request that meets its end fails.
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .pool_max_idle_per_host(0)
+            .tls_backend_preconfigured(tls)
+            .timeout(REQUEST_MAX);
         // One thread: the cores are the servers'.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { runtime, client: client.build()? })
@@ -197,7 +202,7 @@ async fn stream_once(
     }
     let mut bytes = answer.bytes_stream();
     let (mut buffer, mut times) = (Vec::new(), Vec::new());
-    let (mut tokens, mut prompt_tokens) = (0, 0);
+    let (mut tokens, mut prompt_tokens, mut first_event) = (0, 0, None);
     while let Some(piece) = bytes.next().await {
         buffer.extend_from_slice(&piece?);
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
@@ -206,6 +211,7 @@ async fn stream_once(
             if has_text(target.kind, &event) {
                 times.push(Instant::now());
             }
+            first_event.get_or_insert_with(Instant::now);
             if let Some((prompt, output)) = usage_of(target.kind, &event) {
                 (prompt_tokens, tokens) = (prompt, output);
             }
@@ -214,7 +220,8 @@ async fn stream_once(
     if tokens != shape.output_tokens {
         return Err(format!("{path}: {tokens} tokens came of {} that were asked for", shape.output_tokens).into());
     }
-    let first = times.first().map(|first| first.duration_since(started)).ok_or("a stream had no text")?;
+    // A random adapter may draw nothing but tokens without text: then the first event tells.
+    let first = times.first().or(first_event.as_ref()).ok_or("a stream had no events")?.duration_since(started);
     let gaps = times.windows(2).filter_map(|pair| match pair {
         [one, two] => Some(two.duration_since(*one).as_secs_f64()),
         _ => None,

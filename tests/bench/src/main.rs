@@ -5,6 +5,7 @@
 //! Not here: what CI runs; nothing depends on how fast a machine is there.
 
 mod adapters;
+mod calm;
 mod cells;
 mod curves;
 mod engine_bench;

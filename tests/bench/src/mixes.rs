@@ -6,11 +6,12 @@ use serde_json::json;
 
 use crate::Outcome;
 use crate::adapters::RandomAdapter;
+use crate::calm::Calm;
 use crate::cells::{CONTEXT, Setting};
 use crate::ours::{Mix, Ours};
 use crate::report::{Report, rounded, spread_json};
 use crate::rounds::interleaved;
-use crate::statistics::{Bound, Spread};
+use crate::statistics::{Bound, Spread, median};
 
 /// Batches with bars.
 const BATCHES: [usize; 2] = [8, 32];
@@ -26,15 +27,16 @@ pub(crate) fn run(
     bare: &mut Ours,
     config: &ModelConfig,
     setting: &Setting<'_>,
+    calm: &mut Calm,
     report: &mut Report,
 ) -> Outcome {
     println!("\n== decode with adapters of rank 16 on all linear layers");
     for batch in BATCHES {
         let parameters = RandomAdapter::new(0, config).parameters();
-        tax(ours, (batch, parameters), setting, report)?;
+        tax(ours, (batch, parameters), setting, calm, report)?;
     }
     for batch in [1, 8] {
-        unused(ours, bare, batch, setting, report)?;
+        unused(ours, bare, batch, setting, calm, report)?;
     }
     Ok(())
 }
@@ -43,15 +45,23 @@ fn steps(batch: usize) -> usize {
     (512 / batch).clamp(16, 64)
 }
 
-fn tax(ours: &mut Ours, (batch, parameters): (usize, usize), setting: &Setting<'_>, report: &mut Report) -> Outcome {
+fn tax(
+    ours: &mut Ours,
+    (batch, parameters): (usize, usize),
+    setting: &Setting<'_>,
+    calm: &mut Calm,
+    report: &mut Report,
+) -> Outcome {
     const MIXES: [Mix; 5] = [Mix::Base, Mix::Shared, Mix::Distinct(usize::MAX), Mix::TwoEach, Mix::Base];
     let steps = steps(batch);
-    // Seconds of a step. The base comes twice: the second is the control.
-    let values = interleaved(setting.rounds, MIXES.len(), |side| {
-        let mix = MIXES.get(side).copied().unwrap_or(Mix::Base);
-        Ok(ours.decode(batch, mix, CONTEXT, steps)?.as_secs_f64() / steps as f64)
+    let set_bytes = batch * ours.adapter_bytes();
+    // Seconds of a step. The base comes twice: the second is the control. The last side is the floor: seconds to read the
+    // adapters once, in the same round, as CPUs of a virtual machine move nearer to memory and away from it.
+    let values = interleaved(calm, setting.rounds, MIXES.len() + 1, |side| match MIXES.get(side) {
+        Some(mix) => Ok(ours.decode(batch, *mix, CONTEXT, steps)?.as_secs_f64() / steps as f64),
+        None => Ok(set_bytes as f64 / setting.read_bandwidth(set_bytes)?),
     })?;
-    let [base, shared, distinct, two, again] = values.as_slice() else { return Ok(()) };
+    let [base, shared, distinct, two, again, floors] = values.as_slice() else { return Ok(()) };
     let control = Spread::of_ratios(base, again).ok_or("no rounds")?;
     let adapter_bytes = ours.adapter_bytes();
     for (mix, seconds) in MIXES.iter().zip([base, shared, distinct, two]) {
@@ -61,16 +71,13 @@ fn tax(ours: &mut Ours, (batch, parameters): (usize, usize), setting: &Setting<'
             "tokens_per_s": spread_json(speed), "step_ms": spread_json(milliseconds),
             "of_base": spread_json(Spread::of_ratios(base, seconds)), "control_a_a": spread_json(Some(control))}));
     }
-    let set_bytes = (batch * adapter_bytes) as f64;
-    let bandwidth = setting.limits.read_bytes_per_s(set_bytes).ok_or("the read bandwidth was not measured")?;
-    let floor = set_bytes / bandwidth;
-    let extra: Vec<f64> = distinct.iter().zip(base).map(|(distinct, base)| (distinct - base) / floor).collect();
+    let floor = median(floors).ok_or("no rounds")?;
+    let bandwidth = set_bytes as f64 / floor;
+    let in_floors = |((distinct, base), floor): ((&f64, &f64), &f64)| (distinct - base) / floor;
+    let extra: Vec<f64> = distinct.iter().zip(base).zip(floors).map(in_floors).collect();
     // The same in bytes that do not depend on how we keep adapters: two for each parameter.
     let bf16_bytes = (batch * parameters * 2) as f64;
-    let extra_of_bf16 = setting
-        .limits
-        .read_bytes_per_s(bf16_bytes)
-        .and_then(|bandwidth| Some(Spread::of(&extra)?.times(floor / (bf16_bytes / bandwidth))));
+    let extra_of_bf16 = Spread::of(&extra).map(|extra| extra.times(floor / (bf16_bytes / bandwidth)));
     let noise = noise_of(&[base, again], floor);
     report.row(json!({"cell": format!("decode batch {batch}"), "adapters": format!("{batch} distinct"),
         "adapter_mb": rounded(adapter_bytes as f64 / 1e6), "read_gb_per_s": rounded(bandwidth / 1e9),
@@ -96,9 +103,16 @@ fn noise_of(sides: &[&[f64]; 2], floor: f64) -> f64 {
 }
 
 /// The base with adapters loaded that nobody uses, beside a runner that has no slots.
-fn unused(ours: &mut Ours, bare: &mut Ours, batch: usize, setting: &Setting<'_>, report: &mut Report) -> Outcome {
+fn unused(
+    ours: &mut Ours,
+    bare: &mut Ours,
+    batch: usize,
+    setting: &Setting<'_>,
+    calm: &mut Calm,
+    report: &mut Report,
+) -> Outcome {
     let steps = steps(batch);
-    let values = interleaved(setting.rounds, 4, |side| {
+    let values = interleaved(calm, setting.rounds, 4, |side| {
         let side = if side.is_multiple_of(2) { &mut *ours } else { &mut *bare };
         Ok((batch * steps) as f64 / side.decode(batch, Mix::Base, CONTEXT, steps)?.as_secs_f64())
     })?;

@@ -64,6 +64,8 @@ impl Server {
         command.arg("--model").arg(model).args(["--host", "127.0.0.1", "--port", &port.to_string()]);
         command.args(["--parallel", &slots.to_string(), "--ctx-size", &(slots * tokens_each).to_string()]);
         command.args(["--threads", &threads.to_string(), "--threads-batch", &threads.to_string()]);
+        // A thread for each connection, or streams would wait for one beside free slots.
+        command.args(["--threads-http", "64"]);
         command.args(["--cache-ram", "0", "--ctx-checkpoints", "0", "--no-webui", "--log-disable"]);
         if !adapters.is_empty() {
             let files: Vec<String> = adapters.iter().map(|file| file.display().to_string()).collect();

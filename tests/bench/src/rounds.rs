@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use crate::Outcome;
+use crate::calm::{Calm, TRIES_MAX};
 
 /// Between two sides, so that the threads of one sleep before the other starts.
 const PAUSE: Duration = Duration::from_millis(15);
 
 /// Values of each side, round by round. Every side is measured once before, to warm it up; from round to round the order
-/// turns around, so that nobody always comes first.
+/// turns around, so that nobody always comes first. A value is taken when the machine is calm, and again if it no longer was
+/// when it had been taken.
 ///
 /// # Errors
 /// The first that a measurement gives.
 pub(crate) fn interleaved(
+    calm: &mut Calm,
     rounds: usize,
     sides: usize,
     mut measure: impl FnMut(usize) -> Outcome<f64>,
@@ -25,13 +28,27 @@ pub(crate) fn interleaved(
         for place in 0..sides {
             let side = if round.is_multiple_of(2) { place } else { sides - 1 - place };
             std::thread::sleep(PAUSE);
-            let value = measure(side)?;
+            let value = calmly(calm, || measure(side))?;
             if let Some(values) = values.get_mut(side) {
                 values.push(value);
             }
         }
     }
     Ok(values)
+}
+
+/// A value that was taken while the machine was calm, if it ever is.
+fn calmly(calm: &mut Calm, mut measure: impl FnMut() -> Outcome<f64>) -> Outcome<f64> {
+    for _ in 1..TRIES_MAX {
+        let was_calm = calm.settle();
+        let value = measure()?;
+        if was_calm && calm.is_calm() {
+            return Ok(value);
+        }
+        calm.repeated += 1;
+    }
+    calm.disturbed += 1;
+    measure()
 }
 
 #[cfg(test)]
@@ -41,7 +58,7 @@ mod tests {
     #[test]
     fn sides_take_turns_in_both_directions_after_a_warm_up() {
         let mut order = Vec::new();
-        let values = interleaved(2, 3, |side| {
+        let values = interleaved(&mut Calm::never_asked(), 2, 3, |side| {
             order.push(side);
             Ok(order.len() as f64)
         });

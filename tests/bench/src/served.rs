@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::adapters::RandomAdapter;
+use crate::calm::Calm;
 use crate::load::{Http, Served, Shape};
 use crate::ours::Mix;
 use crate::peer::{FORMATS, Installed};
@@ -206,7 +207,7 @@ fn duel(
 ) -> Outcome<Ratios> {
     let requests_each = load.amount.requests_each;
     let mut all: [Vec<Served>; 3] = Default::default();
-    interleaved(load.amount.rounds, 3, |side| {
+    interleaved(&mut Calm::never_asked(), load.amount.rounds, 3, |side| {
         let server = if side == 1 { server } else { tenon };
         let served = load.run(server, STREAMS_MAX, mix, requests_each)?;
         let speed = served.tokens_per_s;
