@@ -1,25 +1,21 @@
-//! The CPUs that the sides of a comparison share, and whether they are cores of their own at the moment. Not here: what is
+//! The CPUs that the sides of a comparison share, and whether they are near each other at the moment. Not here: what is
 //! measured on them (`rounds`).
 //!
-//! A virtual machine's CPUs share cores and caches with what else its host runs: for seconds at a time each does two thirds of
-//! what it could (seen as steps of 27 ms among steps of 18 ms, even of two processes of one thread each that share
-//! nothing). Which side that hits is chance, so a value is taken again if a product that fits into the second-level cache
-//! is slow before or after it: a loop in registers alone is not disturbed. All sides run on the same CPUs, as many as each has threads: what the machine's other CPUs could
-//! do for one of them does not count.
+//! A virtual machine's CPUs float over its host's cores: for seconds at a time two of them have a cache in common, or have
+//! none. A cache line goes from one to the other and back in 55 ns or in 90 to 360 ns, and a step of 32 rows, whose threads
+//! hand activations to each other at each operation, takes 18 ms or 27 ms with it. Which side of a comparison that hits is
+//! chance, so a value is taken again if the CPUs were far from each other before or after it. All sides run on the same
+//! CPUs, as many as each has threads: what the machine's other CPUs could do for one of them does not count.
 
-use std::hint::black_box;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use kernels::{BlockFormat, Isa, PackedMatrix, QuantisedRows, Team, matmul_packed};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Products of a probe: about 3 ms.
-const PROBE_PRODUCTS: usize = 30;
-/// Rows, inputs and outputs of one: half of a second-level cache.
-const PRODUCT: [usize; 3] = [32, 576, 768];
-/// A probe that takes longer than the fastest by this factor was disturbed; a disturbed one takes 1.4 to 2 times as long.
-const SLOW: f64 = 1.25;
+/// Round trips of a probe: about 0.2 ms.
+const ROUND_TRIPS: u32 = 2_000;
+/// CPUs whose round trip takes longer than the fastest by this factor are far from each other.
+const FAR: f64 = 1.35;
 /// How often a probe is tried before the machine is taken as it is.
 const PROBES_MAX: usize = 200;
 const PROBE_PAUSE: Duration = Duration::from_millis(25);
@@ -31,7 +27,6 @@ pub(crate) struct Calm {
     cpus: Vec<CpuSet>,
     before: Option<CpuSet>,
     fastest: Duration,
-    weights: Option<PackedMatrix>,
     /// Values that were taken again.
     pub(crate) repeated: usize,
     /// Values that were kept though the machine was not calm.
@@ -63,14 +58,10 @@ impl Calm {
 
     /// Everywhere, and always calm.
     pub(crate) fn never_asked() -> Self {
-        let [_, inputs, outputs] = PRODUCT;
-        let format = BlockFormat::Q8_0;
-        let blocks = vec![17u8; outputs * inputs / format.block_values() * format.block_bytes()];
-        let weights = PackedMatrix::pack(outputs, inputs, format, &blocks);
-        Self { cpus: Vec::new(), before: None, fastest: Duration::ZERO, weights, repeated: 0, disturbed: 0 }
+        Self { cpus: Vec::new(), before: None, fastest: Duration::ZERO, repeated: 0, disturbed: 0 }
     }
 
-    /// Waits until the CPUs are cores of their own, for some seconds at most; whether they are.
+    /// Waits until the CPUs are near each other, for some seconds at most; whether they are.
     pub(crate) fn settle(&mut self) -> bool {
         (0..PROBES_MAX).any(|_| {
             let is_calm = self.is_calm();
@@ -81,37 +72,47 @@ impl Calm {
         })
     }
 
-    /// Whether the CPUs are cores of their own. The best of three probes, as anything may disturb a short one.
+    /// Whether the CPUs are near each other. The best of three probes, as anything may disturb a short one.
     pub(crate) fn is_calm(&mut self) -> bool {
         let Some(best) = (0..3).filter_map(|_| self.probe()).min() else { return true };
         self.fastest = self.fastest.min(best);
-        best.as_secs_f64() < self.fastest.as_secs_f64() * SLOW
+        best.as_secs_f64() < self.fastest.as_secs_f64() * FAR
     }
 
-    /// How long the slowest of the CPUs takes while all are busy.
+    /// How long a word goes back and forth between the first CPU and the furthest of the others; `None` if there are no two.
     fn probe(&self) -> Option<Duration> {
-        let weights = self.weights.as_ref()?;
-        let ready = Barrier::new(self.cpus.len().max(1));
-        let one = |cpu: &CpuSet| {
-            let is_there = sched_setaffinity(None, cpu).is_ok();
-            let (team, isa, [rows, inputs, outputs]) = (Team::alone(), Isa::detect(), PRODUCT);
-            let mut x = QuantisedRows::for_formats([weights.format()]);
-            x.fill(&team, isa, &vec![0.25; rows * inputs], rows, inputs);
-            let mut out = vec![0.0; rows * outputs];
-            matmul_packed(&team, isa, &[weights], &x, &mut out, false);
-            ready.wait();
-            let started = Instant::now();
-            for _ in 0..PROBE_PRODUCTS {
-                matmul_packed(&team, isa, &[weights], &x, black_box(&mut out), false);
-            }
-            is_there.then(|| started.elapsed())
-        };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = self.cpus.iter().map(|cpu| scope.spawn(|| one(cpu))).collect();
-            let times = threads.into_iter().map(|thread| thread.join().ok().flatten());
-            times.collect::<Option<Vec<_>>>()?.into_iter().max()
-        })
+        let (first, others) = self.cpus.split_first()?;
+        others.iter().map(|other| round_trips(first, other)).collect::<Option<Vec<_>>>()?.into_iter().max()
     }
+}
+
+/// [`ROUND_TRIPS`] of one word between two CPUs; `None` where threads cannot be kept to them.
+fn round_trips(one: &CpuSet, other: &CpuSet) -> Option<Duration> {
+    let word = AtomicU32::new(0);
+    // Even turns are the first thread's. Who cannot go to its CPU plays all the same: the other one waits for it.
+    let play = |cpu: &CpuSet, mine: u32| {
+        let is_there = sched_setaffinity(None, cpu).is_ok();
+        let started = Instant::now();
+        for turn in (0..2 * ROUND_TRIPS).filter(|turn| turn % 2 == mine) {
+            let mut spins = 0u32;
+            while word.load(Ordering::Acquire) != turn {
+                spins += 1;
+                // The other one may want this very CPU.
+                if spins.is_multiple_of(1 << 12) {
+                    std::thread::yield_now();
+                }
+                std::hint::spin_loop();
+            }
+            word.store(turn + 1, Ordering::Release);
+        }
+        is_there.then(|| started.elapsed())
+    };
+    std::thread::scope(|scope| {
+        let threads = [scope.spawn(|| play(one, 0)), scope.spawn(|| play(other, 1))];
+        let times = threads.map(|thread| thread.join().ok().flatten());
+        // The second begins late at most, and its time is of all round trips but the first.
+        times.into_iter().collect::<Option<Vec<_>>>()?.into_iter().min()
+    })
 }
 
 impl Drop for Calm {
