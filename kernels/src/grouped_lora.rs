@@ -22,7 +22,7 @@ mod tests;
 
 use std::ops::Range;
 
-use self::expand::{Growth, Sum, expand};
+use self::expand::{Growth, expand};
 pub use self::pack::{LoraGroup, LoraTermParts};
 use self::pack::{Panel, Term, VECTOR};
 pub use self::plan::LoraScratch;
@@ -34,11 +34,6 @@ use crate::{Isa, Team};
 
 /// Outputs of a step up to which the terms are computed beside the product: 1 MiB, which is in the cache when it is added.
 const BESIDE_VALUES_MAX: usize = 1 << 18;
-/// Pieces up to which B is multiplied after the product and not beside it: it then reads and adds to y where it lies, but its
-/// memory is waited for.
-const DIRECT_PIECES_MAX: usize = 4;
-/// Tiles of that.
-const DIRECT_TILES: usize = 4;
 /// Sums that the caller adds alone: about 2 µs.
 const ADD_INLINE_VALUES: usize = 1 << 15;
 
@@ -110,24 +105,8 @@ pub fn grouped_lora_beside(
     scratch.plan(runs, team.threads(), rows.y_stride);
     let (step, memory) = Step::new(isa, runs, &rows, scratch);
     let y = rows.y;
-    let pieces = step.pieces.len();
-    if step.is_direct && pieces <= DIRECT_PIECES_MAX {
-        let first_half = |_: usize, index: usize| step.first_half(index, &memory);
-        team.beside(pieces, &first_half, || product(y));
-        let y = SharedMut::new(y);
-        let chunks = DIRECT_TILES.div_ceil(pieces.max(1));
-        return team.tiles(pieces * chunks, |_, index| {
-            // SAFETY: a (piece, chunk) is one tile's; what was shrunk is only read from here on.
-            step.items_of(index / chunks)
-                .iter()
-                .for_each(|item| unsafe { step.expand(item, index % chunks, chunks, &memory, &y) });
-        });
-    }
-    let whole = |_: usize, index: usize| {
-        step.first_half(index, &memory);
-        step.second_half(index, &memory, &memory.delta);
-    };
-    team.beside(pieces, &whole, || product(y));
+    let whole = |_: usize, index: usize| step.whole(index, &memory);
+    team.beside(step.pieces.len(), &whole, || product(y));
     step.add_all(team, y, &memory);
 }
 
@@ -137,36 +116,31 @@ fn run(team: &Team<'_>, isa: Isa, runs: &[LoraRun<'_>], rows: LoraRows<'_>, scra
     let (step, memory) = Step::new(isa, runs, &rows, scratch);
     let pieces = step.pieces.len();
     match split {
-        Split::Inline | Split::Pieces => {
-            let team = if matches!(split, Split::Inline) { &Team::alone() } else { team };
+        Split::Inline => {
+            (0..pieces).for_each(|index| step.whole(index, &memory));
+            step.add_all(&Team::alone(), rows.y, &memory);
+        }
+        Split::Pieces => {
             let y = SharedMut::new(rows.y);
             team.tiles(pieces, |_, index| {
-                step.first_half(index, &memory);
-                if step.is_direct {
-                    return step.second_half(index, &memory, &y);
-                }
-                step.second_half(index, &memory, &memory.delta);
+                step.whole(index, &memory);
                 step.add(index, &y, &memory);
             });
         }
         Split::Outputs { panels, chunks } => {
             // Few rows: that there are more is what other splits are for.
             (0..pieces).for_each(|index| step.begin(index, &memory));
-            let y = SharedMut::new(rows.y);
             // SAFETY: an (item, panel) is one tile's.
             team.tiles(step.items.len() * panels, |_, index| unsafe {
                 step.shrink_panel(&step.items[index / panels], index % panels, &memory);
             });
-            let into = if step.is_direct { &y } else { &memory.delta };
             team.tiles(pieces * chunks, |_, index| {
                 for item in step.items_of(index / chunks) {
                     // SAFETY: a (piece, chunk) is one tile's; what was shrunk is only read from here on.
-                    unsafe { step.expand(item, index % chunks, chunks, &memory, into) };
+                    unsafe { step.expand(item, index % chunks, chunks, &memory) };
                 }
             });
-            if !step.is_direct {
-                step.add_all(team, rows.y, &memory);
-            }
+            step.add_all(team, rows.y, &memory);
         }
     }
 }
@@ -192,17 +166,13 @@ struct Step<'a> {
     y_stride: usize,
     module_first: &'a [usize],
     plain: Option<&'a [f32]>,
-    /// Whether no row has more than one run, and none grows: its terms are then added to y where they are made. Sums of several
-    /// would have to be kept until the last, and DoRA's are fused with what they are added to.
-    is_direct: bool,
 }
 
 impl<'a> Step<'a> {
     fn new(isa: Isa, runs: &'a [LoraRun<'a>], rows: &LoraRows<'a>, scratch: &'a mut LoraScratch) -> (Self, Memory<'a>) {
         let LoraScratch { pieces, items, pairs, shrunk, delta, .. } = scratch;
         let LoraRows { x, inputs, y_stride, module_first, plain, .. } = *rows;
-        let is_direct = items.len() == pieces.len() && !runs.iter().any(|run| run.group.has_growth());
-        let step = Self { isa, runs, pieces, items, x, inputs, y_stride, module_first, plain, is_direct };
+        let step = Self { isa, runs, pieces, items, x, inputs, y_stride, module_first, plain };
         let memory =
             Memory { pairs: SharedMut::new(pairs), shrunk: SharedMut::new(shrunk), delta: SharedMut::new(delta) };
         (step, memory)
@@ -220,32 +190,25 @@ impl<'a> Step<'a> {
     /// The inputs of a piece in bf16, and nothing to be added yet.
     fn begin(&self, piece: usize, memory: &Memory<'_>) {
         let Piece { rows, at_row, .. } = &self.pieces[piece];
-        // SAFETY: the inputs of a piece are its own, and a piece is one tile's.
-        let pairs = unsafe { memory.pairs.slice(self.pairs_of(*at_row, rows.len())) };
+        // SAFETY: the inputs and the sums of a piece are its own, and a piece is one tile's.
+        let (pairs, delta) = unsafe {
+            let delta = *at_row * self.y_stride..(*at_row + rows.len()) * self.y_stride;
+            (memory.pairs.slice(self.pairs_of(*at_row, rows.len())), memory.delta.slice(delta))
+        };
         bf16::pairs(self.isa, &self.x[rows.start * self.inputs..rows.end * self.inputs], pairs);
-        if !self.is_direct {
-            // SAFETY: as are its sums.
-            let delta = unsafe { memory.delta.slice(*at_row * self.y_stride..(*at_row + rows.len()) * self.y_stride) };
-            delta.fill(0.0);
-        }
+        delta.fill(0.0);
     }
 
-    /// What all A make of a piece.
-    fn first_half(&self, piece: usize, memory: &Memory<'_>) {
+    /// All of a piece but adding it to y: its runs one after the other.
+    fn whole(&self, piece: usize, memory: &Memory<'_>) {
         self.begin(piece, memory);
         for item in self.items_of(piece) {
             for panel in 0..self.runs[item.run].group.panels.len() {
                 // SAFETY: the items of a piece are its own, and a piece is one tile's.
                 unsafe { self.shrink_panel(item, panel, memory) };
             }
-        }
-    }
-
-    /// What all B make of that, into `memory.delta` or, if this is direct, y.
-    fn second_half(&self, piece: usize, memory: &Memory<'_>, into: &SharedMut<'_, f32>) {
-        for item in self.items_of(piece) {
-            // SAFETY: the items of a piece are its own, and a piece is one tile's.
-            unsafe { self.expand(item, 0, 1, memory, into) };
+            // SAFETY: as above.
+            unsafe { self.expand(item, 0, 1, memory) };
         }
     }
 
@@ -294,12 +257,11 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Adds what an item's terms make of what was shrunk, for the `chunk`th of `chunks` parts of each module's outputs, to
-    /// `memory.delta` or, if this is direct, y.
+    /// Adds what an item's terms make of what was shrunk, for the `chunk`th of `chunks` parts of each module's outputs.
     ///
     /// # Safety
     /// Nobody else has these rows' outputs of this chunk, and the item was shrunk.
-    unsafe fn expand(&self, item: &Item, chunk: usize, chunks: usize, memory: &Memory<'_>, into: &SharedMut<'_, f32>) {
+    unsafe fn expand(&self, item: &Item, chunk: usize, chunks: usize, memory: &Memory<'_>) {
         let run = &self.runs[item.run];
         let lane_pairs = run.group.factors.len() / 2;
         for term in run.group.terms.iter().filter(|term| run.enabled >> term.slot & 1 == 1) {
@@ -313,11 +275,10 @@ impl<'a> Step<'a> {
                 let first = self.module_first[term.slot] + outputs.start;
                 let mut y: [&mut [f32]; ROWS] = Default::default();
                 for (row, y) in rows.clone().zip(&mut y) {
-                    let row = if self.is_direct { row } else { item.at_row + row - item.rows.start };
-                    let at = row * self.y_stride + first;
+                    let at = (item.at_row + row - item.rows.start) * self.y_stride + first;
                     // SAFETY: of this chunk's own, as slots are apart and have the same outputs in all runs (`check`);
                     // rows are distinct.
-                    *y = unsafe { into.slice(at..at + outputs.len()) };
+                    *y = unsafe { memory.delta.slice(at..at + outputs.len()) };
                 }
                 let growth = term.growth.as_ref().zip(self.plain).map(|(growth, plain)| Growth {
                     growth: &growth[outputs.clone()],
@@ -329,12 +290,7 @@ impl<'a> Step<'a> {
                 // SAFETY: written when the item was shrunk, and only read since.
                 let h = unsafe { memory.shrunk.slice(from..from + rows.len() * lane_pairs) };
                 let h = &h[term.first_lane / 2..];
-                let sum = match &growth {
-                    Some(growth) => Sum::Grown(growth),
-                    None if self.is_direct => Sum::OntoY,
-                    None => Sum::FromY,
-                };
-                expand(self.isa, (b, term.pairs()), (h, lane_pairs), &mut y[..rows.len()], sum);
+                expand(self.isa, (b, term.pairs()), (h, lane_pairs), &mut y[..rows.len()], growth.as_ref());
             }
         }
     }

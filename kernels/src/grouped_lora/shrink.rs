@@ -116,9 +116,7 @@ mod vector {
         for group in 0..pairs / CHAINS {
             let at = group * VECTORS * VECTOR;
             for vector in 0..VECTORS {
-                if ROWS <= 6 {
-                    _mm_prefetch::<_MM_HINT_T1>(a.as_ptr().wrapping_add(at + vector * VECTOR + AHEAD).cast());
-                }
+                _mm_prefetch::<_MM_HINT_T1>(a.as_ptr().wrapping_add(at + vector * VECTOR + AHEAD).cast());
                 // SAFETY: `group < pairs / 4` and `a` has VECTORS · 16 values for each group.
                 let values = unsafe { _mm512_loadu_si512(a.as_ptr().add(at + vector * VECTOR).cast()) };
                 for (row, sums) in sums.iter_mut().enumerate() {

@@ -32,7 +32,7 @@ pub(crate) struct Options {
     /// Threads of each side
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Only what has bars, in fewer rounds: less than three minutes on an idle machine
+    /// Only what has bars, in fewer rounds: some minutes on an idle machine
     #[arg(long)]
     quick: bool,
     /// Rounds of the interleaved parts; 7 by default, 2 with `--quick`
