@@ -7,6 +7,7 @@
 //! inputs) go by fused multiply-add into two sums, ascending, added at the end; bf16 x bf16 differs in the last bits where
 //! the machine has an instruction for it (see `gemm/tests.rs` for how much).
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +21,7 @@ mod vnni;
 
 use std::ops::Range;
 
+pub(crate) use ahead::Ahead;
 use place::{Place, fetch, write};
 
 use crate::isa::Level;
@@ -30,7 +32,48 @@ use crate::quantised_rows::{PANEL_ROWS, QuantisedRows, row_panel, row_panels};
 use crate::{Isa, Team};
 
 /// What a panel of rows gives with a panel of outputs.
-type Results = [[f32; PANEL]; PANEL_ROWS];
+pub(crate) type Results = [[f32; PANEL]; PANEL_ROWS];
+
+/// What an operation does besides a product: see [`matmul_beside`].
+pub(crate) trait Beside: Sync {
+    /// How many tiles of its own it has.
+    fn tiles(&self) -> usize;
+
+    /// Computes one of them. All are begun before any tile of the product is.
+    fn tile(&self, index: usize);
+
+    /// What [`Beside::add`] of the same piece will read, and whatever else will be read later.
+    fn ahead(&self, at: &PieceAt<'_>, ahead: &mut Ahead);
+
+    /// Adds something to the results of a piece, before they are written.
+    fn add(&self, at: &PieceAt<'_>, results: &mut Results);
+}
+
+/// Outputs of a matrix for a panel of rows.
+pub(crate) struct PieceAt<'a> {
+    /// The number of the matrix, and how many there are.
+    pub(crate) matrix: usize,
+    pub(crate) matrices: usize,
+    /// The number of the panel of rows.
+    pub(crate) row_panel: usize,
+    pub(crate) outputs: &'a Range<usize>,
+    /// The number of the piece, and how many there are.
+    pub(crate) number: usize,
+    pub(crate) count: usize,
+}
+
+/// Nothing.
+impl Beside for () {
+    fn tiles(&self) -> usize {
+        0
+    }
+
+    fn tile(&self, _: usize) {}
+
+    fn ahead(&self, _: &PieceAt<'_>, _: &mut Ahead) {}
+
+    fn add(&self, _: &PieceAt<'_>, _: &mut Results) {}
+}
 
 /// Results in the cache, on their way to whoever wants them.
 pub struct Piece<'a> {
@@ -69,18 +112,36 @@ pub fn matmul_packed(
     out: &mut [f32],
     accumulate: bool,
 ) {
+    matmul_beside(team, isa, matrices, x, out, accumulate, &());
+}
+
+/// [`matmul_packed`] as one operation with what is beside it.
+pub(crate) fn matmul_beside(
+    team: &Team<'_>,
+    isa: Isa,
+    matrices: &[&PackedMatrix],
+    x: &QuantisedRows,
+    out: &mut [f32],
+    accumulate: bool,
+    beside: &impl Beside,
+) {
     let width: usize = matrices.iter().map(|matrix| matrix.outputs()).sum();
     assert!(out.len() == x.rows() * width, "{} rows of {width} in {} values", x.rows(), out.len());
     let out = SharedMut::new(out);
-    let place = |column: usize, rows: &Range<usize>, outputs: &Range<usize>| Place {
-        first: rows.start * width + column + outputs.start,
-        rows: rows.len(),
-        outputs: outputs.len(),
+    let place = |at: &Located<'_>| Place {
+        first: at.rows.start * width + at.column + at.outputs.start,
+        rows: at.rows.len(),
+        outputs: at.outputs.len(),
         stride: width,
     };
-    let prepare = |column, rows: &Range<usize>, outputs: &Range<usize>| fetch(&place(column, rows, outputs), &out);
-    pieces(team, isa, matrices, x, prepare, |_, column, rows, outputs, piece| {
-        write(isa, piece.results, &place(column, &rows, &outputs), accumulate, &out);
+    let prepare = |at: &Located<'_>, ahead: &mut Ahead| {
+        fetch(&place(at), &out);
+        beside.ahead(&at.piece_at(matrices.len()), ahead);
+    };
+    let first = (beside.tiles(), |index: usize| beside.tile(index));
+    pieces(team, isa, matrices, x, first, prepare, |_, at, results| {
+        beside.add(&at.piece_at(matrices.len()), results);
+        write(isa, results, &place(at), accumulate, &out);
     });
 }
 
@@ -101,8 +162,12 @@ pub fn matmul_each(
         isa,
         &[matrix],
         x,
-        |_, _, _| {},
-        |worker, _, rows, outputs, piece| consume(worker, rows, outputs, piece),
+        (0, |_| {}),
+        |_, _| {},
+        |worker, at, results| {
+            let piece = Piece { results, rows: at.rows.len(), outputs: at.outputs.len() };
+            consume(worker, at.rows.clone(), at.outputs.clone(), piece);
+        },
     );
 }
 
@@ -132,15 +197,16 @@ impl Cut {
     }
 }
 
-/// Computes everything: `consume(worker, first column of the matrix, rows, outputs of the matrix, piece)`, and before each
-/// piece `prepare(first column, rows, outputs)`.
+/// Computes everything: `consume(worker, where, results)` for each piece, before it `prepare(where, ahead)`, and before all of them
+/// `first.1` of each number below `first.0`.
 fn pieces(
     team: &Team<'_>,
     isa: Isa,
     matrices: &[&PackedMatrix],
     x: &QuantisedRows,
-    prepare: impl Fn(usize, &Range<usize>, &Range<usize>) + Sync,
-    consume: impl Fn(usize, usize, Range<usize>, Range<usize>, Piece<'_>) + Sync,
+    (first_tiles, first_tile): (usize, impl Fn(usize) + Sync),
+    prepare: impl Fn(&Located<'_>, &mut Ahead) + Sync,
+    consume: impl Fn(usize, &Located<'_>, &mut Results) + Sync,
 ) {
     for matrix in matrices {
         assert!(matrix.inputs() == x.width() || x.rows() == 0, "{} inputs, width {}", matrix.inputs(), x.width());
@@ -154,44 +220,77 @@ fn pieces(
     let cut = Cut::new(team.threads(), panels, panel_bytes, x.width(), rows);
     let across = panels.div_ceil(cut.outputs);
     let down = row_panels(rows).div_ceil(cut.rows);
-    let team_threads = team.threads();
-    team.tiles(across * down, |worker, tile| {
+    let (team_threads, row_panels) = (team.threads(), row_panels(rows));
+    team.tiles(first_tiles + across * down, |worker, tile| {
+        let Some(tile) = tile.checked_sub(first_tiles) else { return first_tile(tile) };
         let mut results: Results = [[0.0; PANEL]; PANEL_ROWS];
+        let mut ahead = Ahead::new();
         let first = tile % across * cut.outputs;
         let first_rows = tile / across * cut.rows;
-        let last_rows = row_panels(rows).min(first_rows + cut.rows);
+        let last_rows = row_panels.min(first_rows + cut.rows);
         let last = panels.min(first + cut.outputs);
         for panel in first..last {
-            let Some((matrix, panel_of_matrix, column)) = locate(matrices, panel) else { return };
-            let outputs = panel_of_matrix * PANEL..matrix.outputs().min((panel_of_matrix + 1) * PANEL);
+            let Some(mut at) = locate(matrices, panel) else { return };
             // At the end of a tile a guess: where this thread goes on if all claim in turn.
             let next = if panel + 1 < last { panel + 1 } else { first + team_threads * cut.outputs };
-            let next = locate(matrices, next).map(|(matrix, panel, _)| matrix.panel(panel)).unwrap_or_default();
+            let next = locate(matrices, next).map(|next| next.matrix.panel(next.panel)).unwrap_or_default();
             let mut nexts = next.chunks(next.len().div_ceil(last_rows - first_rows).next_multiple_of(64).max(64));
             for row_panel_index in first_rows..last_rows {
-                let at = row_panel(rows, row_panel_index);
-                prepare(column, &at, &outputs);
-                let ahead = nexts.next().unwrap_or_default();
-                multiply(isa, matrix, panel_of_matrix, x, &at, ahead, &mut results);
-                let piece = Piece { results: &results, rows: at.len(), outputs: outputs.len() };
-                consume(worker, column, at, outputs.clone(), piece);
+                (at.row_panel, at.rows) = (row_panel_index, row_panel(rows, row_panel_index));
+                at.piece = (panel * row_panels + row_panel_index, panels * row_panels);
+                ahead.clear();
+                prepare(&at, &mut ahead);
+                let next = nexts.next().unwrap_or_default();
+                if at.rows.len() > STREAMED_ROWS_MAX {
+                    ahead.push(next);
+                }
+                multiply(isa, at.matrix, at.panel, x, &at.rows, ahead.lines(), &mut results);
+                consume(worker, &at, &mut results);
             }
         }
     });
 }
 
-/// The matrix that a panel belongs to, which of its panels it is, and the first column of that matrix.
-fn locate<'a>(matrices: &[&'a PackedMatrix], mut panel: usize) -> Option<(&'a PackedMatrix, usize, usize)> {
+/// Where a piece is.
+struct Located<'a> {
+    /// The matrix that its outputs belong to, and the number of that.
+    matrix: &'a PackedMatrix,
+    index: usize,
+    /// The first column of the matrix.
+    column: usize,
+    /// Which of the matrix's panels it is, and the outputs of that.
+    panel: usize,
+    outputs: Range<usize>,
+    /// The number of its panel of rows, and these.
+    row_panel: usize,
+    rows: Range<usize>,
+    /// The number of the piece, and how many there are.
+    piece: (usize, usize),
+}
+
+impl Located<'_> {
+    fn piece_at(&self, matrices: usize) -> PieceAt<'_> {
+        let (number, count) = self.piece;
+        PieceAt { matrix: self.index, matrices, row_panel: self.row_panel, outputs: &self.outputs, number, count }
+    }
+}
+
+/// The place of a panel of outputs, still without rows.
+fn locate<'a>(matrices: &[&'a PackedMatrix], mut panel: usize) -> Option<Located<'a>> {
     let mut column = 0;
-    for matrix in matrices {
+    for (index, matrix) in matrices.iter().enumerate() {
         if panel < matrix.panels() {
-            return Some((matrix, panel, column));
+            let outputs = panel * PANEL..matrix.outputs().min((panel + 1) * PANEL);
+            return Some(Located { matrix, index, column, panel, outputs, row_panel: 0, rows: 0..0, piece: (0, 0) });
         }
         panel -= matrix.panels();
         column += matrix.outputs();
     }
     None
 }
+
+/// Rows up to which a kernel reads the weights as a stream, and fetches them itself.
+const STREAMED_ROWS_MAX: usize = 6;
 
 /// Calls `$kernel::<format as a type>(...)`.
 macro_rules! for_format {
@@ -212,14 +311,14 @@ macro_rules! call {
     ($kernel:path, $format:path, ($($arg:expr),*)) => { { use $kernel as kernel; kernel::<$format>($($arg),*) } };
 }
 
-/// One panel of outputs with one panel of rows; `ahead` is what will be wanted next.
+/// One panel of outputs with one panel of rows; `ahead` are the lines that will be wanted.
 fn multiply(
     isa: Isa,
     matrix: &PackedMatrix,
     panel: usize,
     x: &QuantisedRows,
     rows: &Range<usize>,
-    ahead: &[u8],
+    ahead: &[*const u8],
     results: &mut Results,
 ) {
     let (weights, count) = (matrix.panel(panel), rows.len());

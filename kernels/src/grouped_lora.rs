@@ -1,18 +1,20 @@
-//! The low-rank terms of a step: y += Σᵢ wᵢ·sᵢ·Bᵢ(Aᵢx) over runs of rows, each run with an adapter of its own, for the
-//! modules of a layer that share their input. The two steps, shrink and expand over segments, are Punica's SGMV (Chen et
-//! al., 2023); mixed ranks without padding to the largest are S-LoRA's (Sheng et al., 2023).
+//! y = Wx + Σᵢ wᵢ·sᵢ·Bᵢ(Aᵢx) over runs of rows, each run with an adapter of its own, for the modules of a layer that share
+//! their input. The two steps of the low-rank terms, shrink and expand over segments, are Punica's SGMV (Chen et al.,
+//! 2023); mixed ranks without padding to the largest are S-LoRA's (Sheng et al., 2023).
 //!
-//! Both factors and what they multiply are rounded to bf16, sums are f32: twice the speed of f32, which is what one adapter
-//! shared by many rows costs, and the precision in which adapters are trained and served elsewhere.
+//! Both are part of the product's own operation: its first tiles compute Aᵢx, and each tile of Wx adds the Bᵢ's part to its
+//! outputs while these are in the cache (it waits for the Aᵢx of its rows, which other threads have begun by then). So a
+//! step with adapters has no operation more than one without, and writes y once.
 //!
-//! A row's terms are summed from zero, run by run, and the sum is added to y.
+//! The factors and what they multiply are int8 with a scale for each 32 values (decision 0026), sums are i32 and f32.
+//!
+//! A row's terms are added to Wx one by one, run by run, and then all of it to y where y is added to.
 //!
 //! A row's result is a function of its own input and its own runs, in their order: not of the other rows, of how rows are
 //! cut into pieces, of threads or instruction set, all of which give the same bits.
 //!
-//! Not here: which adapter a row has, and Wx.
+//! Not here: which adapter a row has, and Wx (`gemm.rs`).
 
-mod bf16;
 mod expand;
 mod pack;
 mod plan;
@@ -21,24 +23,24 @@ mod shrink;
 mod tests;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use self::expand::{Growth, expand};
+use self::expand::{Growth, Shrunk, expand, grow};
 pub use self::pack::{LoraGroup, LoraTermParts};
-use self::pack::{Panel, Term, VECTOR};
+use self::pack::{Panel, Term};
 pub use self::plan::LoraScratch;
-use self::plan::{Item, Piece, Split};
-use self::shrink::{ROWS, shrink};
-use crate::isa::multiversion;
+use self::plan::{Add, Item, Next, Piece, recycled};
+use self::shrink::{Inputs, round, shrink};
+use crate::gemm::{Ahead, Beside, PieceAt, Results, matmul_beside, matmul_packed};
+use crate::packed::PANEL;
 use crate::pool::SharedMut;
-use crate::{Isa, Team};
-
-/// Outputs of a step up to which the terms are computed beside the product: 1 MiB, which is in the cache when it is added.
-const BESIDE_VALUES_MAX: usize = 1 << 18;
-/// Sums that the caller adds alone: about 2 µs.
-const ADD_INLINE_VALUES: usize = 1 << 15;
+use crate::quantised_rows::PANEL_ROWS;
+use crate::{Isa, PackedMatrix, QuantisedRows, Team};
 
 /// Modules that may share an input.
 pub const SLOTS_MAX: usize = 8;
+/// Turns of waiting after which a thread offers its core to others: the one that it waits for may have none.
+const SPINS_MAX: u32 = 1 << 9;
 
 /// Rows to which one adapter's terms are added.
 #[derive(Clone)]
@@ -53,254 +55,162 @@ pub struct LoraRun<'a> {
     pub enabled: u8,
 }
 
-/// The rows of a step at a linear layer.
-pub struct LoraRows<'a> {
-    /// `[rows, inputs]`
-    pub x: &'a [f32],
-    /// Columns of `x`.
-    pub inputs: usize,
-    /// `[rows, y_stride]`: the modules' outputs one after the other.
-    pub y: &'a mut [f32],
-    /// Columns of `y`.
-    pub y_stride: usize,
-    /// The first column of each module slot, ascending.
-    pub module_first: &'a [usize],
-    /// Wx, laid out as `y`, without any adapter's part; needed only where a run's group has growth.
-    pub plain: Option<&'a [f32]>,
-}
-
-/// Adds the runs' terms to `y`. Runs over the same row are added in their order; without runs nothing is done. Fastest where
-/// runs are sorted by their first row.
+/// [`matmul_packed`](crate::matmul_packed), and the runs' terms added: module slot s is `matrices[s]`. Runs over the same row
+/// are added in their order. Fastest where runs are sorted by their first row.
 ///
 /// # Panics
-/// If a shape is wrong, or a term has growth and `plain` is missing.
-pub fn grouped_lora(team: &Team<'_>, isa: Isa, runs: &[LoraRun<'_>], rows: LoraRows<'_>, scratch: &mut LoraScratch) {
-    if runs.is_empty() {
-        return;
-    }
-    scratch.plan(runs, team.threads(), rows.y_stride);
-    let split = scratch.split(runs, team.threads());
-    run(team, isa, runs, rows, scratch, split);
-}
-
-/// As [`grouped_lora`] after `product`, which writes `rows.y`; where the rows are few the terms are computed beside it: they
-/// wait for memory while it computes. The bits are the same.
-///
-/// # Panics
-/// As [`grouped_lora`]. No term may have growth, which wants what `product` writes.
-pub fn grouped_lora_beside(
+/// If a shape is wrong, or `x` does not keep the int8 form.
+#[expect(clippy::too_many_arguments, reason = "a product's, and the runs with their memory")]
+pub fn matmul_lora(
     team: &Team<'_>,
     isa: Isa,
+    matrices: &[&PackedMatrix],
+    x: &QuantisedRows,
+    out: &mut [f32],
+    accumulate: bool,
     runs: &[LoraRun<'_>],
-    rows: LoraRows<'_>,
     scratch: &mut LoraScratch,
-    product: impl FnOnce(&mut [f32]),
 ) {
-    let few = rows.y.len() <= BESIDE_VALUES_MAX && team.threads() > 1;
-    if runs.is_empty() || !few {
-        product(rows.y);
-        return grouped_lora(team, isa, runs, rows, scratch);
+    check(runs, matrices, x);
+    if runs.is_empty() {
+        scratch.next.clear();
+        return matmul_packed(team, isa, matrices, x, out, accumulate);
     }
-    check(runs, &rows);
-    scratch.plan(runs, team.threads(), rows.y_stride);
-    let (step, memory) = Step::new(isa, runs, &rows, scratch);
-    let y = rows.y;
-    let whole = |_: usize, index: usize| step.whole(index, &memory);
-    team.beside(step.pieces.len(), &whole, || product(y));
-    step.add_all(team, y, &memory);
+    scratch.plan(runs, x.rows());
+    let mut adds = recycled(std::mem::take(&mut scratch.adds));
+    scratch.plan_adds(runs, matrices.len(), &mut adds);
+    let LoraScratch { pieces, items, adds_of, next, sums, shrunk, ready, .. } = &mut *scratch;
+    let (sums, shrunk) = (SharedMut::new(sums), SharedMut::new(shrunk));
+    let terms = Terms { isa, runs, x, pieces, items, adds: &adds, adds_of, next, sums, shrunk, ready };
+    matmul_beside(team, isa, matrices, x, out, accumulate, &terms);
+    scratch.adds = recycled(adds);
+    scratch.next.clear();
 }
 
-/// With the plan that is in `scratch`.
-fn run(team: &Team<'_>, isa: Isa, runs: &[LoraRun<'_>], rows: LoraRows<'_>, scratch: &mut LoraScratch, split: Split) {
-    check(runs, &rows);
-    let (step, memory) = Step::new(isa, runs, &rows, scratch);
-    let pieces = step.pieces.len();
-    match split {
-        Split::Inline => {
-            (0..pieces).for_each(|index| step.whole(index, &memory));
-            step.add_all(&Team::alone(), rows.y, &memory);
-        }
-        Split::Pieces => {
-            let y = SharedMut::new(rows.y);
-            team.tiles(pieces, |_, index| {
-                step.whole(index, &memory);
-                step.add(index, &y, &memory);
-            });
-        }
-        Split::Outputs { panels, chunks } => {
-            // Few rows: that there are more is what other splits are for.
-            (0..pieces).for_each(|index| step.begin(index, &memory));
-            // SAFETY: an (item, panel) is one tile's.
-            team.tiles(step.items.len() * panels, |_, index| unsafe {
-                step.shrink_panel(&step.items[index / panels], index % panels, &memory);
-            });
-            team.tiles(pieces * chunks, |_, index| {
-                for item in step.items_of(index / chunks) {
-                    // SAFETY: a (piece, chunk) is one tile's; what was shrunk is only read from here on.
-                    unsafe { step.expand(item, index % chunks, chunks, &memory) };
-                }
-            });
-            step.add_all(team, rows.y, &memory);
-        }
-    }
-}
-
-/// What tiles write.
-struct Memory<'a> {
-    /// The inputs of all pieces' rows in bf16.
-    pairs: SharedMut<'a, u32>,
-    /// What A makes of them, item by item.
-    shrunk: SharedMut<'a, u32>,
-    /// What is to be added to all pieces' rows of y.
-    delta: SharedMut<'a, f32>,
-}
-
-/// What the tiles read, and the outputs.
-struct Step<'a> {
+/// What the tiles share.
+struct Terms<'a> {
     isa: Isa,
     runs: &'a [LoraRun<'a>],
+    x: &'a QuantisedRows,
     pieces: &'a [Piece],
     items: &'a [Item],
-    x: &'a [f32],
-    inputs: usize,
-    y_stride: usize,
-    module_first: &'a [usize],
-    plain: Option<&'a [f32]>,
+    adds: &'a [Add<'a>],
+    adds_of: &'a [Range<usize>],
+    next: &'a [Next],
+    /// What A makes of x, item by item: `[rows, lanes]`.
+    sums: SharedMut<'a, f32>,
+    /// The same in int8.
+    shrunk: SharedMut<'a, u32>,
+    ready: &'a [AtomicBool],
 }
 
-impl<'a> Step<'a> {
-    fn new(isa: Isa, runs: &'a [LoraRun<'a>], rows: &LoraRows<'a>, scratch: &'a mut LoraScratch) -> (Self, Memory<'a>) {
-        let LoraScratch { pieces, items, pairs, shrunk, delta, .. } = scratch;
-        let LoraRows { x, inputs, y_stride, module_first, plain, .. } = *rows;
-        let step = Self { isa, runs, pieces, items, x, inputs, y_stride, module_first, plain };
-        let memory =
-            Memory { pairs: SharedMut::new(pairs), shrunk: SharedMut::new(shrunk), delta: SharedMut::new(delta) };
-        (step, memory)
+impl Beside for Terms<'_> {
+    fn tiles(&self) -> usize {
+        self.pieces.len()
     }
 
-    fn items_of(&self, piece: usize) -> &'a [Item] {
-        &self.items[self.pieces[piece].items.clone()]
-    }
-
-    /// Where the inputs of rows lie in bf16.
-    fn pairs_of(&self, at_row: usize, rows: usize) -> Range<usize> {
-        at_row * self.inputs / 2..(at_row + rows) * self.inputs / 2
-    }
-
-    /// The inputs of a piece in bf16, and nothing to be added yet.
-    fn begin(&self, piece: usize, memory: &Memory<'_>) {
-        let Piece { rows, at_row, .. } = &self.pieces[piece];
-        // SAFETY: the inputs and the sums of a piece are its own, and a piece is one tile's.
-        let (pairs, delta) = unsafe {
-            let delta = *at_row * self.y_stride..(*at_row + rows.len()) * self.y_stride;
-            (memory.pairs.slice(self.pairs_of(*at_row, rows.len())), memory.delta.slice(delta))
-        };
-        bf16::pairs(self.isa, &self.x[rows.start * self.inputs..rows.end * self.inputs], pairs);
-        delta.fill(0.0);
-    }
-
-    /// All of a piece but adding it to y: its runs one after the other.
-    fn whole(&self, piece: usize, memory: &Memory<'_>) {
-        self.begin(piece, memory);
-        for item in self.items_of(piece) {
-            for panel in 0..self.runs[item.run].group.panels.len() {
-                // SAFETY: the items of a piece are its own, and a piece is one tile's.
-                unsafe { self.shrink_panel(item, panel, memory) };
+    fn tile(&self, index: usize) {
+        // Also if this one panics: the operation ends with that panic, and nobody may wait for it for ever.
+        let _ready = Ready(&self.ready[index]);
+        let piece = &self.pieces[index];
+        let words = self.x.words(&piece.panel);
+        let (panel_rows, first) = (piece.panel.len(), piece.rows.start - piece.panel.start);
+        for item in &self.items[piece.items.clone()] {
+            let run = &self.runs[item.run];
+            let lanes = run.group.factors.len();
+            // SAFETY: an item's parts are its own, a piece's items are one tile's, and nobody reads them before it is ready.
+            let (sums, shrunk) =
+                unsafe { (self.sums.slice(item.sums.clone()), self.shrunk.slice(item.shrunk.clone())) };
+            for panel in run.group.panels.iter().filter(|panel| is_enabled(run, panel)) {
+                let inputs = Inputs { words, panel_rows, first, rows: piece.rows.len() };
+                let sums = &mut sums[panel.first_lane..];
+                shrink(self.isa, (run.group.a(*panel), panel.lanes), inputs, sums, lanes);
             }
-            // SAFETY: as above.
-            unsafe { self.expand(item, 0, 1, memory) };
+            round(self.isa, run, sums, shrunk);
         }
     }
 
-    /// Adds a piece's sums to y.
-    fn add(&self, piece: usize, y: &SharedMut<'_, f32>, memory: &Memory<'_>) {
-        let Piece { rows, at_row, .. } = &self.pieces[piece];
-        // SAFETY: the rows of y and the sums of a piece are its own, and a piece is one tile's.
-        let (y, delta) = unsafe {
-            let delta = *at_row * self.y_stride..(*at_row + rows.len()) * self.y_stride;
-            (y.slice(rows.start * self.y_stride..rows.end * self.y_stride), memory.delta.slice(delta))
-        };
-        add_values(self.isa, y, delta);
-    }
-
-    fn add_all(&self, team: &Team<'_>, y: &mut [f32], memory: &Memory<'_>) {
-        let rows: usize = self.pieces.iter().map(|piece| piece.rows.len()).sum();
-        let y = SharedMut::new(y);
-        if rows * self.y_stride <= ADD_INLINE_VALUES {
-            (0..self.pieces.len()).for_each(|piece| self.add(piece, &y, memory));
-        } else {
-            team.tiles(self.pieces.len(), |_, piece| self.add(piece, &y, memory));
+    fn ahead(&self, at: &PieceAt<'_>, ahead: &mut Ahead) {
+        // One that began in an earlier piece has been fetched for that.
+        for add in self.adds_of(at).iter().filter(|add| add.begins) {
+            let b = add.b(at.outputs);
+            ahead.push(b.codes);
+            ahead.push(b.scales);
         }
-    }
-
-    /// The item's part of `shrunk`, `[rows, pairs of lanes]`, for the lanes of a panel, if it has that panel.
-    ///
-    /// # Safety
-    /// Nobody else has this item's lanes of this panel, and the piece was begun.
-    unsafe fn shrink_panel(&self, item: &Item, panel: usize, memory: &Memory<'_>) {
-        let run = &self.runs[item.run];
-        let (group, lanes) = (run.group, run.group.factors.len());
-        let Some(panel) = group.panels.get(panel).filter(|panel| is_enabled(run, panel)) else { return };
-        let columns = panel.first_lane..panel.first_lane + panel.lanes;
-        for rows in blocks(item.rows.clone()) {
-            let mut out: [&mut [u32]; ROWS] = Default::default();
-            for (row, out) in rows.clone().zip(&mut out) {
-                let at = item.shrunk.start + (row - item.rows.start) * lanes / 2;
-                // SAFETY: of this item's and panel's own; rows are distinct.
-                *out = unsafe { memory.shrunk.slice(at + columns.start / 2..at + columns.end / 2) };
+        // An equal share of what the next operation begins with.
+        let lines = self.next.last().map_or(0, |last| last.end);
+        let (mut line, last) = (lines * at.number / at.count, lines * (at.number + 1) / at.count);
+        for next in &self.next[self.next.partition_point(|next| next.end <= line)..] {
+            let end = next.end.min(last);
+            if line < end {
+                ahead.push_lines(next.line(line), end - line);
+                line = end;
             }
-            let at_row = item.at_row + rows.start - item.rows.start;
-            // SAFETY: written when the piece was begun, and only read since.
-            let x = unsafe { memory.pairs.slice(self.pairs_of(at_row, rows.len())) };
-            let (x, factors) = ((&*x, self.inputs / 2), (&group.factors[columns.clone()], run.weight));
-            shrink(self.isa, group.a(*panel), x, factors, &mut out[..rows.len()]);
         }
     }
 
-    /// Adds what an item's terms make of what was shrunk, for the `chunk`th of `chunks` parts of each module's outputs.
-    ///
-    /// # Safety
-    /// Nobody else has these rows' outputs of this chunk, and the item was shrunk.
-    unsafe fn expand(&self, item: &Item, chunk: usize, chunks: usize, memory: &Memory<'_>) {
-        let run = &self.runs[item.run];
-        let lane_pairs = run.group.factors.len() / 2;
-        for term in run.group.terms.iter().filter(|term| run.enabled >> term.slot & 1 == 1) {
-            let tiles = term.tiles() * chunk / chunks..term.tiles() * (chunk + 1) / chunks;
-            if tiles.is_empty() {
+    fn add(&self, at: &PieceAt<'_>, results: &mut Results) {
+        let mut rest = self.adds_of(at);
+        while let [first, ..] = rest {
+            let (adds, others) = rest.split_at(rest.iter().take_while(|add| add.piece == first.piece).count());
+            rest = others;
+            wait_for(&self.ready[first.piece]);
+            let results = &mut results[first.rows.clone()];
+            if adds.iter().any(|add| add.growth.is_some()) {
+                self.add_grown(adds, at.outputs, results);
+            } else {
+                adds.iter().for_each(|add| self.expand(add, at.outputs, results));
+            }
+        }
+    }
+}
+
+impl Terms<'_> {
+    fn adds_of(&self, at: &PieceAt<'_>) -> &[Add<'_>] {
+        let row_panels = self.adds_of.len() / at.matrices;
+        &self.adds[self.adds_of[at.matrix * row_panels + at.row_panel].clone()]
+    }
+
+    /// Adds what a term makes of what was shrunk, which is ready.
+    fn expand(&self, add: &Add<'_>, outputs: &Range<usize>, y: &mut [[f32; PANEL]]) {
+        // SAFETY: it is ready: written, and only read from then on.
+        let words = unsafe { self.shrunk.read(add.words.clone()) };
+        expand(self.isa, add.b(outputs), Shrunk { words, stride: add.stride, rank_words: add.rank_words }, y);
+    }
+
+    /// What runs of the same rows add, of which one has growth.
+    #[cold]
+    fn add_grown(&self, adds: &[Add<'_>], outputs: &Range<usize>, y: &mut [[f32; PANEL]]) {
+        let mut plain: Results = [[0.0; PANEL]; PANEL_ROWS];
+        plain[..y.len()].copy_from_slice(y);
+        for add in adds {
+            let Some(growth) = add.growth else {
+                self.expand(add, outputs, y);
                 continue;
-            }
-            let b = &run.group.b(term)[tiles.start * VECTOR * term.pairs()..tiles.end * VECTOR * term.pairs()];
-            let outputs = tiles.start * VECTOR..(tiles.end * VECTOR).min(term.outputs);
-            for rows in blocks(item.rows.clone()) {
-                let first = self.module_first[term.slot] + outputs.start;
-                let mut y: [&mut [f32]; ROWS] = Default::default();
-                for (row, y) in rows.clone().zip(&mut y) {
-                    let at = (item.at_row + row - item.rows.start) * self.y_stride + first;
-                    // SAFETY: of this chunk's own, as slots are apart and have the same outputs in all runs (`check`);
-                    // rows are distinct.
-                    *y = unsafe { memory.delta.slice(at..at + outputs.len()) };
-                }
-                let growth = term.growth.as_ref().zip(self.plain).map(|(growth, plain)| Growth {
-                    growth: &growth[outputs.clone()],
-                    plain: &plain[rows.start * self.y_stride + first..],
-                    stride: self.y_stride,
-                    weight: run.weight,
-                });
-                let from = item.shrunk.start + (rows.start - item.rows.start) * lane_pairs;
-                // SAFETY: written when the item was shrunk, and only read since.
-                let h = unsafe { memory.shrunk.slice(from..from + rows.len() * lane_pairs) };
-                let h = &h[term.first_lane / 2..];
-                expand(self.isa, (b, term.pairs()), (h, lane_pairs), &mut y[..rows.len()], growth.as_ref());
-            }
+            };
+            let mut own: Results = [[0.0; PANEL]; PANEL_ROWS];
+            self.expand(add, outputs, &mut own[..y.len()]);
+            grow(self.isa, &Growth { growth: &growth[outputs.clone()], plain: &plain, weight: add.weight }, &own, y);
         }
     }
 }
 
-multiversion! {
-    fn add_values(y: &mut [f32], delta: &[f32]) {
-        for (y, delta) in y.iter_mut().zip(delta) {
-            *y += delta;
-        }
+/// Says so at its end.
+struct Ready<'a>(&'a AtomicBool);
+
+impl Drop for Ready<'_> {
+    fn drop(&mut self) {
+        // Release: what was written is seen by whoever sees this.
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Whoever makes it ready has begun, as its tile is before all that wait, and waits for nobody.
+fn wait_for(ready: &AtomicBool) {
+    let mut spins = 0;
+    while !ready.load(Ordering::Acquire) {
+        spins += 1;
+        if spins < SPINS_MAX { std::hint::spin_loop() } else { std::thread::yield_now() }
     }
 }
 
@@ -312,27 +222,12 @@ fn is_enabled(run: &LoraRun<'_>, panel: &Panel) -> bool {
     run.group.terms.iter().any(|term| run.enabled >> term.slot & 1 == 1 && overlaps(term))
 }
 
-/// Rows in blocks of at most [`ROWS`], as equal as they can be.
-fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let count = rows.len().div_ceil(ROWS);
-    let cut = move |index: usize| rows.start + rows.len() * index / count;
-    (0..count).map(move |index| cut(index)..cut(index + 1))
-}
-
-fn check(runs: &[LoraRun<'_>], rows: &LoraRows<'_>) {
-    let LoraRows { x, inputs, y, y_stride, module_first, plain } = rows;
-    let count = x.len() / inputs;
-    assert!(x.len() == count * inputs && y.len() == count * y_stride, "x and y have different rows");
-    assert!(module_first.len() <= SLOTS_MAX && plain.is_none_or(|plain| plain.len() == y.len()));
-    let mut outputs = [0; SLOTS_MAX];
+fn check(runs: &[LoraRun<'_>], matrices: &[&PackedMatrix], x: &QuantisedRows) {
     for run in runs {
-        assert!(run.group.inputs == *inputs && run.rows.start <= run.rows.end && run.rows.end <= count);
+        assert!(run.group.inputs == x.width() && run.rows.start <= run.rows.end && run.rows.end <= x.rows());
         for term in &run.group.terms {
-            let end = module_first.get(term.slot + 1).unwrap_or(y_stride);
-            assert!(module_first[term.slot] + term.outputs <= *end, "slot {} reaches into the next", term.slot);
-            assert!(outputs[term.slot] == 0 || outputs[term.slot] == term.outputs, "outputs of slot {}", term.slot);
-            outputs[term.slot] = term.outputs;
-            assert!(term.growth.is_none() || plain.is_some(), "growth needs the plain output");
+            let outputs = matrices.get(term.slot).map(|matrix| matrix.outputs());
+            assert!(outputs == Some(term.outputs), "slot {} has {outputs:?} outputs, not {}", term.slot, term.outputs);
         }
     }
 }

@@ -53,9 +53,7 @@ pub use elementwise::{add_rows, swiglu_rows};
 pub use elementwise_rope::{HeadNorms, RopeRows, rope_rows};
 pub use exp::exp;
 pub use gemm::{Piece, matmul_each, matmul_packed};
-pub use grouped_lora::{
-    LoraGroup, LoraRows, LoraRun, LoraScratch, LoraTermParts, SLOTS_MAX, grouped_lora, grouped_lora_beside,
-};
+pub use grouped_lora::{LoraGroup, LoraRun, LoraScratch, LoraTermParts, SLOTS_MAX, matmul_lora};
 pub use isa::Isa;
 pub use lm_head::{HEAD_TOP_MAX, HeadOutput, HeadRow, HeadWant, lm_head};
 pub use lora::{LoraPair, lora_add};

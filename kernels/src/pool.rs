@@ -14,7 +14,6 @@
 //! bound by memory must not leave it idle while one thread does what cannot be divided.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -131,7 +130,7 @@ impl Pool {
         let _one = self.stepping.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = if self.workers.is_empty() { None } else { Some(&*self.shared) };
         let _step = shared.map(Step::begin);
-        work(&Team { shared, threads: self.threads(), beside: Cell::new(None), _one_thread: PhantomData })
+        work(&Team { shared, threads: self.threads(), _one_thread: PhantomData })
     }
 }
 
@@ -169,23 +168,14 @@ impl Drop for Step<'_> {
 pub struct Team<'a> {
     shared: Option<&'a Shared>,
     threads: usize,
-    /// What the next operation runs beside its own tiles: see [`Team::beside`].
-    beside: Cell<Option<Beside>>,
     _one_thread: PhantomData<*const ()>,
-}
-
-/// Tiles that another operation takes along. The pointer is good while [`Team::beside`] has not returned.
-#[derive(Clone, Copy)]
-struct Beside {
-    count: usize,
-    tile: *const (dyn Fn(usize, usize) + Sync),
 }
 
 impl Team<'static> {
     /// The caller alone.
     #[must_use]
     pub fn alone() -> Self {
-        Self { shared: None, threads: 1, beside: Cell::new(None), _one_thread: PhantomData }
+        Self { shared: None, threads: 1, _one_thread: PhantomData }
     }
 }
 
@@ -202,48 +192,6 @@ impl Team<'_> {
     /// # Panics
     /// If a tile panics, with what it panicked with; and if there are more than 2²⁴ − 1 of them.
     pub fn tiles<F: Fn(usize, usize) + Sync>(&self, count: usize, tile: F) {
-        let Some(beside) = self.beside.take() else { return self.run_tiles(count, tile) };
-        // SAFETY: `Team::beside` holds the closure until it returns, and it takes what is left back before it does.
-        let other = unsafe { &*beside.tile };
-        let total = count + beside.count;
-        // Spread evenly, so that a thread that waits for memory has one beside it that computes, and each early rather than late:
-        // a long one at the end would be waited for.
-        let others_before = |index: usize| (index * beside.count).div_ceil(total);
-        self.run_tiles(total, |worker, index| {
-            let before = others_before(index);
-            if others_before(index + 1) > before { other(worker, before) } else { tile(worker, index - before) }
-        });
-    }
-
-    /// Says which memory will be read after the next operation, or in it if there is none before: threads that wait fetch its
-    /// beginning into their caches.
-    pub fn upcoming(&self, bytes: &[u8]) {
-        if let Some(shared) = self.shared {
-            let wanted = bytes.len().min(FETCH_BYTES_MAX);
-            shared.upcoming_end.store(bytes.as_ptr().wrapping_add(wanted).cast_mut(), Ordering::Relaxed);
-            shared.unfetched.0.store(wanted, Ordering::Relaxed);
-        }
-    }
-
-    /// Runs `tile(worker, index)` for each index in `0 .. count` beside the tiles of the first operation that `work` begins, or
-    /// after `work` if it begins none: for work that neither waits for the other, of which one is bound by memory and the
-    /// other by arithmetic.
-    ///
-    /// # Panics
-    /// As [`Self::tiles`].
-    pub(crate) fn beside<R>(&self, count: usize, tile: &(dyn Fn(usize, usize) + Sync), work: impl FnOnce() -> R) -> R {
-        // SAFETY: only the lifetime changes; `Taken` removes the pointer before `tile` can end, also if `work` panics.
-        let tile: *const (dyn Fn(usize, usize) + Sync) = unsafe { std::mem::transmute(std::ptr::from_ref(tile)) };
-        self.beside.set((count > 0).then_some(Beside { count, tile }));
-        let taken = Taken(self);
-        let result = work();
-        if taken.0.beside.get().is_some() {
-            self.tiles(0, |_, _| ());
-        }
-        result
-    }
-
-    fn run_tiles<F: Fn(usize, usize) + Sync>(&self, count: usize, tile: F) {
         let Some(shared) = self.shared.filter(|_| count > 1) else {
             return (0..count).for_each(|index| tile(0, index));
         };
@@ -260,14 +208,15 @@ impl Team<'_> {
             resume_unwind(panic);
         }
     }
-}
 
-/// Takes back what nobody took along.
-struct Taken<'a, 'b>(&'a Team<'b>);
-
-impl Drop for Taken<'_, '_> {
-    fn drop(&mut self) {
-        self.0.beside.set(None);
+    /// Says which memory will be read after the next operation, or in it if there is none before: threads that wait fetch its
+    /// beginning into their caches.
+    pub fn upcoming(&self, bytes: &[u8]) {
+        if let Some(shared) = self.shared {
+            let wanted = bytes.len().min(FETCH_BYTES_MAX);
+            shared.upcoming_end.store(bytes.as_ptr().wrapping_add(wanted).cast_mut(), Ordering::Relaxed);
+            shared.unfetched.0.store(wanted, Ordering::Relaxed);
+        }
     }
 }
 
@@ -394,8 +343,8 @@ pub(crate) struct SharedMut<'a, T> {
     _borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it only hands out parts through `slice`, whose caller promises that nobody else has them; a part may go to
-// another thread because `T` may.
+// SAFETY: it only hands out parts through `slice`, whose caller promises that nobody else has them, and, of what several
+// threads may read, `read`; a part may go to another thread because `T` may.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {
@@ -416,6 +365,21 @@ impl<'a, T> SharedMut<'a, T> {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
         // SAFETY: inside the slice that was borrowed mutably for 'a; not aliased, by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
+    }
+}
+
+impl<T: Sync> SharedMut<'_, T> {
+    /// A part to read.
+    ///
+    /// # Safety
+    /// Nobody writes to it any more: what was written happened before.
+    ///
+    /// # Panics
+    /// If it reaches beyond the end.
+    pub(crate) unsafe fn read(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: inside the slice that was borrowed for 'a; not written, by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.first.add(range.start), range.len()) }
     }
 }
 

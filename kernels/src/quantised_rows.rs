@@ -12,6 +12,9 @@ mod vnni;
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::vnni::codes;
+
 use crate::buffer::Buffer;
 use crate::isa::{Level, multiversion};
 use crate::pool::SharedMut;
@@ -243,15 +246,17 @@ multiversion! {
     }
 }
 
-struct QuantisedBlock {
-    codes: [i8; BLOCK_VALUES],
-    scale: f32,
+/// 32 values in int8.
+pub(crate) struct QuantisedBlock {
+    pub(crate) codes: [i8; BLOCK_VALUES],
+    pub(crate) scale: f32,
     /// Of the first and the last 16 codes.
-    sums: [i32; 2],
+    pub(crate) sums: [i32; 2],
 }
 
+/// See the head of the file.
 #[inline(always)]
-fn quantise_block(x: &[f32; BLOCK_VALUES]) -> QuantisedBlock {
+pub(crate) fn quantise_block(x: &[f32; BLOCK_VALUES]) -> QuantisedBlock {
     // Magnitudes as integers are in the order of the numbers, infinity above all and NaN above that.
     let largest = x.iter().fold(0, |largest, value| (value.to_bits() & 0x7fff_ffff).max(largest));
     let largest = f32::from_bits(largest);

@@ -13,15 +13,21 @@ use crate::quantised_rows::{BLOCK_WORDS, PANEL_ROWS, Words};
 /// How far ahead of its use the stream is fetched where few rows pass over it once: memory takes about 400 cycles.
 const NEAR_BYTES: usize = 4096;
 
-/// An integer format: `weights` is a panel, `x` the words of a panel of `rows` rows. `ahead` is fetched into the
-/// second-level cache meanwhile: the part of the stream that comes next, at an even pace.
+/// An integer format: `weights` is a panel, `x` the words of a panel of `rows` rows. The lines `ahead` are
+/// fetched into the second-level cache meanwhile, at an even pace.
 ///
 /// # Safety
 /// The machine has AVX-512 F, BW, VL, DQ and VNNI.
 ///
 /// # Panics
 /// If the lengths do not belong together.
-pub(super) unsafe fn integers<F: Layout>(weights: &[u8], x: &[u32], rows: usize, ahead: &[u8], results: &mut Results) {
+pub(super) unsafe fn integers<F: Layout>(
+    weights: &[u8],
+    x: &[u32],
+    rows: usize,
+    ahead: &[*const u8],
+    results: &mut Results,
+) {
     assert!((1..=PANEL_ROWS).contains(&rows));
     let blocks = x.len() / (rows * BLOCK_WORDS);
     assert!(x.len() == blocks * rows * BLOCK_WORDS && blocks.is_multiple_of(F::SHAPE.shared));
@@ -125,13 +131,12 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
     mut x: *const u32,
     blocks: usize,
     first: usize,
-    ahead: &[u8],
+    mut ahead: &[*const u8],
     results: &mut Results,
 ) {
     let shape = F::SHAPE;
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-    let ahead_lines = ahead.len().div_ceil(64).div_ceil(blocks.max(1));
-    let mut ahead = ahead.as_ptr();
+    let ahead_each = ahead.len().div_ceil(blocks.max(1));
     // SAFETY: `weights` and `x` walk over `blocks` blocks and their headers, and each offset is within one of them: see
     // `packed/layout.rs` and `quantised_rows.rs`. A row of results has 32 values. Fetching ahead reads nothing.
     unsafe {
@@ -141,12 +146,12 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
             for _ in 0..shape.shared {
                 if VECTORS == 2 {
                     fetch::<F>(weights.wrapping_add(NEAR_BYTES));
-                } else {
-                    for _ in 0..ahead_lines {
-                        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
-                        ahead = ahead.wrapping_add(64);
-                    }
                 }
+                let (now, later) = ahead.split_at(ahead_each.min(ahead.len()));
+                for line in now {
+                    _mm_prefetch::<_MM_HINT_T1>(line.cast());
+                }
+                ahead = later;
                 let codes = weights.add(first * shape.codes_bytes());
                 let scales = weights.add(2 * shape.codes_bytes());
                 let mut dots = [[_mm512_setzero_si512(); VECTORS]; ROWS];

@@ -1,159 +1,177 @@
-//! y += B h of some rows for some of a term's outputs, h being what `shrink.rs` gives. A sum begins at y (for DoRA at 0) and
-//! takes the ranks in pairs, ascending and within a pair the second first, fused: the same for every number of rows and
-//! instruction set (numbers below f32's normal range apart, which the vector version takes for 0).
+//! y += B h of some rows for one or two tiles of a term's outputs, h being what `shrink.rs` gives in int8. For each block of
+//! 32 ranks, ascending: y = fma(scale of B · scale of h, Σ codes, y). The sums of codes are of integers and exact: the same
+//! bits for every number of rows and instruction set.
 
-use super::bf16;
-use super::pack::VECTOR;
-use super::shrink::ROWS;
+use super::pack::{BLOCK_WORDS, Codes, SCALE_BYTES, VECTOR, VECTOR_BYTES, ZERO};
+use super::plan::PIECE_ROWS_MAX;
 use crate::Isa;
 use crate::isa::{Level, multiversion};
+use crate::packed::PANEL;
 
-/// What DoRA needs beside B h: y += weight · growth · plain + (growth + 1) · B h.
+/// What DoRA needs beside B h: weight · growth · plain + (growth + 1) · B h.
 pub(super) struct Growth<'a> {
     /// Of the outputs that are computed.
     pub(super) growth: &'a [f32],
-    /// The module's own output, laid out as `y`, from the first row's first output.
-    pub(super) plain: &'a [f32],
-    pub(super) stride: usize,
+    /// The module's own outputs.
+    pub(super) plain: &'a [[f32; PANEL]],
     pub(super) weight: f32,
 }
 
-/// `b` is `[tiles, pairs of ranks, 16]`; row r of `h` begins at r · `h_stride` and has `pairs` values; each row of `y`, at
-/// most [`ROWS`], has the outputs of these tiles, the last maybe not all of them.
-pub(super) fn expand(
-    isa: Isa,
-    (b, pairs): (&[u32], usize),
-    (h, h_stride): (&[u32], usize),
-    y: &mut [&mut [f32]],
-    growth: Option<&Growth<'_>>,
-) {
-    let Some(outputs) = y.first().map(|y| y.len()) else { return };
-    assert!(y.len() <= ROWS && y.iter().all(|y| y.len() == outputs));
-    assert!(b.len() == outputs.div_ceil(VECTOR) * VECTOR * pairs && h.len() >= (y.len() - 1) * h_stride + pairs);
-    if let Some(growth) = growth {
-        assert!(growth.growth.len() == outputs && growth.plain.len() >= (y.len() - 1) * growth.stride + outputs);
+/// A row's part of what was shrunk begins at its number · `stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Shrunk<'a> {
+    pub(super) words: &'a [u32],
+    pub(super) stride: usize,
+    /// Of ranks, without scales and sums.
+    pub(super) rank_words: usize,
+}
+
+impl Shrunk<'_> {
+    fn blocks(&self) -> usize {
+        self.rank_words.div_ceil(BLOCK_WORDS)
     }
+}
+
+/// Adds B h to as many rows of `y` as it has, of which only the first 16 values if B has one tile.
+#[inline]
+pub(super) fn expand(isa: Isa, b: Codes<'_>, h: Shrunk<'_>, y: &mut [[f32; PANEL]]) {
+    let tile_bytes = h.rank_words * VECTOR_BYTES;
+    let tiles = if b.codes.len() == tile_bytes { 1 } else { PANEL / VECTOR };
+    assert!(b.codes.len() == tiles * tile_bytes && b.scales.len() == tiles * h.blocks() * VECTOR * SCALE_BYTES);
+    // 6 rows of 2 vectors in two kinds of sums leave registers for B.
+    assert!((1..=PIECE_ROWS_MAX).contains(&y.len()));
+    assert!(h.words.len() >= (y.len() - 1) * h.stride + h.rank_words + 2 * h.blocks());
     match isa.level() {
-        // SAFETY: this level exists only where `Isa::available` (isa.rs) found the features that `vector` enables.
+        // SAFETY: this level exists only where `Isa::available` (isa.rs) found the features that `vector` enables; the lengths
+        // were asserted above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni => unsafe { vector::expand((b, pairs), (h, h_stride), y, growth) },
-        _ => {
-            for (row, y) in y.iter_mut().enumerate() {
-                let plain = growth.map_or(&[][..], |growth| &growth.plain[row * growth.stride..][..outputs]);
-                let (growth, weight) = growth.map_or((&[][..], 0.0), |growth| (growth.growth, growth.weight));
-                one_row(isa, b, &h[row * h_stride..][..pairs], y, growth, plain, weight);
+        Level::Avx512Vnni => unsafe { vector::expand(b, h, tiles, y) },
+        _ => plain(isa, b, h, tiles, y),
+    }
+}
+
+multiversion! {
+    fn plain(b: Codes<'_>, h: Shrunk<'_>, tiles: usize, y: &mut [[f32; PANEL]]) {
+        for (row, y) in y.iter_mut().enumerate() {
+            for (tile, y) in y.as_chunks_mut::<VECTOR>().0.iter_mut().enumerate().take(tiles) {
+                let mut h_block = &h.words[row * h.stride..];
+                for block in 0..h.blocks() {
+                    let words = (h.rank_words - block * BLOCK_WORDS).min(BLOCK_WORDS);
+                    let mut dots = [0i32; VECTOR];
+                    for word in 0..words {
+                        let at = (tile * h.rank_words + block * BLOCK_WORDS + word) * VECTOR_BYTES;
+                        let h = h_block[2 + word].to_le_bytes();
+                        for (dot, codes) in dots.iter_mut().zip(b.codes[at..at + VECTOR_BYTES].as_chunks::<4>().0) {
+                            for (code, h) in codes.iter().zip(h) {
+                                *dot += (i32::from(*code) - i32::from(ZERO)) * i32::from(h.cast_signed());
+                            }
+                        }
+                    }
+                    let h_scale = f32::from_bits(h_block[0]);
+                    let at = (tile * h.blocks() + block) * VECTOR * SCALE_BYTES;
+                    let scales = b.scales[at..].as_chunks::<SCALE_BYTES>().0;
+                    for ((y, dot), scale) in y.iter_mut().zip(dots).zip(scales) {
+                        let scale = f32::from_bits(u32::from(u16::from_le_bytes(*scale)) << 16);
+                        *y = (scale * h_scale).mul_add(dot as f32, *y);
+                    }
+                    h_block = &h_block[2 + words..];
+                }
             }
         }
     }
 }
 
 multiversion! {
-    fn one_row(b: &[u32], h: &[u32], y: &mut [f32], growth: &[f32], plain: &[f32], weight: f32) {
-        for (tile, (b, y)) in b.chunks_exact(h.len() * VECTOR).zip(y.chunks_mut(VECTOR)).enumerate() {
-            let mut sums = [0.0f32; VECTOR];
-            if growth.is_empty() {
-                sums[..y.len()].copy_from_slice(y);
-            }
-            for (h, b) in h.iter().zip(b.chunks_exact(VECTOR)) {
-                let [h_first, h_second] = bf16::unpack(*h);
-                for lane in 0..VECTOR {
-                    let [b_first, b_second] = bf16::unpack(b[lane]);
-                    sums[lane] = b_first.mul_add(h_first, b_second.mul_add(h_second, sums[lane]));
-                }
-            }
-            if growth.is_empty() {
-                y.copy_from_slice(&sums[..y.len()]);
-            } else {
-                let at = tile * VECTOR;
-                for (lane, y) in y.iter_mut().enumerate() {
-                    let growth = growth[at + lane];
-                    let grown = (growth + 1.0).mul_add(sums[lane], *y);
-                    *y = (weight * growth).mul_add(plain[at + lane], grown);
-                }
+    /// `y` += what DoRA makes of B h, which is in `own`.
+    pub(super) fn grow(growth: &Growth<'_>, own: &[[f32; PANEL]], y: &mut [[f32; PANEL]]) {
+        for ((y, own), plain) in y.iter_mut().zip(own).zip(growth.plain) {
+            for (((y, own), plain), grown) in y.iter_mut().zip(own).zip(plain).zip(growth.growth) {
+                *y = (growth.weight * grown).mul_add(*plain, (grown + 1.0).mul_add(*own, *y));
             }
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
+#[expect(clippy::needless_range_loop, reason = "with plain indices the compiler keeps the sums in registers")]
 mod vector {
     use std::arch::x86_64::*;
 
-    use super::super::shrink::dot;
-    use super::{Growth, VECTOR};
+    use super::super::shrink::widened;
+    use super::{BLOCK_WORDS, Codes, PANEL, SCALE_BYTES, Shrunk, VECTOR, VECTOR_BYTES};
 
-    /// How far ahead of its use B is fetched, in pairs.
-    const AHEAD: usize = 512;
-
-    #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    pub(super) fn expand(b: (&[u32], usize), h: (&[u32], usize), y: &mut [&mut [f32]], growth: Option<&Growth<'_>>) {
-        match y {
-            [a] => rows(b, h, [&mut **a], growth),
-            [a, e] => rows(b, h, [&mut **a, &mut **e], growth),
-            [a, e, i] => rows(b, h, [&mut **a, &mut **e, &mut **i], growth),
-            [a, e, i, o] => rows(b, h, [&mut **a, &mut **e, &mut **i, &mut **o], growth),
-            [a, e, i, o, u] => rows(b, h, [&mut **a, &mut **e, &mut **i, &mut **o, &mut **u], growth),
-            [a, e, i, o, u, y] => {
-                rows(b, h, [&mut **a, &mut **e, &mut **i, &mut **o, &mut **u, &mut **y], growth);
-            }
-            _ => {}
+    /// # Safety
+    /// The machine has the features, and the lengths are as `super::expand` asserts.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    pub(super) unsafe fn expand(b: Codes<'_>, h: Shrunk<'_>, tiles: usize, y: &mut [[f32; PANEL]]) {
+        macro_rules! for_rows {
+            ($tiles:literal: $($rows:literal)*) => {
+                match y.len() {
+                    // SAFETY: the caller's promise.
+                    $($rows => unsafe { rows::<$tiles, $rows>(b, h, y) },)*
+                    _ => {}
+                }
+            };
+        }
+        match tiles {
+            2 => for_rows!(2: 1 2 3 4 5 6),
+            _ => for_rows!(1: 1 2 3 4 5 6),
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    fn rows<const ROWS: usize>(
-        (b, pairs): (&[u32], usize),
-        (h, h_stride): (&[u32], usize),
-        mut y: [&mut [f32]; ROWS],
-        growth: Option<&Growth<'_>>,
-    ) {
-        let outputs = y[0].len();
-        assert!(y.iter().all(|y| y.len() == outputs) && b.len() == outputs.div_ceil(VECTOR) * VECTOR * pairs);
-        assert!(h.len() >= (ROWS - 1) * h_stride + pairs);
-        for tile in 0..outputs.div_ceil(VECTOR) {
-            let first = tile * VECTOR;
-            let mask = u16::MAX >> (VECTOR - VECTOR.min(outputs - first));
-            let mut sums = [_mm512_setzero_ps(); ROWS];
-            if growth.is_none() {
-                for (sum, y) in sums.iter_mut().zip(&y) {
-                    // SAFETY: the mask leaves the values from `first` to `outputs`, the length of `y`.
-                    *sum = unsafe { _mm512_maskz_loadu_ps(mask, y.as_ptr().add(first)) };
-                }
-            }
-            for pair in 0..pairs {
-                let at = (tile * pairs + pair) * VECTOR;
-                _mm_prefetch::<_MM_HINT_T1>(b.as_ptr().wrapping_add(at + AHEAD).cast());
-                // SAFETY: `tile < tiles`, `pair < pairs` and `b` has tiles · pairs · 16 values.
-                let values = unsafe { _mm512_loadu_si512(b.as_ptr().add(at).cast()) };
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: `h` has `pairs` values from each row's first, as asserted.
-                    let h = unsafe { *h.as_ptr().add(row * h_stride + pair) };
-                    *sum = dot(*sum, values, _mm512_set1_epi32(h.cast_signed()));
-                }
-            }
-            for (row, (sum, y)) in sums.iter().zip(&mut y).enumerate() {
-                let mut result = *sum;
-                if let Some(growth) = growth {
-                    result = grown(growth, row, first, mask, *sum, y);
-                }
-                // SAFETY: as for the load.
-                unsafe { _mm512_mask_storeu_ps(y.as_mut_ptr().add(first), mask, result) };
+    /// # Safety
+    /// As [`expand`], for that many tiles and rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn rows<const TILES: usize, const ROWS: usize>(b: Codes<'_>, h: Shrunk<'_>, y: &mut [[f32; PANEL]]) {
+        assert!(y.len() == ROWS);
+        let (rank_words, blocks) = (h.rank_words, h.blocks());
+        let mut sums = [[_mm512_setzero_ps(); TILES]; ROWS];
+        for row in 0..ROWS {
+            for tile in 0..TILES {
+                // SAFETY: a row has 32 values.
+                sums[row][tile] = unsafe { _mm512_loadu_ps(y[row].as_ptr().add(tile * VECTOR)) };
             }
         }
-    }
-
-    /// y + weight · growth · plain + (growth + 1) · sum.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    fn grown(growth: &Growth<'_>, row: usize, first: usize, mask: u16, sum: __m512, y: &[f32]) -> __m512 {
-        let plain = &growth.plain[row * growth.stride + first..];
-        let values = &growth.growth[first..];
-        let count = mask.count_ones() as usize;
-        assert!(plain.len() >= count && values.len() >= count && y.len() >= first + count);
-        // SAFETY: the mask leaves as many values as the assertion asks for.
-        let [plain, values, y] = unsafe {
-            [plain.as_ptr(), values.as_ptr(), y.as_ptr().add(first)].map(|from| _mm512_maskz_loadu_ps(mask, from))
-        };
-        let grown = _mm512_fmadd_ps(_mm512_add_ps(values, _mm512_set1_ps(1.0)), sum, y);
-        _mm512_fmadd_ps(_mm512_mul_ps(_mm512_set1_ps(growth.weight), values), plain, grown)
+        let mut h_block = h.words.as_ptr();
+        for block in 0..blocks {
+            let words = (rank_words - block * BLOCK_WORDS).min(BLOCK_WORDS);
+            // SAFETY: `h_block` walks over a row's blocks, other rows' are `h.stride` away; B has `rank_words` vectors and
+            // `blocks` scales for each tile.
+            unsafe {
+                let h_word = |word: usize, row: usize| h_block.add(row * h.stride + word).cast::<i32>().read();
+                let mut dots = [[_mm512_setzero_si512(); TILES]; ROWS];
+                for row in 0..ROWS {
+                    dots[row] = [_mm512_set1_epi32(h_word(1, row)); TILES];
+                }
+                for word in 0..words {
+                    let mut codes = [_mm512_setzero_si512(); TILES];
+                    for tile in 0..TILES {
+                        let at = (tile * rank_words + block * BLOCK_WORDS + word) * VECTOR_BYTES;
+                        codes[tile] = _mm512_load_si512(b.codes.as_ptr().add(at).cast());
+                    }
+                    for row in 0..ROWS {
+                        let h = _mm512_set1_epi32(h_word(2 + word, row));
+                        for tile in 0..TILES {
+                            dots[row][tile] = _mm512_dpbusd_epi32(dots[row][tile], codes[tile], h);
+                        }
+                    }
+                }
+                for tile in 0..TILES {
+                    let scale = widened(b.scales.as_ptr().add((tile * blocks + block) * VECTOR * SCALE_BYTES));
+                    for row in 0..ROWS {
+                        let h_scale = _mm512_castsi512_ps(_mm512_set1_epi32(h_word(0, row)));
+                        let both = _mm512_mul_ps(scale, h_scale);
+                        sums[row][tile] = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dots[row][tile]), sums[row][tile]);
+                    }
+                }
+                h_block = h_block.add(2 + words);
+            }
+        }
+        for row in 0..ROWS {
+            for tile in 0..TILES {
+                // SAFETY: a row has 32 values.
+                unsafe { _mm512_storeu_ps(y[row].as_mut_ptr().add(tile * VECTOR), sums[row][tile]) };
+            }
+        }
     }
 }

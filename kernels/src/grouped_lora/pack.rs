@@ -1,27 +1,38 @@
-//! How one adapter's terms lie in memory for [`grouped_lora`](super::grouped_lora): one run of bytes in the order of their
-//! use, in bf16, two values to 32 bits. Not here: the arithmetic.
+//! How one adapter's terms lie in memory for [`matmul_lora`](super::matmul_lora): one run of bytes in the order of their
+//! use, in int8 with a scale in bf16 for each 32 values of a row of A and of a row of B. Not here: the arithmetic.
 //!
-//! The A of all modules are stacked into *lanes* (one a rank of a module, a module's beginning at an even one) and cut into
-//! panels of 16, 8 or 4 lanes. A panel holds, for each four pairs of inputs, 4 · lanes pairs in vectors of 16: with 16 lanes
-//! a vector is one pair of inputs of each lane, with 8 it is two (lane 0's first, lane 0's second, lane 1's first, ...),
-//! with 4 it is four. So a vector is always full, and each lane has four sums, of the pairs 0, 1, 2 and 3 modulo 4,
-//! whatever the panel's width.
-//! Behind the panels lies B: for each 16 outputs of a module, 16 pairs of each two ranks.
+//! The A of all modules are stacked into *lanes* (one a rank of a module) and cut into panels of 16, 8 or 4 lanes. For each
+//! block of 32 inputs a panel holds 8 words a lane, a word being the codes of 4 inputs. With 16 lanes a vector of 16 words
+//! is one word of each lane; with 8 lanes it is the first word of each lane and then the second; with 4 it is four. So a
+//! vector is always full. The scales of a panel follow its codes: one a lane for each block.
+//!
+//! Behind the panels lies B: for each 16 outputs of a module, a vector of 16 words for each 4 ranks, and behind all of a
+//! module's codes its scales: 16 outputs for each 32 ranks.
+//!
+//! A code is its value divided by the scale, plus 128: VPDPBUSD takes one unsigned operand.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::bf16;
 use crate::Isa;
 use crate::isa::multiversion;
 use crate::memory::Memory;
+use crate::quantised::BLOCK_VALUES;
 
-/// Pairs in a vector.
+/// Words in a vector: outputs of a tile of B.
 pub(super) const VECTOR: usize = 16;
-/// Pairs of inputs that a panel keeps together, each in a sum of its own.
-pub(super) const CHAINS: usize = 4;
-/// A group's values begin at a cache line.
+/// Bytes of such a vector.
+pub(super) const VECTOR_BYTES: usize = 64;
+/// Codes in a word.
+const WORD: usize = 4;
+/// Words of a block of 32 values.
+pub(super) const BLOCK_WORDS: usize = BLOCK_VALUES / WORD;
+/// Bytes of a scale.
+pub(super) const SCALE_BYTES: usize = 2;
+/// A group's values begin at a cache line, and so does each of their kinds.
 const LINE_BYTES: usize = 64;
+/// What a code of zero is stored as.
+pub(super) const ZERO: u8 = 128;
 
 /// What an adapter adds to one module: y += scale · B(A x), or with `growth` what DoRA makes of it.
 #[derive(Clone, Debug)]
@@ -44,13 +55,15 @@ pub struct LoraTermParts {
 
 /// One adapter's terms for the modules of one layer that have the same input, packed.
 ///
-/// Values are kept in bf16: within 2^-8 of what they were, exact if they came from bf16.
+/// A value is kept within 1/252 of the largest of its 32 (see [`LoraGroup::pack`]).
 pub struct LoraGroup {
     pub(super) inputs: usize,
     pub(super) panels: Vec<Panel>,
     pub(super) terms: Vec<Term>,
     /// Of each lane, padded to the panels: the scale of its term.
     pub(super) factors: Vec<f32>,
+    /// Words of a row of what A makes of x, rounded: see [`Term::first_word`].
+    pub(super) row_words: usize,
     /// Maybe with other groups' values before and after its own.
     memory: Arc<Memory>,
     /// Its own, in bytes.
@@ -63,8 +76,8 @@ pub(super) struct Panel {
     pub(super) first_lane: usize,
     /// 16, 8 or 4.
     pub(super) lanes: usize,
-    /// Where its values begin.
-    at: usize,
+    /// Where its codes begin, and its scales.
+    at: [usize; 2],
 }
 
 /// One module's part.
@@ -75,8 +88,11 @@ pub(super) struct Term {
     pub(super) rank: usize,
     pub(super) outputs: usize,
     pub(super) growth: Option<Vec<f32>>,
-    /// Where B begins.
-    at: usize,
+    /// Where its part of a row of what A makes of x begins: for each 32 ranks a scale, −128 · the sum of the codes, and the
+    /// codes, 4 to a word.
+    pub(super) first_word: usize,
+    /// Where B's codes begin, and its scales.
+    at: [usize; 2],
 }
 
 impl Term {
@@ -85,15 +101,31 @@ impl Term {
         self.outputs.div_ceil(VECTOR)
     }
 
-    /// Pairs of ranks, the last one padded.
-    pub(super) fn pairs(&self) -> usize {
-        self.rank.div_ceil(2)
+    /// Words of ranks, the last one padded.
+    pub(super) fn words(&self) -> usize {
+        self.rank.div_ceil(WORD)
     }
+
+    /// Blocks of ranks that share a scale, the last one maybe shorter.
+    pub(super) fn blocks(&self) -> usize {
+        self.rank.div_ceil(BLOCK_VALUES)
+    }
+}
+
+/// Codes and what they are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct Codes<'a> {
+    pub(super) codes: &'a [u8],
+    /// bf16.
+    pub(super) scales: &'a [u8],
 }
 
 impl LoraGroup {
     /// From the terms of one adapter. `None` if there is none, two are of one slot, a rank is 0, a length is wrong, a value
-    /// is not finite, or `inputs` is not a multiple of 16.
+    /// is not finite, or `inputs` is not a multiple of 32.
+    ///
+    /// Each 32 values of a row of A, and each 32 ranks of an output of B, are rounded to 255 steps: their largest is up to
+    /// 127, and the scale is rounded up to a bf16 first, so that its own rounding is no error.
     #[must_use]
     pub fn pack(inputs: usize, terms: &[LoraTermParts]) -> Option<Self> {
         let mut slots = 0u8;
@@ -104,28 +136,37 @@ impl LoraGroup {
             }
             slots |= bit;
         }
-        if slots == 0 || !inputs.is_multiple_of(VECTOR) {
+        if slots == 0 || inputs == 0 || !inputs.is_multiple_of(BLOCK_VALUES) {
             return None;
         }
-        let panels = panels(inputs / 2, terms.iter().map(|term| term.rank.next_multiple_of(2)).sum());
+        let mut bytes = 0;
+        let mut place = |wanted: usize| {
+            let at = bytes;
+            bytes += wanted.next_multiple_of(LINE_BYTES);
+            at
+        };
+        let mut panels = panels(terms.iter().map(|term| term.rank).sum());
+        for panel in &mut panels {
+            panel.at = [panel.lanes * inputs, panel.scale_bytes(inputs)].map(&mut place);
+        }
         let lanes = panels.last().map_or(0, |panel| panel.first_lane + panel.lanes);
         let (mut packed_terms, mut factors) = (Vec::new(), vec![0.0; lanes]);
-        let mut at = lanes * inputs / 2;
-        let mut first_lane = 0;
+        let (mut first_lane, mut first_word) = (0, 0);
         for term in terms {
             let (slot, rank, outputs, growth) = (term.module_slot, term.rank, term.outputs, term.growth.clone());
-            let packed = Term { slot, first_lane, rank, outputs, growth, at };
-            first_lane += 2 * packed.pairs();
-            at += packed.tiles() * VECTOR * packed.pairs();
+            let mut packed = Term { slot, first_lane, rank, outputs, growth, first_word, at: [0; 2] };
+            let scales = packed.tiles() * packed.blocks() * VECTOR * SCALE_BYTES;
+            packed.at = [packed.tiles() * packed.words() * VECTOR_BYTES, scales].map(&mut place);
+            first_lane += rank;
+            first_word += 2 * packed.blocks() + packed.words();
             packed_terms.push(packed);
         }
-        let bytes = (at * size_of::<u32>()).next_multiple_of(LINE_BYTES);
         let mut memory = Memory::new(bytes);
-        let values = values_mut(memory.bytes_mut());
         for (term, parts) in packed_terms.iter().zip(terms) {
-            fill(inputs, &panels, term, parts, values, &mut factors);
+            fill(inputs, &panels, term, parts, memory.bytes_mut(), &mut factors);
         }
-        Some(Self { inputs, panels, terms: packed_terms, factors, memory: Arc::new(memory), own: 0..bytes })
+        let memory = Arc::new(memory);
+        Some(Self { inputs, panels, terms: packed_terms, factors, row_words: first_word, memory, own: 0..bytes })
     }
 
     /// Moves the values of groups that are used one after the other into one piece of memory, in huge pages if they fill
@@ -135,7 +176,7 @@ impl LoraGroup {
         let mut rest = memory.bytes_mut();
         for group in &*groups {
             let (own, behind) = rest.split_at_mut(group.own.len());
-            own.copy_from_slice(&group.memory.bytes()[group.own.clone()]);
+            own.copy_from_slice(group.values());
             rest = behind;
         }
         let memory = Arc::new(memory);
@@ -168,71 +209,102 @@ impl LoraGroup {
         self.inputs
     }
 
-    /// Whether a term needs the plain output of its module.
-    #[must_use]
-    pub fn has_growth(&self) -> bool {
-        self.terms.iter().any(|term| term.growth.is_some())
+    /// A panel's `[inputs / 32, lanes / 2, 64]` codes and `[inputs / 32, lanes]` scales, see the top of the file.
+    pub(super) fn a(&self, panel: Panel) -> Codes<'_> {
+        let [codes, scales] = panel.at;
+        let values = self.values();
+        Codes {
+            codes: &values[codes..][..panel.lanes * self.inputs],
+            scales: &values[scales..][..panel.scale_bytes(self.inputs)],
+        }
     }
 
-    /// Of a panel, its pairs: `[inputs / 8, lanes / 4, 16]`, see the top of the file.
-    pub(super) fn a(&self, panel: Panel) -> &[u32] {
-        &self.values()[panel.at..][..panel.lanes * self.inputs / 2]
+    /// A term's `[tiles, words, 64]` codes and `[tiles, blocks, 16]` scales.
+    pub(super) fn b(&self, term: &Term) -> Codes<'_> {
+        let part = |at: usize, tile_bytes: usize| &self.values()[at..][..term.tiles() * tile_bytes];
+        Codes {
+            codes: part(term.at[0], term.words() * VECTOR_BYTES),
+            scales: part(term.at[1], term.blocks() * VECTOR * SCALE_BYTES),
+        }
     }
 
-    /// Of a term, `[tiles, pairs of ranks, 16]`.
-    pub(super) fn b(&self, term: &Term) -> &[u32] {
-        &self.values()[term.at..][..term.tiles() * VECTOR * term.pairs()]
+    /// The bytes that a step reads first: A.
+    pub(super) fn beginning(&self) -> &[u8] {
+        let end = self.terms.iter().map(|term| term.at[0]).min().unwrap_or_default();
+        &self.values()[..end]
     }
 
-    fn values(&self) -> &[u32] {
-        let own = &self.memory.bytes()[self.own.clone()];
-        assert!(own.as_ptr().cast::<u32>().is_aligned());
-        // SAFETY: aligned as asserted; any four bytes are a u32.
-        unsafe { std::slice::from_raw_parts(own.as_ptr().cast(), own.len() / 4) }
+    fn values(&self) -> &[u8] {
+        &self.memory.bytes()[self.own.clone()]
     }
 }
 
-fn values_mut(bytes: &mut [u8]) -> &mut [u32] {
-    assert!(bytes.as_ptr().cast::<u32>().is_aligned());
-    // SAFETY: aligned as asserted; any four bytes are a u32, and the borrow goes on.
-    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 4) }
+impl Panel {
+    /// A vector's more than the scales take: the last one is read as a whole vector.
+    fn scale_bytes(&self, inputs: usize) -> usize {
+        (inputs / BLOCK_VALUES * self.lanes + VECTOR - self.lanes) * SCALE_BYTES
+    }
 }
 
-fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, values: &mut [u32], factors: &mut [f32]) {
+fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, bytes: &mut [u8], factors: &mut [f32]) {
     for row in 0..term.rank {
         let lane = term.first_lane + row;
         let Some(panel) = panels.iter().find(|panel| lane < panel.first_lane + panel.lanes) else { continue };
-        let a = &parts.a[row * inputs..][..inputs];
-        for (pair, a) in a.as_chunks::<2>().0.iter().enumerate() {
-            values[panel.at + place(panel.lanes, lane - panel.first_lane, pair)] = bf16::pair(a[0], a[1]);
+        let [codes_at, scales_at] = panel.at;
+        let (lanes, lane_of_panel) = (panel.lanes, lane - panel.first_lane);
+        for (block, a) in parts.a[row * inputs..][..inputs].chunks_exact(BLOCK_VALUES).enumerate() {
+            let (scale, codes) = quantise(a.iter().copied());
+            let at = scales_at + (block * lanes + lane_of_panel) * SCALE_BYTES;
+            bytes[at..at + SCALE_BYTES].copy_from_slice(&scale.to_le_bytes());
+            for (word, codes) in codes.as_chunks::<WORD>().0.iter().enumerate() {
+                let at = codes_at + (block * BLOCK_WORDS * lanes + word * lanes + lane_of_panel) * WORD;
+                bytes[at..at + WORD].copy_from_slice(codes);
+            }
         }
         factors[lane] = parts.scale;
     }
-    let b = |row: usize, output: usize| parts.b.get(row * term.outputs + output).filter(|_| row < term.rank).copied();
-    for (pair, output) in (0..term.pairs()).flat_map(|pair| (0..term.outputs).map(move |output| (pair, output))) {
-        let ranks = [2 * pair, 2 * pair + 1].map(|row| b(row, output).unwrap_or(0.0));
-        let tile = output / VECTOR * term.pairs() + pair;
-        values[term.at + tile * VECTOR + output % VECTOR] = bf16::pair(ranks[0], ranks[1]);
+    let [codes_at, scales_at] = term.at;
+    for output in 0..term.outputs {
+        let (tile, lane) = (output / VECTOR, output % VECTOR);
+        for block in 0..term.blocks() {
+            let ranks = block * BLOCK_VALUES..term.rank.min((block + 1) * BLOCK_VALUES);
+            let (scale, codes) = quantise(ranks.map(|rank| parts.b[rank * term.outputs + output]));
+            let at = scales_at + ((tile * term.blocks() + block) * VECTOR + lane) * SCALE_BYTES;
+            bytes[at..at + SCALE_BYTES].copy_from_slice(&scale.to_le_bytes());
+            let words = (term.words() - block * BLOCK_WORDS).min(BLOCK_WORDS);
+            for (word, codes) in codes.as_chunks::<WORD>().0[..words].iter().enumerate() {
+                let at = codes_at + ((tile * term.words() + block * BLOCK_WORDS + word) * VECTOR + lane) * WORD;
+                bytes[at..at + WORD].copy_from_slice(codes);
+            }
+        }
     }
 }
 
+/// Up to 32 values as a scale in bf16 and codes, zeros behind them.
+fn quantise(values: impl Iterator<Item = f32> + Clone) -> (u16, [u8; BLOCK_VALUES]) {
+    let largest = values.clone().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    // Up, so that no code is beyond 127.
+    let scale = ((largest / 127.0).to_bits() + 0xffff) >> 16;
+    let mut codes = [ZERO; BLOCK_VALUES];
+    if scale > 0 {
+        for (code, value) in codes.iter_mut().zip(values) {
+            let steps = (value / f32::from_bits(scale << 16)).round_ties_even().clamp(-127.0, 127.0);
+            *code = (steps as i32 + i32::from(ZERO)) as u8;
+        }
+    }
+    (scale as u16, codes)
+}
+
 multiversion! {
-    fn add_all(values: &[u32], sum: &mut u64) {
-        let mut sums = [0u32; 128];
-        for values in values.as_chunks::<128>().0 {
-            for lane in 0..128 {
+    fn add_all(values: &[u8], sum: &mut u64) {
+        let mut sums = [0u8; 512];
+        for values in values.as_chunks::<512>().0 {
+            for lane in 0..512 {
                 sums[lane] ^= values[lane];
             }
         }
         *sum = sums.iter().map(|sum| u64::from(*sum)).sum();
     }
-}
-
-/// Where within a panel a lane's pair of inputs lies.
-fn place(lanes: usize, lane: usize, pair: usize) -> usize {
-    let chains = VECTOR / lanes;
-    let (group, chain) = (pair / CHAINS, pair % CHAINS);
-    group * CHAINS * lanes + chain / chains * VECTOR + lane * chains + chain % chains
 }
 
 fn fits(inputs: usize, term: &LoraTermParts) -> bool {
@@ -246,7 +318,7 @@ fn fits(inputs: usize, term: &LoraTermParts) -> bool {
 }
 
 /// Panels for this many lanes: as many of 16 as are full, then what pads least.
-fn panels(pairs: usize, lanes: usize) -> Vec<Panel> {
+fn panels(lanes: usize) -> Vec<Panel> {
     let mut panels = Vec::new();
     let mut first_lane = 0;
     while first_lane < lanes {
@@ -255,7 +327,7 @@ fn panels(pairs: usize, lanes: usize) -> Vec<Panel> {
             5.. => 8,
             _ => 4,
         };
-        panels.push(Panel { first_lane, lanes: width, at: first_lane * pairs });
+        panels.push(Panel { first_lane, lanes: width, at: [0; 2] });
         first_lane += width;
     }
     panels

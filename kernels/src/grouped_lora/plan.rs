@@ -1,62 +1,110 @@
-//! Cuts the rows of a step into pieces under the same runs, and says how threads share them. Not here: the arithmetic,
+//! Cuts the rows of a step into pieces under the same runs, each within one panel of activations. Not here: the arithmetic,
 //! whose bits do not depend on any of this.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
-use super::LoraRun;
-use super::shrink::ROWS;
+use super::pack::{Codes, SCALE_BYTES, VECTOR, VECTOR_BYTES};
+use super::{LoraGroup, LoraRun};
 use crate::Buffer;
+use crate::quantised_rows::{PANEL_ROWS, row_panel};
 
-/// Rows of a piece where there are many: its inputs and what is shrunk stay in the first-level cache.
-const PIECE_ROWS_MAX: usize = 4 * ROWS;
-/// Work below which waking others costs more than it saves.
-const INLINE_NS: usize = 4_000;
+/// What an item's numbers begin at a multiple of: a cache line, so that threads write to different ones.
+const ALIGNMENT: usize = 16;
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+/// Rows of a piece at most. Half a panel, so that two threads share the beginning of an operation.
+pub(super) const PIECE_ROWS_MAX: usize = PANEL_ROWS / 2;
 
-/// Memory of [`grouped_lora`](super::grouped_lora), kept from call to call.
+/// Memory of [`matmul_lora`](super::matmul_lora), kept from call to call.
 #[derive(Default)]
 pub struct LoraScratch {
     /// Where runs begin and end.
     cuts: Vec<usize>,
     /// Of each run, the furthest end up to it.
     reach: Vec<usize>,
+    /// In the order of their rows.
     pub(super) pieces: Vec<Piece>,
     pub(super) items: Vec<Item>,
-    /// The inputs of the pieces in bf16, one piece after the other: `[rows, pairs]`.
-    pub(super) pairs: Vec<u32>,
-    /// What A makes of them, item by item, in pairs of bf16.
-    pub(super) shrunk: Vec<u32>,
-    /// What is to be added to the rows of all pieces, `[rows, y_stride]`.
-    pub(super) delta: Buffer<f32>,
+    /// Without any: kept for its memory.
+    pub(super) adds: Vec<Add<'static>>,
+    /// Of each matrix and panel of rows, which of the adds are theirs.
+    pub(super) adds_of: Vec<Range<usize>>,
+    pub(super) next: Vec<Next>,
+    row_panels: usize,
+    /// What A makes of the inputs, item by item: `[rows, lanes]`.
+    pub(super) sums: Buffer<f32>,
+    /// The same in int8: `[rows, row_words]`.
+    pub(super) shrunk: Buffer<u32>,
+    /// Of each piece, whether all its items are shrunk.
+    pub(super) ready: Vec<AtomicBool>,
 }
 
-/// Rows that are all under the same runs.
+/// Rows of one panel of activations that are all under the same runs.
 pub(super) struct Piece {
     pub(super) rows: Range<usize>,
+    /// The panel that its rows belong to.
+    pub(super) panel: Range<usize>,
+    /// The number of that panel.
+    panel_number: usize,
     /// Into the items: its runs, in their order.
     pub(super) items: Range<usize>,
-    /// Where its inputs lie, in rows.
-    pub(super) at_row: usize,
 }
 
 /// A run on a piece.
 pub(super) struct Item {
     pub(super) run: usize,
-    pub(super) rows: Range<usize>,
-    /// Where its piece's inputs lie, in rows.
-    pub(super) at_row: usize,
-    /// Its part of what is shrunk, `[rows, pairs of lanes]`.
+    /// Its parts of the scratch.
+    pub(super) sums: Range<usize>,
     pub(super) shrunk: Range<usize>,
 }
 
-/// How threads share the work.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Split {
-    /// Too little to share.
-    Inline,
-    /// A tile is a piece, from x to y.
-    Pieces,
-    /// Two phases: a tile is an item's panel (up to `panels` each), then one of `chunks` parts of a piece's outputs.
-    Outputs { panels: usize, chunks: usize },
+/// What a run's term adds to a matrix's outputs for the rows of a piece: all that is needed for it in one place, as a piece
+/// of the product may have as many as rows.
+pub(super) struct Add<'a> {
+    /// All of B.
+    b: Codes<'a>,
+    /// Of all outputs.
+    pub(super) growth: Option<&'a [f32]>,
+    pub(super) weight: f32,
+    /// Its part of what is shrunk; a row's begins `stride` after the one before, and has so many words of ranks.
+    pub(super) words: Range<usize>,
+    pub(super) stride: usize,
+    pub(super) rank_words: usize,
+    tile_scales: usize,
+    /// Of the panel of activations.
+    pub(super) rows: Range<usize>,
+    pub(super) piece: usize,
+    /// Whether these are the first rows of its run.
+    pub(super) begins: bool,
+}
+
+impl Add<'_> {
+    /// The part of B that makes these outputs.
+    pub(super) fn b(&self, outputs: &Range<usize>) -> Codes<'_> {
+        let tiles = outputs.start / VECTOR..outputs.end.div_ceil(VECTOR);
+        let (codes, scales) = (self.rank_words * VECTOR_BYTES, self.tile_scales);
+        Codes {
+            codes: &self.b.codes[tiles.start * codes..tiles.end * codes],
+            scales: &self.b.scales[tiles.start * scales..tiles.end * scales],
+        }
+    }
+}
+
+/// Bytes that the next operation begins with.
+pub(super) struct Next {
+    /// An address, of which nothing is read.
+    first: usize,
+    /// The number of the line behind its last one, counted from the first of all; and of its first.
+    pub(super) end: usize,
+    start: usize,
+}
+
+impl Next {
+    /// The address of a line by its number.
+    pub(super) fn line(&self, line: usize) -> *const u8 {
+        std::ptr::without_provenance(self.first.wrapping_add((line - self.start) * LINE_BYTES))
+    }
 }
 
 impl LoraScratch {
@@ -66,68 +114,113 @@ impl LoraScratch {
         Self::default()
     }
 
-    /// Makes pieces and items, and the place for what is shrunk.
-    pub(super) fn plan(&mut self, runs: &[LoraRun<'_>], threads: usize, y_stride: usize) {
-        let Self { cuts, reach, pieces, items, pairs, shrunk, delta } = self;
+    /// Says which terms the next call of [`matmul_lora`](super::matmul_lora) but one will be for: their beginning is fetched
+    /// into the cache during the next one.
+    pub fn upcoming<'a>(&mut self, groups: impl IntoIterator<Item = &'a LoraGroup>) {
+        self.next.clear();
+        for group in groups {
+            let bytes = group.beginning();
+            let (first, start) = (bytes.as_ptr().addr(), self.next.last().map_or(0, |last| last.end));
+            if self.next.last().is_none_or(|last| last.first != first) {
+                self.next.push(Next { first, start, end: start + bytes.len().div_ceil(LINE_BYTES) });
+            }
+        }
+    }
+
+    /// Makes pieces and items of `rows` rows, and the place for what is shrunk.
+    pub(super) fn plan(&mut self, runs: &[LoraRun<'_>], rows: usize) {
+        let Self { cuts, reach, pieces, items, sums, shrunk, ready, row_panels, .. } = self;
         cuts.clear();
         reach.clear();
         pieces.clear();
         items.clear();
-        let (mut total_rows, mut furthest) = (0, 0);
+        *row_panels = crate::quantised_rows::row_panels(rows);
+        let mut furthest = 0;
         for run in runs {
             cuts.extend([run.rows.start, run.rows.end]);
-            total_rows += run.rows.len();
             furthest = furthest.max(run.rows.end);
             reach.push(furthest);
         }
-        // Sorted already where the runs are, which costs one pass.
+        cuts.extend((0..*row_panels).map(|panel| row_panel(rows, panel).end));
         cuts.sort_unstable();
         cuts.dedup();
         let is_sorted = runs.is_sorted_by_key(|run| run.rows.start);
-        let piece_rows = (total_rows / threads).next_multiple_of(ROWS).clamp(2 * ROWS, PIECE_ROWS_MAX);
 
-        let (mut place, mut at_row) = (0, 0);
-        for rows in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
+        let (mut sums_end, mut shrunk_end, mut panel) = (0, 0, 0);
+        let part = |end: &mut usize, len: usize| {
+            let start = *end;
+            *end += len.next_multiple_of(ALIGNMENT);
+            start..start + len
+        };
+        for between in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
             // The runs that may be over these rows.
-            let first = reach.partition_point(|reach| *reach <= rows.start);
-            let last = if is_sorted { runs.partition_point(|run| run.rows.start <= rows.start) } else { runs.len() };
-            let count = rows.len().div_ceil(piece_rows);
-            for piece in 0..count {
-                let cut = |index: usize| rows.start + rows.len() * index / count;
-                let rows = cut(piece)..cut(piece + 1);
+            let first = reach.partition_point(|reach| *reach <= between.start);
+            let starts_before = |run: &LoraRun<'_>| run.rows.start <= between.start;
+            let last = if is_sorted { runs.partition_point(starts_before) } else { runs.len() };
+            let runs_over = (first..last).filter(|run| runs[*run].rows.contains(&between.start));
+            if runs_over.clone().next().is_none() {
+                continue;
+            }
+            while row_panel(rows, panel).end <= between.start {
+                panel += 1;
+            }
+            let count = between.len().div_ceil(PIECE_ROWS_MAX);
+            let cut = |index: usize| between.start + between.len() * index / count;
+            for rows_of_piece in (0..count).map(|index| cut(index)..cut(index + 1)) {
                 let first_item = items.len();
-                for run in (first..last).filter(|run| runs[*run].rows.contains(&rows.start)) {
-                    let end = place + rows.len() * runs[run].group.factors.len() / 2;
-                    items.push(Item { run, rows: rows.clone(), at_row, shrunk: place..end });
-                    place = end;
-                }
-                if items.len() > first_item {
-                    at_row += rows.len();
-                    pieces.push(Piece { at_row: at_row - rows.len(), rows, items: first_item..items.len() });
-                }
+                items.extend(runs_over.clone().map(|run| {
+                    let group = runs[run].group;
+                    let sums = part(&mut sums_end, rows_of_piece.len() * group.factors.len());
+                    Item { run, sums, shrunk: part(&mut shrunk_end, rows_of_piece.len() * group.row_words) }
+                }));
+                let items = first_item..items.len();
+                pieces.push(Piece { rows: rows_of_piece, panel: row_panel(rows, panel), panel_number: panel, items });
             }
         }
-        delta.resize(at_row * y_stride);
-        if shrunk.len() < place {
-            shrunk.resize(place, 0);
-        }
-        let inputs = runs.first().map_or(0, |run| run.group.inputs);
-        if pairs.len() < at_row * inputs / 2 {
-            pairs.resize(at_row * inputs / 2, 0);
-        }
+        sums.resize(sums_end);
+        shrunk.resize(shrunk_end);
+        ready.clear();
+        ready.resize_with(pieces.len(), AtomicBool::default);
     }
 
-    /// Pieces if there are enough of them to go round, else parts of each.
-    pub(super) fn split(&self, runs: &[LoraRun<'_>], threads: usize) -> Split {
-        // A value is read at about 15 a nanosecond, and multiplied at about 100.
-        let work = |item: &Item| runs[item.run].group.memory_bytes() / 2 * (item.rows.len() + 6) / 100;
-        if threads == 1 || self.items.iter().map(work).sum::<usize>() < INLINE_NS {
-            return Split::Inline;
+    /// Makes a list of what is added to each matrix for each panel of rows.
+    pub(super) fn plan_adds<'a>(&mut self, runs: &[LoraRun<'a>], matrices: usize, adds: &mut Vec<Add<'a>>) {
+        self.adds_of.clear();
+        for slot in 0..matrices {
+            let mut pieces = self.pieces.iter().enumerate().peekable();
+            for panel in 0..self.row_panels {
+                let first = adds.len();
+                while let Some((number, piece)) = pieces.next_if(|(_, piece)| piece.panel_number == panel) {
+                    let items = &self.items[piece.items.clone()];
+                    adds.extend(items.iter().filter_map(|item| add(item, number, piece, &runs[item.run], slot)));
+                }
+                self.adds_of.push(first..adds.len());
+            }
         }
-        if self.pieces.len() >= 2 * threads || self.pieces.len().is_multiple_of(threads) {
-            return Split::Pieces;
-        }
-        let panels = self.items.iter().map(|item| runs[item.run].group.panels.len()).max().unwrap_or(0);
-        Split::Outputs { panels, chunks: (4 * threads).div_ceil(self.pieces.len().max(1)) }
     }
+}
+
+fn add<'a>(item: &Item, number: usize, piece: &Piece, run: &LoraRun<'a>, slot: usize) -> Option<Add<'a>> {
+    let group = run.group;
+    let term = group.terms.iter().find(|term| term.slot == slot && run.enabled >> slot & 1 == 1)?;
+    let (stride, rank_words) = (group.row_words, term.words());
+    let first = item.shrunk.start + term.first_word;
+    Some(Add {
+        b: group.b(term),
+        growth: term.growth.as_deref(),
+        weight: run.weight,
+        words: first..first + (piece.rows.len() - 1) * stride + rank_words + 2 * term.blocks(),
+        stride,
+        rank_words,
+        tile_scales: term.blocks() * VECTOR * SCALE_BYTES,
+        rows: piece.rows.start - piece.panel.start..piece.rows.end - piece.panel.start,
+        piece: number,
+        begins: piece.rows.start == run.rows.start,
+    })
+}
+
+/// The memory of an emptied vector, for items of another lifetime.
+pub(super) fn recycled<'a>(mut adds: Vec<Add<'_>>) -> Vec<Add<'a>> {
+    adds.clear();
+    adds.into_iter().map(|_| unreachable!("it is empty")).collect()
 }

@@ -1,161 +1,254 @@
-//! A x of some rows for one panel of lanes. The sums of a lane are four, of the pairs of inputs 0, 1, 2 and 3 modulo 4, each
-//! in ascending order and within a pair the second first, fused; added as (0 + 1) + (2 + 3). The same for every width,
-//! number of rows and instruction set (numbers below f32's normal range apart, which the vector version takes for 0).
+//! A x of some rows for one panel of lanes, x in int8 as [`QuantisedRows`](crate::QuantisedRows) has it. For each block of 32
+//! inputs, ascending: sum = fma(scale of A · scale of x, Σ codes, sum). The sums of codes are of integers and exact, so that
+//! every width, number of rows and instruction set gives the same bits.
+//!
+//! And what is made of the sums: times the term's and the run's factor, rounded to int8 with a scale for each 32 ranks.
 
-use super::bf16;
-use super::pack::{CHAINS, VECTOR};
+use super::LoraRun;
+use super::pack::{Codes, SCALE_BYTES, VECTOR, VECTOR_BYTES, ZERO};
 use crate::Isa;
 use crate::isa::{Level, multiversion};
+use crate::quantised::BLOCK_VALUES;
+use crate::quantised_rows::{BLOCK_WORDS, PANEL_ROWS, Words, quantise_block};
 
-/// Rows that are computed together: 6 rows of 4 vectors leave registers for a panel's.
-pub(super) const ROWS: usize = 6;
+/// Some rows of a panel of activations.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    /// `[block][word][row of panel]`
+    pub(super) words: &'a [u32],
+    /// Rows of the panel.
+    pub(super) panel_rows: usize,
+    /// The first one that is meant.
+    pub(super) first: usize,
+    /// How many are.
+    pub(super) rows: usize,
+}
 
-/// `out[row]` = the pairs of (A x)[lane] · factors[lane] · weight for the lanes of a panel `a`, see `pack.rs`. `x` is
-/// `[rows, pairs of inputs]`, at most [`ROWS`].
-pub(super) fn shrink(
-    isa: Isa,
-    a: &[u32],
-    (x, pairs): (&[u32], usize),
-    (factors, weight): (&[f32], f32),
-    out: &mut [&mut [u32]],
-) {
-    assert!((1..=ROWS).contains(&out.len()) && x.len() == out.len() * pairs && pairs.is_multiple_of(CHAINS));
-    assert!(a.len() == factors.len() * pairs && matches!(factors.len(), 4 | 8 | 16));
-    assert!(out.iter().all(|out| out.len() * 2 == factors.len()));
+impl Inputs<'_> {
+    fn blocks(&self) -> usize {
+        self.words.len() / (self.panel_rows * BLOCK_WORDS)
+    }
+}
+
+/// `sums[row][lane]` = (A x)[lane] for the `lanes` lanes of a panel; rows of `sums` are `stride` apart.
+pub(super) fn shrink(isa: Isa, (a, lanes): (Codes<'_>, usize), x: Inputs<'_>, sums: &mut [f32], stride: usize) {
+    let blocks = x.blocks();
+    assert!(matches!(lanes, 4 | 8 | 16) && lanes <= stride && x.words.len() == blocks * x.panel_rows * BLOCK_WORDS);
+    assert!(a.codes.len() == blocks * BLOCK_VALUES * lanes);
+    assert!(a.scales.len() >= (blocks.saturating_sub(1) * lanes + VECTOR) * SCALE_BYTES);
+    assert!((1..=PANEL_ROWS).contains(&x.rows) && x.first + x.rows <= x.panel_rows);
+    assert!(sums.len() >= (x.rows - 1) * stride + lanes);
     match isa.level() {
-        // SAFETY: this level exists only where `Isa::available` (isa.rs) found the features that `bf16` enables.
+        // SAFETY: this level exists only where `Isa::available` (isa.rs) found the features that `vector` enables; the lengths
+        // were asserted above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni => unsafe { vector::shrink(a, (x, pairs), (factors, weight), out) },
-        _ => {
-            for (out, x) in out.iter_mut().zip(x.chunks_exact(pairs)) {
-                one_row(isa, a, x, factors, weight, out);
-            }
-        }
+        Level::Avx512Vnni => unsafe { vector::shrink((a, lanes), x, sums, stride) },
+        _ => plain(isa, a, lanes, x, sums, stride),
     }
 }
 
 multiversion! {
-    fn one_row(a: &[u32], x: &[u32], factors: &[f32], weight: f32, out: &mut [u32]) {
-        match factors.len() {
-            16 => finish(&sums::<4>(a, x), factors, weight, out),
-            8 => finish(&sums::<2>(a, x), factors, weight, out),
-            _ => finish(&sums::<1>(a, x), factors, weight, out),
-        }
-    }
-}
-
-#[inline(always)]
-fn sums<const VECTORS: usize>(a: &[u32], x: &[u32]) -> [[f32; VECTOR]; VECTORS] {
-    let chains = CHAINS / VECTORS;
-    let mut sums = [[0.0f32; VECTOR]; VECTORS];
-    for (a, x) in a.chunks_exact(VECTORS * VECTOR).zip(x.chunks_exact(CHAINS)) {
-        for vector in 0..VECTORS {
-            for lane in 0..VECTOR {
-                let [a_first, a_second] = bf16::unpack(a[vector * VECTOR + lane]);
-                let [x_first, x_second] = bf16::unpack(x[vector * chains + lane % chains]);
-                let sum = a_second.mul_add(x_second, sums[vector][lane]);
-                sums[vector][lane] = a_first.mul_add(x_first, sum);
+    fn plain(a: Codes<'_>, lanes: usize, x: Inputs<'_>, sums: &mut [f32], stride: usize) {
+        for row in 0..x.rows {
+            let mut found = [0.0f32; VECTOR];
+            let blocks = a.codes.chunks_exact(BLOCK_VALUES * lanes).zip(a.scales.chunks(lanes * SCALE_BYTES));
+            for ((codes, scales), words) in blocks.zip(x.words.chunks_exact(x.panel_rows * BLOCK_WORDS)) {
+                let word = |word: usize| words[word * x.panel_rows + x.first + row];
+                let mut dots = [0i32; VECTOR];
+                for (index, codes) in codes.chunks_exact(lanes * 4).enumerate() {
+                    let x = word(Words::CODES + index).to_le_bytes();
+                    for (dot, codes) in dots.iter_mut().zip(codes.as_chunks::<4>().0) {
+                        for (code, x) in codes.iter().zip(x) {
+                            *dot += (i32::from(*code) - i32::from(ZERO)) * i32::from(x.cast_signed());
+                        }
+                    }
+                }
+                let x_scale = f32::from_bits(word(Words::SCALE));
+                for ((found, dot), scale) in found.iter_mut().zip(dots).zip(scales.as_chunks::<SCALE_BYTES>().0) {
+                    let scale = f32::from_bits(u32::from(u16::from_le_bytes(*scale)) << 16);
+                    *found = (scale * x_scale).mul_add(dot as f32, *found);
+                }
             }
+            sums[row * stride..][..lanes].copy_from_slice(&found[..lanes]);
         }
     }
-    sums
 }
 
-/// Adds each lane's four sums.
-#[inline(always)]
-fn finish<const VECTORS: usize>(sums: &[[f32; VECTOR]; VECTORS], factors: &[f32], weight: f32, out: &mut [u32]) {
-    let chains = CHAINS / VECTORS;
-    let lane = |lane: usize| {
-        let sum = |chain: usize| sums[chain / chains][lane * chains + chain % chains];
-        ((sum(0) + sum(1)) + (sum(2) + sum(3))) * (factors[lane] * weight)
-    };
-    for (pair, out) in out.iter_mut().enumerate().take(factors.len() / 2) {
-        *out = bf16::pair(lane(2 * pair), lane(2 * pair + 1));
+/// What [`shrink`] gave for all lanes of a run's rows, in int8: see `Term::first_word`.
+pub(super) fn round(isa: Isa, run: &LoraRun<'_>, sums: &[f32], words: &mut [u32]) {
+    let group = run.group;
+    let rows = sums.chunks_exact(group.factors.len()).zip(words.chunks_exact_mut(group.row_words));
+    for (sums, words) in rows {
+        for term in group.terms.iter().filter(|term| run.enabled >> term.slot & 1 == 1) {
+            let lanes = term.first_lane..term.first_lane + term.rank;
+            round_term(isa, &sums[lanes.clone()], &group.factors[lanes], run.weight, &mut words[term.first_word..]);
+        }
+    }
+}
+
+fn round_term(isa: Isa, sums: &[f32], factors: &[f32], weight: f32, mut words: &mut [u32]) {
+    for (sums, factors) in sums.chunks(BLOCK_VALUES).zip(factors.chunks(BLOCK_VALUES)) {
+        let (block, rest) = words.split_at_mut(2 + sums.len().div_ceil(4));
+        match isa.level() {
+            // SAFETY: this level exists only where `Isa::available` (isa.rs) found the features that `vector` enables.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => unsafe { vector::round_block(sums, factors, weight, block) },
+            _ => round_block(isa, sums, factors, weight, block),
+        }
+        words = rest;
+    }
+}
+
+multiversion! {
+    fn round_block(sums: &[f32], factors: &[f32], weight: f32, words: &mut [u32]) {
+        let mut values = [0.0f32; BLOCK_VALUES];
+        for ((value, sum), factor) in values.iter_mut().zip(sums).zip(factors) {
+            *value = sum * (factor * weight);
+        }
+        let block = quantise_block(&values);
+        words[0] = block.scale.to_bits();
+        words[1] = (-128 * (block.sums[0] + block.sums[1])) as u32;
+        for (word, codes) in words[2..].iter_mut().zip(block.codes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(codes.map(|code| code as u8));
+        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
+#[expect(clippy::needless_range_loop, reason = "with plain indices the compiler keeps the sums in registers")]
 mod vector {
     use std::arch::x86_64::*;
 
-    use super::{CHAINS, VECTOR, finish};
+    use crate::quantised_rows::codes;
 
-    /// How far ahead of its use a panel is fetched, in pairs: about what memory delivers within its latency.
-    const AHEAD: usize = 512;
+    use super::{BLOCK_VALUES, BLOCK_WORDS, Codes, Inputs, SCALE_BYTES, VECTOR_BYTES, Words};
 
-    #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    pub(super) fn shrink(a: &[u32], x: (&[u32], usize), factors: (&[f32], f32), out: &mut [&mut [u32]]) {
+    /// How far ahead of its use a panel is fetched, in bytes: about what memory delivers within its latency.
+    const AHEAD: usize = 2048;
+
+    /// # Safety
+    /// The machine has the features, and the lengths are as `super::shrink` asserts.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    pub(super) unsafe fn shrink((a, lanes): (Codes<'_>, usize), x: Inputs<'_>, sums: &mut [f32], stride: usize) {
         macro_rules! for_rows {
-            ($vectors:literal) => {
-                match out.len() {
-                    1 => rows::<$vectors, 1>(a, x, factors, out),
-                    2 => rows::<$vectors, 2>(a, x, factors, out),
-                    3 => rows::<$vectors, 3>(a, x, factors, out),
-                    4 => rows::<$vectors, 4>(a, x, factors, out),
-                    5 => rows::<$vectors, 5>(a, x, factors, out),
-                    _ => rows::<$vectors, 6>(a, x, factors, out),
+            ($lanes:literal: $($rows:literal)*) => {
+                match x.rows {
+                    // SAFETY: the caller's promise.
+                    $($rows => unsafe { rows::<$lanes, $rows>(a, x, sums, stride) },)*
+                    _ => {}
                 }
             };
         }
-        match factors.0.len() {
-            16 => for_rows!(4),
-            8 => for_rows!(2),
-            _ => for_rows!(1),
+        match lanes {
+            16 => for_rows!(16: 1 2 3 4 5 6 7 8 9 10 11 12),
+            8 => for_rows!(8: 1 2 3 4 5 6 7 8 9 10 11 12),
+            _ => for_rows!(4: 1 2 3 4 5 6 7 8 9 10 11 12),
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    fn rows<const VECTORS: usize, const ROWS: usize>(
-        a: &[u32],
-        (x, pairs): (&[u32], usize),
-        (factors, weight): (&[f32], f32),
-        out: &mut [&mut [u32]],
-    ) {
-        assert!(x.len() == ROWS * pairs && a.len() == pairs * VECTORS * VECTOR / CHAINS);
-        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-        for group in 0..pairs / CHAINS {
-            let at = group * VECTORS * VECTOR;
-            for vector in 0..VECTORS {
-                _mm_prefetch::<_MM_HINT_T1>(a.as_ptr().wrapping_add(at + vector * VECTOR + AHEAD).cast());
-                // SAFETY: `group < pairs / 4` and `a` has VECTORS · 16 values for each group.
-                let values = unsafe { _mm512_loadu_si512(a.as_ptr().add(at + vector * VECTOR).cast()) };
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let chain = vector * (CHAINS / VECTORS);
-                    // SAFETY: row `row` of `x` has `pairs` values, `group · 4 + chain + 4 / VECTORS <= pairs`.
-                    let x = unsafe { x.as_ptr().add(row * pairs + group * CHAINS + chain) };
-                    // SAFETY: as above: 4 / VECTORS values are read.
-                    let x = unsafe {
-                        match VECTORS {
-                            4 => _mm512_set1_epi32(x.cast::<i32>().read_unaligned()),
-                            2 => _mm512_set1_epi64(x.cast::<i64>().read_unaligned()),
-                            _ => _mm512_broadcast_i32x4(_mm_loadu_si128(x.cast())),
+    /// # Safety
+    /// As [`shrink`], for that many lanes and rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn rows<const LANES: usize, const ROWS: usize>(a: Codes<'_>, x: Inputs<'_>, out: &mut [f32], stride: usize) {
+        let panel_rows = x.panel_rows;
+        let mut sums = [_mm512_setzero_ps(); ROWS];
+        let (mut codes, mut scales) = (a.codes.as_ptr(), a.scales.as_ptr());
+        let mut words = x.words.as_ptr().wrapping_add(x.first);
+        for _ in 0..x.blocks() {
+            // SAFETY: `words` walks over the blocks of the panel from the first row that is meant, `codes` and `scales` over as
+            // many blocks; each offset is within one of them.
+            unsafe {
+                let word = |word: usize, row: usize| words.add(word * panel_rows + row).cast::<i32>().read();
+                let mut dots = [_mm512_setzero_si512(); ROWS];
+                if LANES == 16 {
+                    for row in 0..ROWS {
+                        dots[row] = _mm512_set1_epi32(word(Words::MINUS_128, row));
+                    }
+                }
+                for vector in 0..LANES / 2 {
+                    _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(vector * VECTOR_BYTES + AHEAD).cast());
+                    let values = _mm512_load_si512(codes.add(vector * VECTOR_BYTES).cast());
+                    for row in 0..ROWS {
+                        let x = match LANES {
+                            16 => _mm512_set1_epi32(word(Words::CODES + vector, row)),
+                            8 => {
+                                let [first, second] = [0, 1].map(|index| word(Words::CODES + 2 * vector + index, row));
+                                _mm512_mask_set1_epi32(_mm512_set1_epi32(first), 0xff00, second)
+                            }
+                            _ => {
+                                let [first, second, third, fourth] =
+                                    [0, 1, 2, 3].map(|index| word(Words::CODES + 4 * vector + index, row));
+                                let low = _mm512_mask_set1_epi32(_mm512_set1_epi32(first), 0xf0, second);
+                                let low = _mm512_mask_set1_epi32(low, 0xf00, third);
+                                _mm512_mask_set1_epi32(low, 0xf000, fourth)
+                            }
+                        };
+                        dots[row] = _mm512_dpbusd_epi32(dots[row], values, x);
+                    }
+                }
+                if LANES < 16 {
+                    for row in 0..ROWS {
+                        let minus = _mm512_set1_epi32(word(Words::MINUS_128, row));
+                        let mut dot = dots[row];
+                        dot = _mm512_add_epi32(dot, _mm512_shuffle_i64x2::<0b0100_1110>(dot, dot));
+                        if LANES == 4 {
+                            dot = _mm512_add_epi32(dot, _mm512_shuffle_i64x2::<0b1011_0001>(dot, dot));
                         }
-                    };
-                    sums[vector] = dot(sums[vector], values, x);
+                        dots[row] = _mm512_add_epi32(dot, minus);
+                    }
+                }
+                let scale = widened(scales);
+                for row in 0..ROWS {
+                    let x_scale = _mm512_castsi512_ps(_mm512_set1_epi32(word(Words::SCALE, row)));
+                    let both = _mm512_mul_ps(scale, x_scale);
+                    sums[row] = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dots[row]), sums[row]);
                 }
             }
+            codes = codes.wrapping_add(BLOCK_VALUES * LANES);
+            scales = scales.wrapping_add(LANES * SCALE_BYTES);
+            words = words.wrapping_add(panel_rows * BLOCK_WORDS);
         }
-        // Written in full by loops of constant length: an index that the compiler does not know would keep the sums in memory.
-        let mut stored = [[[0.0f32; VECTOR]; VECTORS]; ROWS];
-        for row in 0..ROWS {
-            for vector in 0..VECTORS {
-                // SAFETY: 16 values of f32.
-                unsafe { _mm512_storeu_ps(stored[row][vector].as_mut_ptr(), sums[row][vector]) };
-            }
-        }
-        for (out, stored) in out.iter_mut().zip(&stored) {
-            finish(stored, factors, weight, out);
+        for (row, sum) in sums.into_iter().enumerate() {
+            let out = &mut out[row * stride..][..LANES];
+            // SAFETY: the mask leaves LANES values, which `out` has.
+            unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), u16::MAX >> (16 - LANES), sum) };
         }
     }
 
-    /// `sums` + the products of 16 pairs: first the second ones', then the first ones', each fused.
+    /// As `super::round_block`; at most 32 sums, as many factors, and the words for them.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    pub(super) fn round_block(sums: &[f32], factors: &[f32], weight: f32, words: &mut [u32]) {
+        let count = sums.len();
+        assert!((1..=BLOCK_VALUES).contains(&count) && factors.len() == count && words.len() == 2 + count.div_ceil(4));
+        let mask = u32::MAX >> (BLOCK_VALUES - count);
+        let weight = _mm512_set1_ps(weight);
+        let halves = [0, 16].map(|at| {
+            let mask = (mask >> at) as u16;
+            // SAFETY: the mask leaves what both slices have.
+            let [sums, factors] =
+                unsafe { [sums, factors].map(|from| _mm512_maskz_loadu_ps(mask, from.as_ptr().wrapping_add(at))) };
+            _mm512_mul_ps(sums, _mm512_mul_ps(factors, weight))
+        });
+        let (scale, [first, last]) = codes(halves);
+        let all = _mm256_set_m128i(last, first);
+        let sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), all);
+        words[0] = scale.to_bits();
+        words[1] = (-128 * _mm512_reduce_add_epi32(_mm512_zextsi256_si512(sums))) as u32;
+        // SAFETY: the mask leaves the words behind the first two.
+        unsafe { _mm256_mask_storeu_epi32(words.as_mut_ptr().add(2).cast(), u8::MAX >> (10 - words.len()), all) };
+    }
+
+    /// 16 numbers of bf16.
+    ///
+    /// # Safety
+    /// `from` has 32 bytes.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(in super::super) fn dot(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
-        // SAFETY: both types are 512 bits without a meaning of their own.
-        let [a, b] = unsafe { [a, b].map(|bits| std::mem::transmute::<__m512i, __m512bh>(bits)) };
-        _mm512_dpbf16_ps(sums, a, b)
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    pub(in super::super) unsafe fn widened(from: *const u8) -> __m512 {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { _mm256_loadu_si256(from.cast()) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
     }
 }
 #[cfg(target_arch = "x86_64")]
-pub(super) use vector::dot;
+pub(super) use vector::widened;

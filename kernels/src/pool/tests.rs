@@ -67,39 +67,6 @@ fn a_panic_in_a_tile_reaches_the_caller_and_the_pool_goes_on() {
 }
 
 #[test]
-fn tiles_beside_others_run_once_each_whether_or_not_somebody_takes_them_along() {
-    for threads in [1, 3] {
-        Pool::new(threads).unwrap().step(|team| {
-            for (own, others) in [(7, 3), (3, 7), (1, 1), (0, 5), (5, 0), (1, 0)] {
-                let counts: [Vec<AtomicU32>; 2] =
-                    [own, others].map(|count| (0..count).map(|_| AtomicU32::new(0)).collect());
-                let count = |side: usize, index: usize| {
-                    counts[side][index].fetch_add(1, Ordering::Relaxed);
-                };
-                let done = team.beside(others, &|_, index| count(1, index), || {
-                    team.tiles(own, |_, index| count(0, index));
-                    // A second operation has nothing to take along.
-                    team.tiles(own, |_, index| count(0, index));
-                    own
-                });
-                assert_eq!(done, own);
-                assert!(counts[0].iter().all(|count| count.load(Ordering::Relaxed) == 2), "{own} {others}");
-                assert!(counts[1].iter().all(|count| count.load(Ordering::Relaxed) == 1), "{own} {others}");
-                team.beside(others, &|_, index| count(1, index), || ());
-                assert!(counts[1].iter().all(|count| count.load(Ordering::Relaxed) == 2), "nobody took them");
-            }
-            let counted = AtomicU32::new(0);
-            let caught = catch_unwind(AssertUnwindSafe(|| {
-                team.beside(4, &|_, _| drop(counted.fetch_add(1, Ordering::Relaxed).to_string()), || panic!("work"))
-            }));
-            assert!(caught.is_err());
-            team.tiles(2, |_, _| ());
-            assert_eq!(counted.into_inner(), 0, "what was beside a panic is gone");
-        });
-    }
-}
-
-#[test]
 fn a_thread_that_is_late_holds_up_nothing_but_its_own_tile() {
     // More threads than cores, operations of a few nanoseconds: most workers come too late for most of them.
     let pool = Pool::new(16).unwrap();

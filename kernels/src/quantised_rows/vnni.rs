@@ -38,16 +38,7 @@ pub(super) unsafe fn quantise(part: &Part<'_>, words: &mut [u32]) {
 unsafe fn quantise_block(x: *const f32, stride: usize, words: *mut u32) {
     // SAFETY: 32 values.
     let (first, last) = unsafe { (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16))) };
-    let largest = f32::from_bits(largest_bits(_mm512_castps_si512(first), _mm512_castps_si512(last)));
-    let (scale, inverse) = match largest {
-        SMALLEST..f32::INFINITY => (largest / 127.0, 127.0 / largest),
-        0.0..SMALLEST => (0.0, 0.0),
-        _ => (f32::NAN, 0.0),
-    };
-    let inverse = _mm512_set1_ps(inverse);
-    // What does not fit an i32 (of a broken block) becomes 0x80000000, whose low byte is 0.
-    let first = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(first, inverse)));
-    let last = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(last, inverse)));
+    let (scale, [first, last]) = codes([first, last]);
     let sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), _mm256_set_m128i(last, first));
     let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0b1110>(sums));
     let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<1>(sums));
@@ -71,6 +62,22 @@ unsafe fn quantise_block(x: *const f32, stride: usize, words: *mut u32) {
         word(Words::MINUS_32[0], (-32 * halves[0]) as u32);
         word(Words::MINUS_32[1], (-32 * halves[1]) as u32);
     }
+}
+
+/// The scale and the codes of 32 values.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(crate) fn codes([first, last]: [__m512; 2]) -> (f32, [__m128i; 2]) {
+    let largest = f32::from_bits(largest_bits(_mm512_castps_si512(first), _mm512_castps_si512(last)));
+    let (scale, inverse) = match largest {
+        SMALLEST..f32::INFINITY => (largest / 127.0, 127.0 / largest),
+        0.0..SMALLEST => (0.0, 0.0),
+        _ => (f32::NAN, 0.0),
+    };
+    let inverse = _mm512_set1_ps(inverse);
+    // What does not fit an i32 (of a broken block) becomes 0x80000000, whose low byte is 0.
+    let code = |values| _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse)));
+    (scale, [code(first), code(last)])
 }
 
 /// The largest magnitude, as bits.

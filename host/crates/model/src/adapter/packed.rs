@@ -26,6 +26,16 @@ impl Group {
     pub(crate) const fn modules(self) -> &'static [Module] {
         GROUPS[self as usize]
     }
+
+    /// The layer and group that a step comes to next, the layer maybe one more than there are.
+    pub(crate) const fn after(self, layer: usize) -> (usize, Self) {
+        match self {
+            Self::QueryKeyValue => (layer, Self::Output),
+            Self::Output => (layer, Self::GateUp),
+            Self::GateUp => (layer, Self::Down),
+            Self::Down => (layer + 1, Self::QueryKeyValue),
+        }
+    }
 }
 
 /// An adapter packed for one base, in host memory.

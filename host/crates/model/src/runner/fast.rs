@@ -8,7 +8,7 @@ mod weights;
 use std::sync::Arc;
 
 use engine::{Batch, SampledToken};
-use kernels::{Isa, KvFormat, PagedKv, Pool, QuantisedRows, RopeRows};
+use kernels::{BlockFormat, Isa, KvFormat, PagedKv, Pool, QuantisedRows, RopeRows};
 
 use self::forward::{Buffers, Forward};
 use self::head::Head;
@@ -45,9 +45,12 @@ impl Fast {
         let kv = PagedKv::new(KvFormat::Bf16, model.layers, blocks, block_tokens, model.kv_heads, model.head_dim);
         let kv = kv.ok_or_else(|| ModelError::Configuration(format!("{blocks} KV blocks are more than fit")))?;
         let weights = Weights::load(base)?;
+        // Adapters are multiplied in int8, whatever the base is.
+        let adapters = (config.adapter_slots > 0).then_some(BlockFormat::Q8_0);
+        let activations = QuantisedRows::for_formats(weights.formats().chain(adapters));
         Ok(Self {
             isa: Isa::detect(),
-            buffers: Buffers::new(model, config.batch_rows_max as usize, QuantisedRows::for_formats(weights.formats())),
+            buffers: Buffers::new(model, config.batch_rows_max as usize, activations),
             weights,
             rope: RopeRows::new(context_tokens_max, model.head_dim, model.rope_theta, &model.rope_divisors),
             kv,

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use engine::{Batch, LoraSegment};
 use kernels::{
-    AttentionScratch, AttentionSequence, Buffer, HeadNorms, Isa, LoraRows, LoraRun, LoraScratch, PackedMatrix, PagedKv,
-    QuantisedRows, RopeRows, Team, add_rows, embed_rows, grouped_lora, grouped_lora_beside, matmul_packed,
-    paged_attention, rms_norm_rows, rope_rows, swiglu_rows,
+    AttentionScratch, AttentionSequence, Buffer, HeadNorms, Isa, LoraRun, LoraScratch, PackedMatrix, PagedKv,
+    QuantisedRows, RopeRows, Team, embed_rows, matmul_lora, paged_attention, rms_norm_rows, rope_rows, swiglu_rows,
 };
 use types::Module;
 
@@ -31,8 +30,6 @@ pub(super) struct Buffers {
     wide: Buffer<f32>,
     /// `[rows, heads, head_dim]`, later `[rows, intermediate]`.
     narrow: Buffer<f32>,
-    /// A linear layer's output before any adapter's change; filled only where DoRA needs it.
-    plain: Buffer<f32>,
     /// The input of a linear layer in int8.
     activations: QuantisedRows,
     /// (block, offset) of each row's keys and values.
@@ -54,7 +51,6 @@ impl Buffers {
             normed: room(config.hidden),
             wide: room(projected.max(2 * config.intermediate)),
             narrow: room(queries.max(config.intermediate)),
-            plain: Buffer::default(),
             activations,
             places: Vec::with_capacity(rows),
             sequences: Vec::with_capacity(rows),
@@ -185,43 +181,20 @@ impl Forward<'_> {
         let modules = group.modules();
         modules.iter().zip(&mut room).for_each(|(module, matrix)| *matrix = weights.module(*module));
         let matrices: &[&PackedMatrix] = &room[..modules.len()];
-        let mut module_first = [0; 3];
-        let mut stride = 0;
-        for (first, matrix) in module_first.iter_mut().zip(matrices) {
-            *first = stride;
-            stride += matrix.outputs();
-        }
-        let inputs = matrices[0].inputs();
-
-        let Buffers { stream, normed, wide, narrow, plain, activations, runs, lora, .. } = &mut *self.buffers;
+        let Buffers { stream, normed, wide, narrow, activations, runs, lora, .. } = &mut *self.buffers;
         let (x, y): (&[f32], &mut [f32]) = match (from, to) {
             (Place::Normed, Place::Wide) => (normed, wide),
             (_, Place::Stream) => (narrow, stream),
             (_, _) => (narrow, wide),
         };
-        let accumulate = to == Place::Stream;
-        activations.fill(team, isa, x, rows, inputs);
+        activations.fill(team, isa, x, rows, matrices[0].inputs());
         team.upcoming(self.weights.after(layer, group));
         let mut adding = recycled(std::mem::take(runs));
         adding.extend(self.batch.segments.iter().filter_map(|segment| run(self.slots, segment, layer, group)));
-        let has_growth = adding.iter().any(|run| run.group.has_growth());
-        if has_growth {
-            plain.resize(rows * stride);
-            matmul_packed(team, isa, matrices, activations, plain, false);
-            match accumulate {
-                true => add_rows(team, isa, y, plain),
-                false => y.copy_from_slice(plain),
-            }
-        }
-        let module_first = &module_first[..modules.len()];
-        let plain = has_growth.then_some(&**plain);
-        let rows = LoraRows { x, inputs, y, y_stride: stride, module_first, plain };
-        if has_growth {
-            grouped_lora(team, isa, &adding, rows, lora);
-        } else {
-            let product = |y: &mut [f32]| matmul_packed(team, isa, matrices, activations, y, accumulate);
-            grouped_lora_beside(team, isa, &adding, rows, lora, product);
-        }
+        let (next_layer, next) = group.after(layer);
+        let next = self.batch.segments.iter().filter_map(|segment| run(self.slots, segment, next_layer, next));
+        lora.upcoming(next.map(|run| run.group));
+        matmul_lora(team, isa, matrices, activations, y, to == Place::Stream, &adding, lora);
         *runs = recycled(adding);
     }
 }
