@@ -244,7 +244,7 @@ fn pieces(
                 if at.rows.len() > STREAMED_ROWS_MAX {
                     ahead.push(next);
                 }
-                multiply(isa, at.matrix, at.panel, x, &at.rows, ahead.lines(), &mut results);
+                multiply(isa, at.matrix, at.panel, x, &at.rows, &mut ahead, &mut results);
                 consume(worker, &at, &mut results);
             }
         }
@@ -318,7 +318,7 @@ fn multiply(
     panel: usize,
     x: &QuantisedRows,
     rows: &Range<usize>,
-    ahead: &[*const u8],
+    ahead: &mut Ahead,
     results: &mut Results,
 ) {
     let (weights, count) = (matrix.panel(panel), rows.len());
