@@ -299,7 +299,7 @@ fn divergence(p: &[f64], q: &[f64]) -> f64 {
     p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
-/// What int8 activations and keys, values and adapters in bf16 cost; measured over more text by `cargo xtask bench quality`.
+/// What int8 activations and adapters, and keys and values in bf16 cost; measured over more text by `cargo xtask bench quality`.
 #[test]
 fn quantised_stays_near_f32_over_goldens_and_a_text() {
     let Some(base) = base() else { return };
