@@ -71,6 +71,7 @@ pub(super) struct Add<'a> {
     pub(super) words: Range<usize>,
     pub(super) stride: usize,
     pub(super) rank_words: usize,
+    /// Bytes of the scales of 16 outputs.
     tile_scales: usize,
     /// Of the panel of activations.
     pub(super) rows: Range<usize>,

@@ -66,13 +66,8 @@ impl Weights {
 
     /// What a step multiplies with after the modules of a group.
     pub(super) fn after(&self, layer: usize, group: Group) -> &[u8] {
-        let (layer, module) = match group {
-            Group::QueryKeyValue => (layer, Module::O),
-            Group::Output => (layer, Module::Gate),
-            Group::GateUp => (layer, Module::Down),
-            Group::Down => (layer + 1, Module::Q),
-        };
-        self.layers.get(layer).map_or(self.output(), |weights| weights.module(module)).stream()
+        let (layer, next) = group.after(layer);
+        self.layers.get(layer).map_or(self.output(), |weights| weights.module(next.modules()[0])).stream()
     }
 
     pub(super) fn output(&self) -> &PackedMatrix {
