@@ -17,16 +17,19 @@ const ROUND_TRIPS: u32 = 2_000;
 /// CPUs whose round trip takes longer than the fastest by this factor are far from each other.
 const FAR: f64 = 1.35;
 /// How often a probe is tried before the machine is taken as it is.
-const PROBES_MAX: usize = 200;
+const PROBES_MAX: usize = 40;
 const PROBE_PAUSE: Duration = Duration::from_millis(25);
-/// How often one value is measured at most.
-pub(crate) const TRIES_MAX: usize = 6;
+/// How long a run waits for near CPUs in all, what it measured in vain included. After that it takes the machine as it is, and
+/// its report says for how many values: a machine that is never calm still gets its bench done.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Keeps the calling thread, and every thread and process that it starts, to a few CPUs until it is dropped.
 pub(crate) struct Calm {
     cpus: Vec<CpuSet>,
     before: Option<CpuSet>,
     fastest: Duration,
+    /// What is left of [`PATIENCE`].
+    patience: Duration,
     /// Values that were taken again.
     pub(crate) repeated: usize,
     /// Values that were kept though the machine was not calm.
@@ -58,10 +61,10 @@ impl Calm {
 
     /// Everywhere, and always calm.
     pub(crate) fn never_asked() -> Self {
-        Self { cpus: Vec::new(), before: None, fastest: Duration::ZERO, repeated: 0, disturbed: 0 }
+        Self { cpus: Vec::new(), before: None, fastest: Duration::ZERO, patience: PATIENCE, repeated: 0, disturbed: 0 }
     }
 
-    /// Waits until the CPUs are near each other, for some seconds at most; whether they are.
+    /// Waits until the CPUs are near each other, for a second at most; whether they are.
     pub(crate) fn settle(&mut self) -> bool {
         (0..PROBES_MAX).any(|_| {
             let is_calm = self.is_calm();
@@ -70,6 +73,16 @@ impl Calm {
             }
             is_calm
         })
+    }
+
+    /// So much time was waited or measured in vain.
+    pub(crate) fn lost(&mut self, time: Duration) {
+        self.patience = self.patience.saturating_sub(time);
+    }
+
+    /// Whether the machine is taken as it is from here on.
+    pub(crate) const fn has_given_up(&self) -> bool {
+        self.patience.is_zero()
     }
 
     /// Whether the CPUs are near each other. The best of three probes, as anything may disturb a short one.
@@ -147,5 +160,14 @@ mod tests {
     fn who_never_asks_is_always_calm() {
         let mut calm = Calm::never_asked();
         assert!(calm.settle() && calm.is_calm() && calm.probe().is_none());
+    }
+
+    #[test]
+    fn patience_ends() {
+        let mut calm = Calm::never_asked();
+        calm.lost(PATIENCE / 2);
+        assert!(!calm.has_given_up());
+        calm.lost(PATIENCE);
+        assert!(calm.has_given_up());
     }
 }

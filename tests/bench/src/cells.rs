@@ -149,16 +149,15 @@ pub(crate) fn run(
         })?;
         let bandwidths = values.pop().unwrap_or_default();
         let (Some(ours_values), Some(again)) = (values.first(), values.last()) else { continue };
-        let control = Spread::of_ratios(ours_values, again).ok_or("no rounds")?;
+        let control = Spread::of_median_ratio(ours_values, again).ok_or("no rounds")?;
         let both = [ours_values.as_slice(), again].concat();
-        let ours_speed = Spread::of(&both).ok_or("no rounds")?;
         if cell.name() == READ_SHARE_BAR.0 {
             let floors: Vec<f64> = bandwidths.iter().map(|bandwidth| bandwidth / setting.cost.weight_bytes).collect();
-            let share = Spread::of_ratios(ours_values, &floors).map(|share| share.widened_by(control));
+            let share = Spread::of_median_ratio(ours_values, &floors).map(|share| share.widened_by(control));
             let name = format!("{}: share of the read floor", cell.name());
             report.bar(&name, Bound::AtLeast(READ_SHARE_BAR.1), share.ok_or("no rounds"));
         }
-        our_row(cell, ours_speed, control, (median(&bandwidths), setting), report);
+        our_row(cell, &both, control, (median(&bandwidths), setting), report).ok_or("no rounds")?;
         let peers: Vec<(&'static str, &Vec<f64>)> = formats.iter().copied().zip(values.iter().skip(1)).collect();
         peer_rows(cell, ours_values, &peers, control, report);
         if matches!(cell, Cell::Decode(32, _)) && !peers.is_empty() {
@@ -174,14 +173,15 @@ pub(crate) fn run(
     Ok(fastest_first)
 }
 
-/// Our speed, the control, and how far from the machine's limits.
+/// Our speed, the control, and how far from the machine's limits; `None` if there are no values.
 fn our_row(
     cell: Cell,
-    speed: Spread,
+    values: &[f64],
     control: Spread,
     (bandwidth, setting): (Option<f64>, &Setting<'_>),
     report: &mut Report,
-) {
+) -> Option<()> {
+    let speed = Spread::of(values)?;
     let name = cell.name();
     let (rows, samples, steps) = cell.shape();
     let floor = setting.cost.floor_seconds(rows, samples, bandwidth, setting.limits);
@@ -193,12 +193,14 @@ fn our_row(
     });
     report.row(json!({"cell": name, "side": "tenon", "tokens_per_s": spread_json(Some(speed)),
         "step_ms": rounded(step_seconds * 1e3), "control_a_a": spread_json(Some(control)), "limits": shares}));
-    let share_of = |part: f64| speed.times(part * steps as f64 / cell.tokens());
     if name == INT8_SHARE_BAR.0 {
+        let speed_sure = Spread::of_median(values)?;
+        let share_of = |part: f64| speed_sure.times(part * steps as f64 / cell.tokens());
         let share = floor.filter(|floor| floor.compute > 0.0).map(|floor| share_of(floor.compute));
         let value = share.ok_or("the machine has no int8 instruction that is known here");
         report.bar(&format!("{name}: share of the int8 peak"), Bound::AtLeast(INT8_SHARE_BAR.1), value);
     }
+    Some(())
 }
 
 /// llama.cpp's speeds and our ratios to them; `None` if there are none.
@@ -213,7 +215,7 @@ fn peer_rows(
     let mut best: Option<(&'static str, f64, Spread)> = None;
     for (format, values) in peers {
         let speed = Spread::of(values)?;
-        let ratio = Spread::of_ratios(ours, values)?.widened_by(control);
+        let ratio = Spread::of_median_ratio(ours, values)?.widened_by(control);
         report
             .row(json!({"cell": name, "side": format!("llama.cpp {format}"), "tokens_per_s": spread_json(Some(speed)),
             "tenon_over_it": spread_json(Some(ratio))}));

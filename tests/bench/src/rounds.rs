@@ -1,9 +1,9 @@
 //! Measuring sides in turn. Not here: what becomes of the values (`statistics`).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Outcome;
-use crate::calm::{Calm, TRIES_MAX};
+use crate::calm::Calm;
 
 /// Between two sides, so that the threads of one sleep before the other starts.
 const PAUSE: Duration = Duration::from_millis(15);
@@ -37,15 +37,18 @@ pub(crate) fn interleaved(
     Ok(values)
 }
 
-/// A value that was taken while the machine was calm, if it ever is.
+/// A value that was taken while the machine was calm, as long as there is patience for it.
 fn calmly(calm: &mut Calm, mut measure: impl FnMut() -> Outcome<f64>) -> Outcome<f64> {
-    for _ in 1..TRIES_MAX {
-        let was_calm = calm.settle();
-        let value = measure()?;
-        if was_calm && calm.is_calm() {
-            return Ok(value);
+    while !calm.has_given_up() {
+        let started = Instant::now();
+        if calm.settle() {
+            let value = measure()?;
+            if calm.is_calm() {
+                return Ok(value);
+            }
+            calm.repeated += 1;
         }
-        calm.repeated += 1;
+        calm.lost(started.elapsed());
     }
     calm.disturbed += 1;
     measure()

@@ -222,8 +222,8 @@ fn duel(
     let speed: fn(&Served) -> f64 = |served| served.tokens_per_s;
     let first: fn(&Served) -> f64 = |served| served.first_token(0.95);
     let ratio = |what| {
-        let control = Spread::of_ratios(&of(ours, what), &of(again, what))?;
-        Some((Spread::of_ratios(&of(ours, what), &of(theirs, what))?.widened_by(control), control))
+        let control = Spread::of_median_ratio(&of(ours, what), &of(again, what))?;
+        Some((Spread::of_median_ratio(&of(ours, what), &of(theirs, what))?.widened_by(control), control))
     };
     let (tokens, first_token) = (ratio(speed), ratio(first));
     row("tenon", STREAMS_MAX, mix, ours, report);

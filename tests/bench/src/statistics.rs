@@ -18,7 +18,10 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> Option<f64> {
     Some(below + (above - below) * (place - place.floor()))
 }
 
-/// A median and where four fifths of the values lie.
+/// How sure a range about a median is to hold it.
+const SURE: f64 = 0.95;
+
+/// A median and a range about it: where four fifths of the values lie, or where the median itself does.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -36,6 +39,23 @@ impl Spread {
     pub(crate) fn of_ratios(above: &[f64], below: &[f64]) -> Option<Self> {
         let ratios: Vec<f64> = above.iter().zip(below).map(|(above, below)| above / below).collect();
         Self::of(&ratios)
+    }
+
+    /// The median and where it lies with a certainty of [`SURE`], whatever the values' distribution is: between the two
+    /// that stand as far from the middle as a fair coin's heads may fall (the sign test's interval). Below six values that is
+    /// all of them, and no certainty. Bars are judged by it: more rounds narrow it, as they do not the values' own spread.
+    pub(crate) fn of_median(values: &[f64]) -> Option<Self> {
+        let mut sorted: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
+        sorted.sort_by(f64::total_cmp);
+        let outside = values_outside(sorted.len());
+        let (low, high) = (sorted.get(outside)?, sorted.get(sorted.len() - 1 - outside)?);
+        Some(Self { median: median(values)?, low: *low, high: *high })
+    }
+
+    /// [`Self::of_median`] of the ratios of values that were measured in the same rounds.
+    pub(crate) fn of_median_ratio(above: &[f64], below: &[f64]) -> Option<Self> {
+        let ratios: Vec<f64> = above.iter().zip(below).map(|(above, below)| above / below).collect();
+        Self::of_median(&ratios)
     }
 
     /// Of a value that was measured once, or follows from such.
@@ -57,6 +77,21 @@ impl Spread {
     /// The same with every value multiplied.
     pub(crate) fn times(self, factor: f64) -> Self {
         Self { median: self.median * factor, low: self.low * factor, high: self.high * factor }
+    }
+}
+
+/// How many of so many values may lie beyond each end of a range that holds their median with a certainty of [`SURE`].
+fn values_outside(count: usize) -> usize {
+    let mut outside = 0;
+    // Chances that exactly so many, and that at most so many, fair coins show heads.
+    let (mut exactly, mut at_most) = (0.5f64.powi(i32::try_from(count).unwrap_or(i32::MAX)), 0.0);
+    loop {
+        at_most += exactly;
+        if 2.0 * at_most > 1.0 - SURE || 2 * outside + 1 >= count {
+            return outside.saturating_sub(1);
+        }
+        exactly *= (count - outside) as f64 / (outside + 1) as f64;
+        outside += 1;
     }
 }
 
@@ -112,6 +147,17 @@ mod tests {
         // The machine halves its speed in the last rounds: the ratio does not notice.
         let (ours, theirs) = ([100.0, 100.0, 50.0, 50.0], [50.0, 50.0, 25.0, 25.0]);
         assert_eq!(Spread::of_ratios(&ours, &theirs), Some(Spread::exactly(2.0)));
+    }
+
+    #[test]
+    fn a_median_is_surer_of_more_values() {
+        // Of a table of the sign test's intervals: ranks 1, 1, 2, 3, 6, 10 from each end.
+        assert_eq!([1, 5, 6, 8, 9, 12, 20, 30].map(values_outside), [0, 0, 0, 0, 1, 2, 5, 9]);
+        let values: Vec<f64> = (1..=20).map(f64::from).collect();
+        assert_eq!(Spread::of_median(&values), Some(Spread { median: 10.5, low: 6.0, high: 15.0 }));
+        assert_eq!(Spread::of_median(&[2.0, 9.0]), Some(Spread { median: 5.5, low: 2.0, high: 9.0 }));
+        assert_eq!(Spread::of_median(&[]), None);
+        assert_eq!(Spread::of_median_ratio(&[4.0], &[2.0]), Some(Spread::exactly(2.0)));
     }
 
     #[test]
