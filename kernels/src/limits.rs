@@ -30,6 +30,17 @@ pub fn peak(peak: Peak, threads: usize) -> Option<f64> {
     Some(operations as f64 * ROUNDS as f64 * threads.max(1) as f64 / seconds)
 }
 
+/// Time that the calling thread takes for so many turns of a peak's loop, which fills its core's units for multiply-add: two
+/// CPUs that are one core take twice as long together. A thousand turns are some microseconds. `None` where the machine
+/// has no such instruction.
+#[must_use]
+pub fn peak_time(peak: Peak, turns: u64) -> Option<Duration> {
+    let (run, _) = peak_loop(peak)?;
+    let started = Instant::now();
+    run(black_box(turns));
+    Some(started.elapsed())
+}
+
 /// Bytes a second that so many threads together read from a working set of `bytes` in all, split between them evenly; the
 /// best of some short tries. `None` if the machine gives no threads or the set is smaller than a page a thread.
 #[must_use]

@@ -1,25 +1,26 @@
-//! The CPUs that the sides of a comparison share, and whether they are near each other at the moment. Not here: what is
+//! The CPUs that the sides of a comparison share, and whether each is a core of its own at the moment. Not here: what is
 //! measured on them (`rounds`).
 //!
-//! A virtual machine's CPUs float over its host's cores: for seconds at a time two of them have a cache in common, or have
-//! none. A cache line goes from one to the other and back in 55 ns or in 90 to 360 ns, and a step of 32 rows, whose threads
-//! hand activations to each other at each operation, takes 18 ms or 27 ms with it. Which side of a comparison that hits is
-//! chance, so a value is taken again if the CPUs were far from each other before or after it. All sides run on the same
-//! CPUs, as many as each has threads: what the machine's other CPUs could do for one of them does not count.
+//! A virtual machine's CPUs float over its host's hardware threads: for seconds at a time two of them are the two threads of
+//! one core, and do together little more than one alone (a step of 32 rows takes 28 ms in place of 19, and 34 ms on one
+//! thread). Which side of a comparison that hits is chance, so a value is taken again if the CPUs were one core before or
+//! after it: a loop that fills a core's units for multiply-add takes twice as long then. All sides run on the same CPUs,
+//! as many as each has threads: what the machine's other CPUs could do for one of them does not count.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::Barrier;
+use std::time::Duration;
 
+use kernels::limits::{Peak, peak_time};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Round trips of a probe: about 0.2 ms.
-const ROUND_TRIPS: u32 = 2_000;
-/// CPUs whose round trip takes longer than the fastest by this factor are far from each other.
-const FAR: f64 = 1.35;
+/// Turns of a probe's loop: some 500 us.
+const TURNS: u64 = 100_000;
+/// CPUs that take longer than the fastest probe by this factor share a core, with each other or with a stranger.
+const SLOW: f64 = 1.4;
 /// How often a probe is tried before the machine is taken as it is.
 const PROBES_MAX: usize = 40;
 const PROBE_PAUSE: Duration = Duration::from_millis(25);
-/// How long a run waits for near CPUs in all, what it measured in vain included. After that it takes the machine as it is, and
+/// How long a run waits for cores in all, what it measured in vain included. After that it takes the machine as it is, and
 /// its report says for how many values: a machine that is never calm still gets its bench done.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -64,7 +65,7 @@ impl Calm {
         Self { cpus: Vec::new(), before: None, fastest: Duration::ZERO, patience: PATIENCE, repeated: 0, disturbed: 0 }
     }
 
-    /// Waits until the CPUs are near each other, for a second at most; whether they are.
+    /// Waits until each CPU is a core of its own, for a second at most; whether they are.
     pub(crate) fn settle(&mut self) -> bool {
         (0..PROBES_MAX).any(|_| {
             let is_calm = self.is_calm();
@@ -85,47 +86,27 @@ impl Calm {
         self.patience.is_zero()
     }
 
-    /// Whether the CPUs are near each other. The best of three probes, as anything may disturb a short one.
+    /// Whether each CPU is a core of its own. The best of three probes, as anything may disturb a short one.
     pub(crate) fn is_calm(&mut self) -> bool {
         let Some(best) = (0..3).filter_map(|_| self.probe()).min() else { return true };
         self.fastest = self.fastest.min(best);
-        best.as_secs_f64() < self.fastest.as_secs_f64() * FAR
+        best.as_secs_f64() < self.fastest.as_secs_f64() * SLOW
     }
 
-    /// How long a word goes back and forth between the first CPU and the furthest of the others; `None` if there are no two.
+    /// How long the slowest CPU takes for the loop while all run it; `None` where that cannot be found.
     fn probe(&self) -> Option<Duration> {
-        let (first, others) = self.cpus.split_first()?;
-        others.iter().map(|other| round_trips(first, other)).collect::<Option<Vec<_>>>()?.into_iter().max()
+        let ready = Barrier::new(self.cpus.len());
+        let one = |cpu: &CpuSet| {
+            let is_there = sched_setaffinity(None, cpu).is_ok();
+            ready.wait();
+            peak_time(Peak::F32, TURNS).filter(|_| is_there)
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = self.cpus.iter().map(|cpu| scope.spawn(|| one(cpu))).collect();
+            let times = threads.into_iter().map(|thread| thread.join().ok().flatten());
+            times.collect::<Option<Vec<_>>>()?.into_iter().max()
+        })
     }
-}
-
-/// [`ROUND_TRIPS`] of one word between two CPUs; `None` where threads cannot be kept to them.
-fn round_trips(one: &CpuSet, other: &CpuSet) -> Option<Duration> {
-    let word = AtomicU32::new(0);
-    // Even turns are the first thread's. Who cannot go to its CPU plays all the same: the other one waits for it.
-    let play = |cpu: &CpuSet, mine: u32| {
-        let is_there = sched_setaffinity(None, cpu).is_ok();
-        let started = Instant::now();
-        for turn in (0..2 * ROUND_TRIPS).filter(|turn| turn % 2 == mine) {
-            let mut spins = 0u32;
-            while word.load(Ordering::Acquire) != turn {
-                spins += 1;
-                // The other one may want this very CPU.
-                if spins.is_multiple_of(1 << 12) {
-                    std::thread::yield_now();
-                }
-                std::hint::spin_loop();
-            }
-            word.store(turn + 1, Ordering::Release);
-        }
-        is_there.then(|| started.elapsed())
-    };
-    std::thread::scope(|scope| {
-        let threads = [scope.spawn(|| play(one, 0)), scope.spawn(|| play(other, 1))];
-        let times = threads.map(|thread| thread.join().ok().flatten());
-        // The second begins late at most, and its time is of all round trips but the first.
-        times.into_iter().collect::<Option<Vec<_>>>()?.into_iter().min()
-    })
 }
 
 impl Drop for Calm {

@@ -105,7 +105,7 @@ fn measure(
 ) -> Outcome {
     println!("\n== the machine's limits");
     let mut calm = Calm::on(options.threads);
-    let limits = Limits::measure(options.threads, options.quick);
+    let limits = Limits::measure(options.threads, options.quick, &mut calm);
     limits.rows().into_iter().for_each(|row| report.row(row));
     let cost = BaseCost::of(&given.base, base.config())?;
     let rounds = options.rounds.unwrap_or(if options.quick { 2 } else { 9 }).max(1);

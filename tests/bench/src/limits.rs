@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use types::Module;
 
 use crate::Outcome;
+use crate::calm::Calm;
 use crate::report::rounded;
 
 const MIB: usize = 1 << 20;
@@ -32,12 +33,20 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// Takes some seconds.
-    pub(crate) fn measure(threads: usize, is_quick: bool) -> Self {
+    pub(crate) fn measure(threads: usize, is_quick: bool, calm: &mut Calm) -> Self {
         let peaks = [Peak::Int8, Peak::Bf16, Peak::F32];
-        let [int8, bf16, f32] = peaks.map(|kind| peak(kind, threads));
+        let [int8, bf16, f32] = peaks.map(|kind| {
+            calm.settle();
+            peak(kind, threads)
+        });
         let sets = SETS_BYTES.iter().filter(|bytes| !is_quick || **bytes <= 160 * MIB);
-        let reads = sets.filter_map(|&bytes| Some((bytes, read_bandwidth(bytes, 1)?, read_bandwidth(bytes, threads)?)));
-        Self { int8, bf16, f32, single: peaks.map(|kind| peak(kind, 1)), reads: reads.collect(), threads }
+        let reads: Vec<_> = sets
+            .filter_map(|&bytes| {
+                calm.settle();
+                Some((bytes, read_bandwidth(bytes, 1)?, read_bandwidth(bytes, threads)?))
+            })
+            .collect();
+        Self { int8, bf16, f32, single: peaks.map(|kind| peak(kind, 1)), reads, threads }
     }
 
     /// Bytes a second that all threads read from a working set of about this size.
