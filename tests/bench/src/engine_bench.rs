@@ -35,7 +35,7 @@ pub(crate) struct Options {
     /// Only what has bars, in fewer rounds: some minutes on an idle machine
     #[arg(long)]
     quick: bool,
-    /// Rounds of the interleaved parts, eight times as many short ones with adapters; 9 by default, 2 with `--quick`; over HTTP 6 and 1
+    /// Rounds of the interleaved parts, six to sixteen times as many short ones with adapters; 9 by default, 2 with `--quick`; over HTTP 6 and 1
     #[arg(long)]
     rounds: Option<usize>,
     /// Only these parts

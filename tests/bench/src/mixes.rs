@@ -13,12 +13,12 @@ use crate::report::{Report, rounded, spread_json};
 use crate::rounds::interleaved;
 use crate::statistics::{Bound, Spread, median};
 
-/// Rounds for each of the other parts': the bars here are a few hundredths away, so there are many short ones.
-const ROUNDS_FACTOR: usize = 8;
+/// Batches with bars, and rounds for each of the other parts': the bars are a few hundredths away, so there are many short ones.
+const BATCHES: [(usize, usize); 2] = [(8, 16), (32, 6)];
+/// Batches at which what is unused must cost nothing, and rounds likewise.
+const BATCHES_UNUSED: [(usize, usize); 2] = [(1, 8), (8, 8)];
 /// Decode steps of one value: some 50 to 150 ms, shorter than what a virtual machine's CPUs stay where they are for.
 const STEPS: usize = 8;
-/// Batches with bars.
-const BATCHES: [usize; 2] = [8, 32];
 const TAX_BAR: f64 = 2.0;
 const SHARED_BAR: f64 = 0.92;
 
@@ -35,12 +35,12 @@ pub(crate) fn run(
     report: &mut Report,
 ) -> Outcome {
     println!("\n== decode with adapters of rank 16 on all linear layers");
-    for batch in BATCHES {
+    for (batch, factor) in BATCHES {
         let parameters = RandomAdapter::new(0, config).parameters();
-        tax(ours, (batch, parameters), setting, calm, report)?;
+        tax(ours, (batch, parameters), setting, (setting.rounds * factor, calm), report)?;
     }
-    for batch in [1, 8] {
-        unused(ours, bare, batch, setting, calm, report)?;
+    for (batch, factor) in BATCHES_UNUSED {
+        unused(ours, bare, batch, (setting.rounds * factor, calm), report)?;
     }
     Ok(())
 }
@@ -49,7 +49,7 @@ fn tax(
     ours: &mut Ours,
     (batch, parameters): (usize, usize),
     setting: &Setting<'_>,
-    calm: &mut Calm,
+    (rounds, calm): (usize, &mut Calm),
     report: &mut Report,
 ) -> Outcome {
     // The base comes before and after each of the first two, and is compared with as the mean of both: what a side leaves in the
@@ -61,7 +61,7 @@ fn tax(
     ours.decode(batch, Mix::Base, CONTEXT, 1)?;
     // Seconds of a step. The last side is the floor: seconds to read the adapters once, in the same round, as CPUs of a virtual
     // machine move nearer to memory and away from it.
-    let values = interleaved(calm, setting.rounds * ROUNDS_FACTOR, MIXES.len() + 1, |side| match MIXES.get(side) {
+    let values = interleaved(calm, rounds, MIXES.len() + 1, |side| match MIXES.get(side) {
         Some(mix) => Ok(ours.decode_on(batch, *mix, CONTEXT, STEPS)?.as_secs_f64() / STEPS as f64),
         None => Ok(set_bytes as f64 / setting.read_bandwidth(read_bytes)?),
     })?;
@@ -116,14 +116,13 @@ fn unused(
     ours: &mut Ours,
     bare: &mut Ours,
     batch: usize,
-    setting: &Setting<'_>,
-    calm: &mut Calm,
+    (rounds, calm): (usize, &mut Calm),
     report: &mut Report,
 ) -> Outcome {
     for side in [&mut *ours, &mut *bare] {
         side.decode(batch, Mix::Base, CONTEXT, 1)?;
     }
-    let values = interleaved(calm, setting.rounds * ROUNDS_FACTOR, 4, |side| {
+    let values = interleaved(calm, rounds, 4, |side| {
         let side = if side.is_multiple_of(2) { &mut *ours } else { &mut *bare };
         Ok((batch * STEPS) as f64 / side.decode_on(batch, Mix::Base, CONTEXT, STEPS)?.as_secs_f64())
     })?;
