@@ -4,7 +4,7 @@
 use std::io::BufRead as _;
 
 use serde_json::{Value, json};
-use tests::{Client, Options, Server, adapter_folder, deploy_plugin, tenant_key};
+use tests::{Client, Options, Server, adapter_folder, deploy_plugin, guest, tenant_key};
 
 fn ask(model: &str, tokens: usize) -> Value {
     json!({"model": model, "prompt": "One two three", "max_tokens": tokens, "ignore_eos": true, "stream": true, "temperature": 0})
@@ -58,9 +58,9 @@ fn a_revoked_adapter_ends_its_streams_and_never_comes_back() {
     let key = tenant_key(&client, "someone", &["invoke", "adapters"]);
     client.with_key(Some(key)).put(&path, &json!({})).expect_error(403, "forbidden");
 
-    let data = server.keep_data().expect("a data folder");
+    let options = Options { data: Some(server.data().to_path_buf()), ..Options::default() };
+    let _scratch = server.keep_data();
     drop(server);
-    let options = Options { data: Some(data.path().to_owned()), ..Options::default() };
     let Some(server) = Server::start(test, options) else { return };
     let client = server.client();
     client.post("/v1/completions", &json!({"model": "caps", "prompt": "One"})).expect_error(410, "revoked");
@@ -74,8 +74,7 @@ fn a_revoked_plugin_ends_its_streams_and_is_not_deployed_again() {
     let Some(server) = Server::start(test, Options::default()) else { return };
     let client = server.client();
     deploy_plugin(&client, "speaks", "echo", &json!({}));
-    let plugin =
-        client.get("/v1/functions/speaks").expect(200).json()["manifest"]["plugin"].as_str().unwrap().to_owned();
+    let plugin = client.upload_plugin(guest("echo"));
     let body = json!({"input": "One two three", "max_tokens": 4000, "stream": true});
     let last = last_event_after(&client, "/v1/functions/speaks/invoke", &body, || {
         client.put(&format!("/v1/revocations/{plugin}"), &json!({"reason": "it spies"})).expect(201);
