@@ -20,6 +20,7 @@ use model::{AdapterBase, AdapterLimits, AdapterReport, CanonicalAdapter, Precisi
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 
 use crate::artifacts::{ArtifactKind, Artifacts};
+use crate::revocation::{Revocation, Revocations};
 use crate::store::Store;
 use loads::{Loads, lost};
 use memory::HostMemory;
@@ -31,6 +32,9 @@ pub use memory::{AdapterLease, Residency};
 
 /// Up to here names are looked up one by one; beyond, one listing is cheaper.
 const RESOLVED_ONE_BY_ONE_MAX: usize = 16;
+
+/// What a revocation's refusal calls an adapter.
+const WHAT: &str = "the adapter";
 
 /// What an adapter store is built with.
 #[derive(Clone, Debug)]
@@ -84,6 +88,8 @@ pub struct AdapterInfo {
     pub residency: Residency,
     /// What it was found to be when this alias was set.
     pub report: Option<AdapterReport>,
+    /// When and why it was revoked, if it was.
+    pub revoked: Option<Revocation>,
 }
 
 /// Names that were resolved for one request of one tenant: the proof of ownership that the request goes on with. Not to be kept
@@ -117,6 +123,7 @@ pub struct AdapterStore {
     root: Option<AdaptersRoot>,
     artifacts: Artifacts,
     owners: Owners,
+    revocations: Revocations,
     memory: HostMemory,
     loads: Loads,
 }
@@ -129,6 +136,7 @@ impl AdapterStore {
     pub async fn new(
         store: Arc<dyn Store>,
         artifacts: Artifacts,
+        revocations: Revocations,
         config: AdapterStoreConfig,
     ) -> Result<Self, AdapterError> {
         let root = match config.adapters_root {
@@ -143,6 +151,7 @@ impl AdapterStore {
             root,
             artifacts,
             owners: Owners::new(store),
+            revocations,
             memory: HostMemory::new(config.host_bytes_max),
             loads: Loads::new(config.loads_max),
         })
@@ -202,6 +211,7 @@ impl AdapterStore {
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(AdapterError::DigestMismatch { expected, found: digest });
         }
+        self.revocations.check(WHAT, digest)?;
         let record = AliasRecord { digest, rank, modules, bytes: bytes.len() as u64, report: Some(report) };
         self.artifacts.put(ArtifactKind::Adapter, bytes.into()).await?;
         let replaced = self.owners.set(tenant, alias, &record).await?;
@@ -301,6 +311,12 @@ impl AdapterStore {
         self.lease_owned(&resolved.tenant, digest).await
     }
 
+    /// Takes what was revoked out of memory, whoever brought it there. Leases that are out stay good: the engine ends their
+    /// sequences.
+    pub async fn evict(&self, digest: Digest) {
+        self.memory.forget_everywhere(digest).await;
+    }
+
     /// Bytes of packed adapters in the cache.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.bytes()
@@ -317,6 +333,7 @@ impl AdapterStore {
     }
 
     async fn lease_owned(&self, tenant: &TenantId, digest: Digest) -> Result<AdapterLease, AdapterError> {
+        self.revocations.check(WHAT, digest)?;
         let (artifacts, loads) = (self.artifacts.clone(), self.loads.clone());
         let (base, limits, precision) = (Arc::clone(&self.base), self.limits.clone(), self.precision);
         let load = async move |permit| {
@@ -348,7 +365,8 @@ impl AdapterStore {
     fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord) -> AdapterInfo {
         let AliasRecord { digest, rank, modules, bytes, report } = record;
         let residency = self.memory.residency(tenant, digest);
-        AdapterInfo { alias, digest, rank, modules, bytes, residency, report }
+        let revoked = self.revocations.find(digest);
+        AdapterInfo { alias, digest, rank, modules, bytes, residency, report, revoked }
     }
 }
 

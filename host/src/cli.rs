@@ -55,7 +55,9 @@ enum Command {
     Rollback(functions::RollbackArgs),
     /// Print what a function's plugin said, and which invocations failed
     Logs(functions::LogsArgs),
-    /// Adapters: add, list, inspect, remove
+    /// Revoke an adapter or a plugin by its digest, for all tenants and for good
+    Revoke(adapters::RevokeArgs),
+    /// Adapters: add, list, inspect, revoke, remove
     Adapter {
         #[command(subcommand)]
         command: adapters::AdapterCommand,
@@ -170,6 +172,7 @@ pub fn main() -> ExitCode {
         Command::Versions(arguments) => block_on(functions::versions(arguments, printer)),
         Command::Rollback(arguments) => block_on(functions::rollback(arguments, printer)),
         Command::Logs(arguments) => block_on(functions::logs(arguments, printer)),
+        Command::Revoke(arguments) => block_on(adapters::revoke(arguments, printer)),
         Command::Adapter { command } => block_on(adapters::run(command, printer)),
         Command::Receipt { command } => block_on(receipts::run(command, printer)),
         Command::Usage(arguments) => block_on(usage::run(arguments, printer)),

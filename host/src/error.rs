@@ -10,6 +10,7 @@ use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
+use crate::revocation::RevocationError;
 use crate::store::StoreError;
 use crate::tenants::TenantError;
 
@@ -89,6 +90,9 @@ pub enum Error {
     /// Functions.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// What may not be used any more.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
     /// Tenants and keys.
     #[error(transparent)]
     Tenant(#[from] TenantError),
@@ -156,6 +160,7 @@ impl Error {
             Self::Adapter(error) => error.code(),
             Self::Artifact(error) => error.code(),
             Self::Registry(error) => error.code(),
+            Self::Revocation(error) => error.code(),
             Self::Tenant(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
@@ -185,6 +190,7 @@ impl Error {
             Self::Adapter(error) => error.blame(),
             Self::Artifact(error) => error.blame(),
             Self::Registry(error) => error.blame(),
+            Self::Revocation(error) => error.blame(),
             Self::Tenant(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),

@@ -11,7 +11,7 @@ use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelC
 use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use types::PlanLimits;
+use types::{Digest, PlanLimits};
 
 use crate::adapters::{self, AdapterInfo, AdapterStore, AdapterStoreConfig};
 use crate::artifacts::Artifacts;
@@ -24,6 +24,7 @@ use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
 use crate::registry::Registry;
+use crate::revocation::{Revocation, Revocations};
 use crate::store::EmbeddedStore;
 use crate::tenants::Tenants;
 
@@ -38,6 +39,7 @@ pub(crate) struct Host {
     pub(crate) plugins: PluginHost,
     pub(crate) plan_limits: PlanLimits,
     pub(crate) adapters: AdapterStore,
+    pub(crate) revocations: Revocations,
     pub(crate) base: Arc<Base>,
     pub(crate) engine: EngineHandle<LoraAdapter>,
     pub(crate) tenant_salts: TenantSalts,
@@ -73,6 +75,17 @@ impl Host {
         }
     }
 
+    /// Revokes an adapter or a plugin by its digest, for all tenants and for good: durable first, then out of memory, the
+    /// runner's slots and the compiled plugins; what is being generated with it ends with `revoked`.
+    pub(crate) async fn revoke(&self, digest: Digest, reason: &str, by_key: &str) -> Result<Revocation, Error> {
+        let revocation = self.revocations.add(digest, reason, by_key).await?;
+        self.adapters.evict(digest).await;
+        self.plugins.forget(digest).await?;
+        self.engine.revoke(digest).await?;
+        tracing::warn!(%digest, by_key, "revoked");
+        Ok(revocation)
+    }
+
     /// Opens every part. `compiler` is the program that compiles plugins in a process of its own.
     pub(crate) async fn open(
         config: &Config,
@@ -87,6 +100,7 @@ impl Host {
             tenants.create_dev_key(&path).await?;
             say(Said::DevelopmentKey { path: &path });
         }
+        let revocations = Revocations::open(store.clone()).await?;
         let artifacts = Artifacts::new(store.clone());
         let registry = Registry::new(store.clone());
         let plugins = open_plugins(config, compiler)?;
@@ -104,7 +118,7 @@ impl Host {
             },
             ..AdapterStoreConfig::new(base.clone())
         };
-        let adapters = AdapterStore::new(store.clone(), artifacts.clone(), adapter_config).await?;
+        let adapters = AdapterStore::new(store.clone(), artifacts.clone(), revocations.clone(), adapter_config).await?;
         let engine_config = EngineConfig {
             eos_token_ids: base.eos().to_vec(),
             waiting_requests_max: config.queue_requests_max,
@@ -129,6 +143,7 @@ impl Host {
             plugins,
             plan_limits,
             adapters,
+            revocations,
             base,
             engine,
             tenant_salts: TenantSalts::new()?,

@@ -19,6 +19,7 @@ mod openapi;
 mod operations;
 mod pace;
 mod receipts;
+mod revocations;
 mod stream;
 mod tls;
 mod usage;
@@ -141,6 +142,8 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/v1/usage", Needs(Receipts), get(usage::show)),
         route("/v1/tenants", Needs(Admin), post(admin::create_tenant).get(admin::list_tenants)),
         route("/v1/keys", Needs(Admin), post(admin::create_key)),
+        route("/v1/revocations", Needs(Admin), get(revocations::list)),
+        route("/v1/revocations/{digest}", Needs(Admin), put(revocations::put)),
         route("/v1/keys/{id}", Needs(Admin), delete(admin::revoke_key)),
     ]
 }

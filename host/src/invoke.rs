@@ -23,7 +23,7 @@ pub(crate) use terms::{Handling, TenantSalts};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Submission, TokenStream};
+use engine::{Submission, Terms, TokenStream};
 use futures::future::{join_all, try_join_all};
 use model::LoraAdapter;
 use types::{FunctionName, InvocationRequest, Plan, PlanLimits, ValidPlan};
@@ -221,7 +221,10 @@ impl Prepared {
             prompt: parts.prompt.tokens.clone(),
             adapters: adapters.collect(),
             seed: parts.seed,
-            terms: host.tenant_salts.terms(&self.principal.tenant, self.handling),
+            terms: Terms {
+                author: parts.function.as_ref().map(|call| call.manifest.plugin),
+                ..host.tenant_salts.terms(&self.principal.tenant, self.handling)
+            },
         })
     }
 }

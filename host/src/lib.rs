@@ -13,6 +13,7 @@ mod invoke;
 pub mod adapters;
 pub mod artifacts;
 pub mod registry;
+pub mod revocation;
 pub mod store;
 pub mod tenants;
 

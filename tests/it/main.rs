@@ -25,6 +25,7 @@ mod openai;
 mod operations;
 mod plugins;
 mod receipts;
+mod revocation;
 mod serving;
 mod tenants;
 mod tls;

@@ -6,6 +6,7 @@ use model::AdapterRejection;
 use types::{Blame, Digest};
 
 use crate::artifacts::ArtifactError;
+use crate::revocation::RevocationError;
 use crate::store::StoreError;
 
 /// Why something about adapters failed.
@@ -66,6 +67,9 @@ pub enum AdapterError {
     /// The blob is missing or rotten.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    /// It was revoked.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -86,6 +90,7 @@ impl AdapterError {
             Self::BadRoot { .. } => "invalid_adapters_root",
             Self::BadRecord(_) | Self::Lost(_) => "internal",
             Self::Artifact(error) => error.code(),
+            Self::Revocation(error) => error.code(),
             Self::Store(error) => error.code(),
         }
     }
@@ -99,6 +104,7 @@ impl AdapterError {
             Self::Rejected(rejection) => rejection.blame(),
             Self::BadRoot { .. } | Self::BadRecord(_) | Self::Lost(_) => Blame::Host,
             Self::Artifact(error) => error.blame(),
+            Self::Revocation(error) => error.blame(),
             Self::Store(error) => error.blame(),
         }
     }

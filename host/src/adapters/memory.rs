@@ -138,6 +138,15 @@ impl HostMemory {
         self.cache.invalidate(&key).await;
     }
 
+    /// Takes a digest out for all tenants, also what is under way.
+    pub(super) async fn forget_everywhere(&self, digest: Digest) {
+        let underway: Vec<Key> = locked(&self.underway).keys().filter(|key| key.1 == digest).cloned().collect();
+        let cached = self.cache.iter().map(|(key, _)| Key::clone(&key)).filter(|key| key.1 == digest);
+        for (tenant, digest) in cached.chain(underway).collect::<Vec<_>>() {
+            self.forget(&tenant, digest).await;
+        }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.cache.weighted_size()
     }

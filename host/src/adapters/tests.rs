@@ -55,7 +55,8 @@ fn alias(name: &str) -> AdapterAlias {
 async fn over(store: Arc<dyn Store>, change: impl FnOnce(&mut AdapterStoreConfig)) -> AdapterStore {
     let mut config = AdapterStoreConfig::new(Arc::new(base()));
     change(&mut config);
-    AdapterStore::new(Arc::clone(&store), Artifacts::new(store), config).await.expect("a store")
+    let revocations = Revocations::open(Arc::clone(&store)).await.expect("revocations");
+    AdapterStore::new(Arc::clone(&store), Artifacts::new(store), revocations, config).await.expect("a store")
 }
 
 async fn in_memory() -> AdapterStore {
@@ -249,4 +250,39 @@ async fn memory_is_bounded_and_loads_are_shared() {
     let adapter =
         |lease: Result<AdapterLease, AdapterError>| -> Arc<LoraAdapter> { Arc::clone(lease.expect("lease").adapter()) };
     assert!(Arc::ptr_eq(&adapter(first), &adapter(second)), "one load for both");
+}
+
+#[tokio::test]
+async fn what_was_revoked_is_neither_lent_nor_added_whoever_has_it() {
+    let adapters = in_memory().await;
+    let (one, two) = (tenant("one"), tenant("two"));
+    let bad = add(&adapters, &one, "bad", 0.5).await;
+    add(&adapters, &two, "same", 0.5).await;
+    let good = add(&adapters, &one, "good", 0.25).await;
+    for whose in [&one, &two] {
+        adapters.lease(whose, bad.digest).await.expect("a lease");
+    }
+    adapters.lease(&one, good.digest).await.expect("a lease");
+    adapters.memory.settle().await;
+    let resolved = adapters.resolve_all(&one, &["bad".to_owned()]).await.expect("resolved");
+    let before = adapters.memory_bytes();
+
+    adapters.revocations.add(bad.digest, "it leaks", "key").await.expect("revoked");
+    adapters.evict(bad.digest).await;
+    adapters.memory.settle().await;
+    assert_eq!(adapters.memory_bytes() * 3, before, "both tenants' copies are out, the other adapter is not");
+    for whose in [&one, &two] {
+        assert_eq!(adapters.lease(whose, bad.digest).await.expect_err("revoked").code(), "revoked");
+    }
+    let error = adapters.lease_resolved(&resolved, bad.digest).await.expect_err("revoked since it was resolved");
+    assert!(error.to_string().contains("it leaks"), "{error}");
+    adapters.lease(&one, good.digest).await.expect("a lease");
+    let (config, weights) = peft(0.5);
+    let again = adapters.add_bytes(&one, &alias("other-name"), config, weights, None).await;
+    assert_eq!(again.expect_err("revoked").code(), "revoked");
+    let shown = adapters.info(&one, "bad").await.expect("read").expect("still named");
+    assert_eq!(shown.revoked.map(|revocation| revocation.reason).as_deref(), Some("it leaks"));
+    // Who never had it learns nothing.
+    let stranger = adapters.lease(&tenant("three"), bad.digest).await.expect_err("not there");
+    assert_eq!(stranger.code(), "adapter_not_found");
 }

@@ -1,8 +1,8 @@
-//! `tenon adapter add`, `list`, `inspect` and `remove`.
+//! `tenon adapter add`, `list`, `inspect`, `revoke` and `remove`, and `tenon revoke`.
 
 use std::path::{Path, PathBuf};
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use model::{AdapterLimits, Base, canonical_adapter};
 use reqwest::Method;
 use reqwest::multipart::{Form, Part};
@@ -47,6 +47,8 @@ pub(crate) enum AdapterCommand {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Revoke an adapter by its digest, for all tenants and for good
+    Revoke(RevokeArgs),
     /// Remove an alias
     Remove {
         /// The alias
@@ -56,7 +58,29 @@ pub(crate) enum AdapterCommand {
     },
 }
 
-/// Adds, lists, inspects, removes.
+/// What is revoked, and why.
+#[derive(Debug, Args)]
+pub(crate) struct RevokeArgs {
+    /// BLAKE3 of an adapter's canonical form, or of a plugin
+    digest: String,
+    /// Told to whoever asks for it
+    #[arg(long, default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Revokes an adapter or a plugin.
+pub(crate) async fn revoke(args: RevokeArgs, printer: Printer) -> Result<(), Failure> {
+    let RevokeArgs { digest, reason, connection } = args;
+    let remote = Remote::new(&connection)?;
+    let call = remote.call(Method::PUT, &format!("/v1/revocations/{}", segment(&digest)));
+    let revoked = remote.json(call.json(&json!({"reason": reason}))).await?;
+    printer.result(&revoked, |revoked| format!("{} revoked", text(revoked, "digest")))?;
+    Ok(())
+}
+
+/// Adds, lists, inspects, revokes, removes.
 pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(), Failure> {
     match command {
         AdapterCommand::Add { alias, source, connection } => {
@@ -83,6 +107,7 @@ pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(),
             };
             printer.result(&found, |found| table(&fields(found)))?;
         }
+        AdapterCommand::Revoke(args) => revoke(args, printer).await?,
         AdapterCommand::Remove { alias, connection } => {
             let remote = Remote::new(&connection)?;
             remote.send(remote.call(Method::DELETE, &format!("/v1/adapters/{}", segment(&alias)))).await?;

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use types::Digest;
 use utoipa::ToSchema;
 
 use crate::adapters::AdapterInfo;
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestLimits};
+use crate::revocation::Revocation;
 use crate::tenants::{KeyInfo, Right, Rights};
 
 /// A list of things.
@@ -203,6 +205,9 @@ pub(crate) struct Adapter {
     /// What its admission found; lists leave it out.
     #[serde(skip_serializing_if = "Option::is_none")]
     report: Option<AdapterReport>,
+    /// Why it cannot be used any more, if it was revoked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revoked: Option<String>,
 }
 
 impl Adapter {
@@ -215,7 +220,29 @@ impl Adapter {
             rank: info.rank,
             modules: info.modules.iter().map(types::Module::name).collect(),
             bytes: info.bytes,
+            revoked: info.revoked.as_ref().map(|revocation| revocation.reason.clone()),
         }
+    }
+}
+
+/// A revocation.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Revoked {
+    /// Of an adapter or a plugin.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    digest: String,
+    /// For people; may be empty.
+    reason: String,
+    /// The key's identifier.
+    by_key: String,
+    /// Milliseconds since 1970-01-01 UTC.
+    revoked_unix_ms: u64,
+}
+
+impl Revoked {
+    pub(crate) fn new(digest: Digest, revocation: Revocation) -> Self {
+        let Revocation { reason, by_key, revoked_unix_ms } = revocation;
+        Self { digest: digest.to_string(), reason, by_key, revoked_unix_ms }
     }
 }
 

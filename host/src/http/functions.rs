@@ -38,6 +38,7 @@ pub(crate) async fn upload(
     let size = bytes.len();
     host.artifacts.check_room(size).await?;
     let digest = host.plugins.admit(bytes.clone()).await?;
+    host.revocations.check("the plugin", digest)?;
     host.artifacts.put(ArtifactKind::Plugin, bytes).await?;
     host.registry.record_plugin(&caller.principal.tenant, digest).await?;
     Ok((StatusCode::CREATED, Json(Plugin { digest: digest.to_string(), bytes: size })))
@@ -62,6 +63,7 @@ pub(crate) async fn put(
             return Err(Error::NotFound(format!("adapter `{}`", adapter.chars().take(96).collect::<String>())));
         }
     }
+    host.revocations.check("the plugin", manifest.plugin)?;
     let version = host.registry.put_version(tenant, &name, manifest, caller.principal.key_id.as_str()).await?.version;
     let live = host.registry.get_live(tenant, &name).await?.version;
     Ok((StatusCode::CREATED, Json(Deployed { name: name.as_str().to_owned(), version, live })))

@@ -14,7 +14,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{App, Route, adapters, admin, error, functions, invoke, logs, operations, receipts, usage};
+use super::{App, Route, adapters, admin, error, functions, invoke, logs, operations, receipts, revocations, usage};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -54,6 +54,8 @@ use super::{App, Route, adapters, admin, error, functions, invoke, logs, operati
         admin::list_tenants,
         admin::create_key,
         admin::revoke_key,
+        revocations::list,
+        revocations::put,
     ),
     components(schemas(error::ErrorBody))
 )]

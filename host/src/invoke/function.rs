@@ -62,6 +62,7 @@ async fn route_live(
     started: Instant,
 ) -> Result<Routed, Error> {
     let FunctionVersion { function: name, version, manifest, .. } = live;
+    host.revocations.check("the plugin", manifest.plugin)?;
     request.function = name.to_string();
     request.version = version;
     let limits = manifest.limits.narrow(&host.plan_limits);

@@ -58,6 +58,7 @@ impl TenantSalts {
             kv_salt: of("tenon 2026-11 kv salt"),
             priority: 0i8.saturating_sub_unsigned(handling.yields),
             speculation: handling.speculation,
+            author: None,
         }
     }
 }

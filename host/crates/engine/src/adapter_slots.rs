@@ -63,7 +63,7 @@ impl AdapterSlots {
         }
     }
 
-    /// Marks a slot empty whose load failed. Its holders have released it.
+    /// Marks a slot empty whose load failed, or whose adapter was revoked. Its holders have released it.
     pub(crate) fn forget(&mut self, slot: Slot) {
         if let Some(resident) = self.slots.get_mut(slot.0 as usize) {
             debug_assert!(resident.is_none_or(|resident| resident.holders == 0), "somebody holds {slot:?}");
@@ -129,7 +129,8 @@ impl AdapterSlots {
         Some(SlotLoad { slot: slot_at(index), digest, evicts })
     }
 
-    fn slot_of(&self, digest: Digest) -> Option<Slot> {
+    /// Where it lies.
+    pub(crate) fn slot_of(&self, digest: Digest) -> Option<Slot> {
         self.slots.iter().position(|slot| slot.is_some_and(|resident| resident.digest == digest)).map(slot_at)
     }
 }

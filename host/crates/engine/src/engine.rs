@@ -1,10 +1,11 @@
 //! The step: what came in, who runs, the runner, what came out. Not here: the thread, and every decision about who runs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use types::FinishReason;
+use types::{Digest, FinishReason};
 
 use crate::adapter_slots::SlotLoad;
 use crate::assembly::assemble;
@@ -37,6 +38,8 @@ pub struct Engine<R: ModelRunner> {
     eos_token_ids: Vec<u32>,
     inbox: mpsc::Receiver<Message<R::Adapter>>,
     aborted: bool,
+    /// What nothing may depend on any more.
+    revoked: BTreeSet<Digest>,
     scheduler: Scheduler<R::Adapter>,
     door: Arc<Door>,
     pace: Pace,
@@ -67,6 +70,7 @@ impl<R: ModelRunner> Engine<R> {
             eos_token_ids: config.eos_token_ids,
             inbox,
             aborted: false,
+            revoked: BTreeSet::new(),
             door: Arc::clone(handle.door()),
             pace: Pace::new(rows_max as usize),
             stats,
@@ -133,6 +137,14 @@ impl<R: ModelRunner> Engine<R> {
     fn receive(&mut self, message: Message<R::Adapter>) {
         match message {
             Message::Arrival(arrival) => self.scheduler.add(*arrival),
+            Message::Revoke(digest) => {
+                self.revoked.insert(digest);
+                if let Some(slot) = self.scheduler.resident(digest) {
+                    self.end_revoked();
+                    self.scheduler.forget(slot);
+                    self.runner.unload_adapter(slot);
+                }
+            }
             // What was sent before the inbox closed still comes out of it.
             Message::Drain => self.inbox.close(),
             Message::Abort => {
@@ -146,6 +158,7 @@ impl<R: ModelRunner> Engine<R> {
     /// computed, or of all if the engine ends.
     fn remove_ended(&mut self, now: Duration) {
         drop(self.scheduler.remove_where(Sequence::is_cancelled));
+        self.end_revoked();
         let (pace, blocks) = (&self.pace, self.scheduler.blocks());
         let late = |sequence: &Sequence<_>| {
             let ready = |rows| now.saturating_add(pace.time_of(rows));
@@ -164,6 +177,22 @@ impl<R: ModelRunner> Engine<R> {
         }
         if self.aborted {
             fail_all(self.scheduler.remove_where(|_| true), &GenerationError::Stopped);
+        }
+    }
+
+    /// Those that came with what is revoked, before or after it was.
+    fn end_revoked(&mut self) {
+        if self.revoked.is_empty() {
+            return;
+        }
+        let found = self.scheduler.all().filter_map(|one| Some((one.number, one.depends_on(&self.revoked)?)));
+        let found: BTreeMap<u64, Digest> = found.collect();
+        if found.is_empty() {
+            return;
+        }
+        for sequence in self.scheduler.remove_where(|sequence| found.contains_key(&sequence.number)) {
+            let Some(digest) = found.get(&sequence.number) else { continue };
+            sequence.fail(GenerationError::Revoked(*digest));
         }
     }
 

@@ -11,8 +11,8 @@ use types::Digest;
 use crate::door::{Door, Place};
 use crate::{EngineConfig, GenerationError, RunnerShape, Submission, SubmitError, Terms, TokenEvent};
 
-/// Places of the inbox, at most: tokio's limit on channels, less the one to stop.
-const WAITING_REQUESTS_MAX: usize = (1 << 24) - 1;
+/// Places of the inbox, at most: tokio's limit on channels, less the one to stop and the one to revoke.
+const WAITING_REQUESTS_MAX: usize = (1 << 24) - 2;
 
 /// Time since some fixed moment, read by the host: the engine has no clock of its own.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -74,6 +74,8 @@ pub(crate) struct Arrival<A> {
 /// What the engine finds in its inbox.
 pub(crate) enum Message<A> {
     Arrival(Box<Arrival<A>>),
+    /// Nothing goes on that depends on this, now and later.
+    Revoke(Digest),
     /// No more arrivals; finish what is there.
     Drain,
     /// No more arrivals; fail what is there.
@@ -102,7 +104,8 @@ impl<A> Clone for EngineHandle<A> {
 }
 
 impl<A> EngineHandle<A> {
-    /// A handle and the engine's end of it. Places in the inbox: one for each waiting request, one to stop.
+    /// A handle and the engine's end of it. Places in the inbox: one for each waiting request, one to stop, one to
+    /// revoke (others wait for it).
     pub(crate) fn new(
         shape: RunnerShape,
         config: &EngineConfig,
@@ -110,7 +113,7 @@ impl<A> EngineHandle<A> {
         clock: Clock,
     ) -> (Self, mpsc::Receiver<Message<A>>) {
         let waiting_max = config.waiting_requests_max.clamp(1, WAITING_REQUESTS_MAX);
-        let (inbox, arrivals) = mpsc::channel(waiting_max + 1);
+        let (inbox, arrivals) = mpsc::channel(waiting_max + 2);
         let door = Arc::new(Door::new(waiting_max, config.tenant_waiting_requests_max.unwrap_or(waiting_max)));
         (Self { inbox, door, shape, stats, clock }, arrivals)
     }
@@ -201,6 +204,15 @@ impl<A> EngineHandle<A> {
             Some(missing) => Err(SubmitError::MissingAdapter(*missing)),
             None => Ok(()),
         }
+    }
+
+    /// Ends every sequence that has this adapter in its composition, or this author, and every one that still arrives; empties
+    /// the adapter's slot. Returns when the engine was told, which is before its next step but one.
+    ///
+    /// # Errors
+    /// [`SubmitError::Stopped`].
+    pub async fn revoke(&self, digest: Digest) -> Result<(), SubmitError> {
+        self.inbox.send(Message::Revoke(digest)).await.map_err(|_| SubmitError::Stopped)
     }
 
     /// Tokens of the longest prompt that leaves room to answer.

@@ -204,6 +204,16 @@ impl<A> Scheduler<A> {
         removed
     }
 
+    /// The slot in which an adapter lies, held or idle.
+    pub(crate) fn resident(&self, digest: Digest) -> Option<Slot> {
+        self.slots.slot_of(digest)
+    }
+
+    /// Takes a slot out of use that nobody holds.
+    pub(crate) fn forget(&mut self, slot: Slot) {
+        self.slots.forget(slot);
+    }
+
     /// An adapter that a running sequence brought.
     pub(crate) fn adapter(&self, digest: Digest) -> Option<Arc<A>> {
         self.running.iter().find_map(|sequence| sequence.adapter(digest)).cloned()

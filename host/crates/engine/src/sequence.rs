@@ -2,6 +2,7 @@
 //! when it runs.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,6 +135,11 @@ impl<A> Sequence<A> {
     /// Tokens whose KV is not computed yet; at least 1. Exactly 1 while decoding.
     pub(crate) fn remaining(&self) -> usize {
         self.tokens.len().saturating_sub(self.computed)
+    }
+
+    /// The first of these that it has in its composition or was made by.
+    pub(crate) fn depends_on(&self, digests: &BTreeSet<Digest>) -> Option<Digest> {
+        self.wanted_adapters().chain(self.terms.author).find(|digest| digests.contains(digest))
     }
 
     /// The adapters of the composition's parts, in order.

@@ -31,13 +31,15 @@ pub struct Terms {
     pub priority: i8,
     /// Whether tokens may be guessed and verified. What comes out is the same.
     pub speculation: bool,
+    /// What the plan was made by, if not by the caller: a plugin. It may be revoked.
+    pub author: Option<Digest>,
 }
 
 impl Default for Terms {
     /// One tenant, which shares with itself.
     fn default() -> Self {
         let nobody = Digest::from_bytes([0; 32]);
-        Self { tenant: nobody, kv_salt: nobody, priority: 0, speculation: true }
+        Self { tenant: nobody, kv_salt: nobody, priority: 0, speculation: true, author: None }
     }
 }
 
@@ -174,6 +176,9 @@ pub enum GenerationError {
     /// The engine was stopped, or its thread died.
     #[error("the engine has stopped")]
     Stopped,
+    /// An adapter of its composition, or what made its plan, was revoked.
+    #[error("{0} was revoked")]
+    Revoked(Digest),
     /// The runner refused the adapter.
     #[error("{0}")]
     Adapter(String),
@@ -188,6 +193,7 @@ impl GenerationError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Stopped => "shutting_down",
+            Self::Revoked(_) => "revoked",
             Self::Adapter(_) => "adapter_load_failed",
             Self::Runner(_) => "generation_failed",
         }
@@ -198,6 +204,7 @@ impl GenerationError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::Stopped => Blame::Capacity,
+            Self::Revoked(_) => Blame::Caller,
             Self::Adapter(_) | Self::Runner(_) => Blame::Host,
         }
     }

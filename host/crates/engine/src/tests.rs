@@ -17,6 +17,7 @@ use types::{
 };
 use types::{Prompt, Usage, ValidPlan};
 
+use crate::handle::Message;
 use crate::*;
 
 pub(crate) const VOCABULARY: u32 = 50;
@@ -172,6 +173,11 @@ impl<R: ModelRunner> Rig<R> {
         let now_ms = self.now_ms.fetch_add(1, Ordering::Relaxed) + 1;
         self.engine.step(Duration::from_millis(now_ms));
         self.engine.check_integrity().expect("integrity after every step");
+    }
+
+    /// What [`EngineHandle::revoke`] does where there is room in the inbox.
+    pub(crate) fn revoke(&self, digest: Digest) {
+        self.handle.inbox().try_send(Message::Revoke(digest)).ok().expect("room");
     }
 
     pub(crate) fn finish(&mut self) {

@@ -90,6 +90,14 @@ impl Artefacts {
         File::open(&self.folder)?.sync_all()
     }
 
+    /// Lets go of a component's artefact, if there is one.
+    pub(crate) fn remove(&self, component: Digest) -> io::Result<()> {
+        match fs::remove_file(self.path(component)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn mark(&self, component: Digest, bytes: &[u8]) -> blake3::Hash {
         // The parts before the last have fixed lengths, so no two inputs are the same bytes.
         let mut hasher = blake3::Hasher::new_keyed(&self.key);

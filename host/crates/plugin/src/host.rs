@@ -192,6 +192,19 @@ impl PluginHost {
         &self.shared.compiler
     }
 
+    /// Lets go of what was compiled of a component, in memory and on disk. Instances that live go on.
+    ///
+    /// # Errors
+    /// [`PluginError::Internal`] if the file cannot be removed.
+    pub async fn forget(&self, digest: Digest) -> Result<(), PluginError> {
+        self.shared.prepared.invalidate(&digest).await;
+        let artefacts = Arc::clone(&self.shared.artefacts);
+        let removed = blocking(move || artefacts.remove(digest)).await?;
+        removed.map_err(|error| {
+            PluginError::Internal(format!("the compiled plugin {digest} could not be removed: {error}"))
+        })
+    }
+
     /// What the instances are doing now.
     #[must_use]
     pub fn stats(&self) -> PluginStats {

@@ -45,3 +45,13 @@ pub(crate) struct NewKey {
     #[schema(value_type = Option<String>)]
     pub(crate) label: String,
 }
+
+/// `PUT /v1/revocations/{digest}`; the body may be left out.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RevocationBody {
+    /// For people.
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<String>)]
+    pub(crate) reason: String,
+}

@@ -216,3 +216,40 @@ fn a_shape_without_room_is_refused() {
         assert!(matches!(engine.err(), Some(EngineError::Shape(_))));
     }
 }
+
+#[test]
+fn what_is_revoked_ends_at_once_and_its_slot_is_empty() {
+    let mut rig = Rig::fake(RunnerShape { adapter_slots: 2, ..shape() });
+    let author = Digest::of(b"a plugin");
+    let mut written = request([6], 10);
+    written.terms.author = Some(author);
+    let mut hit = [
+        rig.submit(&request([1], 10).with([("a0", 1.0)])),
+        rig.submit(&request([2], 10).with([("a1", 0.5), ("a0", 1.0)])),
+    ];
+    let mut spared = rig.submit(&request([3], 10).with([("a1", 0.5)]));
+    let mut by_plugin = rig.submit(&written);
+    for _ in 0..3 {
+        rig.step();
+    }
+    rig.revoke(Digest::of(b"a0"));
+    let mut late = rig.submit(&request([4], 10).with([("a0", 1.0)]));
+    rig.step();
+    for stream in hit.iter_mut().chain([&mut late]) {
+        let (tokens, last) = read(stream);
+        assert!(tokens.len() <= 3, "{tokens:?}");
+        assert_eq!(last, Some(TokenEvent::Failed(GenerationError::Revoked(Digest::of(b"a0")))));
+    }
+    assert_eq!(rig.handle.stats().resident_adapters, [Digest::of(b"a1")]);
+    rig.revoke(author);
+    rig.finish();
+    assert_eq!(read(&mut by_plugin).1, Some(TokenEvent::Failed(GenerationError::Revoked(author))));
+    assert_eq!(read_finished(&mut spared), request([3], 10).with([("a1", 0.5)]).expected(&shape(), &[]));
+    // Idle in its slot: it leaves it all the same.
+    rig.revoke(Digest::of(b"a1"));
+    rig.step();
+    assert!(rig.handle.stats().resident_adapters.is_empty());
+    let mut after = rig.submit(&written);
+    rig.finish();
+    assert_eq!(read(&mut after), (vec![], Some(TokenEvent::Failed(GenerationError::Revoked(author)))));
+}
