@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use types::{Digest, FinishReason, Usage, ValidPlan};
 
-use crate::block_keys::KvContext;
+use crate::active_parts::{ActivePart, ActiveParts};
+use crate::block_keys::KvContexts;
 use crate::block_manager::{BlockManager, BlockTable};
 use crate::door::Place;
 use crate::handle::Arrival;
@@ -29,6 +30,8 @@ pub(crate) struct Sequence<A> {
     /// Sequences of one family begin with the same prompt under the same composition.
     pub(crate) family: Option<u64>,
     plan: ValidPlan,
+    /// What acts on which of its tokens.
+    parts: ActiveParts,
     seed: u64,
     adapters: Vec<(Digest, Arc<A>)>,
     /// The prompt, then the output.
@@ -36,7 +39,7 @@ pub(crate) struct Sequence<A> {
     prompt_tokens: usize,
     /// What penalties fall on; none without penalties.
     seen: Option<SeenTokens>,
-    context: KvContext,
+    contexts: KvContexts,
     /// Keys of the full blocks of `tokens`, as far as they were needed.
     keys: Vec<Digest>,
     /// Blocks whose key the block manager was told.
@@ -51,7 +54,7 @@ pub(crate) struct Sequence<A> {
     pub(crate) lookup: Option<Lookup>,
     /// Its KV; empty while it waits.
     pub(crate) blocks: BlockTable,
-    /// A slot for each part of the composition; empty while it waits.
+    /// A slot for each of its parts; empty while it waits.
     pub(crate) slots: Vec<Slot>,
     submitted: Duration,
     /// When the first step ran that had rows of this sequence.
@@ -80,6 +83,7 @@ impl<A> Sequence<A> {
         let plan = submission.plan;
         let mut tokens = submission.prompt;
         let prompt_tokens = tokens.len();
+        let parts = ActiveParts::new(plan.composition(), &submission.activations);
         let seen = SeenTokens::new(plan.sampling(), &tokens);
         let output = (plan.output_tokens_max() as usize).min(shape.tokens_max.saturating_sub(prompt_tokens));
         let tokens_max = prompt_tokens + output;
@@ -94,7 +98,8 @@ impl<A> Sequence<A> {
             adapters: submission.adapters,
             prompt_tokens,
             seen,
-            context: KvContext::new(submission.terms.kv_salt, shape.fingerprint, plan.composition()),
+            contexts: KvContexts::new(submission.terms.kv_salt, shape.fingerprint, &parts),
+            parts,
             keys: Vec::with_capacity(tokens_max / shape.block_tokens),
             blocks_known: 0,
             computed: 0,
@@ -114,8 +119,9 @@ impl<A> Sequence<A> {
         }
     }
 
-    pub(crate) const fn plan(&self) -> &ValidPlan {
-        &self.plan
+    /// What acts on its tokens, in canonical order.
+    pub(crate) fn parts(&self) -> &[ActivePart] {
+        self.parts.as_slice()
     }
 
     pub(crate) fn tokens(&self) -> &[u32] {
@@ -136,9 +142,9 @@ impl<A> Sequence<A> {
         self.tokens.len().saturating_sub(self.computed)
     }
 
-    /// The adapters of the composition's parts, in order.
+    /// The adapters of its parts, in order.
     pub(crate) fn wanted_adapters(&self) -> impl Iterator<Item = Digest> + Clone {
-        self.plan.composition().parts().iter().map(|part| part.adapter)
+        self.parts().iter().map(|part| part.part.adapter)
     }
 
     pub(crate) fn adapter(&self, digest: Digest) -> Option<&Arc<A>> {
@@ -147,8 +153,8 @@ impl<A> Sequence<A> {
 
     /// Keys of all full blocks of the tokens that there are now.
     pub(crate) fn keys(&mut self, block_tokens: usize, bytes: &mut Vec<u8>) -> &[Digest] {
-        for block in self.tokens.chunks_exact(block_tokens).skip(self.keys.len()) {
-            let key = self.context.block_key(self.keys.last(), block, bytes);
+        for (index, block) in self.tokens.chunks_exact(block_tokens).enumerate().skip(self.keys.len()) {
+            let key = self.contexts.block_key(index * block_tokens, self.keys.last(), block, bytes);
             self.keys.push(key);
         }
         &self.keys
