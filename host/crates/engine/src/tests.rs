@@ -84,7 +84,7 @@ impl Request {
         self
     }
 
-    pub(crate) fn from_token(mut self, adapter: &'static str, first_token: Option<u32>) -> Self {
+    pub(crate) fn begins_at(mut self, adapter: &'static str, first_token: Option<u32>) -> Self {
         self.begin.push((adapter, first_token));
         self
     }

@@ -79,9 +79,9 @@ fn rows_before_an_adapter_begins_lie_in_none_of_its_segments() {
     names.sort_by_key(|name| Digest::of(name.as_bytes()));
     let [one, two] = names;
     let requests = [
-        request(0..6, 3).with([(one, 1.0), (two, 1.0)]).from_token(one, Some(4)),
-        request(10..13, 3).with([(one, 1.0), (two, 1.0)]).from_token(two, None),
-        request(20..23, 3).with([(one, 1.0), (two, 1.0)]).from_token(one, Some(4)).from_token(two, Some(2)),
+        request(0..6, 3).with([(one, 1.0), (two, 1.0)]).begins_at(one, Some(4)),
+        request(10..13, 3).with([(one, 1.0), (two, 1.0)]).begins_at(two, None),
+        request(20..23, 3).with([(one, 1.0), (two, 1.0)]).begins_at(one, Some(4)).begins_at(two, Some(2)),
     ];
     // Its prompt in two pieces.
     let small = RunnerShape { batch_rows_max: 5, ..shape() };

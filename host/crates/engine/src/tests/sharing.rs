@@ -59,7 +59,7 @@ fn only_what_is_the_same_to_the_last_bit_and_of_the_same_tenant_is_found() {
 #[test]
 fn what_lies_before_an_invocation_is_shared_by_the_base_and_all_that_are_invoked() {
     let prompt = || request(0..30, 3);
-    let invoked = |name, first| prompt().with([(name, 1.0)]).from_token(name, first);
+    let invoked = |name, first| prompt().with([(name, 1.0)]).begins_at(name, first);
     for (first, second, found) in [
         // The base has computed 32 tokens, 30 of them of the prompt; the 17th is in the fifth block.
         (prompt(), invoked("a0", Some(17)), 16),
@@ -80,7 +80,7 @@ fn what_lies_before_an_invocation_is_shared_by_the_base_and_all_that_are_invoked
         // Beside one that always acts: that one's beginning is another than the base's.
         (prompt().with([("a1", 0.5)]), invoked("a0", Some(17)).with([("a1", 0.5)]), 16),
         (prompt(), invoked("a0", Some(17)).with([("a1", 0.5)]), 0),
-        (invoked("a0", Some(9)).with([("a1", 1.0)]).from_token("a1", Some(21)), invoked("a0", Some(9)), 20),
+        (invoked("a0", Some(9)).with([("a1", 1.0)]).begins_at("a1", Some(21)), invoked("a0", Some(9)), 20),
         (prompt().of("one"), invoked("a0", Some(17)).of("two"), 0),
     ] {
         assert_eq!(found_after(&first, &second), found, "{second:?} after {first:?}");
@@ -96,7 +96,7 @@ fn one_prefix_is_computed_once_for_the_base_and_ten_invoked_adapters() {
     for (number, name) in NAMES.into_iter().enumerate() {
         // Each has its own invocation behind the common 40 tokens.
         let prompt = (0..40).chain([number as u32, 7, 7]);
-        let one = request(prompt, 2).with([(name, 1.0)]).from_token(name, Some(40));
+        let one = request(prompt, 2).with([(name, 1.0)]).begins_at(name, Some(40));
         assert_eq!(rig.run(&one), one.expected(&shape(), &[]));
     }
     let stats = rig.handle.stats();
@@ -107,10 +107,10 @@ fn one_prefix_is_computed_once_for_the_base_and_ten_invoked_adapters() {
 fn one_that_is_never_invoked_takes_no_slot() {
     let small = RunnerShape { adapter_slots: 1, ..shape() };
     let mut rig = Rig::fake(small);
-    let one = request(0..9, 3).with([("a0", 1.0), ("a1", 1.0)]).from_token("a1", None);
+    let one = request(0..9, 3).with([("a0", 1.0), ("a1", 1.0)]).begins_at("a1", None);
     assert_eq!(rig.run(&one), request(0..9, 3).with([("a0", 1.0)]).expected(&small, &[]));
     assert_eq!(rig.handle.stats().resident_adapters, [Digest::of(b"a0")]);
-    let both = request(0..9, 3).with([("a0", 1.0), ("a1", 1.0)]).from_token("a1", Some(8));
+    let both = request(0..9, 3).with([("a0", 1.0), ("a1", 1.0)]).begins_at("a1", Some(8));
     let refused = rig.handle.submit(both.submission()).map(drop);
     assert_eq!(refused, Err(SubmitError::TooManyAdapters { adapters: 2, slots: 1 }));
 }
@@ -118,7 +118,7 @@ fn one_that_is_never_invoked_takes_no_slot() {
 #[test]
 fn several_answers_with_an_invoked_adapter_compute_their_prompt_once() {
     let (mut rig, batches) = recorded(FakeRunner::new(shape()), EngineConfig::default());
-    let begins = |first| request(0..14, 6).with([("a0", 0.5)]).from_token("a0", Some(first));
+    let begins = |first| request(0..14, 6).with([("a0", 0.5)]).begins_at("a0", Some(first));
     let mut requests = choices(&begins(9), 0..4);
     let mut streams = submit_all(&rig, &requests);
     rig.finish();
