@@ -23,7 +23,7 @@ pub(crate) use terms::{Handling, TenantSalts};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Submission, Terms, TokenStream};
+use engine::{Activation, Submission, Terms, TokenStream};
 use futures::future::{join_all, try_join_all};
 use model::LoraAdapter;
 use types::{FunctionName, InvocationRequest, Plan, PlanLimits, ValidPlan};
@@ -198,11 +198,13 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
     let stages = Stages { adapters: adapters_started.elapsed(), ..stages };
     let templates = function.as_ref().map(|call| &call.manifest.templates);
     let prompt = prompt::tokenise(host, plan.prompt(), templates).await?;
+    let activations = activations(&leases, &prompt.tokens);
     let seed = seed::of_choice(plan.sampling().seed, choice)?;
     Ok(generation::Parts {
         post: PostState::new(&limits),
         plan,
         prompt,
+        activations,
         seed,
         leases,
         function,
@@ -220,6 +222,7 @@ impl Prepared {
             plan: parts.plan.clone(),
             prompt: parts.prompt.tokens.clone(),
             adapters: adapters.collect(),
+            activations: parts.activations.clone(),
             seed: parts.seed,
             terms: Terms {
                 author: parts.function.as_ref().map(|call| call.manifest.plugin),
@@ -243,6 +246,15 @@ impl Queued {
         };
         started.inspect_err(|error| function::log_failure(log.as_ref(), error))
     }
+}
+
+/// Where in the prompt each activated adapter is invoked.
+fn activations(leases: &[AdapterLease], prompt: &[u32]) -> Vec<Activation> {
+    let activation = |lease: &AdapterLease| {
+        let first_token = lease.adapter().invocation()?.last_start(prompt);
+        Some(Activation { adapter: lease.digest(), first_token })
+    };
+    leases.iter().filter_map(activation).collect()
 }
 
 async fn lease_adapters(

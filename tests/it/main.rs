@@ -6,6 +6,7 @@ mod tidy;
 mod actions;
 mod adapters;
 mod adversarial;
+mod alora;
 mod bases;
 mod cli;
 mod clients;

@@ -224,7 +224,8 @@ mod tests {
     fn record(text: &str) -> AliasRecord {
         let modules = ModuleSet::EMPTY.with(Module::Q).with(Module::Down);
         let report = AdapterReport {
-            kind: AdapterKind::Lora,
+            kind: AdapterKind::Alora,
+            invocation_tokens: vec![1, 520],
             modules: Vec::new(),
             dtypes: vec!["f32".into()],
             parameters: 10,

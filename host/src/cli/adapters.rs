@@ -203,7 +203,7 @@ mod tests {
     fn a_report_is_shown_whole() {
         let report = json!({
             "alias": "a", "rank": 8, "modules": ["q_proj", "v_proj"],
-            "report": {"kind": "dora", "warnings": [], "modules": [
+            "report": {"kind": "alora", "invocation_tokens": [1, 520], "warnings": [], "modules": [
                 {"module": "q_proj", "layers": [0, 1, 2, 5], "rank": 8, "scale": 2.0}]},
         });
         let rows = fields(&report);
@@ -211,7 +211,8 @@ mod tests {
             ["alias", "a"],
             ["rank", "8"],
             ["modules", "q_proj, v_proj"],
-            ["report.kind", "dora"],
+            ["report.kind", "alora"],
+            ["report.invocation_tokens", "1, 520"],
             ["report.warnings", ""],
             ["report.modules", "module q_proj  layers 0-2,5  rank 8  scale 2.0"],
         ];

@@ -255,8 +255,11 @@ impl From<&AdapterInfo> for Adapter {
 /// What an adapter's admission found.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct AdapterReport {
-    /// `lora`, `rslora` or `dora`.
+    /// `lora`, `rslora`, `dora` or `alora`.
     kind: &'static str,
+    /// Of an `alora`: it acts from where these tokens stand last in a prompt, and on nothing if they do not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    invocation_tokens: Vec<u32>,
     modules: Vec<ModuleReport>,
     /// Types of its tensors.
     dtypes: Vec<String>,
@@ -288,6 +291,7 @@ impl From<&model::AdapterReport> for AdapterReport {
         };
         Self {
             kind: report.kind.name(),
+            invocation_tokens: report.invocation_tokens.clone(),
             modules: report.modules.iter().map(module).collect(),
             dtypes: report.dtypes.clone(),
             parameters: report.parameters,

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{GenerationError, TokenEvent, TokenStream};
+use engine::{Activation, GenerationError, TokenEvent, TokenStream};
 use model::TextDecoder;
 use types::{
     Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, Usage, ValidPlan,
@@ -70,6 +70,7 @@ pub(crate) struct Parts {
     pub(crate) plan: ValidPlan,
     pub(crate) post: PostState,
     pub(crate) prompt: Rendered,
+    pub(crate) activations: Vec<Activation>,
     pub(crate) seed: u64,
     pub(crate) leases: Vec<AdapterLease>,
     pub(crate) function: Option<FunctionCall>,
@@ -127,7 +128,7 @@ impl Generation {
         let mut receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?;
-        let progress = progress.generated_by(composition, parts.plan.sampling(), parts.seed);
+        let progress = progress.generated_by(composition, parts.activations, parts.plan.sampling(), parts.seed);
         let function = parts.function.as_ref().map(|call| (call.name.to_string(), call.version));
         let post_process = parts.plan.post_process();
         // Nothing was sent, should the caller leave, or the plugin fail, before the first chunk.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use types::{Composition, InvocationRequest, Sampling, Usage};
+use engine::Activation;
+use types::{Composition, Digest, InvocationRequest, Sampling, Usage};
 
 use super::Stages;
 use super::function::FunctionCall;
@@ -20,6 +21,7 @@ use crate::receipt::{
 pub(crate) struct Progress {
     pub(crate) stages: Stages,
     pub(crate) composition: Composition,
+    activations: Vec<Activation>,
     pub(crate) queued: Duration,
     /// Time inside the plugin after `compose`.
     pub(crate) post_processing: Duration,
@@ -39,6 +41,7 @@ impl Progress {
         Ok(Self {
             stages,
             composition: Composition::default(),
+            activations: Vec::new(),
             queued: Duration::ZERO,
             post_processing: Duration::ZERO,
             completion_tokens: 0,
@@ -53,8 +56,15 @@ impl Progress {
     }
 
     /// The same, to be generated so.
-    pub(crate) fn generated_by(mut self, composition: Composition, sampling: &Sampling, seed: u64) -> Self {
+    pub(crate) fn generated_by(
+        mut self,
+        composition: Composition,
+        activations: Vec<Activation>,
+        sampling: &Sampling,
+        seed: u64,
+    ) -> Self {
         self.composition = composition;
+        self.activations = activations;
         self.sampling = Some(SamplingRecord::new(sampling, seed));
         self
     }
@@ -83,13 +93,22 @@ impl Progress {
         Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens }
     }
 
+    /// Tokens of prompt and output that the adapter acts on: all of them, or those from its invocation on.
+    fn tokens_active(&self, adapter: Digest) -> u32 {
+        let Usage { prompt_tokens, completion_tokens } = self.usage();
+        let tokens = prompt_tokens.saturating_add(completion_tokens);
+        match self.activations.iter().find(|activation| activation.adapter == adapter) {
+            None => tokens,
+            Some(Activation { first_token: Some(first), .. }) => tokens.saturating_sub(*first),
+            Some(Activation { first_token: None, .. }) => 0,
+        }
+    }
+
     /// What a final record says, as of now.
     pub(crate) fn outcome(&self) -> Outcome {
-        let Usage { prompt_tokens, completion_tokens } = self.usage();
-        // Spans other than the whole sequence are unsupported: every adapter is active for every token.
-        let active = prompt_tokens.saturating_add(completion_tokens);
+        let parts = self.composition.parts().iter();
         Outcome {
-            composition: self.composition.parts().iter().map(|part| AdapterUse::new(part, active)).collect(),
+            composition: parts.map(|part| AdapterUse::new(part, self.tokens_active(part.adapter))).collect(),
             sampling: self.sampling.clone(),
             tokens: TokenCounts::from(self.usage()),
             timings: Timings {

@@ -354,7 +354,7 @@ const OPTIONS: &[(&str, &[&str])] = &[
     ("peft_type", &["\"LORA\"", "\"IA3\"", "\"lora\"", "null", "1", "\"ADALORA\""]),
     ("fan_in_fan_out", &["true", "false", "null", "0"]),
     ("layer_replication", &["[[0,2]]", "[]", "null"]),
-    ("alora_invocation_tokens", &["[1]", "[]", "null"]),
+    ("alora_invocation_tokens", &["[1]", "[1,261,1]", "[]", "null", "[262]", "[-1]", "[1e9]", "[\"1\"]", "1"]),
     ("target_parameters", &["[\"w\"]", "[]"]),
     ("trainable_token_indices", &["[1]", "{\"embed\":[1]}", "[]"]),
     (

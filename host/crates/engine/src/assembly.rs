@@ -2,8 +2,11 @@
 
 use std::cmp::Ordering;
 
+use std::ops::Range;
+
 use types::{CompositionPart, Digest, LayerRange, ModuleSet};
 
+use crate::active_parts::ActivePart;
 use crate::sequence::Sequence;
 use crate::{Batch, BatchSequence, LoraSegment, Slot};
 
@@ -45,21 +48,26 @@ fn add_sequence<A>(sequence: &Sequence<A>, block_tokens: u32, batch: &mut Batch)
 }
 
 /// First all first parts, then all second parts, and so on: each row meets its parts in canonical order, and neighbours
-/// that have the same part at the same place share a segment even if they differ elsewhere.
+/// that have the same part at the same place share a segment even if they differ elsewhere. A sequence's rows before a part
+/// begins are not in that part's segment.
 fn add_segments<A>(sequences: &[Sequence<A>], order: &[usize], batch: &mut Batch) {
     let ordered = || order.iter().filter_map(|&index| sequences.get(index));
     let depth_max = ordered().map(|sequence| sequence.slots.len()).max().unwrap_or(0);
     for depth in 0..depth_max {
         let mut open: Option<(PartKey, LoraSegment)> = None;
         for (sequence, rows) in ordered().zip(&batch.sequences) {
-            let part = part_at(sequence, depth);
+            let part = part_at(sequence, depth, &rows.rows);
             match (&mut open, part) {
-                (Some((key, segment)), Some((part, _))) if *key == part_key(part) => segment.rows.end = rows.rows.end,
+                (Some((key, segment)), Some((part, _, rows)))
+                    if *key == part_key(part) && segment.rows.end == rows.start =>
+                {
+                    segment.rows.end = rows.end;
+                }
                 (_, part) => {
                     batch.segments.extend(open.take().map(|(_, segment)| segment));
-                    open = part.map(|(part, slot)| {
+                    open = part.map(|(part, slot, rows)| {
                         let &CompositionPart { weight, modules, layers, .. } = part;
-                        (part_key(part), LoraSegment { rows: rows.rows.clone(), slot, weight, modules, layers })
+                        (part_key(part), LoraSegment { rows, slot, weight, modules, layers })
                     });
                 }
             }
@@ -68,8 +76,16 @@ fn add_segments<A>(sequences: &[Sequence<A>], order: &[usize], batch: &mut Batch
     }
 }
 
-fn part_at<A>(sequence: &Sequence<A>, depth: usize) -> Option<(&CompositionPart, Slot)> {
-    sequence.plan().composition().parts().iter().zip(sequence.slots.iter().copied()).nth(depth)
+/// A part of a sequence, its slot, and those of the sequence's rows that it acts on, if there are any.
+fn part_at<'a, A>(
+    sequence: &'a Sequence<A>,
+    depth: usize,
+    rows: &Range<u32>,
+) -> Option<(&'a CompositionPart, Slot, Range<u32>)> {
+    let (ActivePart { part, first_token }, slot) = sequence.parts().iter().zip(sequence.slots.iter()).nth(depth)?;
+    let before = u32::try_from(first_token.saturating_sub(sequence.computed)).unwrap_or(u32::MAX);
+    let rows = rows.start.saturating_add(before)..rows.end;
+    (!rows.is_empty()).then_some((part, *slot, rows))
 }
 
 type PartKey = (Digest, ModuleSet, LayerRange, u32);
@@ -80,8 +96,8 @@ fn part_key(part: &CompositionPart) -> PartKey {
 }
 
 fn compare_compositions<A>(one: &Sequence<A>, two: &Sequence<A>) -> Ordering {
-    let parts = |sequence| Sequence::plan(sequence).composition().parts();
-    parts(one).iter().map(part_key).cmp(parts(two).iter().map(part_key))
+    let keys = |sequence| Sequence::parts(sequence).iter().map(|part| part_key(&part.part));
+    keys(one).cmp(keys(two))
 }
 
 /// A batch has no more rows than the runner's `u32`, and no more blocks.

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use types::{Digest, Grants, Plan, PlanEntry, PlanLimits, Prompt, Sampling, ValidPlan};
 
-use crate::{Engine, EngineConfig, ModelRunner, SpeculationConfig, Submission, Terms, TokenEvent, TokenStream};
+use crate::{
+    Activation, Engine, EngineConfig, ModelRunner, SpeculationConfig, Submission, Terms, TokenEvent, TokenStream,
+};
 
 /// What a runner is tried with.
 pub struct ConformanceInput<A> {
@@ -18,7 +20,7 @@ pub struct ConformanceInput<A> {
 }
 
 /// That output depends on prompt, composition and sampling alone: each prompt under the base, each adapter and all of them
-/// together, greedily and drawn with every penalty, gives the same tokens alone, with all others in the same batch, with its
+/// together, from the first token on or from others, greedily and drawn with every penalty, gives the same tokens alone, with all others in the same batch, with its
 /// prompt cut into small pieces, over KV that it shares with others that were asked the same, over KV that was kept, and
 /// with its next tokens guessed.
 ///
@@ -79,6 +81,7 @@ impl Times {
 struct Request {
     prompt: Vec<u32>,
     adapters: Vec<Digest>,
+    activations: Vec<Activation>,
     sampling: Sampling,
 }
 
@@ -86,16 +89,37 @@ struct Request {
 fn requests<A>(input: &ConformanceInput<A>) -> Vec<Request> {
     let all: Vec<Digest> = input.adapters.iter().map(|(digest, _)| *digest).collect();
     let mut ways = vec![(Vec::new(), Sampling::default()), (all.clone(), Sampling::default()), (all.clone(), drawn())];
-    ways.extend(all.into_iter().map(|digest| (vec![digest], Sampling::default())));
+    ways.extend(all.iter().map(|digest| (vec![*digest], Sampling::default())));
     let with = |prompt: &Vec<u32>| {
-        let request = |(adapters, sampling): &(Vec<Digest>, Sampling)| Request {
+        let request = |adapters: &[Digest], activations, sampling: &Sampling| Request {
             prompt: prompt.clone(),
-            adapters: adapters.clone(),
+            adapters: adapters.to_vec(),
+            activations,
             sampling: sampling.clone(),
         };
-        ways.iter().map(request).collect::<Vec<_>>()
+        let at_once = ways.iter().map(|(adapters, sampling)| request(adapters, Vec::new(), sampling));
+        let later = beginnings(prompt.len(), &all).into_iter();
+        let later = later.map(|begin| request(&all, begin, &Sampling::default()));
+        at_once.chain(later).collect::<Vec<_>>()
     };
     input.prompts.iter().flat_map(with).collect()
+}
+
+/// Ways in which adapters can begin in a prompt of so many tokens: the first of them in the middle, at the last token or
+/// never, the others before it, with it or at once.
+fn beginnings(prompt_tokens: usize, adapters: &[Digest]) -> Vec<Vec<Activation>> {
+    let small = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
+    let (middle, last) = (small(prompt_tokens / 2), small(prompt_tokens.saturating_sub(1)));
+    let starts = [[Some(middle), Some(middle / 2)], [Some(last), Some(0)], [None, Some(last)], [Some(middle), None]];
+    let begin = |starts: [Option<u32>; 2]| {
+        let starts = starts.into_iter().cycle();
+        adapters
+            .iter()
+            .zip(starts)
+            .map(|(adapter, first_token)| Activation { adapter: *adapter, first_token })
+            .collect()
+    };
+    starts.into_iter().map(begin).collect()
 }
 
 fn drawn() -> Sampling {
@@ -156,7 +180,7 @@ fn read(stream: &mut TokenStream) -> Result<Vec<u32>, String> {
 
 /// Adapters at different weights, so that a mixed-up weight shows.
 fn submission<A>(input: &ConformanceInput<A>, request: &Request) -> Result<Submission<A>, String> {
-    let Request { prompt, adapters, sampling } = request;
+    let Request { prompt, adapters, activations, sampling } = request;
     let mut plan = Plan::new(Prompt::Tokens(prompt.clone()));
     let weights = [1.0, -0.5, 0.75].into_iter().cycle();
     plan.composition =
@@ -167,7 +191,8 @@ fn submission<A>(input: &ConformanceInput<A>, request: &Request) -> Result<Submi
     let limits = PlanLimits { composition_entries_max: adapters.len(), ..PlanLimits::default() };
     let plan = ValidPlan::check(plan, &ByDigest, &limits).map_err(|error| error.to_string())?;
     let terms = Terms::default();
-    Ok(Submission { plan, prompt: prompt.clone(), adapters: input.adapters.clone(), seed: 5, terms })
+    let (prompt, adapters, activations) = (prompt.clone(), input.adapters.clone(), activations.clone());
+    Ok(Submission { plan, prompt, adapters, activations, seed: 5, terms })
 }
 
 /// Grants what is named by its digest.

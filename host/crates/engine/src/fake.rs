@@ -200,20 +200,26 @@ impl ModelRunner for FakeRunner {
     }
 }
 
-/// What a [`FakeRunner`] generates after this prompt under these adapters, given with the parts that name them in
-/// canonical order; `seed` if the temperature is not 0. The length is for the caller to cut.
+/// An adapter's value, the part of the composition that names it, and the first token that it acts on.
+pub type ExpectedPart = (u64, CompositionPart, u32);
+
+/// What a [`FakeRunner`] generates after this prompt under these adapters, in canonical order; `seed` if the temperature is
+/// not 0. The length is for the caller to cut.
 #[must_use]
 pub fn expected_tokens(
     vocabulary: u32,
     prompt: &[u32],
-    parts: &[(u64, CompositionPart)],
+    parts: &[ExpectedPart],
     seed: Option<u64>,
     count: u32,
 ) -> Vec<u32> {
-    let composition = parts
-        .iter()
-        .fold(0, |composition, (value, part)| mix_part(composition, *value, part.weight, part.modules, part.layers));
-    let read = |state, (position, token)| mix(state, content(token, position, composition));
+    let composition_at = |position| {
+        let acting = parts.iter().filter(|(.., first_token)| *first_token <= position);
+        acting.fold(0, |composition, (value, part, _)| {
+            mix_part(composition, *value, part.weight, part.modules, part.layers)
+        })
+    };
+    let read = |state, (position, token)| mix(state, content(token, position, composition_at(position)));
     let mut state = (0..).zip(prompt.iter().copied()).fold(0, read);
     let first = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
     let tokens = (0..count).map(|step| {

@@ -170,6 +170,7 @@ impl<A> EngineHandle<A> {
             one.prompt == two.prompt
                 && one.terms.kv_salt == two.terms.kv_salt
                 && one.plan.composition() == two.plan.composition()
+                && one.activations == two.activations
         };
         let mut families: Vec<Option<u64>> = vec![None; submissions.len()];
         for (index, submission) in submissions.iter().enumerate().skip(1) {
@@ -196,8 +197,12 @@ impl<A> EngineHandle<A> {
         let parts = submission.plan.composition().parts();
         let needed: BTreeSet<Digest> = parts.iter().map(|part| part.adapter).collect();
         let slots = self.shape.adapter_slots;
-        if needed.len() > slots as usize {
-            return Err(SubmitError::TooManyAdapters { adapters: needed.len(), slots });
+        let never = |digest: &Digest| {
+            submission.activations.iter().any(|one| one.adapter == *digest && one.first_token.is_none())
+        };
+        let adapters = needed.iter().filter(|digest| !never(digest)).count();
+        if adapters > slots as usize {
+            return Err(SubmitError::TooManyAdapters { adapters, slots });
         }
         let given = |digest: &Digest| submission.adapters.iter().any(|(given, _)| given == digest);
         match needed.iter().find(|digest| !given(digest)) {

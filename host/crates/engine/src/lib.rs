@@ -4,9 +4,10 @@
 //! [`ModelRunner`].
 //!
 //! Read `engine.rs` first: its `step` is the data flow. In the order in which things happen: `submission`, `handle` with
-//! `door`, `thread`, `engine` with `pace`, `sequence`, `scheduler` over `fairness`, `block_manager` with `block_keys`,
+//! `door`, `thread`, `engine` with `pace`, `sequence` with `active_parts`, `scheduler` over `fairness`, `block_manager` with `block_keys`,
 //! `adapter_slots` and `speculation` with `lookup`, `assembly`, `batch`, `runner`.
 
+mod active_parts;
 mod adapter_slots;
 mod assembly;
 mod batch;
@@ -32,11 +33,12 @@ mod thread;
 #[cfg(test)]
 mod tests;
 
+pub use active_parts::Activation;
 pub use batch::{Batch, BatchSequence, BlockCopy, LoraSegment, SampleRequest, SampledToken, Slot};
 pub use config::{EngineConfig, EngineError};
 pub use conformance::{ConformanceInput, check_runner};
 pub use engine::Engine;
-pub use fake::{FakeAdapter, FakeRunner, expected_tokens};
+pub use fake::{ExpectedPart, FakeAdapter, FakeRunner, expected_tokens};
 pub use handle::{Clock, EngineHandle, EngineStats, TokenStream};
 pub use runner::{ModelRunner, RunnerError, RunnerShape};
 pub use seen_tokens::SeenToken;

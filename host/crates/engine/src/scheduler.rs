@@ -280,9 +280,8 @@ impl<A> Scheduler<A> {
         if !self.waiting.iter().all(|sequence| idle(sequence) && sequence.computed == 0 && sequence.planned == 0) {
             return Err("a sequence waits and holds blocks or slots".into());
         }
-        let parts = |sequence: &Sequence<A>| sequence.plan().composition().parts().len();
         let enough = |sequence: &Sequence<A>| {
-            sequence.slots.len() == parts(sequence)
+            sequence.slots.len() == sequence.parts().len()
                 && sequence.blocks.blocks().len() >= self.blocks.blocks_for(sequence.computed)
                 && sequence.blocks.blocks().len() <= self.blocks.blocks_for(sequence.tokens().len())
                 && sequence.remaining() >= 1

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use types::{Digest, FinishReason, Usage, ValidPlan};
 
-use crate::block_keys::KvContext;
+use crate::active_parts::{ActivePart, ActiveParts};
+use crate::block_keys::KvContexts;
 use crate::block_manager::{BlockManager, BlockTable};
 use crate::door::Place;
 use crate::handle::Arrival;
@@ -30,6 +31,8 @@ pub(crate) struct Sequence<A> {
     /// Sequences of one family begin with the same prompt under the same composition.
     pub(crate) family: Option<u64>,
     plan: ValidPlan,
+    /// What acts on which of its tokens.
+    parts: ActiveParts,
     seed: u64,
     adapters: Vec<(Digest, Arc<A>)>,
     /// The prompt, then the output.
@@ -37,7 +40,7 @@ pub(crate) struct Sequence<A> {
     prompt_tokens: usize,
     /// What penalties fall on; none without penalties.
     seen: Option<SeenTokens>,
-    context: KvContext,
+    contexts: KvContexts,
     /// Keys of the full blocks of `tokens`, as far as they were needed.
     keys: Vec<Digest>,
     /// Blocks whose key the block manager was told.
@@ -52,7 +55,7 @@ pub(crate) struct Sequence<A> {
     pub(crate) lookup: Option<Lookup>,
     /// Its KV; empty while it waits.
     pub(crate) blocks: BlockTable,
-    /// A slot for each part of the composition; empty while it waits.
+    /// A slot for each of its parts; empty while it waits.
     pub(crate) slots: Vec<Slot>,
     submitted: Duration,
     /// When the first step ran that had rows of this sequence.
@@ -81,6 +84,7 @@ impl<A> Sequence<A> {
         let plan = submission.plan;
         let mut tokens = submission.prompt;
         let prompt_tokens = tokens.len();
+        let parts = ActiveParts::new(plan.composition(), &submission.activations);
         let seen = SeenTokens::new(plan.sampling(), &tokens);
         let output = (plan.output_tokens_max() as usize).min(shape.tokens_max.saturating_sub(prompt_tokens));
         let tokens_max = prompt_tokens + output;
@@ -95,7 +99,8 @@ impl<A> Sequence<A> {
             adapters: submission.adapters,
             prompt_tokens,
             seen,
-            context: KvContext::new(submission.terms.kv_salt, shape.fingerprint, plan.composition()),
+            contexts: KvContexts::new(submission.terms.kv_salt, shape.fingerprint, &parts),
+            parts,
             keys: Vec::with_capacity(tokens_max / shape.block_tokens),
             blocks_known: 0,
             computed: 0,
@@ -115,8 +120,9 @@ impl<A> Sequence<A> {
         }
     }
 
-    pub(crate) const fn plan(&self) -> &ValidPlan {
-        &self.plan
+    /// What acts on its tokens, in canonical order.
+    pub(crate) fn parts(&self) -> &[ActivePart] {
+        self.parts.as_slice()
     }
 
     pub(crate) fn tokens(&self) -> &[u32] {
@@ -137,14 +143,15 @@ impl<A> Sequence<A> {
         self.tokens.len().saturating_sub(self.computed)
     }
 
-    /// The first of these that it has in its composition or was made by.
+    /// The first of these that it has in its composition, invoked or not, or was made by.
     pub(crate) fn depends_on(&self, digests: &BTreeSet<Digest>) -> Option<Digest> {
-        self.wanted_adapters().chain(self.terms.author).find(|digest| digests.contains(digest))
+        let named = self.plan.composition().parts().iter().map(|part| part.adapter);
+        named.chain(self.terms.author).find(|digest| digests.contains(digest))
     }
 
-    /// The adapters of the composition's parts, in order.
+    /// The adapters of its parts, in order.
     pub(crate) fn wanted_adapters(&self) -> impl Iterator<Item = Digest> + Clone {
-        self.plan.composition().parts().iter().map(|part| part.adapter)
+        self.parts().iter().map(|part| part.part.adapter)
     }
 
     pub(crate) fn adapter(&self, digest: Digest) -> Option<&Arc<A>> {
@@ -153,8 +160,8 @@ impl<A> Sequence<A> {
 
     /// Keys of all full blocks of the tokens that there are now.
     pub(crate) fn keys(&mut self, block_tokens: usize, bytes: &mut Vec<u8>) -> &[Digest] {
-        for block in self.tokens.chunks_exact(block_tokens).skip(self.keys.len()) {
-            let key = self.context.block_key(self.keys.last(), block, bytes);
+        for (index, block) in self.tokens.chunks_exact(block_tokens).enumerate().skip(self.keys.len()) {
+            let key = self.contexts.block_key(index * block_tokens, self.keys.last(), block, bytes);
             self.keys.push(key);
         }
         &self.keys

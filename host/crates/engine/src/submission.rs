@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use types::{Blame, Digest, FinishReason, Usage, ValidPlan};
 
+use crate::Activation;
+
 /// A checked request, ready to be scheduled.
 #[derive(Debug)]
 pub struct Submission<A> {
@@ -14,6 +16,8 @@ pub struct Submission<A> {
     pub prompt: Vec<u32>,
     /// Every adapter that the plan's composition names, held until the sequence ends.
     pub adapters: Vec<(Digest, Arc<A>)>,
+    /// From where on adapters of the composition act; those that are not named act on every token.
+    pub activations: Vec<Activation>,
     /// Seed of the draw.
     pub seed: u64,
     /// For whom, and how.

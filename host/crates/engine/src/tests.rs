@@ -41,6 +41,8 @@ pub(crate) struct Request {
     pub(crate) prompt: Vec<u32>,
     pub(crate) output: u32,
     pub(crate) adapters: Vec<(&'static str, f32)>,
+    /// Those of them that do not act on every token, and the first that they act on.
+    pub(crate) begin: Vec<(&'static str, Option<u32>)>,
     /// Only the query and value projections.
     pub(crate) narrow: bool,
     pub(crate) seed: Option<u64>,
@@ -60,6 +62,7 @@ pub(crate) fn request(prompt: impl IntoIterator<Item = u32>, output: u32) -> Req
         prompt,
         output,
         adapters,
+        begin: Vec::new(),
         narrow: false,
         seed: None,
         stop,
@@ -79,6 +82,11 @@ fn value_of(name: &str) -> u64 {
 impl Request {
     pub(crate) fn with(mut self, adapters: impl IntoIterator<Item = (&'static str, f32)>) -> Self {
         self.adapters.extend(adapters);
+        self
+    }
+
+    pub(crate) fn begins_at(mut self, adapter: &'static str, first_token: Option<u32>) -> Self {
+        self.begin.push((adapter, first_token));
         self
     }
 
@@ -117,19 +125,25 @@ impl Request {
         let plan = ValidPlan::check(plan, &Everything, &PlanLimits::default()).expect("a valid plan");
         let adapter = |name: &str| FakeAdapter { value: value_of(name), broken: name == "broken" };
         let adapters = self.adapters.iter().map(|(name, _)| (Digest::of(name.as_bytes()), Arc::new(adapter(name))));
+        let begin = self.begin.iter();
+        let activations = begin
+            .map(|(name, first_token)| Activation { adapter: Digest::of(name.as_bytes()), first_token: *first_token })
+            .collect();
         let (prompt, adapters, seed) = (self.prompt.clone(), adapters.collect(), self.seed.unwrap_or(0));
-        Submission { plan, prompt, adapters, seed, terms: self.terms }
+        Submission { plan, prompt, adapters, activations, seed, terms: self.terms }
     }
 
     /// What must come of it if nothing goes wrong: the tokens sent, why it ends, what it used.
     pub(crate) fn expected(&self, shape: &RunnerShape, eos: &[u32]) -> (Vec<u32>, FinishReason, Usage) {
-        let part = |name: &str, weight| {
-            let adapter = Digest::of(name.as_bytes());
-            (value_of(name), CompositionPart { adapter, weight, modules: self.modules(), layers: LayerRange::ALL })
+        let part = |(name, weight): &(&str, f32)| {
+            let (adapter, modules, layers) = (Digest::of(name.as_bytes()), self.modules(), LayerRange::ALL);
+            let begin = self.begin.iter().find(|(begins, _)| begins == name);
+            let first_token = begin.map_or(Some(0), |(_, first_token)| *first_token)?;
+            Some((value_of(name), CompositionPart { adapter, weight: *weight, modules, layers }, first_token))
         };
         let terms = self.adapters.iter().filter(|(_, weight)| *weight != 0.0);
-        let mut parts: Vec<_> = terms.map(|(name, weight)| part(name, *weight)).collect();
-        parts.sort_by_key(|(_, part)| (part.adapter, part.weight.to_bits()));
+        let mut parts: Vec<_> = terms.filter_map(part).collect();
+        parts.sort_by_key(|(_, part, _)| (part.adapter, part.weight.to_bits()));
         let room = (shape.sequence_tokens_max() - self.prompt.len()) as u32;
         let mut tokens = expected_tokens(shape.vocabulary, &self.prompt, &parts, self.seed, self.output.min(room));
         let ends = |id: &u32| self.stop.contains(id) || (!self.ignore_eos && eos.contains(id));

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
-    Batch, Engine, EngineConfig, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot, SpeculationConfig,
-    Submission, Terms, TokenEvent, TokenStream,
+    Activation, Batch, Engine, EngineConfig, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot,
+    SpeculationConfig, Submission, Terms, TokenEvent, TokenStream,
 };
 use types::{Digest, Grants, Plan, PlanEntry, PlanLimits, Prompt, ValidPlan};
 
@@ -69,7 +69,11 @@ fn submission(number: u32, penalised: bool) -> Submission<()> {
     let plan = ValidPlan::check(plan, &Everything, &PlanLimits::default()).unwrap();
     let adapters = names.iter().map(|name| (Digest::of(name.as_bytes()), Arc::new(()))).collect();
     let tenant = Digest::of(&[(number % 3) as u8]);
-    Submission { plan, prompt, adapters, seed: 1, terms: Terms { tenant, kv_salt: tenant, ..Terms::default() } }
+    // Half of them begin in mid-stream, one in four never.
+    let first_token = (number % 4 != 1).then_some(number % 2 * 7);
+    let activations = vec![Activation { adapter: Digest::of(names[0].as_bytes()), first_token }];
+    let terms = Terms { tenant, kv_salt: tenant, ..Terms::default() };
+    Submission { plan, prompt, adapters, activations, seed: 1, terms }
 }
 
 fn read(streams: &mut [TokenStream]) -> usize {

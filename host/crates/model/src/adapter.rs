@@ -7,6 +7,7 @@
 mod base;
 mod canonical;
 mod container;
+mod invocation;
 mod packed;
 mod pattern;
 mod peft_config;
@@ -18,6 +19,7 @@ mod tensors;
 pub use base::AdapterBase;
 pub use canonical::{CanonicalAdapter, canonical_adapter};
 pub use container::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
+pub use invocation::Invocation;
 pub(crate) use packed::Group;
 pub use packed::LoraAdapter;
 pub(crate) use packed::PackedTerm;

@@ -74,6 +74,36 @@ fn equal_compositions_are_neighbours_and_segments_are_maximal() {
 }
 
 #[test]
+fn rows_before_an_adapter_begins_lie_in_none_of_its_segments() {
+    let mut names = ["a0", "a1"];
+    names.sort_by_key(|name| Digest::of(name.as_bytes()));
+    let [one, two] = names;
+    let requests = [
+        request(0..6, 3).with([(one, 1.0), (two, 1.0)]).begins_at(one, Some(4)),
+        request(10..13, 3).with([(one, 1.0), (two, 1.0)]).begins_at(two, None),
+        request(20..23, 3).with([(one, 1.0), (two, 1.0)]).begins_at(one, Some(4)).begins_at(two, Some(2)),
+    ];
+    // Its prompt in two pieces.
+    let small = RunnerShape { batch_rows_max: 5, ..shape() };
+    let batches = batches_of(small, &requests[..1]);
+    let segments = |batch: &Batch| {
+        let place = |s: &LoraSegment| (s.rows.clone(), s.slot.0);
+        (batch.positions.clone(), batch.segments.iter().map(place).collect::<Vec<_>>())
+    };
+    assert_eq!(segments(&batches[0]), (vec![0, 1, 2, 3, 4], vec![(4..5, 0), (0..5, 1)]));
+    assert_eq!(segments(&batches[1]), (vec![5], vec![(0..1, 0), (0..1, 1)]));
+
+    let batches = batches_of(shape(), &requests);
+    // The second, which is `one` alone, comes first; then the first and the third, as they came.
+    assert_eq!(batches[0].tokens, [10, 11, 12, 0, 1, 2, 3, 4, 5, 20, 21, 22]);
+    let (_, first) = segments(&batches[0]);
+    assert_eq!(first, [(0..3, 0), (7..9, 0), (3..9, 1), (11..12, 1)]);
+    // The third's `one` begins at its second generated token.
+    assert_eq!(segments(&batches[1]), (vec![3, 6, 3], vec![(0..2, 0), (1..3, 1)]));
+    assert_eq!(segments(&batches[2]), (vec![4, 7, 4], vec![(0..3, 0), (1..3, 1)]));
+}
+
+#[test]
 fn only_the_row_that_completes_the_prompt_is_sampled() {
     let small = RunnerShape { batch_rows_max: 4, ..shape() };
     let batches = batches_of(small, &[request(0..10, 2)]);

@@ -58,19 +58,24 @@ fn requests() -> impl Strategy<Value = Request> {
         // One in twenty adapters is broken.
         6 => prop::collection::vec((0..20usize, prop::sample::select(vec![1.0f32, 0.5, -2.0])), 1..4),
     ];
+    // Where each of them begins: mostly at once, else anywhere in prompt or output, or never.
+    let begin = prop_oneof![2 => Just(Some(0u32)), 2 => (0..24u32).prop_map(Some), 1 => Just(None)];
+    let begin = prop::collection::vec(begin, NAMES.len() - 1);
     let seed = prop::option::of(any::<u64>());
     let deadline_ms = prop::option::weighted(0.1, 0..40u32);
     let stop = prop::option::of(0..VOCABULARY);
     let penalty = prop_oneof![4 => Just(0.0f32), 1 => Just(0.5f32)];
     let logprobs = prop::option::of(0..3u32);
-    let rest = (penalty, logprobs, terms());
+    let rest = (penalty, logprobs, terms(), begin);
     (prompts(), 1..25u32, adapters, any::<bool>(), seed, any::<bool>(), stop, deadline_ms, rest).prop_map(
         |(prompt, output, adapters, narrow, seed, ignore_eos, stop, deadline_ms, rest)| {
             let adapters = adapters.into_iter().map(|(i, weight)| (NAMES[if i == 19 { 4 } else { i % 4 }], weight));
             let adapters = adapters.collect();
             let stop = stop.into_iter().collect();
-            let (presence_penalty, logprobs, terms) = rest;
-            let one = Request { adapters, narrow, seed, stop, ignore_eos, deadline_ms, ..request(prompt, output) };
+            let (presence_penalty, logprobs, terms, begin) = rest;
+            let begin = NAMES.into_iter().zip(begin).filter(|(_, first)| *first != Some(0)).collect();
+            let one =
+                Request { adapters, begin, narrow, seed, stop, ignore_eos, deadline_ms, ..request(prompt, output) };
             Request { presence_penalty, logprobs, terms, ..one }
         },
     )

@@ -57,6 +57,85 @@ fn only_what_is_the_same_to_the_last_bit_and_of_the_same_tenant_is_found() {
 }
 
 #[test]
+fn what_lies_before_an_invocation_is_shared_by_the_base_and_all_that_are_invoked() {
+    let prompt = || request(0..30, 3);
+    let invoked = |name, first| prompt().with([(name, 1.0)]).begins_at(name, first);
+    for (first, second, found) in [
+        // The base has computed 32 tokens, 30 of them of the prompt; the 17th is in the fifth block.
+        (prompt(), invoked("a0", Some(17)), 16),
+        (prompt(), invoked("a0", Some(16)), 16),
+        (prompt(), invoked("a0", Some(29)), 28),
+        (prompt(), invoked("a0", Some(3)), 0),
+        (prompt(), invoked("a0", Some(0)), 0),
+        (prompt(), invoked("a0", None), 28),
+        (invoked("a0", Some(17)), prompt(), 16),
+        (invoked("a0", Some(17)), invoked("a1", Some(17)), 16),
+        (invoked("a0", Some(17)), invoked("a1", Some(22)), 16),
+        (invoked("a0", Some(17)), invoked("a0", Some(17)), 28),
+        (invoked("a0", Some(17)), invoked("a0", Some(18)), 16),
+        (invoked("a0", Some(17)), invoked("a0", Some(20)), 16),
+        (invoked("a0", Some(17)), Request { narrow: true, ..invoked("a0", Some(17)) }, 16),
+        // Acting at once is as acting always.
+        (invoked("a0", Some(0)), prompt().with([("a0", 1.0)]), 28),
+        // Beside one that always acts: that one's beginning is another than the base's.
+        (prompt().with([("a1", 0.5)]), invoked("a0", Some(17)).with([("a1", 0.5)]), 16),
+        (prompt(), invoked("a0", Some(17)).with([("a1", 0.5)]), 0),
+        (invoked("a0", Some(9)).with([("a1", 1.0)]).begins_at("a1", Some(21)), invoked("a0", Some(9)), 20),
+        (prompt().of("one"), invoked("a0", Some(17)).of("two"), 0),
+    ] {
+        assert_eq!(found_after(&first, &second), found, "{second:?} after {first:?}");
+    }
+}
+
+#[test]
+fn one_prefix_is_computed_once_for_the_base_and_ten_invoked_adapters() {
+    const NAMES: [&str; 10] = ["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "b9"];
+    let mut rig = Rig::fake(RunnerShape { batch_rows_max: 128, ..shape() });
+    let base = request((0..40).map(|place| place % VOCABULARY), 2);
+    assert_eq!(rig.run(&base), base.expected(&shape(), &[]));
+    for (number, name) in NAMES.into_iter().enumerate() {
+        // Each has its own invocation behind the common 40 tokens.
+        let prompt = (0..40).chain([number as u32, 7, 7]);
+        let one = request(prompt, 2).with([(name, 1.0)]).begins_at(name, Some(40));
+        assert_eq!(rig.run(&one), one.expected(&shape(), &[]));
+    }
+    let stats = rig.handle.stats();
+    assert_eq!((stats.prefix_tokens_asked, stats.prefix_tokens_found), (40 + 10 * 43, 10 * 40));
+}
+
+#[test]
+fn one_that_is_never_invoked_takes_no_slot() {
+    let small = RunnerShape { adapter_slots: 1, ..shape() };
+    let mut rig = Rig::fake(small);
+    let one = request(0..9, 3).with([("a0", 1.0), ("a1", 1.0)]).begins_at("a1", None);
+    assert_eq!(rig.run(&one), request(0..9, 3).with([("a0", 1.0)]).expected(&small, &[]));
+    assert_eq!(rig.handle.stats().resident_adapters, [Digest::of(b"a0")]);
+    let both = request(0..9, 3).with([("a0", 1.0), ("a1", 1.0)]).begins_at("a1", Some(8));
+    let refused = rig.handle.submit(both.submission()).map(drop);
+    assert_eq!(refused, Err(SubmitError::TooManyAdapters { adapters: 2, slots: 1 }));
+}
+
+#[test]
+fn several_answers_with_an_invoked_adapter_compute_their_prompt_once() {
+    let (mut rig, batches) = recorded(FakeRunner::new(shape()), EngineConfig::default());
+    let begins = |first| request(0..14, 6).with([("a0", 0.5)]).begins_at("a0", Some(first));
+    let mut requests = choices(&begins(9), 0..4);
+    let mut streams = submit_all(&rig, &requests);
+    rig.finish();
+    // Those that begin elsewhere are no family of these, but find what lies before.
+    let others = [begins(9), begins(5), begins(13)];
+    streams.extend(submit_all(&rig, &others));
+    requests.extend(others);
+    rig.finish();
+    for (request, stream) in requests.iter().zip(&mut streams) {
+        assert_eq!(read_finished(stream), request.expected(&shape(), &[]));
+    }
+    let rows: usize = batches.lock().expect("not poisoned").iter().map(|batch| batch.tokens.len()).sum();
+    let (family, others) = (14 + 3 + 4 * 5, (14 - 12) + (14 - 4) + (14 - 8) + 3 * 5);
+    assert_eq!(rows, family + others);
+}
+
+#[test]
 fn another_tenant_is_served_in_as_many_steps_and_rows_as_if_nobody_had_asked_before() {
     let rows_of = |before: Option<&Request>, request: &Request| {
         let (mut rig, batches) = recorded(FakeRunner::new(shape()), EngineConfig::default());

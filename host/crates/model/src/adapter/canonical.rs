@@ -6,8 +6,9 @@
 //! other; padded with spaces to 8 bytes. Written by hand, so that no library's change can move a digest.
 //!
 //! The JSON says the form, the scales and the sizes of the base. Form 1 is for one rank and one scale without magnitudes, and
-//! states both; form 2 is for everything else, and lists a scale for each module in order of the tensors. An adapter has one
-//! form only, chosen by what it computes and not by how its configuration said it.
+//! states both; form 2 is for everything else, and lists a scale for each module in order of the tensors; form 3 is form 2
+//! without magnitudes for an activated adapter, with the tokens that invoke it. An adapter has one form only, chosen by what
+//! it computes and not by how its configuration said it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,7 +21,8 @@ use super::peft_config::PeftConfig;
 use super::rejection::short;
 use super::tensors::{self, Factor, Place, Site, Tensors, Term};
 use super::{
-    AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, LoraAdapter, refuse_container, report,
+    AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, Invocation, LoraAdapter, invocation,
+    refuse_container, report,
 };
 use crate::{ModelConfig, Precision};
 
@@ -29,6 +31,9 @@ const KEY: &str = "tenon.adapter";
 const FORM_UNIFORM: u64 = 1;
 /// A rank and a scale for each module, magnitudes.
 const FORM_VARIED: u64 = 2;
+
+/// As [`FORM_VARIED`], and what invokes it: a form of its own, so that no reader can overlook that.
+const FORM_ACTIVATED: u64 = 3;
 
 /// An adapter that passed admission, in canonical form.
 #[derive(Clone, Debug)]
@@ -66,7 +71,7 @@ pub fn canonical_adapter(
         let (set, found) = if is_dora { ("set", "there are no") } else { ("not set", "there are") };
         return Err(AdapterRejection::Malformed(format!("`use_dora` is {set} but {found} magnitude vectors")));
     }
-    let bytes = write(&tensors, &peft.terms, base.config());
+    let bytes = write(&tensors, &peft, base.config());
     if is_dora {
         // The norms that the magnitudes are divided by are known only with the base's weights.
         LoraAdapter::from_canonical(&bytes, base, limits, Precision::F32)?;
@@ -82,22 +87,24 @@ pub fn canonical_adapter(
 }
 
 fn reported(peft: PeftConfig, tensors: &Tensors<'_>, base: &dyn AdapterBase) -> AdapterReport {
-    let PeftConfig { kind, terms, base_model_name, mut warnings } = peft;
+    let PeftConfig { kind, invocation, terms, base_model_name, mut warnings } = peft;
     if let Some(name) = base_model_name.as_ref().filter(|name| !base.may_be_called(name)) {
         let name = short(name);
         warnings.push(format!("it says that it was trained on `{name}`, another base by its name; the shapes fit"));
     }
     let (dtypes, parameters) = report::sizes(tensors);
-    AdapterReport { kind, modules: report::modules(&terms), dtypes, parameters, base_model_name, warnings }
+    let invocation_tokens = invocation.map(|invocation| invocation.tokens().to_vec()).unwrap_or_default();
+    let modules = report::modules(&terms);
+    AdapterReport { kind, invocation_tokens, modules, dtypes, parameters, base_model_name, warnings }
 }
 
 fn has_magnitudes(tensors: &Tensors<'_>) -> bool {
     tensors.keys().any(|place| place.factor == Factor::M)
 }
 
-fn write(tensors: &Tensors<'_>, terms: &BTreeMap<Site, Term>, config: &ModelConfig) -> Vec<u8> {
+fn write(tensors: &Tensors<'_>, peft: &PeftConfig, config: &ModelConfig) -> Vec<u8> {
     let mut header =
-        format!("{{\"__metadata__\":{{\"{KEY}\":{}}}", Value::String(about(tensors, terms, config).to_string()));
+        format!("{{\"__metadata__\":{{\"{KEY}\":{}}}", Value::String(about(tensors, peft, config).to_string()));
     let mut at = 0;
     for (place, tensor) in tensors {
         let end = at + tensor.data().len();
@@ -124,17 +131,27 @@ fn write(tensors: &Tensors<'_>, terms: &BTreeMap<Site, Term>, config: &ModelConf
     bytes
 }
 
-fn about(tensors: &Tensors<'_>, terms: &BTreeMap<Site, Term>, config: &ModelConfig) -> Value {
+fn about(tensors: &Tensors<'_>, peft: &PeftConfig, config: &ModelConfig) -> Value {
+    let terms = &peft.terms;
     let first = terms.values().next().filter(|first| terms.values().all(|term| term == *first));
-    match first.filter(|_| !has_magnitudes(tensors)) {
-        Some(Term { rank, scale }) => {
+    let scales = || terms.values().map(|term| term.scale).collect::<Vec<f64>>();
+    match (&peft.invocation, first.filter(|_| !has_magnitudes(tensors))) {
+        (Some(invocation), _) => {
+            let (scales, base) = (scales(), base_sizes(config));
+            json!({"form": FORM_ACTIVATED, "scales": scales, invocation::KEY: invocation.tokens(), "base": base})
+        }
+        (None, Some(Term { rank, scale })) => {
             json!({"form": FORM_UNIFORM, "rank": rank, "scale": scale, "base": base_sizes(config)})
         }
-        None => {
-            let scales: Vec<f64> = terms.values().map(|term| term.scale).collect();
-            json!({"form": FORM_VARIED, "scales": scales, "base": base_sizes(config)})
-        }
+        (None, None) => json!({"form": FORM_VARIED, "scales": scales(), "base": base_sizes(config)}),
     }
+}
+
+/// What canonical bytes say.
+pub(super) struct Canonical<'a> {
+    pub(super) terms: BTreeMap<Site, Term>,
+    pub(super) invocation: Option<Invocation>,
+    pub(super) tensors: Tensors<'a>,
 }
 
 /// Reads canonical bytes. They are ours, but a wrong file in the store must still be an error.
@@ -142,7 +159,7 @@ pub(super) fn read<'a>(
     bytes: &'a [u8],
     config: &ModelConfig,
     limits: &AdapterLimits,
-) -> Result<(BTreeMap<Site, Term>, Tensors<'a>), AdapterRejection> {
+) -> Result<Canonical<'a>, AdapterRejection> {
     let not_canonical = || AdapterRejection::Malformed("the bytes are not an adapter in canonical form".into());
     let file = tensors::open(bytes, limits)?;
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|_| not_canonical())?;
@@ -163,7 +180,10 @@ pub(super) fn read<'a>(
             }
             vec![about["scale"].as_f64(); ranks.len()]
         }
-        Some(FORM_VARIED) => about["scales"].as_array().into_iter().flatten().map(Value::as_f64).collect(),
+        Some(FORM_ACTIVATED) if has_magnitudes(&tensors) => return Err(not_canonical()),
+        Some(FORM_VARIED | FORM_ACTIVATED) => {
+            about["scales"].as_array().into_iter().flatten().map(Value::as_f64).collect()
+        }
         _ => return Err(not_canonical()),
     };
     if scales.len() != ranks.len() {
@@ -176,7 +196,9 @@ pub(super) fn read<'a>(
         terms.insert(site, Term { rank, scale });
     }
     tensors::check(&tensors, &terms, config, limits)?;
-    Ok((terms, tensors))
+    let is_activated = about["form"] == FORM_ACTIVATED;
+    let invocation = is_activated.then(|| Invocation::read(&about[invocation::KEY], config, limits)).transpose()?;
+    Ok(Canonical { terms, invocation, tensors })
 }
 
 fn base_sizes(config: &ModelConfig) -> Value {

@@ -4,8 +4,9 @@
 use kernels::{Isa, LoraGroup, LoraPair, LoraTermParts, RopeLayout, dora_norms};
 use types::{Module, ModuleSet};
 
+use super::canonical::Canonical;
 use super::tensors::{self, Factor, Place, Site, Tensors, Term};
-use super::{AdapterBase, AdapterLimits, AdapterRejection, canonical};
+use super::{AdapterBase, AdapterLimits, AdapterRejection, Invocation, canonical};
 use crate::{ModelConfig, Precision};
 
 /// Modules that read the same input: their terms are computed together. Indexed by [`Group`].
@@ -42,6 +43,7 @@ impl Group {
 pub struct LoraAdapter {
     rank: u32,
     modules: ModuleSet,
+    invocation: Option<Invocation>,
     layers: Layers,
     base: ModelConfig,
     memory_bytes: usize,
@@ -78,7 +80,7 @@ impl LoraAdapter {
         precision: Precision,
     ) -> Result<Self, AdapterRejection> {
         let config = base.config();
-        let (terms, tensors) = canonical::read(bytes, config, limits)?;
+        let Canonical { terms, invocation, tensors } = canonical::read(bytes, config, limits)?;
         let mut layers: Vec<[Option<PackedTerm>; 7]> = (0..config.layers).map(|_| Default::default()).collect();
         for (site, term) in &terms {
             let packed = pack(*site, *term, &tensors, base, limits)?;
@@ -94,7 +96,8 @@ impl LoraAdapter {
             Precision::Quantised => grouped(layers)?,
         };
         let memory_bytes = layers.memory_bytes();
-        Ok(Self { rank: u32::try_from(rank).unwrap_or(u32::MAX), modules, layers, base: config.clone(), memory_bytes })
+        let rank = u32::try_from(rank).unwrap_or(u32::MAX);
+        Ok(Self { rank, modules, invocation, layers, base: config.clone(), memory_bytes })
     }
 
     /// The largest rank of a module.
@@ -107,6 +110,12 @@ impl LoraAdapter {
     #[must_use]
     pub fn modules(&self) -> ModuleSet {
         self.modules
+    }
+
+    /// What it is invoked by; `None` if it acts on every token.
+    #[must_use]
+    pub fn invocation(&self) -> Option<&Invocation> {
+        self.invocation.as_ref()
     }
 
     /// What it takes in host memory.

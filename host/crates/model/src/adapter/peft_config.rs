@@ -1,5 +1,5 @@
-//! PEFT's `adapter_config.json`: LoRA, rsLoRA and DoRA pass, every other kind is named and refused. Not here: which modules
-//! are targeted (`targets`).
+//! PEFT's `adapter_config.json`: LoRA, rsLoRA, DoRA and aLoRA pass, every other kind is named and refused. Not here: which modules
+//! are targeted (`targets`), and by what an aLoRA is invoked (`invocation`).
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,15 @@ use serde_json::{Map, Value};
 
 use super::rejection::short;
 use super::tensors::{Site, Term};
-use super::{AdapterKind, AdapterLimits, AdapterRejection, targets};
+use super::{AdapterKind, AdapterLimits, AdapterRejection, Invocation, invocation, targets};
 use crate::ModelConfig;
 
 /// What the configuration says, as far as it decides what is computed.
 #[derive(Debug)]
 pub(super) struct PeftConfig {
     pub(super) kind: AdapterKind,
+    /// Of an aLoRA.
+    pub(super) invocation: Option<Invocation>,
     /// Every targeted module; the scale is alpha / rank, or alpha / sqrt(rank) for rsLoRA, of the module's own.
     pub(super) terms: BTreeMap<Site, Term>,
     pub(super) base_model_name: Option<String>,
@@ -22,8 +24,7 @@ pub(super) struct PeftConfig {
 }
 
 /// Keys that must be absent, null, false or empty, and what they would turn on.
-const NEUTRAL: [(&str, &str); 9] = [
-    ("alora_invocation_tokens", "aLoRA, which acts only after its invocation tokens"),
+const NEUTRAL: [(&str, &str); 8] = [
     ("modules_to_save", "replaced modules of the base"),
     ("lora_bias", "a bias on B"),
     ("fan_in_fan_out", "transposed weights"),
@@ -36,7 +37,8 @@ const NEUTRAL: [(&str, &str); 9] = [
 
 /// Keys of PEFT's `LoraConfig` (0.21) and its parents that say nothing about the result, or are read elsewhere. `eva_config`
 /// belongs to an initialisation that leaves the base alone.
-const KNOWN: [&str; 27] = [
+const KNOWN: [&str; 28] = [
+    invocation::KEY,
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -80,6 +82,7 @@ impl PeftConfig {
         })?;
         let mut warnings = refuse_other_kinds(&config)?;
         let (is_dora, is_rslora) = (flag(&config, "use_dora")?, flag(&config, "use_rslora")?);
+        let invocation = Invocation::of(&config, base, limits)?;
         let mut terms = BTreeMap::new();
         for (site, (rank, alpha)) in targets::targets(&config, base, limits)? {
             let divisor = if is_rslora { f64::from(rank).sqrt() } else { f64::from(rank) };
@@ -93,11 +96,12 @@ impl PeftConfig {
             warnings.push("its alpha is 0: it changes nothing".into());
         }
         let kind = match (is_dora, is_rslora) {
+            _ if invocation.is_some() => AdapterKind::Alora,
             (true, _) => AdapterKind::Dora,
             (false, true) => AdapterKind::RsLora,
             (false, false) => AdapterKind::Lora,
         };
-        Ok(Self { kind, terms, base_model_name: base_model_name(&config), warnings })
+        Ok(Self { kind, invocation, terms, base_model_name: base_model_name(&config), warnings })
     }
 }
 
@@ -222,6 +226,8 @@ mod tests {
             ("{}", AdapterKind::Lora),
             (r#"{"use_rslora": true}"#, AdapterKind::RsLora),
             (r#"{"use_dora": true, "use_rslora": true}"#, AdapterKind::Dora),
+            (r#"{"alora_invocation_tokens": [1]}"#, AdapterKind::Alora),
+            (r#"{"alora_invocation_tokens": [1], "use_rslora": true}"#, AdapterKind::Alora),
         ] {
             assert_eq!(parse(changes).unwrap().kind, kind);
         }
@@ -239,6 +245,7 @@ mod tests {
                 r#"{"auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama"}}"#,
                 "",
             ),
+            (r#"{"alora_invocation_tokens": []}"#, ""),
             (r#"{"bias": null, "exclude_modules": null, "layers_pattern": [], "ensure_weight_tying": true}"#, ""),
         ] {
             let warnings = parse(changes).unwrap_or_else(|rejection| panic!("{changes}: {rejection}")).warnings;
@@ -254,7 +261,10 @@ mod tests {
             (r#"{"peft_type": null}"#, "peft_type"),
             (r#"{"use_qalora": true}"#, "QALoRA"),
             (r#"{"use_bdlora": {"nblocks": 2}}"#, "BD-LoRA"),
-            (r#"{"alora_invocation_tokens": [1]}"#, "aLoRA"),
+            (r#"{"alora_invocation_tokens": [1], "use_dora": true}"#, "use_dora"),
+            (r#"{"alora_invocation_tokens": [1], "init_lora_weights": "mica"}"#, "mica"),
+            (r#"{"alora_invocation_tokens": [1], "task_type": null}"#, "CAUSAL_LM"),
+            (r#"{"alora_invocation_tokens": [1], "task_type": "SEQ_2_SEQ_LM"}"#, "CAUSAL_LM"),
             (r#"{"modules_to_save": ["lm_head"]}"#, "modules_to_save"),
             (r#"{"bias": "all"}"#, "bias"),
             (r#"{"bias": "lora_only"}"#, "bias"),

@@ -18,6 +18,8 @@ pub struct AdapterLimits {
     /// Scale · ‖A‖ · ‖B‖ (Frobenius) of each module, a bound on how far it can move its output. Trained adapters stay
     /// below 100.
     pub delta_norm_max: u32,
+    /// Tokens that invoke it, if it is activated.
+    pub invocation_tokens_max: usize,
     /// Magnitude / norm of a row, for DoRA. Trained adapters stay near 1.
     pub dora_gain_max: u32,
 }
@@ -40,6 +42,7 @@ impl Default for AdapterLimits {
             rank_max: 256,
             tensors_max: 8192,
             delta_norm_max: 10_000,
+            invocation_tokens_max: 256,
             dora_gain_max: 1_000,
         }
     }

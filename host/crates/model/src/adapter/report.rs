@@ -17,16 +17,19 @@ pub enum AdapterKind {
     RsLora,
     /// With a magnitude for each output, of either scale.
     Dora,
+    /// Activated by its invocation, of either scale.
+    Alora,
 }
 
 impl AdapterKind {
-    /// `lora`, `rslora` or `dora`.
+    /// `lora`, `rslora`, `dora` or `alora`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Lora => "lora",
             Self::RsLora => "rslora",
             Self::Dora => "dora",
+            Self::Alora => "alora",
         }
     }
 }
@@ -36,6 +39,9 @@ impl AdapterKind {
 pub struct AdapterReport {
     /// Its kind.
     pub kind: AdapterKind,
+    /// The tokens that it acts from, where they stand last in a prompt; none for one that acts on every token.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub invocation_tokens: Vec<u32>,
     /// Layers with the same module, rank and scale together, in order of module and first layer.
     pub modules: Vec<ModuleReport>,
     /// Types of its tensors: `f32`, `f16`, `bf16`.

@@ -2,6 +2,7 @@
 //! (`tests/bases/make.py`): every form of a base gives the same tokens, the same text and the same logits.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod alora;
 mod forms;
 mod hostile;
 

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use generators::{AdapterFiles, Draw, Sizes, adapter};
 use model::{
-    AdapterBase, AdapterLimits, AdapterRejection, CanonicalAdapter, LoraAdapter, ModelConfig, ModelError, Precision,
-    canonical_adapter,
+    AdapterBase, AdapterLimits, AdapterRejection, CanonicalAdapter, Invocation, LoraAdapter, ModelConfig, ModelError,
+    Precision, canonical_adapter,
 };
 use safetensors::{Dtype, SafeTensors};
 use types::{Digest, Module};
@@ -140,6 +140,9 @@ fn is_whole(canonical: &CanonicalAdapter, files: &AdapterFiles, base: &Tiny, lim
     let packed = LoraAdapter::from_canonical(&canonical.bytes, base, limits, Precision::Quantised)
         .expect("what was admitted can be packed");
     assert_eq!((packed.rank(), packed.modules()), (canonical.rank, canonical.modules));
+    let invocation = packed.invocation().map(Invocation::tokens).unwrap_or_default();
+    assert_eq!(invocation, canonical.report.invocation_tokens, "what invokes it is kept");
+    assert!(invocation.len() <= limits.invocation_tokens_max && invocation.iter().all(|token| *token < 262));
     assert!(packed.memory_bytes() <= 8 * canonical.bytes.len(), "{} bytes in memory", packed.memory_bytes());
     // The same adapter in other words: other order of tensors, other notes.
     let weights = rewritten(&sent);
