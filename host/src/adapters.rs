@@ -1,6 +1,7 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
-//! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `loads` (the work that is under way),
+//! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
+//! sign them), `loads` (the work that is under way),
 //! `memory` (what is packed, and leases).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
@@ -9,6 +10,8 @@ mod error;
 mod loads;
 mod memory;
 mod owners;
+mod signature;
+mod signers;
 mod source;
 
 use std::collections::{HashMap, HashSet};
@@ -25,10 +28,14 @@ use crate::store::Store;
 use loads::{Loads, lost};
 use memory::HostMemory;
 use owners::{AliasRecord, Owners};
+use signers::SignerStore;
 use source::AdaptersRoot;
 
 pub use error::AdapterError;
 pub use memory::{AdapterLease, Residency};
+pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
+pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
+pub(crate) use source::{CONFIG, SIGNATURE, WEIGHTS};
 
 /// Up to here names are looked up one by one; beyond, one listing is cheaper.
 const RESOLVED_ONE_BY_ONE_MAX: usize = 16;
@@ -71,6 +78,17 @@ impl AdapterStoreConfig {
     }
 }
 
+/// What an adapter is sent or kept as.
+#[derive(Clone, Debug)]
+pub struct AdapterFiles {
+    /// `adapter_config.json`.
+    pub config: Bytes,
+    /// `adapter_model.safetensors`.
+    pub weights: Bytes,
+    /// `model.sig`, the bundle of OpenSSF Model Signing.
+    pub signature: Option<Bytes>,
+}
+
 /// An adapter as its owner sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterInfo {
@@ -90,6 +108,8 @@ pub struct AdapterInfo {
     pub report: Option<AdapterReport>,
     /// When and why it was revoked, if it was.
     pub revoked: Option<Revocation>,
+    /// Who had signed it then.
+    pub signature: SignatureState,
 }
 
 /// Names that were resolved for one request of one tenant: the proof of ownership that the request goes on with. Not to be kept
@@ -124,6 +144,7 @@ pub struct AdapterStore {
     artifacts: Artifacts,
     owners: Owners,
     revocations: Revocations,
+    signers: SignerStore,
     memory: HostMemory,
     loads: Loads,
 }
@@ -150,8 +171,9 @@ impl AdapterStore {
             aliases_per_tenant_max: config.aliases_per_tenant_max,
             root,
             artifacts,
-            owners: Owners::new(store),
+            owners: Owners::new(Arc::clone(&store)),
             revocations,
+            signers: SignerStore::new(store),
             memory: HostMemory::new(config.host_bytes_max),
             loads: Loads::new(config.loads_max),
         })
@@ -161,17 +183,16 @@ impl AdapterStore {
     /// content moves the alias, and requests in flight keep what they have.
     ///
     /// # Errors
-    /// [`AdapterError::Rejected`], [`AdapterError::DigestMismatch`], [`AdapterError::OverLimit`].
+    /// [`AdapterError::Rejected`], [`AdapterError::Signature`], [`AdapterError::DigestMismatch`], [`AdapterError::OverLimit`].
     pub async fn add_bytes(
         &self,
         tenant: &TenantId,
         alias: &AdapterAlias,
-        config_json: Bytes,
-        weights: Bytes,
+        files: AdapterFiles,
         expected: Option<Digest>,
     ) -> Result<AdapterInfo, AdapterError> {
         self.check_room(tenant, alias).await?;
-        self.admit(tenant, alias, expected, move |_| Ok((config_json, weights))).await
+        self.admit(tenant, alias, expected, move |_| Ok(files)).await
     }
 
     /// The same from a folder below `adapters_root`, named as `file:///…`.
@@ -198,21 +219,25 @@ impl AdapterStore {
         tenant: &TenantId,
         alias: &AdapterAlias,
         expected: Option<Digest>,
-        read: impl FnOnce(&AdapterLimits) -> Result<(Bytes, Bytes), AdapterError> + Send + 'static,
+        read: impl FnOnce(&AdapterLimits) -> Result<AdapterFiles, AdapterError> + Send + 'static,
     ) -> Result<AdapterInfo, AdapterError> {
+        let signers = self.signers.of(tenant).await?;
         let permit = self.loads.permit().await?;
         let (base, limits) = (Arc::clone(&self.base), self.limits.clone());
         let check = move || {
-            let (config_json, weights) = read(&limits)?;
-            Ok(canonical_adapter(&config_json, &weights, &*base, &limits)?)
+            let AdapterFiles { config, weights, signature } = read(&limits)?;
+            let canonical = canonical_adapter(&config, &weights, &*base, &limits)?;
+            // The last step of admission, over the very bytes that passed the others.
+            let signature = signers.check(signature.as_deref(), &[(CONFIG, &config), (WEIGHTS, &weights)])?;
+            Ok((canonical, signature))
         };
-        let (checked, _permit) = self.loads.compute(permit, check).await?;
+        let ((checked, signature), _permit) = self.loads.compute(permit, check).await?;
         let CanonicalAdapter { bytes, digest, rank, modules, report } = checked;
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(AdapterError::DigestMismatch { expected, found: digest });
         }
         self.revocations.check(WHAT, digest)?;
-        let record = AliasRecord { digest, rank, modules, bytes: bytes.len() as u64, report: Some(report) };
+        let record = AliasRecord { digest, rank, modules, bytes: bytes.len() as u64, report: Some(report), signature };
         self.artifacts.put(ArtifactKind::Adapter, bytes.into()).await?;
         let replaced = self.owners.set(tenant, alias, &record).await?;
         if let Some(replaced) = replaced {
@@ -317,6 +342,29 @@ impl AdapterStore {
         self.memory.forget_everywhere(digest).await;
     }
 
+    /// Who may sign the tenant's adapters.
+    ///
+    /// # Errors
+    /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
+    pub async fn signers(&self, tenant: &TenantId) -> Result<Signers, AdapterError> {
+        self.signers.of(tenant).await
+    }
+
+    /// Sets who may sign the tenant's adapters from now on; with `expect`, only if the revision is that one. What was admitted
+    /// before stays.
+    ///
+    /// # Errors
+    /// [`AdapterError::OverLimit`], a conflict as [`AdapterError::Store`].
+    pub async fn set_signers(
+        &self,
+        tenant: &TenantId,
+        policy: SignaturePolicy,
+        keys: &[SignerKey],
+        expect: Option<u64>,
+    ) -> Result<Signers, AdapterError> {
+        self.signers.set(tenant, policy, keys, expect).await
+    }
+
     /// Bytes of packed adapters in the cache.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.bytes()
@@ -363,10 +411,10 @@ impl AdapterStore {
     }
 
     fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord) -> AdapterInfo {
-        let AliasRecord { digest, rank, modules, bytes, report } = record;
+        let AliasRecord { digest, rank, modules, bytes, report, signature } = record;
         let residency = self.memory.residency(tenant, digest);
         let revoked = self.revocations.find(digest);
-        AdapterInfo { alias, digest, rank, modules, bytes, residency, report, revoked }
+        AdapterInfo { alias, digest, rank, modules, bytes, residency, report, revoked, signature }
     }
 }
 

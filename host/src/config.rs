@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use model::NormLimits;
 use plugin::PluginLimits;
 use types::{Blame, PlanLimits};
 
@@ -45,6 +46,8 @@ pub struct Config {
     pub adapters_root: Option<PathBuf>,
     /// Memory for adapters that are loaded.
     pub adapter_cache_bytes_max: u64,
+    /// How large the change of one module of an adapter may be.
+    pub adapter_norms: NormLimits,
     /// Requests that may wait for the engine.
     pub queue_requests_max: usize,
     /// Of these, requests of one tenant.

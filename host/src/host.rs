@@ -114,6 +114,7 @@ impl Host {
             host_bytes_max: config.adapter_cache_bytes_max,
             limits: AdapterLimits {
                 file_bytes_max: usize::try_from(config.http_limits.adapter_bytes_max).unwrap_or(usize::MAX),
+                norms: config.adapter_norms,
                 ..AdapterLimits::default()
             },
             ..AdapterStoreConfig::new(base.clone())

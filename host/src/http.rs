@@ -141,6 +141,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/v1/receipts/{id}", Needs(Receipts), get(receipts::show)),
         route("/v1/usage", Needs(Receipts), get(usage::show)),
         route("/v1/tenants", Needs(Admin), post(admin::create_tenant).get(admin::list_tenants)),
+        route("/v1/tenants/{tenant}/signers", Needs(Admin), get(admin::signers).put(admin::set_signers)),
         route("/v1/keys", Needs(Admin), post(admin::create_key)),
         route("/v1/revocations", Needs(Admin), get(revocations::list)),
         route("/v1/revocations/{digest}", Needs(Admin), put(revocations::put)),

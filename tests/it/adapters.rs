@@ -131,7 +131,16 @@ fn the_admission_report_is_kept_with_the_adapter() {
         {"module": "v_proj", "layers": [0, 1], "rank": 2, "scale": 2.0},
     ]);
     // lora_alpha is 4 where no pattern says otherwise.
-    assert_eq!(report["modules"], modules);
+    let mut found = report["modules"].clone();
+    for module in found.as_array_mut().expect("a list").iter_mut().filter_map(Value::as_object_mut) {
+        for norms in ["frobenius_norms", "spectral_norms"] {
+            let norms = module.remove(norms).expect("of each layer");
+            let values: Vec<f64> = norms.as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
+            assert_eq!(Some(values.len()), module["layers"].as_array().map(Vec::len));
+            assert!(values.iter().all(|norm| *norm > 0.0), "{values:?}");
+        }
+    }
+    assert_eq!(found, modules);
     assert_eq!(report["dtypes"], json!(["f32"]));
     assert_eq!(report["parameters"], json!(2 * (2 * 576 * 2 + 2 * (576 + 192))));
     assert_eq!(report["base_model"], json!("../../../../etc/passwd"));

@@ -135,7 +135,7 @@ fn every_command_speaks_json() {
     let doctor =
         ["--base", base.to_str().unwrap(), "--data", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 18] = [
+    let commands: [(&str, Vec<&str>, &str); 19] = [
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
@@ -151,6 +151,7 @@ fn every_command_speaks_json() {
         ("usage", vec![], "/total/requests"),
         ("tenant create", vec!["json-tenant"], "/name"),
         ("tenant list", vec![], "/data/0/name"),
+        ("tenant signers", vec!["json-tenant", "--policy", "optional"], "/revision"),
         ("key create", vec!["--tenant", "json-tenant"], "/key"),
         ("key revoke", vec![&key], "/revoked"),
         ("completions", vec!["bash"], "/script"),
@@ -291,6 +292,20 @@ fn an_adapter_is_inspected_on_the_host_and_in_a_folder() {
     for field in ["digest", "rank", "modules", "bytes", "report"] {
         assert_eq!(here[field], there[field], "{field}");
     }
+    // DoRA asks for the base's weights.
+    let mut dora = tests::PeftAdapter::tiny(1);
+    dora.add_magnitudes(1.5);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("adapter_config.json"), dora.config_file()).expect("a file");
+    std::fs::write(folder.path().join("adapter_model.safetensors"), dora.weights_file()).expect("a file");
+    let (folder, base_path) = (folder.path().to_str().unwrap(), base.to_str().unwrap());
+    let arguments = ["adapter", "inspect", "--file", folder, "--base", base_path, "--json"];
+    let shown: Value = serde_json::from_str(&printed(&run_tenon(&arguments))).expect("JSON");
+    assert_eq!(shown["report"]["kind"], "dora");
+    assert!(
+        shown["report"]["modules"][0]["spectral_norms"].as_array().is_some_and(|norms| !norms.is_empty()),
+        "{shown}"
+    );
     let empty = tempfile::tempdir().expect("a temporary folder");
     let refused =
         run_tenon(&["adapter", "inspect", "--file", empty.path().to_str().unwrap(), "--base", base.to_str().unwrap()]);

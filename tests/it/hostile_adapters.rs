@@ -323,7 +323,18 @@ fn config_cases() -> Vec<Case> {
         set("alpha-bomb", "lora_alpha", json!(1e12), too_large),
         set("alpha-text", "lora_alpha", json!("4"), malformed),
         set("rank-zero", "r", json!(0), malformed),
-        set("rank-huge", "r", json!(1u64 << 31), too_large),
+        set("rank-huge", "r", json!(1u64 << 31), RefusedAs("adapter_shape_mismatch")),
+        made("rank-over", too_large, |adapter| {
+            *adapter = PeftAdapter::tiny(1);
+            adapter.set("r", json!(257));
+            for tensor in &mut adapter.tensors {
+                let narrow = tensor.shape.iter_mut().find(|size| **size == 2).expect("the rank");
+                *narrow = 257;
+                tensor.data = vec![0; 4 * tensor.shape.iter().product::<usize>()];
+            }
+        }),
+        set("base-digest-other", "tenon.base_digest", json!("0".repeat(64)), RefusedAs("adapter_base_mismatch")),
+        set("base-digest-text", "tenon.base_digest", json!("SmolLM2"), malformed),
         set("rank-missing", "r", Value::Null, malformed),
         set("rank-other", "r", json!(8), RefusedAs("adapter_shape_mismatch")),
         set("rank-pattern-other", "rank_pattern", json!({"q_proj": 3}), RefusedAs("adapter_shape_mismatch")),

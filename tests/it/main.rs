@@ -28,6 +28,7 @@ mod plugins;
 mod receipts;
 mod revocation;
 mod serving;
+mod signatures;
 mod tenants;
 mod tls;
 mod usage;

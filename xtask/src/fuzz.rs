@@ -18,7 +18,7 @@ use crate::tools;
 
 const CARGO_FUZZ: &str = "0.13.1";
 /// Enough for a whole adapter or three requests.
-const INPUT_BYTES_MAX: &str = "16384";
+const INPUT_BYTES_MAX: usize = 64 << 10;
 /// An input that takes longer is a finding.
 const INPUT_SECONDS_MAX: &str = "20";
 /// A process that takes more memory is a finding.
@@ -144,6 +144,9 @@ fn fuzz(target: Target, minutes: f64, scratch: &Path) -> Outcome<Run> {
     let (corpus, artifacts) = (folder().join("corpus").join(name), folder().join("artifacts").join(name));
     fs::create_dir_all(&artifacts)?;
     seed(target, &corpus)?;
+    if target == Target::AdapterAdmission {
+        seed_hostile(&corpus)?;
+    }
     let mut command = fuzzer(target, scratch)?;
     command.arg(format!("-max_total_time={:.0}", minutes * 60.0)).arg("-print_final_stats=1");
     if target == Target::HttpBodies {
@@ -177,6 +180,32 @@ fn fuzz(target: Target, minutes: f64, scratch: &Path) -> Outcome<Run> {
     let verdict =
         if is_clean { "no finding".to_owned() } else { format!("FOUND {} ({status})", found.unwrap_or_default()) };
     Ok(Run { is_clean, line: format!("{name}: {executions} executions in {minutes} min, {done}: {verdict}") })
+}
+
+/// The pairs of files of the shared hostile set, where the checkout has it beside it (or `TENON_SHARED` names it), in the form
+/// of [`Target::AdapterAdmission`]'s whole files. Each run adds them again: they are few, and the corpus may be older.
+fn seed_hostile(corpus: &Path) -> Outcome {
+    let shared = std::env::var_os("TENON_SHARED").map_or_else(|| shell::root().join("../shared"), PathBuf::from);
+    let Ok(cases) = fs::read_dir(shared.join("lora/hostile")) else {
+        println!("no hostile set under {}: the corpus begins without it", shared.display());
+        return Ok(());
+    };
+    let mut seeds = 0;
+    for case in cases {
+        let case = case?;
+        let read = |file: &str| fs::read(case.path().join(file));
+        let (Ok(config), Ok(weights)) = (read("adapter_config.json"), read("adapter_model.safetensors")) else {
+            continue;
+        };
+        let length = u32::try_from(config.len())?.to_le_bytes();
+        let input = [&[6][..], &length, &config, &weights].concat();
+        if input.len() <= INPUT_BYTES_MAX {
+            fs::write(corpus.join(format!("hostile-{}", case.file_name().to_string_lossy())), input)?;
+            seeds += 1;
+        }
+    }
+    println!("{seeds} inputs from the hostile set");
+    Ok(())
 }
 
 /// A corpus to begin with, where there is none: choices from seeds, and whole plain inputs for the raw variants.

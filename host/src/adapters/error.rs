@@ -5,6 +5,7 @@ use std::sync::Arc;
 use model::AdapterRejection;
 use types::{Blame, Digest};
 
+use super::signature::SignatureError;
 use crate::artifacts::ArtifactError;
 use crate::revocation::RevocationError;
 use crate::store::StoreError;
@@ -18,6 +19,9 @@ pub enum AdapterError {
     /// The files are not an adapter that this base can execute.
     #[error(transparent)]
     Rejected(#[from] AdapterRejection),
+    /// The signature policy of the tenant is not met.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     /// Other content than the caller named.
     #[error("the adapter's digest is {found}, not {expected} as asked; nothing was added")]
     DigestMismatch {
@@ -82,6 +86,7 @@ impl AdapterError {
         match self {
             Self::NotFound(_) => "adapter_not_found",
             Self::Rejected(rejection) => rejection.code(),
+            Self::Signature(error) => error.code(),
             Self::DigestMismatch { .. } => "digest_mismatch",
             Self::OverLimit { .. } => "limit_exceeded",
             Self::NoRoot => "adapters_root_not_configured",
@@ -102,6 +107,7 @@ impl AdapterError {
             Self::NotFound(_) | Self::DigestMismatch { .. } | Self::OverLimit { .. } => Blame::Caller,
             Self::NoRoot | Self::BadSource(_) | Self::SourceNotFound | Self::SourceFile(_) => Blame::Caller,
             Self::Rejected(rejection) => rejection.blame(),
+            Self::Signature(error) => error.blame(),
             Self::BadRoot { .. } | Self::BadRecord(_) | Self::Lost(_) => Blame::Host,
             Self::Artifact(error) => error.blame(),
             Self::Revocation(error) => error.blame(),

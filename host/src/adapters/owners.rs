@@ -13,7 +13,7 @@ use model::AdapterReport;
 use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
 
-use super::AdapterError;
+use super::{AdapterError, SignatureState};
 use crate::registry::digest_text;
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 
@@ -31,6 +31,9 @@ pub(super) struct AliasRecord {
     /// wrote none.
     #[serde(default)]
     pub(super) report: Option<AdapterReport>,
+    /// Of the same upload.
+    #[serde(default)]
+    pub(super) signature: SignatureState,
 }
 
 #[derive(Debug)]
@@ -230,9 +233,18 @@ mod tests {
             dtypes: vec!["f32".into()],
             parameters: 10,
             base_model_name: Some(text.to_owned()),
+            base_is_named: false,
             warnings: Vec::new(),
         };
-        AliasRecord { digest: Digest::of(text.as_bytes()), rank: 8, modules, bytes: 10, report: Some(report) }
+        let signature = SignatureState::Signed { key: text.to_owned() };
+        AliasRecord {
+            digest: Digest::of(text.as_bytes()),
+            rank: 8,
+            modules,
+            bytes: 10,
+            report: Some(report),
+            signature,
+        }
     }
 
     fn owners() -> (Owners, TenantId, [AdapterAlias; 2]) {

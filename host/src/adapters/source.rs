@@ -14,10 +14,12 @@ use bytes::Bytes;
 use model::{AdapterLimits, CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use super::AdapterError;
+use super::{AdapterError, AdapterFiles, SIGNATURE_BYTES_MAX};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG: &str = "adapter_config.json";
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
+/// As `model_signing` calls it.
+pub(crate) const SIGNATURE: &str = "model.sig";
 /// Names of a folder that are looked at to say what it has instead of weights.
 const NAMES_READ_MAX: usize = 256;
 
@@ -54,8 +56,8 @@ impl AdaptersRoot {
         Ok(Self { path: resolved })
     }
 
-    /// (`adapter_config.json`, `adapter_model.safetensors`) of a folder, each no larger than its limit. Blocking.
-    pub(super) fn read_folder(&self, folder: &Path, limits: &AdapterLimits) -> Result<(Bytes, Bytes), AdapterError> {
+    /// The files of a folder, each no larger than its limit. Blocking.
+    pub(super) fn read_folder(&self, folder: &Path, limits: &AdapterLimits) -> Result<AdapterFiles, AdapterError> {
         let resolved = folder.canonicalize().ok().filter(|folder| folder.starts_with(&self.path));
         let folder = resolved.ok_or(AdapterError::SourceNotFound)?;
         if !folder.is_dir() {
@@ -67,7 +69,12 @@ impl AdaptersRoot {
         }
         let config = self.read_file(&folder, CONFIG, "adapter_config_bytes_max", limits.config_bytes_max)?;
         let weights = self.read_file(&folder, WEIGHTS, "adapter_file_bytes_max", limits.file_bytes_max)?;
-        Ok((config, weights))
+        // A link that leads nowhere is a signature that cannot be read, not none.
+        let signature = match folder.join(SIGNATURE).symlink_metadata() {
+            Ok(_) => Some(self.read_file(&folder, SIGNATURE, "adapter_signature_bytes_max", SIGNATURE_BYTES_MAX)?),
+            Err(_) => None,
+        };
+        Ok(AdapterFiles { config, weights, signature })
     }
 
     /// Says of an archive that it is one, by its first bytes or its name; it is not opened.
@@ -154,7 +161,7 @@ mod tests {
         fs::write(path.join(WEIGHTS), weights).expect("a file");
     }
 
-    fn code(read: Result<(Bytes, Bytes), AdapterError>) -> &'static str {
+    fn code(read: Result<AdapterFiles, AdapterError>) -> &'static str {
         read.map_or_else(|error| error.code(), |_| "read")
     }
 
@@ -196,7 +203,18 @@ mod tests {
 
         let root = AdaptersRoot::open(&path).expect("a root");
         let read = |folder: PathBuf| root.read_folder(&folder, &limits());
-        assert_eq!(read(path.join("good")).expect("read"), (Bytes::from_static(b"{}"), Bytes::from_static(b"weights")));
+        let good = read(path.join("good")).expect("read");
+        assert_eq!((&good.config[..], &good.weights[..], good.signature), (&b"{}"[..], &b"weights"[..], None));
+        fs::write(path.join("good").join(SIGNATURE), b"bundle").expect("a file");
+        assert_eq!(read(path.join("good")).expect("read").signature.as_deref(), Some(&b"bundle"[..]));
+        let large = vec![b' '; SIGNATURE_BYTES_MAX + 1];
+        fs::write(path.join("good").join(SIGNATURE), large).expect("a file");
+        assert_eq!(code(read(path.join("good"))), "limit_exceeded");
+        // A signature that cannot be read is not none.
+        fs::remove_file(path.join("good").join(SIGNATURE)).expect("removed");
+        symlink(outer.path().join("outside").join(CONFIG), path.join("good").join(SIGNATURE)).expect("a link");
+        assert_eq!(code(read(path.join("good"))), "source_not_found");
+        fs::remove_file(path.join("good").join(SIGNATURE)).expect("removed");
         assert_eq!(code(read(path.join("inside"))), "read");
         // A link out, a twin by name, another folder, none at all: one answer.
         let elsewhere = [path.join("escape"), outer.path().join("root-twin"), outer.path().join("outside")];

@@ -44,6 +44,11 @@ fn peft(fill: f32) -> (Bytes, Bytes) {
     (Bytes::from_static(config.as_bytes()), weights.into())
 }
 
+/// Files without a signature.
+fn plain(config: Bytes, weights: Bytes) -> AdapterFiles {
+    AdapterFiles { config, weights, signature: None }
+}
+
 fn tenant(name: &str) -> TenantId {
     name.parse().expect("a name")
 }
@@ -65,7 +70,7 @@ async fn in_memory() -> AdapterStore {
 
 async fn add(adapters: &AdapterStore, whose: &TenantId, name: &str, fill: f32) -> AdapterInfo {
     let (config, weights) = peft(fill);
-    adapters.add_bytes(whose, &alias(name), config, weights, None).await.expect("added")
+    adapters.add_bytes(whose, &alias(name), plain(config, weights), None).await.expect("added")
 }
 
 #[tokio::test]
@@ -153,22 +158,25 @@ async fn what_is_wrong_is_refused_and_leaves_nothing() {
     let caps = alias("caps");
     let (config, weights) = peft(0.5);
     let wrong = Some(Digest::of(b"something else"));
-    let error = adapters.add_bytes(&acme, &caps, config.clone(), weights.clone(), wrong).await.expect_err("mismatch");
+    let error =
+        adapters.add_bytes(&acme, &caps, plain(config.clone(), weights.clone()), wrong).await.expect_err("mismatch");
     assert_eq!(error.code(), "digest_mismatch");
     let garbage = Bytes::from_static(b"garbage");
-    let error = adapters.add_bytes(&acme, &caps, config.clone(), garbage.clone(), None).await.expect_err("garbage");
+    let error =
+        adapters.add_bytes(&acme, &caps, plain(config.clone(), garbage.clone()), None).await.expect_err("garbage");
     assert!(matches!(error, AdapterError::Rejected(_)), "{error:?}");
-    let error = adapters.add_bytes(&acme, &caps, garbage, weights.clone(), None).await.expect_err("garbage");
+    let error = adapters.add_bytes(&acme, &caps, plain(garbage, weights.clone()), None).await.expect_err("garbage");
     assert!(matches!(error, AdapterError::Rejected(_)), "{error:?}");
     let (_, not_finite) = peft(f32::NAN);
-    let error = adapters.add_bytes(&acme, &caps, config.clone(), not_finite, None).await.expect_err("NaN");
+    let error = adapters.add_bytes(&acme, &caps, plain(config.clone(), not_finite), None).await.expect_err("NaN");
     assert_eq!(error.code(), "adapter_not_finite");
     assert!(adapters.list(&acme).await.expect("list").is_empty());
 
     let added = add(&adapters, &acme, "caps", 0.5).await;
     let right = Some(added.digest);
-    adapters.add_bytes(&acme, &caps, config.clone(), weights.clone(), right).await.expect("as asked");
-    let error = adapters.add_bytes(&acme, &alias("more"), config, weights, None).await.expect_err("one is allowed");
+    adapters.add_bytes(&acme, &caps, plain(config.clone(), weights.clone()), right).await.expect("as asked");
+    let error =
+        adapters.add_bytes(&acme, &alias("more"), plain(config, weights), None).await.expect_err("one is allowed");
     assert_eq!(error.code(), "limit_exceeded");
 }
 
@@ -278,11 +286,59 @@ async fn what_was_revoked_is_neither_lent_nor_added_whoever_has_it() {
     assert!(error.to_string().contains("it leaks"), "{error}");
     adapters.lease(&one, good.digest).await.expect("a lease");
     let (config, weights) = peft(0.5);
-    let again = adapters.add_bytes(&one, &alias("other-name"), config, weights, None).await;
+    let again = adapters.add_bytes(&one, &alias("other-name"), plain(config, weights), None).await;
     assert_eq!(again.expect_err("revoked").code(), "revoked");
     let shown = adapters.info(&one, "bad").await.expect("read").expect("still named");
     assert_eq!(shown.revoked.map(|revocation| revocation.reason).as_deref(), Some("it leaks"));
     // Who never had it learns nothing.
     let stranger = adapters.lease(&tenant("three"), bad.digest).await.expect_err("not there");
     assert_eq!(stranger.code(), "adapter_not_found");
+}
+
+#[tokio::test]
+async fn a_tenant_asks_for_signatures_and_they_are_the_last_step() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/signatures");
+    let pem = std::fs::read_to_string(folder.join("signer.pub")).expect("a committed key");
+    let key = SignerKey::from_pem(&pem).expect("a key");
+    let bundle = Bytes::from(std::fs::read(folder.join("adapter/model.sig")).expect("a committed bundle"));
+    let adapters = in_memory().await;
+    let (acme, other, caps) = (tenant("acme"), tenant("other"), alias("caps"));
+    let (config, weights) = peft(0.5);
+    assert_eq!(add(&adapters, &acme, "caps", 0.5).await.signature, SignatureState::Unsigned);
+    let keys = std::slice::from_ref(&key);
+    let set = adapters.set_signers(&acme, SignaturePolicy::Required, keys, Some(0)).await.expect("the first");
+    assert_eq!((set.revision, set.keys.as_slice()), (1, keys));
+    assert_eq!(adapters.signers(&acme).await.expect("read"), set);
+    let late = adapters.set_signers(&acme, SignaturePolicy::None, &[], Some(0)).await.expect_err("late");
+    assert_eq!(late.code(), "conflict");
+    let many = vec![key.clone(); SIGNER_KEYS_MAX + 1];
+    let many = adapters.set_signers(&acme, SignaturePolicy::None, &many, None).await.expect_err("many");
+    assert_eq!(many.code(), "limit_exceeded");
+
+    let told = async |config: &Bytes, weights: &Bytes, signature: Option<&Bytes>| {
+        let files = AdapterFiles { config: config.clone(), weights: weights.clone(), signature: signature.cloned() };
+        adapters.add_bytes(&acme, &caps, files, None).await.expect_err("refused").code()
+    };
+    assert_eq!(told(&config, &weights, None).await, "adapter_signature_required");
+    // A sound bundle, of other files.
+    assert_eq!(told(&config, &weights, Some(&bundle)).await, "adapter_signature_invalid");
+    // Of two faults the earlier: values, norms, and then only the signature.
+    let (_, not_finite) = peft(f32::NAN);
+    assert_eq!(told(&config, &not_finite, None).await, "adapter_not_finite");
+    let strict = over(Arc::new(MemoryStore::default()), |config| config.limits.norms.frobenius_max = Some(1e-9)).await;
+    strict.set_signers(&acme, SignaturePolicy::Required, keys, None).await.expect("set");
+    let error = strict.add_bytes(&acme, &caps, plain(config.clone(), weights.clone()), None).await.expect_err("both");
+    assert_eq!(error.code(), "adapter_norm_too_large");
+    assert!(adapters.info(&acme, "caps").await.expect("info").is_some(), "what was admitted before stays");
+    // Neither the other tenant's business, nor its key.
+    assert_eq!(add(&adapters, &other, "caps", 0.5).await.signature, SignatureState::Unsigned);
+    assert_eq!(adapters.signers(&other).await.expect("read"), Signers::default());
+
+    adapters.set_signers(&acme, SignaturePolicy::Optional, keys, Some(1)).await.expect("set");
+    assert_eq!(add(&adapters, &acme, "caps", 0.5).await.signature, SignatureState::Unsigned);
+    assert_eq!(told(&config, &weights, Some(&Bytes::from_static(b"{}"))).await, "adapter_signature_invalid");
+    adapters.set_signers(&acme, SignaturePolicy::None, &[], None).await.expect("set");
+    let files = AdapterFiles { config, weights, signature: Some(Bytes::from_static(b"{}")) };
+    let added = adapters.add_bytes(&acme, &caps, files, None).await.expect("not looked at");
+    assert_eq!(added.signature, SignatureState::Unchecked);
 }

@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use super::failure::Failure;
 use super::output::{Printer, cell, items, read, table, text};
 use super::remote::{Connection, Remote, segment, upload};
+use crate::adapters::{CONFIG, SIGNATURE, WEIGHTS};
 use crate::error::Error;
 use crate::http::AdapterReport;
 
 /// The files of an adapter in PEFT's form.
-const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+const FILES: [&str; 2] = [CONFIG, WEIGHTS];
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdapterCommand {
@@ -23,7 +24,7 @@ pub(crate) enum AdapterCommand {
     Add {
         /// Movable name
         alias: String,
-        /// A folder with adapter_config.json and adapter_model.safetensors, or a file:// URL on the host
+        /// A folder with adapter_config.json, adapter_model.safetensors and perhaps model.sig, or a file:// URL on the host
         source: String,
         #[command(flatten)]
         connection: Connection,
@@ -123,8 +124,10 @@ async fn add(remote: &Remote, alias: &str, source: &str) -> Result<Value, Failur
         return remote.json(call.json(&json!({"source": source}))).await;
     }
     let mut form = Form::new();
-    for name in FILES {
-        let bytes = read(&PathBuf::from(source).join(name))?;
+    let folder = PathBuf::from(source);
+    let signature = Some(SIGNATURE).filter(|name| folder.join(name).symlink_metadata().is_ok());
+    for name in FILES.into_iter().chain(signature) {
+        let bytes = read(&folder.join(name))?;
         let length = bytes.len() as u64;
         form = form.part(name, Part::stream_with_length(upload(bytes, &format!("uploading {name}")), length));
     }
@@ -138,7 +141,7 @@ fn inspect_folder(folder: &Path, base: &Path) -> Result<Value, Failure> {
     let (config, weights) = (read(&folder.join(config))?, read(&folder.join(weights))?);
     let limits = AdapterLimits::default();
     let refused = |error: model::AdapterRejection| Error::invalid("adapter_refused", "file", error.to_string());
-    let canonical = canonical_adapter(&config, &weights, base.config(), &limits).map_err(refused)?;
+    let canonical = canonical_adapter(&config, &weights, &*base, &limits).map_err(refused)?;
     let modules: Vec<&str> = canonical.modules.iter().map(|module| module.name()).collect();
     Ok(json!({
         "digest": canonical.digest.to_string(), "rank": canonical.rank, "modules": modules,

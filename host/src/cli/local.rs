@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use types::TenantId;
 
 use super::failure::Failure;
-use super::output::{Printer, cell, items, printable, text};
+use super::output::{Printer, cell, items, printable, read_text, text};
 use super::remote::{Connection, Remote, segment};
 use crate::error::Error;
 use crate::store::EmbeddedStore;
@@ -32,6 +32,22 @@ pub(crate) enum TenantCommand {
         name: String,
         #[command(flatten)]
         place: Place,
+    },
+    /// Show who may sign a tenant's adapters, or set it
+    Signers {
+        /// The tenant
+        name: String,
+        /// `required`, `optional` or `none`: sets the policy, and the keys with it
+        #[arg(long, value_parser = ["required", "optional", "none"])]
+        policy: Option<String>,
+        /// A public key (ECDSA P-256, PEM) whose signatures hold; may be given again
+        #[arg(long = "signer-key", value_name = "FILE", requires = "policy")]
+        keys: Vec<PathBuf>,
+        /// Set it only if this is its revision
+        #[arg(long, value_name = "REVISION", requires = "policy")]
+        expect: Option<u64>,
+        #[command(flatten)]
+        connection: Connection,
     },
     /// List tenants and their keys (without secrets)
     List {
@@ -79,6 +95,18 @@ pub(crate) async fn tenant(command: TenantCommand, printer: Printer) -> Result<(
             }
             printer.result(&created, |_| format!("tenant {name} created"))?;
         }
+        TenantCommand::Signers { name, policy, keys, expect, connection } => {
+            let (remote, path) = (Remote::new(&connection)?, format!("/v1/tenants/{}/signers", segment(&name)));
+            let found = match policy {
+                Some(policy) => {
+                    let keys = keys.iter().map(|file| read_text(file)).collect::<Result<Vec<_>, _>>()?;
+                    let body = json!({"policy": policy, "keys": keys, "expect": expect});
+                    remote.json(remote.call(Method::PUT, &path).json(&body)).await?
+                }
+                None => remote.get(&path).await?,
+            };
+            printer.result(&found, signers_text)?;
+        }
         TenantCommand::List { place } => {
             let list = match &place.data {
                 Some(data) => list_stored(&open(data).await?).await?,
@@ -106,6 +134,13 @@ async fn list_stored(tenants: &Tenants) -> Result<Value, Error> {
         data.push(json!({"name": tenant.as_str(), "keys": keys}));
     }
     Ok(json!({"object": "list", "data": data}))
+}
+
+fn signers_text(signers: &Value) -> String {
+    let (policy, revision) = (text(signers, "policy"), cell(signers, "revision"));
+    let mut lines = vec![format!("{} {policy} revision {revision}", text(signers, "tenant"))];
+    lines.extend(items(signers, "keys").map(|key| format!("  {}", text(key, "id"))));
+    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }
 
 fn tenants_text(list: &Value) -> String {

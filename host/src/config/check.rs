@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use model::NormLimits;
 use plugin::PluginLimits;
 use types::PlanLimits;
 
@@ -43,6 +44,10 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             1 << 30,
             1 << 20..=BYTES_MAX,
         )?,
+        adapter_norms: NormLimits {
+            frobenius_max: checks.norm("limits.adapter_frobenius_norm_max", raw.limits.adapter_frobenius_norm_max)?,
+            spectral_max: checks.norm("limits.adapter_spectral_norm_max", raw.limits.adapter_spectral_norm_max)?,
+        },
         queue_requests_max: checks.number("queue_requests_max", raw.queue_requests_max, QUEUE_DEFAULT, 1..=2048)?,
         queue_tenant_requests_max: checks.queue_of_tenant(&raw)?,
         prefix_cache: raw.prefix_cache.unwrap_or(true),
@@ -238,6 +243,15 @@ impl Checks<'_> {
         }
         Err(self
             .refuse("limits.adapter_weight_abs_max", format!("{weight} is not allowed, use more than 0, up to 1e6")))
+    }
+
+    fn norm(&self, key: &str, norm: Option<f64>) -> Result<Option<f64>, ConfigError> {
+        match norm {
+            Some(norm) if !(norm > 0.0 && norm <= 1e6) => {
+                Err(self.refuse(key, format!("{norm} is not allowed, use more than 0, up to 1e6")))
+            }
+            norm => Ok(norm),
+        }
     }
 
     fn http_limits(&self, raw: &RawLimits) -> Result<HttpLimits, ConfigError> {

@@ -99,6 +99,10 @@ pub struct RawLimits {
     pub upload_bytes_max: Option<u64>,
     /// Bytes of an uploaded adapter.
     pub adapter_bytes_max: Option<u64>,
+    /// Frobenius norm of the change of one module of an adapter.
+    pub adapter_frobenius_norm_max: Option<f64>,
+    /// Its spectral norm, which is estimated.
+    pub adapter_spectral_norm_max: Option<f64>,
     /// Milliseconds for a request's headers.
     pub header_timeout_ms: Option<u64>,
     /// Milliseconds for a TLS handshake.

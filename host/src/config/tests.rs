@@ -129,6 +129,8 @@ fn wrong_values_are_errors_that_say_what_is_allowed() {
         ("limits = 3", "`limits` (DIR/tenon.toml:1): invalid type: integer `3`"),
         ("limits.body_bytes_max = 1", "`limits.body_bytes_max` (DIR/tenon.toml:1): 1 is not allowed, use 1024 to"),
         ("limits.adapter_weight_abs_max = nan", "`limits.adapter_weight_abs_max` (DIR/tenon.toml:1): NaN is not"),
+        ("limits.adapter_spectral_norm_max = -1.0", "`limits.adapter_spectral_norm_max` (DIR/tenon.toml:1): -1 is not"),
+        ("limits.adapter_frobenius_norm_max = nan", "`limits.adapter_frobenius_norm_max` (DIR/tenon.toml:1): NaN is"),
         ("limits.output_tokens_default = 9999", "`limits.output_tokens_default` (DIR/tenon.toml:1): 9999 is more than"),
         ("listen = 'localhost:1'", "`listen` (DIR/tenon.toml:1): `localhost:1` is not an IP address and port"),
         ("dev = true\nlisten = '0.0.0.0:1'", "`listen` (DIR/tenon.toml:2): 0.0.0.0:1 can be reached from other"),

@@ -25,7 +25,7 @@ use crate::error::Error;
         (status = 201, description = "Taken in", body = Adapter),
         (status = 409, description = "Another caller was faster"),
         (status = 415, description = "Neither of the two media types, or an archive or a pickle inside one"),
-        (status = 422, description = "Not an adapter for this base"),
+        (status = 422, description = "Not an adapter for this base, or not signed as its tenant asks"),
     ))]
 pub(crate) async fn put(
     State(app): State<App>,
@@ -42,7 +42,7 @@ pub(crate) async fn put(
     let is_json = ["application/json", "application/x-www-form-urlencoded"].iter().any(|json| kind.starts_with(json));
     let info = if kind.starts_with("multipart/form-data") {
         let upload = upload::read(request, &app).await?;
-        store.add_bytes(tenant, &alias, upload.config, upload.weights, upload.digest).await?
+        store.add_bytes(tenant, &alias, upload.files, upload.digest).await?
     } else if is_json || kind.is_empty() {
         let RawBody(body) = RawBody::from_request(request, &app).await?;
         refuse_container(&body, body.len() as u64).map_err(AdapterError::from)?;

@@ -6,7 +6,8 @@ use types::TenantId;
 
 use super::answers::{self, Key, List, NamedTenant, Tenant};
 use super::auth::Caller;
-use super::wire::{self, NewKey, NewTenant, PathText, RawBody};
+use super::wire::{self, NewKey, NewSigners, NewTenant, PathText, RawBody};
+use crate::adapters::SignerKey;
 use crate::error::Error;
 use crate::tenants::{KeyId, Rights};
 
@@ -35,6 +36,39 @@ pub(crate) async fn list_tenants(caller: Caller) -> Result<Json<List<Tenant>>, E
         })
         .collect();
     Ok(Json(List::new(data)))
+}
+
+/// Who may sign a tenant's adapters.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/signers", tag = "admin",
+    responses((status = 200, description = "The policy and the keys", body = answers::TenantSigners)))]
+pub(crate) async fn signers(caller: Caller, PathText(name): PathText) -> Result<Json<answers::TenantSigners>, Error> {
+    let tenant = existing(&caller, &name).await?;
+    let signers = caller.host.adapters.signers(&tenant).await?;
+    Ok(Json(answers::TenantSigners::new(&tenant, &signers)))
+}
+
+/// Sets who may sign a tenant's adapters from now on.
+#[utoipa::path(put, path = "/v1/tenants/{tenant}/signers", tag = "admin", request_body = NewSigners,
+    responses(
+        (status = 200, description = "Set", body = answers::TenantSigners),
+        (status = 409, description = "The revision is another one"),
+    ))]
+pub(crate) async fn set_signers(
+    caller: Caller,
+    PathText(name): PathText,
+    RawBody(body): RawBody,
+) -> Result<Json<answers::TenantSigners>, Error> {
+    let tenant = existing(&caller, &name).await?;
+    let NewSigners { policy, keys, expect } = wire::parse(body)?;
+    let keys = keys.iter().map(|pem| SignerKey::from_pem(pem)).collect::<Result<Vec<_>, _>>();
+    let keys = keys.map_err(|error| Error::invalid(error.code(), "keys", error.to_string()))?;
+    let signers = caller.host.adapters.set_signers(&tenant, policy, &keys, expect).await?;
+    Ok(Json(answers::TenantSigners::new(&tenant, &signers)))
+}
+
+async fn existing(caller: &Caller, name: &str) -> Result<TenantId, Error> {
+    let found = caller.host.tenants.list_tenants().await?.into_iter().find(|tenant| tenant.as_str() == name);
+    found.ok_or_else(|| Error::NotFound("this tenant is".into()))
 }
 
 /// Makes a key.

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use types::Digest;
+use types::{Digest, TenantId};
 use utoipa::ToSchema;
 
-use crate::adapters::AdapterInfo;
+use crate::adapters::{AdapterInfo, SignaturePolicy, SignatureState, SignerKey, Signers};
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestLimits};
@@ -208,6 +208,55 @@ pub(crate) struct Adapter {
     /// Why it cannot be used any more, if it was revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked: Option<String>,
+    signature: AdapterSignature,
+}
+
+/// Who had signed an adapter when its alias was set.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AdapterSignature {
+    /// `signed`, `unsigned`, or `unchecked`: there was one that the tenant's policy does not look at.
+    state: &'static str,
+    /// SHA-256 of the public key's DER, of `signed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+}
+
+impl From<&SignatureState> for AdapterSignature {
+    fn from(state: &SignatureState) -> Self {
+        match state {
+            SignatureState::Unsigned => Self { state: "unsigned", key: None },
+            SignatureState::Unchecked => Self { state: "unchecked", key: None },
+            SignatureState::Signed { key } => Self { state: "signed", key: Some(key.clone()) },
+        }
+    }
+}
+
+/// Who may sign a tenant's adapters.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TenantSigners {
+    tenant: String,
+    policy: SignaturePolicy,
+    keys: Vec<PublicSignerKey>,
+    /// What to give as `expect` in order to change just this.
+    revision: u64,
+}
+
+/// A public key that may sign adapters.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PublicSignerKey {
+    /// SHA-256 of its DER.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    id: String,
+    /// In PEM.
+    public_key: String,
+}
+
+impl TenantSigners {
+    pub(crate) fn new(tenant: &TenantId, signers: &Signers) -> Self {
+        let key = |key: &SignerKey| PublicSignerKey { id: key.id().to_owned(), public_key: key.pem().to_owned() };
+        let (tenant, keys) = (tenant.as_str().to_owned(), signers.keys.iter().map(key).collect());
+        Self { tenant, policy: signers.policy, keys, revision: signers.revision }
+    }
 }
 
 impl Adapter {
@@ -221,6 +270,7 @@ impl Adapter {
             modules: info.modules.iter().map(types::Module::name).collect(),
             bytes: info.bytes,
             revoked: info.revoked.as_ref().map(|revocation| revocation.reason.clone()),
+            signature: AdapterSignature::from(&info.signature),
         }
     }
 }
@@ -267,6 +317,8 @@ pub(crate) struct AdapterReport {
     parameters: u64,
     /// The base that its configuration claims; never used.
     base_model: Option<String>,
+    /// Whether its files name this base by `tenon.base_digest`.
+    base_is_named: bool,
     /// What its owner should know, though it was admitted.
     warnings: Vec<String>,
 }
@@ -279,6 +331,10 @@ pub(crate) struct ModuleReport {
     rank: u32,
     /// What B(A x) is multiplied by.
     scale: f64,
+    /// The Frobenius norm of s·BA in each of the layers, to four digits; empty where an older version admitted it.
+    frobenius_norms: Vec<f64>,
+    /// The spectral norm of s·BA in each of the layers, to four digits: an estimate from below. Empty likewise.
+    spectral_norms: Vec<f64>,
 }
 
 impl From<&model::AdapterReport> for AdapterReport {
@@ -288,6 +344,8 @@ impl From<&model::AdapterReport> for AdapterReport {
             layers: one.layers.clone(),
             rank: one.rank,
             scale: one.scale,
+            frobenius_norms: one.frobenius_norms.clone(),
+            spectral_norms: one.spectral_norms.clone(),
         };
         Self {
             kind: report.kind.name(),
@@ -296,6 +354,7 @@ impl From<&model::AdapterReport> for AdapterReport {
             dtypes: report.dtypes.clone(),
             parameters: report.parameters,
             base_model: report.base_model_name.clone(),
+            base_is_named: report.base_is_named,
             warnings: report.warnings.clone(),
         }
     }

@@ -52,6 +52,8 @@ use super::{App, Route, adapters, admin, error, functions, invoke, logs, operati
         usage::show,
         admin::create_tenant,
         admin::list_tenants,
+        admin::signers,
+        admin::set_signers,
         admin::create_key,
         admin::revoke_key,
         revocations::list,

@@ -365,6 +365,10 @@ const OPTIONS: &[(&str, &[&str])] = &[
     ("eva_config", &["{\"rho\":2}", "{}", "1"]),
     ("use_tomorrow", &["true", "false"]),
     ("megatron_config", &["{\"a\":1}", "{}"]),
+    (
+        "tenon.base_digest",
+        &["\"0000000000000000000000000000000000000000000000000000000000000000\"", "\"tiny\"", "null"],
+    ),
 ];
 
 fn set_option(config: &mut Json, draw: &mut Draw<'_>) {

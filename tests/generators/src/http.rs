@@ -75,6 +75,8 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/v1/receipts/keys", Kind::None),
     ("GET", "/v1/receipts/{}", Kind::None),
     ("GET", "/v1/tenants", Kind::None),
+    ("GET", "/v1/tenants/{}/signers", Kind::None),
+    ("PUT", "/v1/tenants/{}/signers", Kind::Tenant),
     ("DELETE", "/v1/keys/{}", Kind::None),
     ("GET", "/v1/functions/{}/logs", Kind::None),
     ("GET", "/v1/usage", Kind::None),

@@ -1,13 +1,16 @@
-//! Adapters: from a PEFT folder to canonical bytes ([`canonical_adapter`]), and from those to the packed form that the
+//! Adapters: from a PEFT folder to canonical bytes (`admission`: [`canonical_adapter`]), and from those to the packed form that the
 //! runner executes ([`LoraAdapter`]). Not here: where the bytes come from or are kept.
 //!
 //! What must hold: an adapter is executed exactly as it was trained, or refused with its reason. Nothing is left out,
 //! nothing is guessed.
 
+mod admission;
 mod base;
 mod canonical;
 mod container;
+mod fingerprint;
 mod invocation;
+mod norms;
 mod packed;
 mod pattern;
 mod peft_config;
@@ -16,14 +19,14 @@ mod report;
 mod targets;
 mod tensors;
 
+pub use admission::{CanonicalAdapter, canonical_adapter};
 pub use base::AdapterBase;
-pub use canonical::{CanonicalAdapter, canonical_adapter};
 pub use container::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
 pub use invocation::Invocation;
 pub(crate) use packed::Group;
 pub use packed::LoraAdapter;
 pub(crate) use packed::PackedTerm;
-pub use rejection::{AdapterLimits, AdapterRejection};
+pub use rejection::{AdapterLimits, AdapterRejection, NormLimits};
 pub use report::{AdapterKind, AdapterReport, ModuleReport};
 
 /// The sizes of a base for unit tests.

@@ -20,7 +20,7 @@ mod tokenizer;
 
 pub use adapter::{
     AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, CONTAINER_PREFIX_BYTES, CanonicalAdapter,
-    Invocation, LoraAdapter, ModuleReport, canonical_adapter, refuse_container, refuse_container_name,
+    Invocation, LoraAdapter, ModuleReport, NormLimits, canonical_adapter, refuse_container, refuse_container_name,
 };
 pub use base::Base;
 pub use chat_template::ChatTemplate;

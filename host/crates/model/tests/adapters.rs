@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use model::{
-    AdapterKind, AdapterLimits, AdapterRejection, CanonicalAdapter, Invocation, LoraAdapter, ModelConfig, ModuleReport,
-    Precision, canonical_adapter,
+    AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, CanonicalAdapter, Invocation, LoraAdapter, ModelConfig,
+    ModelError, ModuleReport, NormLimits, Precision, canonical_adapter,
 };
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use types::{Module, ModuleSet};
+use types::{Digest, Module, ModuleSet};
 
 /// The sizes of SmolLM2-135M.
 fn smollm() -> ModelConfig {
@@ -90,8 +90,17 @@ fn the_canonical_form_is_the_same_for_the_same_adapter() {
     let second = admit(config, &file(&tensors(), "two"), &small()).unwrap();
     assert_eq!(first.digest, second.digest);
     assert_eq!((first.rank, first.report.base_model_name.as_deref()), (2, Some("b")));
-    let layers = vec![ModuleReport { module: "down_proj".into(), layers: vec![0, 1], rank: 2, scale: 2.0 }];
-    assert_eq!((first.report.kind, &first.report.modules), (AdapterKind::Lora, &layers));
+    let [found] = first.report.modules.as_slice() else { panic!("one group: {:?}", first.report.modules) };
+    let norms = (found.frobenius_norms.clone(), found.spectral_norms.clone());
+    let expected = ModuleReport {
+        module: "down_proj".into(),
+        layers: vec![0, 1],
+        rank: 2,
+        scale: 2.0,
+        frobenius_norms: norms.0,
+        spectral_norms: norms.1,
+    };
+    assert_eq!((first.report.kind, found), (AdapterKind::Lora, &expected));
     assert_eq!((first.report.dtypes.as_slice(), first.report.parameters), (&["f32".to_owned()][..], 2 * 192));
     assert_eq!(first.modules, ModuleSet::EMPTY.with(Module::Down));
     // Moves only if the canonical form does, and then every stored digest does too.
@@ -217,7 +226,194 @@ fn each_limit_has_its_unit_in_the_message() {
     assert!(refuse(AdapterLimits { header_bytes_max: 64, ..limits() }).contains("header in bytes"));
     assert!(refuse(AdapterLimits { config_bytes_max: 64, ..limits() }).contains("adapter_config.json in bytes"));
     assert!(refuse(AdapterLimits { rank_max: 1, ..limits() }).contains("rank is 2"));
+    // Two modules of rank 2 with 64 inputs and 32 outputs.
+    let bytes = 2 * 2 * (64 + 32) * 4;
+    assert!(refuse(AdapterLimits { memory_bytes_max: bytes - 1, ..limits() }).contains("at most 1535"));
+    assert!(
+        canonical_adapter(CONFIG, &weights, &small(), &AdapterLimits { memory_bytes_max: bytes, ..limits() }).is_ok()
+    );
     assert!(refuse(AdapterLimits { tensors_max: 3, ..limits() }).contains("is 4, at most 3"));
+}
+
+#[test]
+fn norms_are_reported_and_the_operator_may_limit_them() {
+    let weights = file(&tensors(), "");
+    let admit =
+        |norms| canonical_adapter(CONFIG, &weights, &small(), &AdapterLimits { norms, ..AdapterLimits::default() });
+    let report = admit(NormLimits::default()).unwrap().report;
+    let module = &report.modules[0];
+    // s·B·A of each layer, as a dense product.
+    let values = |name: &str| -> Vec<f64> {
+        let bytes = &tensors()[name].2;
+        bytes.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
+    };
+    for (layer, (frobenius, spectral)) in module.frobenius_norms.iter().zip(&module.spectral_norms).enumerate() {
+        let [a, b] = ["A", "B"]
+            .map(|factor| values(&format!("base_model.model.model.layers.{layer}.mlp.down_proj.lora_{factor}.weight")));
+        let cell = |row: usize, column: usize| 2.0 * (b[2 * row] * a[column] + b[2 * row + 1] * a[64 + column]);
+        let squares = (0..32).flat_map(|row| (0..64).map(move |column| cell(row, column).powi(2))).sum::<f64>();
+        assert!((frobenius / squares.sqrt() - 1.0).abs() < 1e-3, "{frobenius}, {}", squares.sqrt());
+        assert!(spectral <= frobenius && *spectral > 0.7 * frobenius, "rank 2: {spectral} of {frobenius}");
+    }
+    assert_eq!((module.frobenius_norms.len(), module.spectral_norms.len()), (2, 2));
+    let largest = module.frobenius_norms[1];
+    for (norms, named) in [
+        (NormLimits { frobenius_max: Some(0.99 * largest), ..NormLimits::default() }, "adapter_frobenius_norm_max"),
+        (NormLimits { spectral_max: Some(0.5 * largest), ..NormLimits::default() }, "adapter_spectral_norm_max"),
+    ] {
+        let rejection = admit(norms).unwrap_err();
+        let told = rejection.to_string();
+        assert_eq!(rejection.code(), "adapter_norm_too_large");
+        assert!(told.contains("down_proj in layer") && told.contains(named), "{told}");
+    }
+    let roomy = NormLimits { frobenius_max: Some(1.01 * largest), spectral_max: Some(1.01 * largest) };
+    assert!(admit(roomy).is_ok());
+}
+
+/// A base that is known by digest.
+struct Named(ModelConfig);
+
+impl AdapterBase for Named {
+    fn config(&self) -> &ModelConfig {
+        &self.0
+    }
+
+    fn digest(&self) -> Option<Digest> {
+        Some(Digest::of(b"this base"))
+    }
+
+    fn dense(&self, layer: usize, module: Module) -> Result<Vec<f32>, ModelError> {
+        self.0.dense(layer, module)
+    }
+
+    fn may_be_called(&self, name: &str) -> bool {
+        name == "b"
+    }
+}
+
+/// An adapter to put faults into.
+struct Faulty {
+    config: serde_json::Map<String, serde_json::Value>,
+    tensors: Tensors,
+    notes: Vec<(&'static str, String)>,
+    before_the_header: &'static [u8],
+    before_the_file: &'static [u8],
+    limits: AdapterLimits,
+}
+
+impl Faulty {
+    fn sound() -> Self {
+        Self {
+            config: serde_json::from_slice(CONFIG).unwrap(),
+            tensors: tensors(),
+            notes: Vec::new(),
+            before_the_header: b"",
+            before_the_file: b"",
+            limits: AdapterLimits::default(),
+        }
+    }
+
+    fn weights(&self) -> Vec<u8> {
+        let views = self
+            .tensors
+            .iter()
+            .map(|(name, (dtype, shape, data))| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+        let notes = self.notes.iter().map(|(key, note)| ((*key).to_owned(), note.clone())).collect();
+        let file = safetensors::serialize(views, Some(notes)).unwrap();
+        let (length, rest) = file.split_first_chunk::<8>().unwrap();
+        let length = u64::from_le_bytes(*length) + self.before_the_header.len() as u64;
+        [self.before_the_file, &length.to_le_bytes(), self.before_the_header, rest].concat()
+    }
+
+    fn admit(&self) -> Result<CanonicalAdapter, AdapterRejection> {
+        let config = serde_json::to_vec(&self.config).unwrap();
+        canonical_adapter(&config, &self.weights(), &Named(small()), &self.limits)
+    }
+}
+
+/// A fault of each step in the order of the steps: its code, what its message says, how it is made.
+type Fault = (&'static str, &'static str, fn(&mut Faulty));
+
+const FAULTS: [Fault; 10] = [
+    ("adapter_too_large", "weights in bytes", |adapter| adapter.limits.file_bytes_max = 100),
+    ("unsupported_media_type", "zip", |adapter| adapter.before_the_file = b"PK\x03\x04"),
+    ("adapter_malformed", "does not begin with `{`", |adapter| adapter.before_the_header = b" "),
+    ("adapter_unsupported", "IA3", |adapter| drop(adapter.config.insert("peft_type".into(), "IA3".into()))),
+    ("adapter_base_mismatch", "this base is", |adapter| {
+        adapter.notes.push(("tenon.base_digest", Digest::of(b"another").to_string()));
+    }),
+    ("adapter_unsupported", "lm_head", |adapter| {
+        let tensor = adapter.tensors.remove(A0).unwrap();
+        adapter.tensors.insert("base_model.model.lm_head.lora_A.weight".into(), tensor);
+    }),
+    ("adapter_shape_mismatch", "has shape [2, 32]", |adapter| adapter.tensors.get_mut(B1).unwrap().1.reverse()),
+    ("adapter_too_large", "rank", |adapter| adapter.limits.rank_max = 1),
+    ("adapter_not_finite", "B of down_proj in layer 1", |adapter| {
+        adapter.tensors.get_mut(B1).unwrap().2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    }),
+    ("adapter_norm_too_large", "adapter_frobenius_norm_max", |adapter| {
+        adapter.limits.norms.frobenius_max = Some(1e-9);
+    }),
+];
+
+#[test]
+fn of_two_faults_the_one_of_the_earlier_step_is_told() {
+    assert!(Faulty::sound().admit().is_ok());
+    let told = |faults: &[Fault], (code, says, _): Fault| {
+        let mut adapter = Faulty::sound();
+        faults.iter().for_each(|(_, _, put)| put(&mut adapter));
+        let rejection = adapter.admit().unwrap_err();
+        let message = rejection.to_string();
+        assert_eq!(rejection.code(), code, "{message}");
+        assert!(message.contains(says), "{code}: {message}");
+    };
+    for (at, earlier) in FAULTS.iter().enumerate() {
+        told(&[*earlier], *earlier);
+        for later in &FAULTS[at + 1..] {
+            told(&[*later, *earlier], *earlier);
+        }
+    }
+    told(&FAULTS, FAULTS[0]);
+}
+
+#[test]
+fn an_adapter_that_names_its_base_by_digest_is_for_that_base_alone() {
+    let own = Digest::of(b"this base").to_string();
+    let other = Digest::of(b"another").to_string();
+    let verdict = |config: Option<&str>, note: Option<&str>| {
+        let mut adapter = Faulty::sound();
+        // Its name alone would make a warning.
+        adapter.config.insert("base_model_name_or_path".into(), "another/base".into());
+        config.and_then(|digest| adapter.config.insert("tenon.base_digest".into(), digest.into()));
+        adapter.notes.extend(note.map(|digest| ("tenon.base_digest", digest.to_owned())));
+        match adapter.admit() {
+            Ok(admitted) if admitted.report.base_is_named => {
+                assert_eq!(admitted.report.warnings, [""; 0]);
+                "named"
+            }
+            Ok(admitted) => {
+                assert!(admitted.report.warnings.iter().any(|warning| warning.contains("another/base")));
+                "not named"
+            }
+            Err(rejection) => rejection.code(),
+        }
+    };
+    assert_eq!(verdict(None, None), "not named");
+    for (config, note) in [(Some(&*own), None), (None, Some(&*own)), (Some(&*own), Some(&*own))] {
+        assert_eq!(verdict(config, note), "named");
+    }
+    for (config, note) in [(Some(&*other), None), (None, Some(&*other)), (Some(&*own), Some(&*other))] {
+        assert_eq!(verdict(config, note), "adapter_base_mismatch");
+    }
+    for text in ["", "SmolLM2", &own[..63], &"g".repeat(64)] {
+        assert_eq!((verdict(Some(text), None), verdict(None, Some(text))), ("adapter_malformed", "adapter_malformed"));
+    }
+    // Where only sizes are known, nothing can be compared.
+    let mut adapter = Faulty::sound();
+    adapter.notes.push(("tenon.base_digest", own));
+    let config = serde_json::to_vec(&adapter.config).unwrap();
+    let rejection = canonical_adapter(&config, &adapter.weights(), &small(), &adapter.limits).unwrap_err();
+    assert_eq!(rejection.code(), "adapter_base_mismatch");
 }
 
 /// `../shared/lora/hostile`: the verdicts of `cases.json` for folders with both files; the rest needs a host (tests/it).

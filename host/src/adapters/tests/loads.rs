@@ -28,6 +28,10 @@ impl AdapterBase for GatedBase {
         &self.config
     }
 
+    fn digest(&self) -> Option<Digest> {
+        None
+    }
+
     fn dense(&self, _: usize, _: Module) -> Result<Vec<f32>, ModelError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
@@ -103,7 +107,7 @@ async fn over_gated(base: &Arc<GatedBase>) -> AdapterStore {
 
 async fn add_dora(adapters: &AdapterStore, name: &str, fill: f32) -> Digest {
     let (config, weights) = dora(fill);
-    adapters.add_bytes(&tenant("acme"), &alias(name), config, weights, None).await.expect("added").digest
+    adapters.add_bytes(&tenant("acme"), &alias(name), plain(config, weights), None).await.expect("added").digest
 }
 
 /// Asks, and leaves when so many are at the gate and a moment has passed.

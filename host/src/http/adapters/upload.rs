@@ -10,13 +10,10 @@ use model::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
 use types::Digest;
 
 use super::{adapter_bytes_max, digest};
-use crate::adapters::AdapterError;
+use crate::adapters::{AdapterError, AdapterFiles, CONFIG, SIGNATURE, SIGNATURE_BYTES_MAX, WEIGHTS};
 use crate::error::Error;
 use crate::http::{App, pace};
 
-/// The files of a PEFT folder, by their names there.
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
 /// A PEFT configuration is a page of JSON.
 const CONFIG_BYTES_MAX: usize = 1 << 20;
 /// A digest is 64 digits.
@@ -39,8 +36,7 @@ const IGNORED: [&str; 11] = [
 
 /// An adapter as it was sent.
 pub(super) struct Upload {
-    pub(super) config: Bytes,
-    pub(super) weights: Bytes,
+    pub(super) files: AdapterFiles,
     /// What the caller says that it is.
     pub(super) digest: Option<Digest>,
 }
@@ -49,6 +45,7 @@ pub(super) struct Upload {
 enum Part {
     Config,
     Weights,
+    Signature,
     Digest,
     Ignored,
 }
@@ -60,11 +57,13 @@ impl Part {
         let by_file = match file {
             CONFIG => Some(Self::Config),
             WEIGHTS => Some(Self::Weights),
+            SIGNATURE => Some(Self::Signature),
             _ => None,
         };
         let by_field = match field {
             CONFIG | "adapter_config" | "config" => Some(Self::Config),
             WEIGHTS | "adapter_model" | "adapter_weights" | "model" | "weights" => Some(Self::Weights),
+            SIGNATURE | "signature" => Some(Self::Signature),
             "digest" => Some(Self::Digest),
             _ => None,
         };
@@ -85,6 +84,7 @@ impl Part {
         match self {
             Self::Config => CONFIG,
             Self::Weights => WEIGHTS,
+            Self::Signature => SIGNATURE,
             Self::Digest => "digest",
             Self::Ignored => "",
         }
@@ -96,8 +96,9 @@ fn short(name: &str) -> String {
 }
 
 fn refused(what: &str) -> Error {
-    let message =
-        format!("{what}: send `{CONFIG}` and `{WEIGHTS}`, named so as parts or as files, and `digest` if you like");
+    let message = format!(
+        "{what}: send `{CONFIG}` and `{WEIGHTS}`, named so as parts or as files, and `{SIGNATURE}` or `digest` if you like"
+    );
     Error::invalid("invalid_request", "", message)
 }
 
@@ -107,7 +108,7 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
     let mut parts = Multipart::from_request(request, app)
         .await
         .map_err(|rejection| Error::invalid("invalid_request", "", rejection.body_text()))?;
-    let (mut config, mut weights, mut expected) = (None, None, None);
+    let (mut config, mut weights, mut signature, mut expected) = (None, None, None, None);
     while let Some(field) = parts.next_field().await.map_err(|error| broken(&error, bytes_max))? {
         let (name, file) = (field.name().unwrap_or_default(), field.file_name().unwrap_or_default());
         let part = match Part::of(name, file) {
@@ -122,6 +123,7 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
         let (place, limit, max) = match part {
             Part::Config => (&mut config, "adapter_config_bytes_max", CONFIG_BYTES_MAX),
             Part::Weights => (&mut weights, "adapter_bytes_max", bytes_max),
+            Part::Signature => (&mut signature, "adapter_signature_bytes_max", SIGNATURE_BYTES_MAX),
             Part::Digest => (&mut expected, "digest_bytes_max", DIGEST_BYTES_MAX),
             // Ignored, but what is no text is not kept quiet about.
             Part::Ignored => {
@@ -136,8 +138,11 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
     let missing = |name: &str| refused(&format!("`{name}` is missing"));
     let expected = expected.map(|bytes| digest(String::from_utf8_lossy(&bytes).trim())).transpose()?;
     Ok(Upload {
-        config: config.ok_or_else(|| missing(CONFIG))?,
-        weights: weights.ok_or_else(|| missing(WEIGHTS))?,
+        files: AdapterFiles {
+            config: config.ok_or_else(|| missing(CONFIG))?,
+            weights: weights.ok_or_else(|| missing(WEIGHTS))?,
+            signature,
+        },
         digest: expected,
     })
 }
@@ -186,6 +191,8 @@ mod tests {
             ("weights", "blob", Part::Weights),
             ("adapter_model.safetensors", "adapter_model.safetensors", Part::Weights),
             ("digest", "", Part::Digest),
+            ("signature", "blob", Part::Signature),
+            ("files[]", "iso-date/model.sig", Part::Signature),
             ("files", "README.md", Part::Ignored),
             ("training.json", "", Part::Ignored),
         ];
@@ -199,6 +206,7 @@ mod tests {
         let cases = [
             ("config", "adapter_model.safetensors"),
             ("digest", "adapter_config.json"),
+            ("weights", "model.sig"),
             ("file", "adapter_model.bin"),
             ("files", "chat_template.jinja"),
             ("file", ""),

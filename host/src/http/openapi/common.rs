@@ -19,6 +19,7 @@ const PARTS: &[(&str, &str, &str, &str)] = &[
     ("/v1/models/", "id", "", "The model's name"),
     ("/v1/receipts/", "id", "", "The receipt's identifier"),
     ("/v1/keys/", "id", "", "The key's identifier"),
+    ("/v1/tenants/", "tenant", "", "The tenant's name"),
 ];
 
 /// Completes a document that was made from the handlers.

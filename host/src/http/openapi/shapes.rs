@@ -18,6 +18,10 @@ pub(crate) struct AdapterUpload {
     #[serde(rename = "adapter_model.safetensors")]
     #[schema(value_type = String, format = Binary)]
     weights: Vec<u8>,
+    /// The bundle of OpenSSF Model Signing over the other two.
+    #[serde(rename = "model.sig")]
+    #[schema(value_type = Option<String>, format = Binary)]
+    signature: Option<Vec<u8>>,
     /// What the adapter must turn out to be.
     digest: Option<String>,
 }

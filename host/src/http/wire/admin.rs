@@ -4,6 +4,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::or_default;
+use crate::adapters::SignaturePolicy;
 
 /// `PUT /v1/adapters/{alias}` with a JSON body.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -31,6 +32,21 @@ pub(crate) struct Promote {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewTenant {
     pub(crate) name: String,
+}
+
+/// `PUT /v1/tenants/{tenant}/signers`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewSigners {
+    /// Whether adapters must be signed.
+    pub(crate) policy: SignaturePolicy,
+    /// Public keys (ECDSA P-256) in PEM.
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub(crate) keys: Vec<String>,
+    /// The revision that must be there now.
+    #[serde(default)]
+    pub(crate) expect: Option<u64>,
 }
 
 /// `POST /v1/keys`.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use types::Module;
+use types::{Digest, Module};
 
 use crate::{Base, ModelConfig, ModelError};
 
@@ -11,6 +11,9 @@ use crate::{Base, ModelConfig, ModelError};
 pub trait AdapterBase: Send + Sync {
     /// Its sizes.
     fn config(&self) -> &ModelConfig;
+
+    /// Of its files; nothing where only its sizes are known.
+    fn digest(&self) -> Option<Digest>;
 
     /// A linear module dequantised to f32, `[outputs, inputs]`, rows in the file's order: that of the packed form.
     ///
@@ -33,6 +36,10 @@ impl AdapterBase for Base {
         self.config()
     }
 
+    fn digest(&self) -> Option<Digest> {
+        Some(self.digest())
+    }
+
     fn dense(&self, layer: usize, module: Module) -> Result<Vec<f32>, ModelError> {
         self.module_tensor(layer, module)?.to_f32()
     }
@@ -51,6 +58,10 @@ impl AdapterBase for Base {
 impl AdapterBase for ModelConfig {
     fn config(&self) -> &ModelConfig {
         self
+    }
+
+    fn digest(&self) -> Option<Digest> {
+        None
     }
 
     fn dense(&self, _: usize, _: Module) -> Result<Vec<f32>, ModelError> {

@@ -8,23 +8,19 @@
 //! The JSON says the form, the scales and the sizes of the base. Form 1 is for one rank and one scale without magnitudes, and
 //! states both; form 2 is for everything else, and lists a scale for each module in order of the tensors; form 3 is form 2
 //! without magnitudes for an activated adapter, with the tokens that invoke it. An adapter has one form only, chosen by what
-//! it computes and not by how its configuration said it.
+//! it computes and not by how its configuration said it. Not here: what is admitted.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde_json::{Value, json};
-use types::{Digest, Module, ModuleSet};
+use types::Module;
 
 use super::peft_config::PeftConfig;
-use super::rejection::short;
 use super::tensors::{self, Factor, Place, Site, Tensors, Term};
-use super::{
-    AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, Invocation, LoraAdapter, invocation,
-    refuse_container, report,
-};
-use crate::{ModelConfig, Precision};
+use super::{AdapterLimits, AdapterRejection, Invocation, invocation};
+use crate::ModelConfig;
 
 const KEY: &str = "tenon.adapter";
 /// One rank, one scale, no magnitudes.
@@ -35,74 +31,12 @@ const FORM_VARIED: u64 = 2;
 /// As [`FORM_VARIED`], and what invokes it: a form of its own, so that no reader can overlook that.
 const FORM_ACTIVATED: u64 = 3;
 
-/// An adapter that passed admission, in canonical form.
-#[derive(Clone, Debug)]
-pub struct CanonicalAdapter {
-    /// One safetensors file, the same for the same adapter.
-    pub bytes: Vec<u8>,
-    /// BLAKE3 of `bytes`: the adapter's name.
-    pub digest: Digest,
-    /// The largest rank of a module.
-    pub rank: u32,
-    /// The modules that it acts on.
-    pub modules: ModuleSet,
-    /// What it was found to be.
-    pub report: AdapterReport,
-}
-
-/// Checks a PEFT folder's two files against the base and puts them into canonical form. What is admitted can be packed.
-///
-/// # Errors
-/// If anything is malformed, unsupported, too large, not finite or does not fit the base. Nothing is half-loaded.
-pub fn canonical_adapter(
-    config_json: &[u8],
-    weights: &[u8],
-    base: &dyn AdapterBase,
-    limits: &AdapterLimits,
-) -> Result<CanonicalAdapter, AdapterRejection> {
-    refuse_container(config_json, config_json.len() as u64)?;
-    refuse_container(weights, weights.len() as u64)?;
-    let peft = PeftConfig::parse(config_json, base.config(), limits)?;
-    let file = tensors::open(weights, limits)?;
-    let tensors = tensors::collect(&file, tensors::peft_place)?;
-    tensors::check(&tensors, &peft.terms, base.config(), limits)?;
-    let (is_dora, has_magnitudes) = (peft.kind == AdapterKind::Dora, has_magnitudes(&tensors));
-    if is_dora != has_magnitudes {
-        let (set, found) = if is_dora { ("set", "there are no") } else { ("not set", "there are") };
-        return Err(AdapterRejection::Malformed(format!("`use_dora` is {set} but {found} magnitude vectors")));
-    }
-    let bytes = write(&tensors, &peft, base.config());
-    if is_dora {
-        // The norms that the magnitudes are divided by are known only with the base's weights.
-        LoraAdapter::from_canonical(&bytes, base, limits, Precision::F32)?;
-    }
-    let rank = peft.terms.values().map(|term| term.rank).max().unwrap_or_default();
-    Ok(CanonicalAdapter {
-        digest: Digest::of(&bytes),
-        bytes,
-        rank: u32::try_from(rank).unwrap_or(u32::MAX),
-        modules: peft.terms.keys().map(|site| site.module).collect(),
-        report: reported(peft, &tensors, base),
-    })
-}
-
-fn reported(peft: PeftConfig, tensors: &Tensors<'_>, base: &dyn AdapterBase) -> AdapterReport {
-    let PeftConfig { kind, invocation, terms, base_model_name, mut warnings } = peft;
-    if let Some(name) = base_model_name.as_ref().filter(|name| !base.may_be_called(name)) {
-        let name = short(name);
-        warnings.push(format!("it says that it was trained on `{name}`, another base by its name; the shapes fit"));
-    }
-    let (dtypes, parameters) = report::sizes(tensors);
-    let invocation_tokens = invocation.map(|invocation| invocation.tokens().to_vec()).unwrap_or_default();
-    let modules = report::modules(&terms);
-    AdapterReport { kind, invocation_tokens, modules, dtypes, parameters, base_model_name, warnings }
-}
-
-fn has_magnitudes(tensors: &Tensors<'_>) -> bool {
+pub(super) fn has_magnitudes(tensors: &Tensors<'_>) -> bool {
     tensors.keys().any(|place| place.factor == Factor::M)
 }
 
-fn write(tensors: &Tensors<'_>, peft: &PeftConfig, config: &ModelConfig) -> Vec<u8> {
+/// The canonical bytes of an adapter whose tensors are those of its terms.
+pub(super) fn write(tensors: &Tensors<'_>, peft: &PeftConfig, config: &ModelConfig) -> Vec<u8> {
     let mut header =
         format!("{{\"__metadata__\":{{\"{KEY}\":{}}}", Value::String(about(tensors, peft, config).to_string()));
     let mut at = 0;
@@ -161,10 +95,10 @@ pub(super) fn read<'a>(
     limits: &AdapterLimits,
 ) -> Result<Canonical<'a>, AdapterRejection> {
     let not_canonical = || AdapterRejection::Malformed("the bytes are not an adapter in canonical form".into());
+    limits.check("its weights in bytes", bytes.len(), limits.file_bytes_max)?;
     let file = tensors::open(bytes, limits)?;
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|_| not_canonical())?;
-    let about = metadata.metadata().as_ref().and_then(|entries| entries.get(KEY)).ok_or_else(not_canonical)?;
-    let about: Value = serde_json::from_str(about).map_err(|_| not_canonical())?;
+    let about = tensors::note(bytes, KEY).ok_or_else(not_canonical)?;
+    let about: Value = serde_json::from_str(&about).map_err(|_| not_canonical())?;
     if about["base"] != base_sizes(config) {
         return Err(AdapterRejection::ShapeMismatch("it was made for a base of other sizes".into()));
     }
@@ -192,7 +126,6 @@ pub(super) fn read<'a>(
     let mut terms = BTreeMap::new();
     for ((site, rank), scale) in ranks.into_iter().zip(scales) {
         let scale = scale.filter(|scale| (*scale as f32).is_finite() && rank > 0).ok_or_else(not_canonical)?;
-        limits.check("its rank", rank, limits.rank_max as usize)?;
         terms.insert(site, Term { rank, scale });
     }
     tensors::check(&tensors, &terms, config, limits)?;

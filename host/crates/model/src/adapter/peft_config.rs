@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::fingerprint::BASE_DIGEST_KEY;
 use super::rejection::short;
 use super::tensors::{Site, Term};
 use super::{AdapterKind, AdapterLimits, AdapterRejection, Invocation, invocation, targets};
@@ -19,6 +20,8 @@ pub(super) struct PeftConfig {
     /// Every targeted module; the scale is alpha / rank, or alpha / sqrt(rank) for rsLoRA, of the module's own.
     pub(super) terms: BTreeMap<Site, Term>,
     pub(super) base_model_name: Option<String>,
+    /// The base that it is for, by digest.
+    pub(super) base_digest: Option<String>,
     /// What its owner should know, though it changes nothing.
     pub(super) warnings: Vec<String>,
 }
@@ -37,7 +40,7 @@ const NEUTRAL: [(&str, &str); 8] = [
 
 /// Keys of PEFT's `LoraConfig` (0.21) and its parents that say nothing about the result, or are read elsewhere. `eva_config`
 /// belongs to an initialisation that leaves the base alone.
-const KNOWN: [&str; 28] = [
+const KNOWN: [&str; 29] = [
     invocation::KEY,
     "alpha_pattern",
     "auto_mapping",
@@ -66,6 +69,7 @@ const KNOWN: [&str; 28] = [
     "use_rslora",
     "modules_to_tie",
     "target_modules_to_tie",
+    BASE_DIGEST_KEY,
 ];
 
 /// Bytes of the base's name that are kept.
@@ -75,7 +79,6 @@ const UNKNOWN_SHOWN_MAX: usize = 8;
 
 impl PeftConfig {
     pub(super) fn parse(bytes: &[u8], base: &ModelConfig, limits: &AdapterLimits) -> Result<Self, AdapterRejection> {
-        limits.check("adapter_config.json in bytes", bytes.len(), limits.config_bytes_max)?;
         let config: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| {
             let error = short(&error.to_string());
             AdapterRejection::Malformed(format!("adapter_config.json is not a JSON object: {error}"))
@@ -101,7 +104,12 @@ impl PeftConfig {
             (false, true) => AdapterKind::RsLora,
             (false, false) => AdapterKind::Lora,
         };
-        Ok(Self { kind, invocation, terms, base_model_name: base_model_name(&config), warnings })
+        let base_digest = match config.get(BASE_DIGEST_KEY) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(digest)) => Some(digest.clone()),
+            Some(_) => return Err(AdapterRejection::Malformed(format!("`{BASE_DIGEST_KEY}` must be a text"))),
+        };
+        Ok(Self { kind, invocation, terms, base_model_name: base_model_name(&config), base_digest, warnings })
     }
 }
 
@@ -306,12 +314,12 @@ mod tests {
             (r#"{"r": 0}"#, "adapter_malformed"),
             (r#"{"r": 4.5}"#, "adapter_malformed"),
             (r#"{"r": null}"#, "adapter_malformed"),
-            (r#"{"r": 257}"#, "adapter_too_large"),
+            (r#"{"r": 4294967296}"#, "adapter_malformed"),
+            (r#"{"tenon.base_digest": 7}"#, "adapter_malformed"),
         ] {
             assert_eq!(parse(changes).unwrap_err().code(), code, "{changes}");
         }
         let limits = AdapterLimits::default();
         assert_eq!(PeftConfig::parse(b"[]", &base(), &limits).unwrap_err().code(), "adapter_malformed");
-        assert_eq!(PeftConfig::parse(&vec![b' '; 300_000], &base(), &limits).unwrap_err().code(), "adapter_too_large");
     }
 }

@@ -3,7 +3,7 @@
 use types::Blame;
 
 /// What an adapter may be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AdapterLimits {
     /// Bytes of `adapter_config.json`.
     pub config_bytes_max: usize,
@@ -13,6 +13,8 @@ pub struct AdapterLimits {
     pub header_bytes_max: usize,
     /// Its rank.
     pub rank_max: u32,
+    /// Bytes of all A and B as f32.
+    pub memory_bytes_max: usize,
     /// Tensors in the file.
     pub tensors_max: usize,
     /// Scale · ‖A‖ · ‖B‖ (Frobenius) of each module, a bound on how far it can move its output. Trained adapters stay
@@ -22,6 +24,18 @@ pub struct AdapterLimits {
     pub invocation_tokens_max: usize,
     /// Magnitude / norm of a row, for DoRA. Trained adapters stay near 1.
     pub dora_gain_max: u32,
+    /// The operator's, at admission only.
+    pub norms: NormLimits,
+}
+
+/// How large the change of one module may be: limits on norms of s·B·A. None by default: [`AdapterLimits::delta_norm_max`]
+/// keeps out what could only break the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct NormLimits {
+    /// Of the Frobenius norm.
+    pub frobenius_max: Option<f64>,
+    /// Of the spectral norm, which is estimated from below.
+    pub spectral_max: Option<f64>,
 }
 
 impl AdapterLimits {
@@ -40,16 +54,18 @@ impl Default for AdapterLimits {
             file_bytes_max: 512 << 20,
             header_bytes_max: 1 << 20,
             rank_max: 256,
+            memory_bytes_max: 1 << 30,
             tensors_max: 8192,
             delta_norm_max: 10_000,
             invocation_tokens_max: 256,
             dora_gain_max: 1_000,
+            norms: NormLimits::default(),
         }
     }
 }
 
 /// Why an adapter was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum AdapterRejection {
     /// The file is an archive, a pickle, or something else that is not opened.
     #[error("the file is {0}: send adapter_config.json and adapter_model.safetensors as they are")]
@@ -76,6 +92,23 @@ pub enum AdapterRejection {
         /// How much may be.
         max: u64,
     },
+    /// Its files name another base.
+    #[error("the adapter is for another base: {0}")]
+    OtherBase(String),
+    /// A module's change is larger than the operator allows.
+    #[error("the {norm} norm of {module} is {value:.4}, over the limit {limit} of {max}")]
+    OverNorm {
+        /// Which norm.
+        norm: &'static str,
+        /// The module and its layer.
+        module: String,
+        /// What it is.
+        value: f64,
+        /// The limit's name.
+        limit: &'static str,
+        /// The limit.
+        max: f64,
+    },
     /// The base's weights, which DoRA needs, cannot be read.
     #[error("the base cannot be read: {0}")]
     Base(String),
@@ -93,6 +126,8 @@ impl AdapterRejection {
             Self::ShapeMismatch(_) => "adapter_shape_mismatch",
             Self::NotFinite(_) => "adapter_not_finite",
             Self::TooLarge { .. } => "adapter_too_large",
+            Self::OtherBase(_) => "adapter_base_mismatch",
+            Self::OverNorm { .. } => "adapter_norm_too_large",
         }
     }
 

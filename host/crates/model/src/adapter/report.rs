@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::norms::Norms;
 use super::tensors::{Site, Tensors, Term};
 
 /// The kinds that are executed.
@@ -50,6 +51,9 @@ pub struct AdapterReport {
     pub parameters: u64,
     /// The base that its configuration claims, for people to read; at most 256 bytes, never used.
     pub base_model_name: Option<String>,
+    /// Whether its files name this base by digest; the first versions did not look.
+    #[serde(default)]
+    pub base_is_named: bool,
     /// What its owner should know, though it was admitted.
     pub warnings: Vec<String>,
 }
@@ -65,28 +69,50 @@ pub struct ModuleReport {
     pub rank: u32,
     /// What B(A x) is multiplied by.
     pub scale: f64,
+    /// ‖s·BA‖ (Frobenius) in each of the layers, to four digits. Empty where an older version admitted it.
+    #[serde(default)]
+    pub frobenius_norms: Vec<f64>,
+    /// The spectral norm of s·BA in each of the layers, to four digits: an estimate from below. Empty likewise.
+    #[serde(default)]
+    pub spectral_norms: Vec<f64>,
 }
 
-/// Groups the terms by module, rank and scale.
-pub(super) fn modules(terms: &BTreeMap<Site, Term>) -> Vec<ModuleReport> {
+/// Groups the terms by module, rank and scale; `norms` are theirs, in their order.
+pub(super) fn modules(terms: &BTreeMap<Site, Term>, norms: &[Norms]) -> Vec<ModuleReport> {
     let mut groups = Vec::<(Site, ModuleReport)>::new();
-    for (site, term) in terms {
+    for ((site, term), norms) in terms.iter().zip(norms) {
         let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let (layer, rank) = (small(site.layer), small(term.rank));
         let name = site.module.name();
         let same = |(_, group): &&mut (Site, ModuleReport)| {
             group.module == name && group.rank == rank && group.scale == term.scale
         };
+        let (frobenius, spectral) = (four_digits(norms.frobenius), four_digits(norms.spectral));
         match groups.iter_mut().find(same) {
-            Some((_, group)) => group.layers.push(layer),
+            Some((_, group)) => {
+                group.layers.push(layer);
+                group.frobenius_norms.push(frobenius);
+                group.spectral_norms.push(spectral);
+            }
             None => {
-                let group = ModuleReport { module: name.to_owned(), layers: vec![layer], rank, scale: term.scale };
+                let group = ModuleReport {
+                    module: name.to_owned(),
+                    layers: vec![layer],
+                    rank,
+                    scale: term.scale,
+                    frobenius_norms: vec![frobenius],
+                    spectral_norms: vec![spectral],
+                };
                 groups.push((*site, group));
             }
         }
     }
     groups.sort_by_key(|(first, _)| (first.module, first.layer));
     groups.into_iter().map(|(_, group)| group).collect()
+}
+
+fn four_digits(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
 }
 
 /// Types and number of all values.

@@ -71,7 +71,6 @@ pub(super) type Tensors<'a> = BTreeMap<Place, TensorView<'a>>;
 /// Opens a safetensors file after the checks that its library leaves out: the size of the header, its first
 /// byte, and names that are there twice, of which other readers would take another one.
 pub(super) fn open<'a>(bytes: &'a [u8], limits: &AdapterLimits) -> Result<SafeTensors<'a>, AdapterRejection> {
-    limits.check("its weights in bytes", bytes.len(), limits.file_bytes_max)?;
     let (length, rest) = bytes
         .split_first_chunk::<8>()
         .ok_or_else(|| AdapterRejection::Malformed("the weights are not a safetensors file".into()))?;
@@ -93,6 +92,12 @@ pub(super) fn open<'a>(bytes: &'a [u8], limits: &AdapterLimits) -> Result<SafeTe
         SafeTensors::deserialize(bytes).map_err(|error| AdapterRejection::Malformed(short(&error.to_string())))?;
     limits.check("its number of tensors", file.len(), limits.tensors_max)?;
     Ok(file)
+}
+
+/// An entry of the header's `__metadata__`.
+pub(super) fn note(bytes: &[u8], key: &str) -> Option<String> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).ok()?;
+    metadata.metadata().as_ref()?.get(key).cloned()
 }
 
 /// A JSON object without equal keys; what they hold is not looked at.
@@ -171,15 +176,25 @@ pub(super) fn layer_number(text: &str) -> Option<usize> {
     text.parse().ok().filter(|layer: &usize| layer.to_string() == text)
 }
 
-/// Checks that the tensors are exactly those of the terms, that shapes and layers are those of the base, that values are
-/// finite and not so large that they could only break the output.
+/// All checks that need no configuration, in their order.
 pub(super) fn check(
     tensors: &Tensors<'_>,
     terms: &BTreeMap<Site, Term>,
     config: &ModelConfig,
     limits: &AdapterLimits,
 ) -> Result<(), AdapterRejection> {
-    let is_dora = tensors.keys().any(|place| place.factor == Factor::M);
+    check_places(tensors, terms, config)?;
+    check_shapes(tensors, terms, config)?;
+    check_sizes(terms, config, limits)?;
+    check_values(tensors, terms, limits)
+}
+
+/// Checks that the tensors are exactly those of the terms, in layers that the base has.
+pub(super) fn check_places(
+    tensors: &Tensors<'_>,
+    terms: &BTreeMap<Site, Term>,
+    config: &ModelConfig,
+) -> Result<(), AdapterRejection> {
     for site in tensors.keys().map(|place| place.site) {
         if site.layer >= config.layers {
             return Err(AdapterRejection::ShapeMismatch(format!("{site}: the base has {} layers", config.layers)));
@@ -188,20 +203,66 @@ pub(super) fn check(
             return Err(AdapterRejection::Malformed(format!("{site} has tensors but is not targeted")));
         }
     }
-    for (&site, term) in terms {
-        let (inputs, outputs) = config.module_shape(site.module);
-        let part = |factor, expected: &[usize]| {
+    let is_dora = tensors.keys().any(|place| place.factor == Factor::M);
+    for &site in terms.keys() {
+        for factor in [Factor::A, Factor::B, Factor::M].into_iter().take(if is_dora { 3 } else { 2 }) {
             let place = Place { site, factor };
-            let missing = || AdapterRejection::Malformed(format!("{place} is targeted but missing"));
-            let tensor = tensors.get(&place).ok_or_else(missing)?;
-            check_tensor(place, tensor, expected)?;
-            let norm = norm(tensor);
+            if !tensors.contains_key(&place) {
+                return Err(AdapterRejection::Malformed(format!("{place} is targeted but missing")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks types and shapes against those that the terms and the base give.
+pub(super) fn check_shapes(
+    tensors: &Tensors<'_>,
+    terms: &BTreeMap<Site, Term>,
+    config: &ModelConfig,
+) -> Result<(), AdapterRejection> {
+    for (&place, tensor) in tensors {
+        let (inputs, outputs) = config.module_shape(place.site.module);
+        let rank = terms.get(&place.site).map_or(0, |term| term.rank);
+        let expected: &[usize] = match place.factor {
+            Factor::A => &[rank, inputs],
+            Factor::B => &[outputs, rank],
+            Factor::M => &[outputs],
+        };
+        check_tensor(place, tensor, expected)?;
+    }
+    Ok(())
+}
+
+/// Checks ranks, and what the factors would take in memory.
+pub(super) fn check_sizes(
+    terms: &BTreeMap<Site, Term>,
+    config: &ModelConfig,
+    limits: &AdapterLimits,
+) -> Result<(), AdapterRejection> {
+    let mut bytes = 0usize;
+    for (site, term) in terms {
+        limits.check("its rank", term.rank, limits.rank_max as usize)?;
+        let (inputs, outputs) = config.module_shape(site.module);
+        bytes = bytes.saturating_add(term.rank.saturating_mul(inputs + outputs).saturating_mul(size_of::<f32>()));
+    }
+    limits.check("its factors as f32 in bytes", bytes, limits.memory_bytes_max)
+}
+
+/// Checks that values are finite and not so large that they could only break the output.
+pub(super) fn check_values(
+    tensors: &Tensors<'_>,
+    terms: &BTreeMap<Site, Term>,
+    limits: &AdapterLimits,
+) -> Result<(), AdapterRejection> {
+    for (&site, term) in terms {
+        let part = |factor| {
+            let place = Place { site, factor };
+            let norm = tensors.get(&place).map_or(0.0, norm);
             if norm.is_finite() { Ok(norm) } else { Err(AdapterRejection::NotFinite(place.to_string())) }
         };
-        let norm = part(Factor::A, &[term.rank, inputs])? * part(Factor::B, &[outputs, term.rank])? * term.scale.abs();
-        if is_dora {
-            part(Factor::M, &[outputs])?;
-        }
+        let norm = part(Factor::A)? * part(Factor::B)? * term.scale.abs();
+        part(Factor::M)?;
         if !norm.is_finite() {
             return Err(AdapterRejection::NotFinite(format!("the change of {site}")));
         }

@@ -14,7 +14,8 @@ use types::{Digest, Module};
 /// A rejection is a line for people and logs, however long the names in the files are.
 const MESSAGE_BYTES_MAX: usize = 2048;
 /// Every reason that a file can give; that the base cannot be read is none of them.
-pub(crate) const CODES: [&str; 6] = [
+pub(crate) const CODES: [&str; 7] = [
+    "adapter_base_mismatch",
     "adapter_malformed",
     "adapter_unsupported",
     "adapter_shape_mismatch",
@@ -24,36 +25,48 @@ pub(crate) const CODES: [&str; 6] = [
 ];
 
 /// A base with weights, which DoRA asks for.
-struct Tiny {
+struct Made {
     config: ModelConfig,
-    /// By layer and [`Module::index`].
+    /// By layer and [`Module::index`]; empty where they are made when they are asked for.
     dense: Vec<Vec<f32>>,
 }
 
-impl Tiny {
+impl Made {
     /// Made once: it is the same for every input.
-    fn get() -> &'static Self {
-        static TINY: OnceLock<Tiny> = OnceLock::new();
+    fn tiny() -> &'static Self {
+        static TINY: OnceLock<Made> = OnceLock::new();
         TINY.get_or_init(|| {
             let config = tiny();
             let sites = (0..config.layers).flat_map(|_| Module::ALL).enumerate();
-            let dense = |(seed, module)| {
-                let (inputs, outputs) = config.module_shape(module);
-                let bytes = generators::seeded_bytes(seed as u64, inputs * outputs);
-                bytes.iter().map(|byte| f32::from(*byte) / 1024.0 - 0.1).collect()
-            };
-            Self { dense: sites.map(dense).collect(), config }
+            Self { dense: sites.map(|(at, module)| weights(&config, module, at)).collect(), config }
         })
+    }
+
+    /// Of the sizes of the demo base, which the adapters of the shared hostile set are for.
+    fn demo() -> &'static Self {
+        static DEMO: OnceLock<Made> = OnceLock::new();
+        DEMO.get_or_init(|| Self { config: demo(), dense: Vec::new() })
     }
 }
 
-impl AdapterBase for Tiny {
+fn weights(config: &ModelConfig, module: Module, seed: usize) -> Vec<f32> {
+    let (inputs, outputs) = config.module_shape(module);
+    let bytes = generators::seeded_bytes(seed as u64, inputs * outputs);
+    bytes.iter().map(|byte| f32::from(*byte) / 1024.0 - 0.1).collect()
+}
+
+impl AdapterBase for Made {
     fn config(&self) -> &ModelConfig {
         &self.config
     }
 
+    fn digest(&self) -> Option<Digest> {
+        Some(Digest::of(b"tiny"))
+    }
+
     fn dense(&self, layer: usize, module: Module) -> Result<Vec<f32>, ModelError> {
-        Ok(self.dense[layer * Module::ALL.len() + module.index()].clone())
+        let at = layer * Module::ALL.len() + module.index();
+        Ok(self.dense.get(at).cloned().unwrap_or_else(|| weights(&self.config, module, at)))
     }
 
     fn may_be_called(&self, name: &str) -> bool {
@@ -82,13 +95,32 @@ pub(crate) fn tiny() -> ModelConfig {
     }
 }
 
+/// SmolLM2-135M's.
+fn demo() -> ModelConfig {
+    ModelConfig {
+        layers: 30,
+        hidden: 576,
+        intermediate: 1536,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        vocabulary: 49152,
+        context_tokens_max: 8192,
+        rope_theta: 100_000.0,
+        ..tiny()
+    }
+}
+
 /// Makes two files of these bytes and submits them. Gives the verdict.
 ///
 /// # Panics
 /// If something does not hold.
 pub(crate) fn hold(bytes: &[u8]) -> &'static str {
-    let files = files(bytes);
-    let (base, limits) = (Tiny::get(), limits());
+    let (files, base) = match whole_files(bytes) {
+        Some(files) => (files, Made::demo()),
+        None => (files(bytes), Made::tiny()),
+    };
+    let limits = limits();
     let first = canonical_adapter(&files.config, &files.weights, base, &limits);
     let second = canonical_adapter(&files.config, &files.weights, base, &limits);
     match (first, second) {
@@ -112,6 +144,18 @@ fn limits() -> AdapterLimits {
     AdapterLimits { rank_max: 16, tensors_max: 48, ..AdapterLimits::default() }
 }
 
+/// Both files as they are, for the demo base: what begins with 6 and the length of the first in four bytes. `cargo xtask fuzz`
+/// writes the shared hostile set so into its corpus.
+fn whole_files(bytes: &[u8]) -> Option<AdapterFiles> {
+    let (first, rest) = bytes.split_first()?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    if *first != 6 {
+        return None;
+    }
+    let (config, weights) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    Some(AdapterFiles { config: config.to_vec(), weights: weights.to_vec() })
+}
+
 /// The first byte chooses: structured files, or the rest as one of the two.
 fn files(bytes: &[u8]) -> AdapterFiles {
     let plain = || adapter(&mut Draw::new(&[]), &Sizes::TINY);
@@ -125,10 +169,19 @@ fn files(bytes: &[u8]) -> AdapterFiles {
     }
 }
 
-fn is_whole(canonical: &CanonicalAdapter, files: &AdapterFiles, base: &Tiny, limits: &AdapterLimits) {
+fn is_whole(canonical: &CanonicalAdapter, files: &AdapterFiles, base: &Made, limits: &AdapterLimits) {
     assert_eq!(canonical.digest, Digest::of(&canonical.bytes));
     assert!((1..=limits.rank_max).contains(&canonical.rank));
-    assert!(canonical.report.modules.iter().all(|module| module.scale.is_finite()));
+    for module in &canonical.report.modules {
+        assert!(module.scale.is_finite());
+        let norms = module.frobenius_norms.iter().zip(&module.spectral_norms);
+        assert_eq!((norms.len(), module.spectral_norms.len()), (module.layers.len(), module.layers.len()));
+        for (frobenius, spectral) in norms {
+            assert!(*frobenius <= f64::from(limits.delta_norm_max) * 1.001, "{frobenius} is bounded by the factors'");
+            // Both are rounded to four digits.
+            assert!((0.0..=frobenius * 1.001).contains(spectral), "{spectral} of {frobenius}");
+        }
+    }
     // The header is ours; the values are those of the file, and nothing is added to them.
     assert!(canonical.bytes.len() <= files.weights.len() + 256 * limits.tensors_max + 4096);
     let tensors = SafeTensors::deserialize(&canonical.bytes).expect("canonical bytes are a safetensors file");

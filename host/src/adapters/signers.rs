@@ -1,0 +1,145 @@
+//! Who may sign a tenant's adapters, and whether that is asked for: one record per tenant, `adapter-signers/TENANT`, swapped
+//! against its version. Not here: how a signature is verified (`signature`).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use types::TenantId;
+
+use super::AdapterError;
+use super::signature::{self, SignatureError, SignerKey};
+use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
+
+/// Keys that one tenant may trust: a signature is tried under each.
+pub const SIGNER_KEYS_MAX: usize = 16;
+
+/// Whether a tenant's adapters must be signed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SignaturePolicy {
+    /// Signatures are not looked at.
+    #[default]
+    None,
+    /// A signature that is sent must hold.
+    Optional,
+    /// There must be one that holds.
+    Required,
+}
+
+/// What a tenant asks of signatures.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signers {
+    /// Whether there must be one.
+    pub policy: SignaturePolicy,
+    /// Whose holds.
+    pub keys: Vec<SignerKey>,
+    /// Counts the changes; 0 before the first.
+    pub revision: u64,
+}
+
+/// What was found of an adapter's signature when its alias was set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum SignatureState {
+    /// There was none.
+    #[default]
+    Unsigned,
+    /// There was one that nobody asked for.
+    Unchecked,
+    /// It held under this key.
+    Signed {
+        /// [`SignerKey::id`].
+        key: String,
+    },
+}
+
+impl Signers {
+    /// Applies the policy to the files of an adapter.
+    ///
+    /// # Errors
+    /// [`SignatureError::Required`], and whatever is wrong with a signature that is looked at.
+    pub fn check(
+        &self,
+        bundle: Option<&[u8]>,
+        files: &[(&'static str, &[u8])],
+    ) -> Result<SignatureState, SignatureError> {
+        match (self.policy, bundle) {
+            (SignaturePolicy::Required, None) => Err(SignatureError::Required),
+            (_, None) => Ok(SignatureState::Unsigned),
+            (SignaturePolicy::None, Some(_)) => Ok(SignatureState::Unchecked),
+            (SignaturePolicy::Optional | SignaturePolicy::Required, Some(bundle)) => {
+                Ok(SignatureState::Signed { key: signature::verify(bundle, &self.keys, files)? })
+            }
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SignersRecord {
+    policy: SignaturePolicy,
+    /// In PEM.
+    keys: Vec<String>,
+    revision: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct SignerStore {
+    store: Arc<dyn Store>,
+}
+
+impl SignerStore {
+    pub(super) fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// Of a tenant; the policy is `none` until one was set.
+    pub(super) async fn of(&self, tenant: &TenantId) -> Result<Signers, AdapterError> {
+        Ok(self.read(&key(tenant)).await?.0)
+    }
+
+    /// Sets all of it; with `expect` only if the revision is that one.
+    pub(super) async fn set(
+        &self,
+        tenant: &TenantId,
+        policy: SignaturePolicy,
+        keys: &[SignerKey],
+        expect: Option<u64>,
+    ) -> Result<Signers, AdapterError> {
+        if keys.len() > SIGNER_KEYS_MAX {
+            let (limit, max) = ("signer_keys_max", SIGNER_KEYS_MAX as u64);
+            return Err(AdapterError::OverLimit { what: "the number of keys that sign adapters", limit, max });
+        }
+        let key = key(tenant);
+        for _ in 0..SWAP_ATTEMPTS_MAX {
+            let (found, version) = self.read(&key).await?;
+            if expect.is_some_and(|expect| expect != found.revision) {
+                return Err(StoreError::Conflict { key }.into());
+            }
+            let revision = found.revision + 1;
+            let pems = keys.iter().map(|key| key.pem().to_owned()).collect();
+            let record = SignersRecord { policy, keys: pems, revision };
+            let value = serde_json::to_vec(&record).map_err(|_| AdapterError::BadRecord(key.clone()))?;
+            match self.store.swap(&key, version, Some(Bytes::from(value))).await {
+                Ok(_) => return Ok(Signers { policy, keys: keys.to_vec(), revision }),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::contended(&key).into())
+    }
+
+    async fn read(&self, key: &str) -> Result<(Signers, Option<Version>), AdapterError> {
+        let Some((value, version)) = self.store.get(key).await? else { return Ok((Signers::default(), None)) };
+        let bad = || AdapterError::BadRecord(key.to_owned());
+        let record: SignersRecord = serde_json::from_slice(&value).map_err(|_| bad())?;
+        let keys = record.keys.iter().map(|pem| SignerKey::from_pem(pem).map_err(|_| bad()));
+        let keys = keys.collect::<Result<_, _>>()?;
+        Ok((Signers { policy: record.policy, keys, revision: record.revision }, Some(version)))
+    }
+}
+
+fn key(tenant: &TenantId) -> String {
+    format!("adapter-signers/{tenant}")
+}
