@@ -14,8 +14,10 @@ use std::time::Duration;
 use plugin::PluginLimits;
 use types::{Blame, PlanLimits};
 
+use crate::adapters::SourcesConfig;
+
 pub use model::Precision;
-pub use raw::{RawConfig, RawLimits, RawTls};
+pub use raw::{RawAdapterSources, RawConfig, RawLimits, RawTls};
 pub use sources::Source;
 
 /// What the host is to do, checked.
@@ -43,6 +45,8 @@ pub struct Config {
     pub batch_rows_max: usize,
     /// Where `file://` adapters may lie; none are allowed without it. Canonical.
     pub adapters_root: Option<PathBuf>,
+    /// What adapters may be fetched from; nothing by default.
+    pub adapter_sources: SourcesConfig,
     /// Memory for adapters that are loaded.
     pub adapter_cache_bytes_max: u64,
     /// Requests that may wait for the engine.

@@ -10,6 +10,7 @@ use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
+use crate::secrets::SecretError;
 use crate::store::StoreError;
 use crate::tenants::TenantError;
 
@@ -92,6 +93,9 @@ pub enum Error {
     /// Tenants and keys.
     #[error(transparent)]
     Tenant(#[from] TenantError),
+    /// Secrets.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// Pointers.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -157,6 +161,7 @@ impl Error {
             Self::Artifact(error) => error.code(),
             Self::Registry(error) => error.code(),
             Self::Tenant(error) => error.code(),
+            Self::Secret(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
             Self::Config(error) => error.code(),
@@ -186,6 +191,7 @@ impl Error {
             Self::Artifact(error) => error.blame(),
             Self::Registry(error) => error.blame(),
             Self::Tenant(error) => error.blame(),
+            Self::Secret(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),

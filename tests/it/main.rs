@@ -26,6 +26,7 @@ mod operations;
 mod plugins;
 mod receipts;
 mod serving;
+mod sources;
 mod tenants;
 mod tls;
 mod usage;
