@@ -323,7 +323,7 @@ mod tests {
             let again = Secrets::open(store.clone(), folder.path()).expect("open again");
             assert_eq!(again.read(&acme, &hub).await.expect("read after a restart"), credential);
         }
-        assert_eq!(secrets.list(&acme).await.expect("list"), [hub.clone()]);
+        assert_eq!(secrets.list(&acme).await.expect("list"), std::slice::from_ref(&hub));
         secrets.remove(&acme, &hub).await.expect("removed");
         assert_eq!(secrets.remove(&acme, &hub).await.expect_err("gone").code(), "secret_not_found");
         assert_eq!(secrets.read(&acme, &hub).await.expect_err("gone").code(), "secret_not_found");

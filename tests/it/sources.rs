@@ -73,7 +73,9 @@ fn a_private_repository_is_fetched_with_a_secret() {
     // What was not listed is not asked, wherever it is named.
     let before = seen.try_iter().count();
     assert!(before >= 3, "{before}");
-    for elsewhere in ["http://127.0.0.1:1/x", "https://169.254.169.254/latest", "s3://bucket/x", "https://example.org/x"] {
+    for elsewhere in
+        ["http://127.0.0.1:1/x", "https://169.254.169.254/latest", "s3://bucket/x", "https://example.org/x"]
+    {
         put(json!({"source": elsewhere})).expect_error(422, "source_not_allowed");
     }
     put(json!({"source": format!("http://127.0.0.1:{port}/x")})).expect_error(422, "source_not_allowed");
@@ -105,7 +107,9 @@ fn a_secret_is_kept_and_never_told() {
         let answer = client.put(path, &body).expect_error(400, code);
         assert!(!answer.text.contains("hush"), "{}", answer.text);
     }
-    client.put("/v1/adapters/x", &json!({"source": "file:///x", "secret": "quiet"})).expect_error(422, "invalid_source");
+    client
+        .put("/v1/adapters/x", &json!({"source": "file:///x", "secret": "quiet"}))
+        .expect_error(422, "invalid_source");
     client.delete(path).expect(204);
     client.delete(path).expect_error(404, "secret_not_found");
 }
