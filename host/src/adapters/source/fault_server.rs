@@ -169,12 +169,16 @@ async fn send(stream: &mut TcpStream, reply: &Reply) -> std::io::Result<()> {
         head += &format!("Content-Length: {length}\r\n");
     }
     stream.write_all(format!("{head}\r\n").as_bytes()).await?;
-    let (piece, wait) = reply.pace.unwrap_or((reply.body.len().max(1), Duration::ZERO));
+    // What is endless goes fast: small pieces would take their time to pass a limit.
+    let body = if reply.is_endless { reply.body.repeat(1000) } else { reply.body.clone() };
+    let (piece, wait) = reply.pace.unwrap_or((body.len().max(1), Duration::ZERO));
     loop {
-        for bytes in reply.body.chunks(piece) {
+        for bytes in body.chunks(piece) {
             stream.write_all(bytes).await?;
             stream.flush().await?;
-            tokio::time::sleep(wait).await;
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
         }
         if !reply.is_endless {
             return stream.shutdown().await;
