@@ -29,12 +29,13 @@ use loads::{Loads, lost};
 use memory::HostMemory;
 use owners::{AliasRecord, Owners};
 use signers::SignerStore;
-use source::AdaptersRoot;
+use source::Sources;
 
 pub use error::AdapterError;
 pub use memory::{AdapterLease, Residency};
 pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
 pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
+pub use source::{AllowedOrigin, Credential, OriginError, SourceError, SourcesConfig};
 pub(crate) use source::{CONFIG, SIGNATURE, WEIGHTS};
 
 /// Up to here names are looked up one by one; beyond, one listing is cheaper.
@@ -60,6 +61,8 @@ pub struct AdapterStoreConfig {
     pub loads_max: usize,
     /// The only folder that `file://` sources may lie in. `None` refuses them.
     pub adapters_root: Option<PathBuf>,
+    /// What other sources may be fetched from.
+    pub sources: SourcesConfig,
 }
 
 impl AdapterStoreConfig {
@@ -74,6 +77,7 @@ impl AdapterStoreConfig {
             aliases_per_tenant_max: 10_000,
             loads_max: 2,
             adapters_root: None,
+            sources: SourcesConfig::default(),
         }
     }
 }
@@ -140,7 +144,7 @@ pub struct AdapterStore {
     precision: Precision,
     limits: AdapterLimits,
     aliases_per_tenant_max: usize,
-    root: Option<AdaptersRoot>,
+    sources: Sources,
     artifacts: Artifacts,
     owners: Owners,
     revocations: Revocations,
@@ -153,23 +157,21 @@ impl AdapterStore {
     /// Over a store and its blobs.
     ///
     /// # Errors
-    /// [`AdapterError::BadRoot`].
+    /// [`AdapterError::BadRoot`], [`AdapterError::Source`] if no client can be made.
     pub async fn new(
         store: Arc<dyn Store>,
         artifacts: Artifacts,
         revocations: Revocations,
         config: AdapterStoreConfig,
     ) -> Result<Self, AdapterError> {
-        let root = match config.adapters_root {
-            Some(path) => Some(blocking(move || AdaptersRoot::open(&path)).await?),
-            None => None,
-        };
+        let (root, sources) = (config.adapters_root, config.sources);
+        let sources = blocking(move || Sources::new(root.as_deref(), sources)).await?;
         Ok(Self {
             base: config.base,
             precision: config.precision,
             limits: config.limits,
             aliases_per_tenant_max: config.aliases_per_tenant_max,
-            root,
+            sources,
             artifacts,
             owners: Owners::new(Arc::clone(&store)),
             revocations,
@@ -195,22 +197,25 @@ impl AdapterStore {
         self.admit(tenant, alias, expected, move |_| Ok(files)).await
     }
 
-    /// The same from a folder below `adapters_root`, named as `file:///…`.
+    /// The same from elsewhere: a folder below `adapters_root` (`file:///…`), or what `https://`, `http://`, `hf://`, `s3://`
+    /// or `ipfs://` names, opened by the credential if it is private.
     ///
     /// # Errors
     /// As for [`Self::add_bytes`], and [`AdapterError::NoRoot`], [`AdapterError::BadSource`], [`AdapterError::SourceNotFound`],
-    /// [`AdapterError::SourceFile`].
-    pub async fn add_file_url(
+    /// [`AdapterError::SourceFile`], [`AdapterError::Source`].
+    pub async fn add_url(
         &self,
         tenant: &TenantId,
         alias: &AdapterAlias,
         url: &str,
+        credential: Option<&Credential>,
         expected: Option<Digest>,
     ) -> Result<AdapterInfo, AdapterError> {
-        let root = self.root.clone().ok_or(AdapterError::NoRoot)?;
-        let path = source::file_path(url)?;
+        let source = self.sources.parse(url, credential)?;
         self.check_room(tenant, alias).await?;
-        self.admit(tenant, alias, expected, move |limits| root.read_folder(&path, limits)).await
+        // What takes its time elsewhere takes no turn of the work here.
+        let opened = self.sources.open(tenant, source, &self.limits).await?;
+        self.admit(tenant, alias, expected, move |limits| opened.read(limits)).await
     }
 
     /// Reads, checks and keeps. The steps are the same whether or not anyone has the content already.
@@ -377,6 +382,7 @@ impl AdapterStore {
 
     /// Waits for the end of the work that is under way; no other begins. Adapters in memory can be leased still.
     pub async fn close(&self) {
+        self.sources.close();
         self.loads.close().await;
     }
 

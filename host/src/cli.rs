@@ -10,6 +10,7 @@ mod local;
 mod output;
 mod receipts;
 mod remote;
+mod secrets;
 mod usage;
 
 use std::io::IsTerminal as _;
@@ -61,6 +62,11 @@ enum Command {
     Adapter {
         #[command(subcommand)]
         command: adapters::AdapterCommand,
+    },
+    /// Secrets that open private sources of adapters: set, list, remove
+    Secret {
+        #[command(subcommand)]
+        command: secrets::SecretCommand,
     },
     /// Receipts: show, verify
     Receipt {
@@ -174,6 +180,7 @@ pub fn main() -> ExitCode {
         Command::Logs(arguments) => block_on(functions::logs(arguments, printer)),
         Command::Revoke(arguments) => block_on(adapters::revoke(arguments, printer)),
         Command::Adapter { command } => block_on(adapters::run(command, printer)),
+        Command::Secret { command } => block_on(secrets::run(command, printer)),
         Command::Receipt { command } => block_on(receipts::run(command, printer)),
         Command::Usage(arguments) => block_on(usage::run(arguments, printer)),
         Command::Tenant { command } => block_on(local::tenant(command, printer)),

@@ -15,8 +15,10 @@ use model::NormLimits;
 use plugin::PluginLimits;
 use types::{Blame, PlanLimits};
 
+use crate::adapters::SourcesConfig;
+
 pub use model::Precision;
-pub use raw::{RawConfig, RawLimits, RawTls};
+pub use raw::{RawAdapterSources, RawConfig, RawLimits, RawTls};
 pub use sources::Source;
 
 /// What the host is to do, checked.
@@ -44,6 +46,8 @@ pub struct Config {
     pub batch_rows_max: usize,
     /// Where `file://` adapters may lie; none are allowed without it. Canonical.
     pub adapters_root: Option<PathBuf>,
+    /// What adapters may be fetched from; nothing by default.
+    pub adapter_sources: SourcesConfig,
     /// Memory for adapters that are loaded.
     pub adapter_cache_bytes_max: u64,
     /// How large the change of one module of an adapter may be.

@@ -11,6 +11,7 @@ use crate::config::ConfigError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
 use crate::revocation::RevocationError;
+use crate::secrets::SecretError;
 use crate::store::StoreError;
 use crate::tenants::TenantError;
 
@@ -96,6 +97,9 @@ pub enum Error {
     /// Tenants and keys.
     #[error(transparent)]
     Tenant(#[from] TenantError),
+    /// Secrets.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// Pointers.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -162,6 +166,7 @@ impl Error {
             Self::Registry(error) => error.code(),
             Self::Revocation(error) => error.code(),
             Self::Tenant(error) => error.code(),
+            Self::Secret(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
             Self::Config(error) => error.code(),
@@ -192,6 +197,7 @@ impl Error {
             Self::Registry(error) => error.blame(),
             Self::Revocation(error) => error.blame(),
             Self::Tenant(error) => error.blame(),
+            Self::Secret(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),

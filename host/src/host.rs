@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
 use crate::registry::Registry;
 use crate::revocation::{Revocation, Revocations};
+use crate::secrets::Secrets;
 use crate::store::EmbeddedStore;
 use crate::tenants::Tenants;
 
@@ -40,6 +41,7 @@ pub(crate) struct Host {
     pub(crate) plan_limits: PlanLimits,
     pub(crate) adapters: AdapterStore,
     pub(crate) revocations: Revocations,
+    pub(crate) secrets: Secrets,
     pub(crate) base: Arc<Base>,
     pub(crate) engine: EngineHandle<LoraAdapter>,
     pub(crate) tenant_salts: TenantSalts,
@@ -110,6 +112,7 @@ impl Host {
         let plan_limits = PlanLimits { layers, vocabulary, ..config.plan_limits.clone() };
         let adapter_config = AdapterStoreConfig {
             adapters_root: config.adapters_root.clone(),
+            sources: config.adapter_sources.clone(),
             precision: config.precision,
             host_bytes_max: config.adapter_cache_bytes_max,
             limits: AdapterLimits {
@@ -120,6 +123,7 @@ impl Host {
             ..AdapterStoreConfig::new(base.clone())
         };
         let adapters = AdapterStore::new(store.clone(), artifacts.clone(), revocations.clone(), adapter_config).await?;
+        let secrets = Secrets::open(store.clone(), &config.data)?;
         let engine_config = EngineConfig {
             eos_token_ids: base.eos().to_vec(),
             waiting_requests_max: config.queue_requests_max,
@@ -145,6 +149,7 @@ impl Host {
             plan_limits,
             adapters,
             revocations,
+            secrets,
             base,
             engine,
             tenant_salts: TenantSalts::new()?,

@@ -20,6 +20,7 @@ mod operations;
 mod pace;
 mod receipts;
 mod revocations;
+mod secrets;
 mod stream;
 mod tls;
 mod usage;
@@ -131,6 +132,8 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             Needs(Adapters),
             put(adapters::put).layer(adapter_body).get(adapters::show).delete(adapters::remove),
         ),
+        route("/v1/secrets", Needs(Adapters), get(secrets::list)),
+        route("/v1/secrets/{name}", Needs(Adapters), put(secrets::put).delete(secrets::remove)),
         route("/v1/models", Needs(Invoke), get(openai::models)),
         route("/v1/models/{id}", Needs(Invoke), get(openai::model)),
         route("/v1/completions", Needs(Invoke), post(openai::completions)),

@@ -8,12 +8,14 @@ mod error;
 mod host;
 mod http;
 mod invoke;
+mod key_file;
 
 // State: what lasts, and what is made of it.
 pub mod adapters;
 pub mod artifacts;
 pub mod registry;
 pub mod revocation;
+pub mod secrets;
 pub mod store;
 pub mod tenants;
 

@@ -29,6 +29,7 @@ mod receipts;
 mod revocation;
 mod serving;
 mod signatures;
+mod sources;
 mod tenants;
 mod tls;
 mod usage;

@@ -6,6 +6,7 @@ use model::AdapterRejection;
 use types::{Blame, Digest};
 
 use super::signature::SignatureError;
+use super::source::SourceError;
 use crate::artifacts::ArtifactError;
 use crate::revocation::RevocationError;
 use crate::store::StoreError;
@@ -54,6 +55,9 @@ pub enum AdapterError {
         "the adapter folder has no readable file `{0}`; adapter_config.json and adapter_model.safetensors are needed"
     )]
     SourceFile(&'static str),
+    /// It lies elsewhere and could not be fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The configured root cannot be used.
     #[error("adapters_root `{path}` is not a folder that can be read")]
     BadRoot {
@@ -92,6 +96,7 @@ impl AdapterError {
             Self::NoRoot => "adapters_root_not_configured",
             Self::BadSource(_) => "invalid_source",
             Self::SourceNotFound | Self::SourceFile(_) => "source_not_found",
+            Self::Source(error) => error.code(),
             Self::BadRoot { .. } => "invalid_adapters_root",
             Self::BadRecord(_) | Self::Lost(_) => "internal",
             Self::Artifact(error) => error.code(),
@@ -108,6 +113,7 @@ impl AdapterError {
             Self::NoRoot | Self::BadSource(_) | Self::SourceNotFound | Self::SourceFile(_) => Blame::Caller,
             Self::Rejected(rejection) => rejection.blame(),
             Self::Signature(error) => error.blame(),
+            Self::Source(error) => error.blame(),
             Self::BadRoot { .. } | Self::BadRecord(_) | Self::Lost(_) => Blame::Host,
             Self::Artifact(error) => error.blame(),
             Self::Revocation(error) => error.blame(),

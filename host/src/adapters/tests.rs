@@ -1,5 +1,6 @@
 //! The whole path, on adapters of a tiny base.
 
+mod fetched;
 mod loads;
 
 use model::{LoraAdapter, ModelConfig};
@@ -195,15 +196,15 @@ async fn folders_are_added_from_below_the_root_alone() {
     let url = |path: &str| format!("file://{}/{path}", root.display());
 
     let without = in_memory().await;
-    let error = without.add_file_url(&acme, &alias("caps"), &url("caps"), None).await.expect_err("no root");
+    let error = without.add_url(&acme, &alias("caps"), &url("caps"), None, None).await.expect_err("no root");
     assert_eq!(error.code(), "adapters_root_not_configured");
 
     let with = over(Arc::new(MemoryStore::default()), |config| config.adapters_root = Some(root.clone())).await;
-    let added = with.add_file_url(&acme, &alias("caps"), &url("caps"), None).await.expect("added");
+    let added = with.add_url(&acme, &alias("caps"), &url("caps"), None, None).await.expect("added");
     assert_eq!(added, add(&without, &acme, "caps", 0.5).await);
     for (path, code) in [("escape", "source_not_found"), ("none", "source_not_found"), ("../secret", "invalid_source")]
     {
-        let error = with.add_file_url(&acme, &alias("x"), &url(path), None).await.expect_err(path);
+        let error = with.add_url(&acme, &alias("x"), &url(path), None, None).await.expect_err(path);
         assert_eq!(error.code(), code, "{path}");
     }
     assert_eq!(with.list(&acme).await.expect("list"), [added]);

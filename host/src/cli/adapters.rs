@@ -24,8 +24,12 @@ pub(crate) enum AdapterCommand {
     Add {
         /// Movable name
         alias: String,
-        /// A folder with adapter_config.json, adapter_model.safetensors and perhaps model.sig, or a file:// URL on the host
+        /// A folder here with adapter_config.json, adapter_model.safetensors and perhaps model.sig, or a URL that the host
+        /// fetches: file://, https://, hf://organisation/repository@revision, s3://bucket/prefix, ipfs://CID
         source: String,
+        /// The secret that opens a private source
+        #[arg(long, value_name = "NAME")]
+        secret: Option<String>,
         #[command(flatten)]
         connection: Connection,
     },
@@ -84,8 +88,8 @@ pub(crate) async fn revoke(args: RevokeArgs, printer: Printer) -> Result<(), Fai
 /// Adds, lists, inspects, revokes, removes.
 pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(), Failure> {
     match command {
-        AdapterCommand::Add { alias, source, connection } => {
-            let added = add(&Remote::new(&connection)?, &alias, &source).await?;
+        AdapterCommand::Add { alias, source, secret, connection } => {
+            let added = add(&Remote::new(&connection)?, &alias, &source, secret.as_deref()).await?;
             printer
                 .result(&added, |added| format!("{alias} {} rank {}", text(added, "digest"), cell(added, "rank")))?;
         }
@@ -118,10 +122,17 @@ pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(),
     Ok(())
 }
 
-async fn add(remote: &Remote, alias: &str, source: &str) -> Result<Value, Failure> {
+async fn add(remote: &Remote, alias: &str, source: &str, secret: Option<&str>) -> Result<Value, Failure> {
     let call = remote.call(Method::PUT, &format!("/v1/adapters/{}", segment(alias)));
     if source.contains("://") {
-        return remote.json(call.json(&json!({"source": source}))).await;
+        let body = match secret {
+            Some(secret) => json!({"source": source, "secret": secret}),
+            None => json!({"source": source}),
+        };
+        return remote.json(call.json(&body)).await;
+    }
+    if secret.is_some() {
+        return Err(Error::invalid("invalid_request", "secret", "a folder here needs no secret; leave it out").into());
     }
     let mut form = Form::new();
     let folder = PathBuf::from(source);

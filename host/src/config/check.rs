@@ -1,5 +1,7 @@
 //! Fills in defaults and checks values: settings in, [`Config`] out. Not here: where settings come from.
 
+mod adapter_sources;
+
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -38,6 +40,7 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
         adapter_slots: checks.number("adapter_slots", raw.adapter_slots, 32, 1..=65_536)?,
         batch_rows_max: checks.number("batch_rows_max", raw.batch_rows_max, 512, 1..=65_536)?,
         adapters_root: checks.adapters_root(&raw)?,
+        adapter_sources: checks.adapter_sources(&raw.adapter_sources)?,
         adapter_cache_bytes_max: checks.number(
             "adapter_cache_bytes_max",
             raw.adapter_cache_bytes_max,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use model::Precision;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What was written, by whatever source. The flags of the command line fill one of these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,6 +49,8 @@ pub struct RawConfig {
     pub log: Option<String>,
     /// TLS of the listener.
     pub tls: RawTls,
+    /// What adapters may be fetched from.
+    pub adapter_sources: RawAdapterSources,
     /// Limits.
     pub limits: RawLimits,
 }
@@ -61,6 +63,56 @@ pub struct RawTls {
     pub certificate_file: Option<PathBuf>,
     /// PEM: the private key.
     pub private_key_file: Option<PathBuf>,
+}
+
+/// The table `adapter_sources`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAdapterSources {
+    /// Hosts that may be asked, such as `example.org`, `*.example.org`, `http://localhost:9000`.
+    #[serde(deserialize_with = "words")]
+    pub hosts: Option<Vec<String>>,
+    /// Networks (CIDR) that are not public, and may be connected to.
+    #[serde(deserialize_with = "words")]
+    pub private_networks: Option<Vec<String>>,
+    /// URL of the hub for `hf://`.
+    pub hugging_face_endpoint: Option<String>,
+    /// URL of the server for `s3://`.
+    pub s3_endpoint: Option<String>,
+    /// Region of its signatures.
+    pub s3_region: Option<String>,
+    /// URL of the gateway for `ipfs://`.
+    pub ipfs_gateway: Option<String>,
+    /// Milliseconds for a whole source.
+    pub total_ms_max: Option<u64>,
+    /// Milliseconds without a byte.
+    pub stall_ms_max: Option<u64>,
+    /// Milliseconds for a connection.
+    pub connect_ms_max: Option<u64>,
+    /// Requests for one file.
+    pub attempts_max: Option<u64>,
+    /// Milliseconds before the second of these.
+    pub retry_wait_ms: Option<u64>,
+    /// Redirects of one request.
+    pub redirects_max: Option<u64>,
+    /// Sources at a time.
+    pub fetches_max: Option<u64>,
+}
+
+/// A list, or, as a variable of the environment has it, text with commas.
+fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a list of texts, or a text with commas")]
+    enum Words {
+        List(Vec<String>),
+        Text(String),
+    }
+    Ok(Option::deserialize(deserializer)?.map(|words| match words {
+        Words::List(list) => list,
+        Words::Text(text) => {
+            text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        }
+    }))
 }
 
 /// The table `limits`.

@@ -197,6 +197,46 @@ fn what_kubernetes_sets_for_a_service_named_tenon_is_ignored() {
 }
 
 #[test]
+fn what_adapters_may_be_fetched_from_is_checked() {
+    let bench = Bench::new();
+    let sources = bench.load("", &[], &bench.flags()).expect("valid").adapter_sources;
+    assert_eq!((sources.clone(), sources.hosts.len()), (SourcesConfig::default(), 0));
+    let file = "[adapter_sources]\nhosts = ['a.example', 'http://minio.internal:9000']\n\
+        private_networks = ['10.0.0.0/8']\ns3_endpoint = 'http://minio.internal:9000'\nattempts_max = 2\n";
+    let sources = bench.load(file, &[], &bench.flags()).expect("valid").adapter_sources;
+    assert_eq!((sources.hosts.len(), sources.private_networks.len(), sources.attempts_max), (2, 1, 2));
+    assert!(sources.s3_endpoint.is_some());
+    let environment = [("TENON_ADAPTER_SOURCES__HOSTS", "a.example, *.b.example")];
+    let sources = bench.load(file, &environment, &bench.flags());
+    assert!(sources.expect_err("the endpoint is no longer listed").to_string().contains("is not in"));
+    let hosts = bench.load("", &environment, &bench.flags()).expect("valid").adapter_sources.hosts;
+    assert_eq!(
+        hosts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["https://a.example:443", "https://*.b.example:443"]
+    );
+    for (line, expected) in [
+        ("hosts = ['a/b']", "`adapter_sources.hosts` (DIR/tenon.toml:2): `a/b`: write a host such as"),
+        ("hosts = 7", "`adapter_sources.hosts` (DIR/tenon.toml:2): a list of texts, or a text with commas"),
+        ("private_networks = ['10.0.0.0/33']", "`adapter_sources.private_networks` (DIR/tenon.toml:2): `10.0.0.0/33`:"),
+        ("ipfs_gateway = 'ipfs.io'", "`adapter_sources.ipfs_gateway` (DIR/tenon.toml:2): `ipfs.io` is not an address"),
+        (
+            "ipfs_gateway = 'https://ipfs.io'",
+            "`adapter_sources.ipfs_gateway` (DIR/tenon.toml:2): `https://ipfs.io` is not in",
+        ),
+        (
+            "s3_endpoint = 'https://u@a'",
+            "`adapter_sources.s3_endpoint` (DIR/tenon.toml:2): `https://u@a` is not an address",
+        ),
+        ("s3_region = 'a.b'", "`adapter_sources.s3_region` (DIR/tenon.toml:2): `a.b` is not a region"),
+        ("attempts_max = 0", "`adapter_sources.attempts_max` (DIR/tenon.toml:2): 0 is not allowed, use 1 to 100"),
+        ("total_ms = 1", "`adapter_sources.total_ms` (DIR/tenon.toml:2): unknown field"),
+    ] {
+        let message = bench.refused(&format!("[adapter_sources]\n{line}\n"), &[]);
+        assert!(message.starts_with(expected), "{line}: {message}");
+    }
+}
+
+#[test]
 fn tls_needs_both_files() {
     let bench = Bench::new();
     std::fs::write(bench.path("chain.pem"), b"").expect("file");

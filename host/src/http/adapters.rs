@@ -13,7 +13,7 @@ use super::App;
 use super::answers::{Adapter, List};
 use super::auth::Caller;
 use super::wire::{self, AdapterSource, PathText, RawBody};
-use super::{openai, openapi};
+use super::{openai, openapi, secrets};
 use crate::adapters::AdapterError;
 use crate::config::HttpLimits;
 use crate::error::Error;
@@ -25,7 +25,7 @@ use crate::error::Error;
         (status = 201, description = "Taken in", body = Adapter),
         (status = 409, description = "Another caller was faster"),
         (status = 415, description = "Neither of the two media types, or an archive or a pickle inside one"),
-        (status = 422, description = "Not an adapter for this base, or not signed as its tenant asks"),
+        (status = 422, description = "Not an adapter for this base, not signed as its tenant asks, or a source that is not asked or has none"),
     ))]
 pub(crate) async fn put(
     State(app): State<App>,
@@ -48,7 +48,11 @@ pub(crate) async fn put(
         refuse_container(&body, body.len() as u64).map_err(AdapterError::from)?;
         let body: AdapterSource = wire::parse(body)?;
         let expected = body.digest.as_deref().map(digest).transpose()?;
-        store.add_file_url(tenant, &alias, &body.source, expected).await?
+        let credential = match &body.secret {
+            Some(name) => Some(caller.host.secrets.read(tenant, &secrets::name(name, "secret")?).await?),
+            None => None,
+        };
+        store.add_url(tenant, &alias, &body.source, credential.as_ref(), expected).await?
     } else {
         let message = "send multipart/form-data with the PEFT files, or application/json with `source`";
         return Err(Error::invalid("unsupported_media_type", "", message));

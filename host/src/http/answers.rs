@@ -67,6 +67,12 @@ pub(crate) struct Promoted {
     pub(crate) live: u32,
 }
 
+/// A secret, by its name alone.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct NamedSecret {
+    pub(crate) name: String,
+}
+
 /// A function in a list.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct FunctionCard {

@@ -14,7 +14,9 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{App, Route, adapters, admin, error, functions, invoke, logs, operations, receipts, revocations, usage};
+use super::{
+    App, Route, adapters, admin, error, functions, invoke, logs, operations, receipts, revocations, secrets, usage,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -41,6 +43,9 @@ use super::{App, Route, adapters, admin, error, functions, invoke, logs, operati
         adapters::put,
         adapters::show,
         adapters::remove,
+        secrets::list,
+        secrets::put,
+        secrets::remove,
         super::openai::models,
         super::openai::model,
         super::openai::completions,

@@ -7,7 +7,7 @@ mod messages;
 mod openai;
 mod refused;
 
-pub(crate) use admin::{AdapterSource, NewKey, NewSigners, NewTenant, Promote, RevocationBody};
+pub(crate) use admin::{AdapterSource, NewKey, NewSecret, NewSigners, NewTenant, Promote, RevocationBody};
 pub(crate) use invoke::{InvokeBody, chat_request, text_request};
 pub(crate) use messages::plain_messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};

@@ -2,10 +2,9 @@
 //! `receipt.pub` holds a JSON list of public keys, so that records of an earlier key can be checked after a rotation.
 //! Not here: rotation itself; to rotate, stop the host, move `receipt.key` away and start it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::ReceiptError;
+use crate::key_file::{open_or_make, replace_file};
 
 const KEY_FILE: &str = "receipt.key";
 const PUBLIC_FILE: &str = "receipt.pub";
-const KEY_FILE_BYTES_MAX: u64 = 1 << 10;
 const PUBLIC_FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The host's signing key. Wiped from memory when dropped.
@@ -39,16 +38,8 @@ impl ReceiptKey {
     /// [`ReceiptError::KeyFile`] when a file cannot be read or written, is damaged, or others may read the secret.
     pub fn open(folder: &Path) -> Result<Self, ReceiptError> {
         let path = folder.join(KEY_FILE);
-        remove_if_there(&staged(&path)).map_err(|error| key_file(&path, error))?;
-        let key = match read_secret(&path) {
-            Ok(secret) => Self::from_secret(&secret),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key = Self::generate()?;
-                key.save(&path).map_err(|error| key_file(&path, error))?;
-                key
-            }
-            Err(error) => return Err(key_file(&path, error)),
-        };
+        let secret = open_or_make(&path).map_err(|error| key_file(&path, error))?;
+        let key = Self::from_secret(&secret);
         key.publish(&folder.join(PUBLIC_FILE))?;
         Ok(key)
     }
@@ -83,10 +74,6 @@ impl ReceiptKey {
 
     pub(super) fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.signing.sign(message).to_bytes()
-    }
-
-    fn save(&self, path: &Path) -> io::Result<()> {
-        replace_file(path, to_hex(self.signing.as_bytes()).as_bytes(), 0o600)
     }
 
     /// Adds the public half to the list unless it is there.
@@ -175,74 +162,12 @@ fn key_file(path: &Path, error: impl ToString) -> ReceiptError {
     ReceiptError::KeyFile { path: path.to_owned(), reason: error.to_string() }
 }
 
-fn read_secret(path: &Path) -> io::Result<Zeroizing<[u8; 32]>> {
-    let file = File::open(path)?;
-    if file.metadata()?.mode() & 0o077 != 0 {
-        return Err(io::Error::other("others may read it; run `chmod 600` on it"));
-    }
-    // Room for the whole file at once: a buffer that grows would leave copies of the secret behind.
-    let mut hex = Zeroizing::new(String::with_capacity(KEY_FILE_BYTES_MAX as usize));
-    file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut hex)?;
-    from_hex(hex.trim_ascii_end())
-        .ok_or_else(|| io::Error::other("it is damaged; restore it, or move it away for a fresh one"))
-}
-
-/// By hand, so that no copy of the secret stays in memory.
-fn to_hex(secret: &[u8; 32]) -> Zeroizing<String> {
-    let mut hex = Zeroizing::new(String::with_capacity(65));
-    let digits = secret.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    hex.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
-    hex.push('\n');
-    hex
-}
-
-fn from_hex(hex: &str) -> Option<Zeroizing<[u8; 32]>> {
-    let mut secret = Zeroizing::new([0; 32]);
-    if hex.len() != 64 {
-        return None;
-    }
-    for (byte, digits) in secret.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-        for digit in digits {
-            *byte = *byte << 4 | u8::try_from(char::from(*digit).to_digit(16)?).ok()?;
-        }
-    }
-    Some(secret)
-}
-
-/// Where a file is written first.
-fn staged(path: &Path) -> PathBuf {
-    path.with_extension("new")
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Writes a file whole or not at all, durably. The data folder has one owner (the database's lock), so that nobody races.
-fn replace_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let new = staged(path);
-    remove_if_there(&new)?;
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    if let Err(error) = write() {
-        let _ = remove_if_there(&new);
-        return Err(error);
-    }
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::key_file::staged;
 
     #[test]
     fn the_key_is_made_once_and_private() {

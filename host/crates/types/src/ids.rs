@@ -59,6 +59,10 @@ name!(
     /// A movable name for an adapter, unique within its tenant. Never a digest: 64 hexadecimal digits are refused by length.
     AdapterAlias, "adapter alias", 63
 );
+name!(
+    /// A secret's name, unique within its tenant.
+    SecretName, "secret name", 64
+);
 
 fn is_name(name: &str, length_max: usize) -> bool {
     let first_ok = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());

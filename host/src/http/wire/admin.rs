@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 use super::or_default;
 use crate::adapters::SignaturePolicy;
@@ -10,11 +11,39 @@ use crate::adapters::SignaturePolicy;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AdapterSource {
-    /// A URL; `file://` below the host's `adapters_root`.
+    /// A URL: `file://` below the host's `adapters_root`; `https://`, `http://`, `hf://`, `s3://` and `ipfs://` as far as its
+    /// `adapter_sources` let it ask.
     pub(crate) source: String,
+    /// The name of the tenant's secret that opens it.
+    pub(crate) secret: Option<String>,
     /// What the adapter must turn out to be.
     #[schema(pattern = "^[0-9a-fA-F]{64}$")]
     pub(crate) digest: Option<String>,
+}
+
+/// `PUT /v1/secrets/{name}`: a token, or keys of S3.
+#[derive(Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "send `origin` and `token`, or `access_key_id` and `secret_access_key`"
+)]
+pub(crate) enum NewSecret {
+    Bearer {
+        /// Scheme, host and port that the token is sent to, and nowhere else.
+        origin: String,
+        #[schema(value_type = String)]
+        token: Zeroizing<String>,
+    },
+    S3 {
+        #[schema(value_type = String)]
+        access_key_id: Zeroizing<String>,
+        #[schema(value_type = String)]
+        secret_access_key: Zeroizing<String>,
+        /// Of temporary credentials.
+        #[schema(value_type = Option<String>)]
+        session_token: Option<Zeroizing<String>>,
+    },
 }
 
 /// `POST /v1/functions/{name}/promote`.

@@ -1,0 +1,74 @@
+//! Adapters that are fetched, from the URL to the lease.
+
+use super::super::source::fault_server::{FaultServer, Reply, Seen};
+use super::*;
+
+/// May ask this server alone.
+async fn allowed(server: &FaultServer) -> AdapterStore {
+    over(Arc::new(MemoryStore::default()), |config| {
+        config.sources = SourcesConfig {
+            hosts: vec![format!("http://{}", server.address).parse().expect("an origin")],
+            private_networks: vec!["127.0.0.1/32".parse().expect("a network")],
+            retry_wait: std::time::Duration::from_millis(1),
+            ..SourcesConfig::default()
+        };
+    })
+    .await
+}
+
+fn honest(seen: &Seen) -> Reply {
+    let (config, weights) = peft(0.5);
+    match seen.path.as_str() {
+        "/caps/adapter_config.json" => Reply::ok(&config),
+        "/caps/adapter_model.safetensors" => Reply::honest(&weights, "\"one\"", seen).cut(700),
+        _ => Reply::status(404),
+    }
+}
+
+#[tokio::test]
+async fn a_fetched_adapter_is_the_one_that_was_uploaded() {
+    let server = FaultServer::start(honest).await;
+    let adapters = allowed(&server).await;
+    let (acme, url) = (tenant("acme"), format!("http://{}/caps/", server.address));
+    let uploaded = add(&in_memory().await, &acme, "caps", 0.5).await;
+    let digest = Some(uploaded.digest);
+    let fetched = adapters.add_url(&acme, &alias("caps"), &url, None, digest).await.expect("fetched");
+    assert_eq!(fetched, uploaded);
+    assert_eq!(adapters.lease(&acme, fetched.digest).await.expect("lease").adapter().rank(), 2);
+}
+
+#[tokio::test]
+async fn what_was_fetched_and_is_wrong_leaves_nothing() {
+    let wrong = |seen: &Seen| if seen.path.ends_with(".json") { honest(seen) } else { Reply::ok(b"not an adapter") };
+    let (good, bad) = (FaultServer::start(honest).await, FaultServer::start(wrong).await);
+    let acme = tenant("acme");
+    let adapters = allowed(&good).await;
+    let url = format!("http://{}/caps", good.address);
+    let other = Some(Digest::of(b"something else"));
+    let error = adapters.add_url(&acme, &alias("caps"), &url, None, other).await.expect_err("another digest");
+    assert_eq!(error.code(), "digest_mismatch");
+    let error = adapters.add_url(&acme, &alias("caps"), &format!("{url}-none"), None, None).await.expect_err("none");
+    assert_eq!(error.code(), "source_not_found");
+    let elsewhere = format!("http://{}/caps", bad.address);
+    let error = adapters.add_url(&acme, &alias("caps"), &elsewhere, None, None).await.expect_err("not listed");
+    assert_eq!((error.code(), bad.seen().len()), ("source_not_allowed", 0));
+    assert!(adapters.list(&acme).await.expect("list").is_empty());
+    let adapters = allowed(&bad).await;
+    let error = adapters.add_url(&acme, &alias("caps"), &elsewhere, None, None).await.expect_err("no adapter");
+    assert!(matches!(error, AdapterError::Rejected(_)), "{error:?}");
+    assert!(adapters.list(&acme).await.expect("list").is_empty());
+}
+
+#[tokio::test]
+async fn who_has_no_room_for_an_alias_fetches_nothing() {
+    let server = FaultServer::start(honest).await;
+    let adapters = over(Arc::new(MemoryStore::default()), |config| {
+        config.aliases_per_tenant_max = 0;
+        config.sources.hosts = vec![format!("http://{}", server.address).parse().expect("an origin")];
+        config.sources.private_networks = vec!["127.0.0.1/32".parse().expect("a network")];
+    })
+    .await;
+    let url = format!("http://{}/caps", server.address);
+    let error = adapters.add_url(&tenant("acme"), &alias("caps"), &url, None, None).await.expect_err("full");
+    assert_eq!((error.code(), server.seen().len()), ("limit_exceeded", 0));
+}
