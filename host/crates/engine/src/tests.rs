@@ -191,7 +191,7 @@ impl<R: ModelRunner> Rig<R> {
 
     /// What [`EngineHandle::revoke`] does where there is room in the inbox.
     pub(crate) fn revoke(&self, digest: Digest) {
-        self.handle.inbox().try_send(Message::Revoke(digest)).ok().expect("room");
+        self.handle.inbox().try_send(Message::Revoke(digest)).expect("room");
     }
 
     pub(crate) fn finish(&mut self) {

@@ -75,7 +75,8 @@ type Fetched = Result<(Bytes, Bytes), AdapterError>;
 
 async fn fetch_as(sources: &Sources, whose: &str, url: &str, credential: Option<&Credential>) -> Fetched {
     let source = sources.parse(url, credential)?;
-    sources.open(&tenant(whose), source, &limits()).await?.read(&limits())
+    let files = sources.open(&tenant(whose), source, &limits()).await?.read(&limits())?;
+    Ok((files.config, files.weights))
 }
 
 async fn fetch(sources: &Sources, url: &str) -> Fetched {
