@@ -134,8 +134,12 @@ fn every_command_speaks_json() {
     let base = tests::base().expect("the server has one");
     let doctor =
         ["--base", base.to_str().unwrap(), "--data", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let digests = ["a", "b"].map(|digit| digit.repeat(64));
+    let secret = folder.path().join("secret.json");
+    std::fs::write(&secret, r#"{"origin": "https://example.org", "token": "t"}"#).unwrap();
+    let secret = secret.to_str().unwrap();
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 19] = [
+    let commands: [(&str, Vec<&str>, &str); 24] = [
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
@@ -146,6 +150,11 @@ fn every_command_speaks_json() {
         ("adapter list", vec![], "/data/0/alias"),
         ("adapter inspect", vec!["json-date"], "/rank"),
         ("adapter remove", vec!["json-date"], "/removed"),
+        ("revoke", vec![&digests[0], "--reason", "a test"], "/digest"),
+        ("adapter revoke", vec![&digests[1]], "/revoked_unix_ms"),
+        ("secret set", vec!["json-secret", secret], "/kept"),
+        ("secret list", vec![], "/data/0/name"),
+        ("secret remove", vec!["json-secret"], "/removed"),
         ("receipt show", vec![&receipt], "/receipt/id"),
         ("receipt verify", vec![&receipt], "/head/digest"),
         ("usage", vec![], "/total/requests"),

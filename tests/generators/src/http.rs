@@ -48,6 +48,8 @@ enum Kind {
     Plugin,
     Tenant,
     Key,
+    Revocation,
+    Secret,
     None,
 }
 
@@ -77,6 +79,11 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/v1/tenants", Kind::None),
     ("GET", "/v1/tenants/{}/signers", Kind::None),
     ("PUT", "/v1/tenants/{}/signers", Kind::Tenant),
+    ("GET", "/v1/revocations", Kind::None),
+    ("PUT", "/v1/revocations/{}", Kind::Revocation),
+    ("GET", "/v1/secrets", Kind::None),
+    ("PUT", "/v1/secrets/{}", Kind::Secret),
+    ("DELETE", "/v1/secrets/{}", Kind::None),
     ("DELETE", "/v1/keys/{}", Kind::None),
     ("GET", "/v1/functions/{}/logs", Kind::None),
     ("GET", "/v1/usage", Kind::None),

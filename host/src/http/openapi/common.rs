@@ -20,6 +20,7 @@ const PARTS: &[(&str, &str, &str, &str)] = &[
     ("/v1/models/", "id", "", "The model's name"),
     ("/v1/receipts/", "id", "", "The receipt's identifier"),
     ("/v1/keys/", "id", "", "The key's identifier"),
+    ("/v1/revocations/", "digest", "^[0-9a-fA-F]{64}$", "The digest of an adapter or a plugin"),
     ("/v1/tenants/", "tenant", "", "The tenant's name"),
 ];
 

@@ -95,8 +95,8 @@ pub(crate) struct NewKey {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RevocationBody {
-    /// For people.
+    /// For people; at most 500 bytes.
     #[serde(default, deserialize_with = "or_default")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, max_length = 125)]
     pub(crate) reason: String,
 }

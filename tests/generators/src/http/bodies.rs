@@ -22,6 +22,11 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         Kind::Promote => Json::object([("version", number(draw, &["1", "2"]))]),
         Kind::Tenant => Json::object([("name", draw.pick(&["one", "two", "A.b"]).into())]),
         Kind::Key => key(draw),
+        Kind::Revocation => Json::object([("reason", Json::Text(draw.text()))]),
+        Kind::Secret => Json::object([
+            ("origin", draw.pick(&["https://example.org", "http://127.0.0.1", "ftp://x", ""]).into()),
+            ("token", Json::Text(draw.text())),
+        ]),
     };
     let mut json = json;
     if draw.one_in(4) {
