@@ -14,8 +14,8 @@ use types::{Blame, Digest};
 
 use crate::store::{Store, StoreError};
 
-/// Bytes of a reason.
-pub const REASON_BYTES_MAX: usize = 500;
+/// Characters of a reason.
+pub const REASON_CHARS_MAX: usize = 500;
 const PREFIX: &str = "revoked/";
 
 /// Why something about revocations failed.
@@ -32,10 +32,10 @@ pub enum RevocationError {
         reason: String,
     },
     /// A reason that is too long.
-    #[error("the reason has {bytes} bytes; the limit reason_bytes_max is {REASON_BYTES_MAX}")]
+    #[error("the reason has {chars} characters; the limit reason_chars_max is {REASON_CHARS_MAX}")]
     LongReason {
         /// Its length.
-        bytes: usize,
+        chars: usize,
     },
     /// A record that this version did not write.
     #[error("the stored record `{0}` cannot be read")]
@@ -107,8 +107,9 @@ impl Revocations {
     /// # Errors
     /// [`RevocationError::LongReason`], [`RevocationError::Store`].
     pub async fn add(&self, digest: Digest, reason: &str, by_key: &str) -> Result<Revocation, RevocationError> {
-        if reason.len() > REASON_BYTES_MAX {
-            return Err(RevocationError::LongReason { bytes: reason.len() });
+        let chars = reason.chars().count();
+        if chars > REASON_CHARS_MAX {
+            return Err(RevocationError::LongReason { chars });
         }
         if let Some(known) = self.find(digest) {
             return Ok(known);
@@ -172,7 +173,7 @@ mod tests {
             let first = revocations.add(digest, "it leaks", "key1").await.expect("revoked");
             let again = revocations.add(digest, "another word", "key2").await.expect("revoked before");
             assert_eq!((first.reason.as_str(), &again), ("it leaks", &first));
-            let error = revocations.add(digest, &"x".repeat(REASON_BYTES_MAX + 1), "key1").await.expect_err("long");
+            let error = revocations.add(digest, &"x".repeat(REASON_CHARS_MAX + 1), "key1").await.expect_err("long");
             assert_eq!(error.code(), "limit_exceeded");
         }
         let store = Arc::new(EmbeddedStore::open(folder.path()).await.expect("a store"));

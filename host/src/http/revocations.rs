@@ -23,7 +23,7 @@ pub(crate) async fn put(
     let digest: Digest = path
         .parse()
         .map_err(|error: types::DigestError| Error::invalid("invalid_request", "digest", error.to_string()))?;
-    let body: RevocationBody = if body.is_empty() { RevocationBody::default() } else { wire::parse(body)? };
+    let body: RevocationBody = wire::parse(body)?;
     let revocation = caller.host.revoke(digest, &body.reason, caller.principal.key_id.as_str()).await?;
     Ok((StatusCode::CREATED, Json(Revoked::new(digest, revocation))))
 }

@@ -94,6 +94,7 @@ fn add_errors(operation: &mut Operation) {
     }
     if has_body {
         add(operation, "408", "The body came too slowly");
+        add(operation, "410", "An adapter or a plugin that it needs was revoked");
         add(operation, "413", "The body is too large");
     }
 }

@@ -91,12 +91,12 @@ pub(crate) struct NewKey {
     pub(crate) label: String,
 }
 
-/// `PUT /v1/revocations/{digest}`; the body may be left out.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+/// `PUT /v1/revocations/{digest}`.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RevocationBody {
-    /// For people; at most 500 bytes.
+    /// For people.
     #[serde(default, deserialize_with = "or_default")]
-    #[schema(value_type = Option<String>, max_length = 125)]
+    #[schema(value_type = Option<String>, max_length = 500)]
     pub(crate) reason: String,
 }
