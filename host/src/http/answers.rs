@@ -1,18 +1,21 @@
 //! JSON bodies of answers, as types, so that the OpenAPI document says what is sent. Not here: the answers in OpenAI's
 //! shape (`openai/`), and the records of receipts, whose types are their own.
 
+mod revoked;
+
+pub(crate) use revoked::Revoked;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use types::{Digest, TenantId};
+use types::TenantId;
 use utoipa::ToSchema;
 
 use crate::adapters::{AdapterInfo, SignaturePolicy, SignatureState, SignerKey, Signers};
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestLimits};
-use crate::revocation::Revocation;
 use crate::tenants::{KeyInfo, Right, Rights};
 
 /// A list of things.
@@ -278,27 +281,6 @@ impl Adapter {
             revoked: info.revoked.as_ref().map(|revocation| revocation.reason.clone()),
             signature: AdapterSignature::from(&info.signature),
         }
-    }
-}
-
-/// A revocation.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Revoked {
-    /// Of an adapter or a plugin.
-    #[schema(pattern = "^[0-9a-f]{64}$")]
-    digest: String,
-    /// For people; may be empty.
-    reason: String,
-    /// The key's identifier.
-    by_key: String,
-    /// Milliseconds since 1970-01-01 UTC.
-    revoked_unix_ms: u64,
-}
-
-impl Revoked {
-    pub(crate) fn new(digest: Digest, revocation: Revocation) -> Self {
-        let Revocation { reason, by_key, revoked_unix_ms } = revocation;
-        Self { digest: digest.to_string(), reason, by_key, revoked_unix_ms }
     }
 }
 
