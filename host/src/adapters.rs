@@ -1,8 +1,7 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
-//! sign them), `loads` (the work that is under way),
-//! `memory` (what is packed, and leases).
+//! sign them), `loads` (the work that is under way), `memory` (what is packed, and leases).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
