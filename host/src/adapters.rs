@@ -1,10 +1,11 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `loads` (the work that is under way),
-//! `memory` (what is packed, and leases).
+//! `memory` (what is packed, and leases), `disk` (what was packed before).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
+mod disk;
 mod error;
 mod loads;
 mod memory;
@@ -21,11 +22,13 @@ use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::store::Store;
-use loads::{Loads, lost};
+use disk::DiskTier;
+use loads::{LoadPermit, Loads, lost};
 use memory::HostMemory;
 use owners::{AliasRecord, Owners};
 use source::AdaptersRoot;
 
+pub use disk::{AdapterDisk, AdapterDiskStats};
 pub use error::AdapterError;
 pub use memory::{AdapterLease, Residency};
 
@@ -43,6 +46,8 @@ pub struct AdapterStoreConfig {
     pub limits: AdapterLimits,
     /// Packed adapters in host memory, those out on lease but evicted not counted.
     pub host_bytes_max: u64,
+    /// Where packed adapters are kept for later. `None` packs anew what is not in memory.
+    pub disk: Option<AdapterDisk>,
     /// Aliases of one tenant.
     pub aliases_per_tenant_max: usize,
     /// Adapters that are being read, checked or packed at a time; bounds memory.
@@ -60,6 +65,7 @@ impl AdapterStoreConfig {
             precision: Precision::default(),
             limits: AdapterLimits::default(),
             host_bytes_max: 2 << 30,
+            disk: None,
             aliases_per_tenant_max: 10_000,
             loads_max: 2,
             adapters_root: None,
@@ -118,6 +124,7 @@ pub struct AdapterStore {
     artifacts: Artifacts,
     owners: Owners,
     memory: HostMemory,
+    disk: Option<Arc<DiskTier>>,
     loads: Loads,
 }
 
@@ -125,7 +132,7 @@ impl AdapterStore {
     /// Over a store and its blobs.
     ///
     /// # Errors
-    /// [`AdapterError::BadRoot`].
+    /// [`AdapterError::BadRoot`], [`AdapterError::BadDisk`].
     pub async fn new(
         store: Arc<dyn Store>,
         artifacts: Artifacts,
@@ -133,6 +140,16 @@ impl AdapterStore {
     ) -> Result<Self, AdapterError> {
         let root = match config.adapters_root {
             Some(path) => Some(blocking(move || AdaptersRoot::open(&path)).await?),
+            None => None,
+        };
+        let disk = match config.disk {
+            Some(disk) => {
+                let layout = model::packed_layout(disk.base, config.precision, &config.limits);
+                let sizes = config.base.config().clone();
+                let bad = |error, disk: &AdapterDisk| AdapterError::bad_disk(&disk.folder, error);
+                let open = move || DiskTier::open(&disk, layout, sizes).map_err(|error| bad(error, &disk));
+                Some(Arc::new(blocking(open).await?))
+            }
             None => None,
         };
         Ok(Self {
@@ -144,6 +161,7 @@ impl AdapterStore {
             artifacts,
             owners: Owners::new(store),
             memory: HostMemory::new(config.host_bytes_max),
+            disk,
             loads: Loads::new(config.loads_max),
         })
     }
@@ -311,6 +329,11 @@ impl AdapterStore {
         self.memory.leases()
     }
 
+    /// What the disk holds of packed adapters. Zeros if they are not kept there.
+    pub fn disk_stats(&self) -> AdapterDiskStats {
+        self.disk.as_ref().map(|disk| disk.stats()).unwrap_or_default()
+    }
+
     /// Waits for the end of the work that is under way; no other begins. Adapters in memory can be leased still.
     pub async fn close(&self) {
         self.loads.close().await;
@@ -319,10 +342,24 @@ impl AdapterStore {
     async fn lease_owned(&self, tenant: &TenantId, digest: Digest) -> Result<AdapterLease, AdapterError> {
         let (artifacts, loads) = (self.artifacts.clone(), self.loads.clone());
         let (base, limits, precision) = (Arc::clone(&self.base), self.limits.clone(), self.precision);
-        let load = async move |permit| {
+        let disk = self.disk.clone().map(|disk| (disk, tenant.clone(), self.owners.clone()));
+        let load = async move |mut permit| {
+            if let Some((disk, tenant, _)) = disk.clone() {
+                let found;
+                (found, permit) = loads.compute(permit, move || Ok(disk.read(&tenant, digest))).await?;
+                if let Some(adapter) = found {
+                    return Ok(Arc::new(adapter));
+                }
+            }
             let bytes = artifacts.get(ArtifactKind::Adapter, digest).await?;
             let pack = move || Ok(model::LoraAdapter::from_canonical(&bytes, &*base, &limits, precision)?);
-            loads.compute(permit, pack).await.map(|(adapter, _permit)| adapter)
+            let (adapter, permit) = loads.compute(permit, pack).await?;
+            let adapter = Arc::new(adapter);
+            if let Some((disk, tenant, owners)) = disk {
+                // Nobody waits for it but the end; the permit bounds how many there are.
+                drop(loads.spawn(keep(disk, owners, tenant, Arc::clone(&adapter), digest, loads.clone(), permit)));
+            }
+            Ok(adapter)
         };
         self.memory.lease(tenant, digest, &self.loads, load).await
     }
@@ -341,6 +378,9 @@ impl AdapterStore {
     async fn forget_unowned(&self, tenant: &TenantId, digest: Digest) -> Result<(), AdapterError> {
         if self.owners.find_digest(tenant, digest).await?.is_none() {
             self.memory.forget(tenant, digest).await;
+            if let Some(disk) = &self.disk {
+                disk::forget(disk, tenant, digest).await?;
+            }
         }
         Ok(())
     }
@@ -349,6 +389,29 @@ impl AdapterStore {
         let AliasRecord { digest, rank, modules, bytes, report } = record;
         let residency = self.memory.residency(tenant, digest);
         AdapterInfo { alias, digest, rank, modules, bytes, residency, report }
+    }
+}
+
+/// Writes a packed adapter to disk, unless its owner gave it up meanwhile.
+async fn keep(
+    disk: Arc<DiskTier>,
+    owners: Owners,
+    tenant: TenantId,
+    adapter: Arc<model::LoraAdapter>,
+    digest: Digest,
+    loads: Loads,
+    permit: LoadPermit,
+) {
+    let kept = (Arc::clone(&disk), tenant.clone());
+    let written = loads.compute(permit, move || Ok(kept.0.keep(&kept.1, digest, &adapter))).await;
+    // Looked for after it was written: who gives it up later removes the file.
+    let owned = owners.find_digest(&tenant, digest).await;
+    let removed = match owned {
+        Ok(Some(_)) => Ok(()),
+        _ => disk::forget(&disk, &tenant, digest).await,
+    };
+    if let Err(error) = written.and(removed) {
+        tracing::warn!(%digest, %error, "a packed adapter was not kept on disk");
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Config {
     pub adapters_root: Option<PathBuf>,
     /// Memory for adapters that are loaded.
     pub adapter_cache_bytes_max: u64,
+    /// Disk for packed adapters; 0 keeps none.
+    pub adapter_disk_bytes_max: u64,
     /// Requests that may wait for the engine.
     pub queue_requests_max: usize,
     /// Of these, requests of one tenant.

@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use types::PlanLimits;
 
-use crate::adapters::{self, AdapterInfo, AdapterStore, AdapterStoreConfig};
+use crate::adapters::{self, AdapterDisk, AdapterInfo, AdapterStore, AdapterStoreConfig};
 use crate::artifacts::Artifacts;
 use crate::cli::COMPILE_COMMAND;
 use crate::config::{Config, KvSize};
@@ -98,6 +98,11 @@ impl Host {
             adapters_root: config.adapters_root.clone(),
             precision: config.precision,
             host_bytes_max: config.adapter_cache_bytes_max,
+            disk: (config.adapter_disk_bytes_max > 0).then(|| AdapterDisk {
+                folder: config.data.join("packed-adapters"),
+                bytes_max: config.adapter_disk_bytes_max,
+                base: base.digest(),
+            }),
             limits: AdapterLimits {
                 file_bytes_max: usize::try_from(config.http_limits.adapter_bytes_max).unwrap_or(usize::MAX),
                 ..AdapterLimits::default()

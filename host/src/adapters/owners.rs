@@ -33,7 +33,7 @@ pub(super) struct AliasRecord {
     pub(super) report: Option<AdapterReport>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Owners {
     store: Arc<dyn Store>,
 }

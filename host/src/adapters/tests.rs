@@ -1,5 +1,6 @@
 //! The whole path, on adapters of a tiny base.
 
+mod disk;
 mod loads;
 
 use model::{LoraAdapter, ModelConfig};

@@ -43,6 +43,12 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             1 << 30,
             1 << 20..=BYTES_MAX,
         )?,
+        adapter_disk_bytes_max: checks.number(
+            "adapter_disk_bytes_max",
+            raw.adapter_disk_bytes_max,
+            8 << 30,
+            0..=BYTES_MAX,
+        )?,
         queue_requests_max: checks.number("queue_requests_max", raw.queue_requests_max, QUEUE_DEFAULT, 1..=2048)?,
         queue_tenant_requests_max: checks.queue_of_tenant(&raw)?,
         prefix_cache: raw.prefix_cache.unwrap_or(true),

@@ -24,11 +24,15 @@ fn is_hex(text: &str, digits: usize) -> bool {
 pub(super) fn is_expected(name: &Path) -> bool {
     let parts: Vec<&str> = name.iter().map(|part| part.to_str().unwrap_or_default()).collect();
     match parts.as_slice() {
-        ["state.redb" | "dev.key" | "receipt.key" | "receipt.pub"] | ["plugin-cache", "mark.key"] => true,
+        ["state.redb" | "dev.key" | "receipt.key" | "receipt.pub"] | ["plugin-cache" | "packed-adapters", "mark.key"] => true,
         ["blobs", "plugin" | "adapter", fan_out, digest] => is_hex(digest, 64) && digest.get(..2) == Some(*fan_out),
         ["plugin-cache", file] => {
             let names = file.strip_suffix(".cwasm").and_then(|stem| stem.split_once('-'));
             names.is_some_and(|(component, engine)| is_hex(component, 64) && is_hex(engine, 16))
+        }
+        ["packed-adapters", file] => {
+            let names = file.strip_suffix(".packed").and_then(|stem| stem.split_once('-'));
+            names.is_some_and(|(adapter, layout)| is_hex(adapter, 64) && is_hex(layout, 16))
         }
         _ => false,
     }

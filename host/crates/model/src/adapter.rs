@@ -1,5 +1,6 @@
 //! Adapters: from a PEFT folder to canonical bytes ([`canonical_adapter`]), and from those to the packed form that the
-//! runner executes ([`LoraAdapter`]). Not here: where the bytes come from or are kept.
+//! runner executes ([`LoraAdapter`]), which can be a file that is mapped ([`PackedImage`]). Not here: where the bytes come
+//! from or are kept.
 //!
 //! What must hold: an adapter is executed exactly as it was trained, or refused with its reason. Nothing is left out,
 //! nothing is guessed.
@@ -8,6 +9,7 @@ mod base;
 mod canonical;
 mod container;
 mod packed;
+mod packed_file;
 mod pattern;
 mod peft_config;
 mod rejection;
@@ -21,6 +23,7 @@ pub use container::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_n
 pub(crate) use packed::Group;
 pub use packed::LoraAdapter;
 pub(crate) use packed::PackedTerm;
+pub use packed_file::{PackedFileError, PackedImage, packed_layout};
 pub use rejection::{AdapterLimits, AdapterRejection};
 pub use report::{AdapterKind, AdapterReport, ModuleReport};
 

@@ -1,7 +1,10 @@
 //! The packed form: factors laid out for the kernels of a runner and in the base's order of rows, and for DoRA the growth
-//! of each row, which needs the base's weights. Not here: the weight of an adapter in a composition.
+//! of each row, which needs the base's weights. Not here: the weight of an adapter in a composition, the packed form as a
+//! file (`packed_file.rs`).
 
-use kernels::{Isa, LoraGroup, LoraPair, LoraTermParts, RopeLayout, dora_norms};
+use std::sync::{Arc, Weak};
+
+use kernels::{Floats, Isa, LoraGroup, LoraPair, LoraTermParts, Mapping, RopeLayout, dora_norms};
 use types::{Module, ModuleSet};
 
 use super::tensors::{self, Factor, Place, Site, Tensors, Term};
@@ -9,7 +12,7 @@ use super::{AdapterBase, AdapterLimits, AdapterRejection, canonical};
 use crate::{ModelConfig, Precision};
 
 /// Modules that read the same input: their terms are computed together. Indexed by [`Group`].
-const GROUPS: [&[Module]; 4] =
+pub(super) const GROUPS: [&[Module]; 4] =
     [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
 
 /// Which of a layer's inputs.
@@ -45,10 +48,12 @@ pub struct LoraAdapter {
     layers: Layers,
     base: ModelConfig,
     memory_bytes: usize,
+    /// The file that the factors lie in, if they do.
+    mapping: Option<Arc<Mapping>>,
 }
 
 /// For which runner.
-enum Layers {
+pub(super) enum Layers {
     /// By layer and [`Module::index`].
     Reference(Vec<[Option<PackedTerm>; 7]>),
     /// The groups in the order of execution, and the number of each by layer and [`Group`].
@@ -61,7 +66,7 @@ pub(crate) struct PackedTerm {
     /// What B(A x) is multiplied by.
     pub(crate) scale: f32,
     /// For DoRA: g − 1 of each output, with g = m / ‖W + s·BA‖.
-    pub(crate) growth: Option<Vec<f32>>,
+    pub(crate) growth: Option<Floats>,
 }
 
 impl LoraAdapter {
@@ -93,8 +98,18 @@ impl LoraAdapter {
             Precision::F32 => Layers::Reference(layers),
             Precision::Quantised => grouped(layers)?,
         };
+        Ok(Self::new(u32::try_from(rank).unwrap_or(u32::MAX), modules, layers, config.clone(), None))
+    }
+
+    pub(super) fn new(
+        rank: u32,
+        modules: ModuleSet,
+        layers: Layers,
+        base: ModelConfig,
+        mapping: Option<Arc<Mapping>>,
+    ) -> Self {
         let memory_bytes = layers.memory_bytes();
-        Ok(Self { rank: u32::try_from(rank).unwrap_or(u32::MAX), modules, layers, base: config.clone(), memory_bytes })
+        Self { rank, modules, layers, base, memory_bytes, mapping }
     }
 
     /// The largest rank of a module.
@@ -113,6 +128,17 @@ impl LoraAdapter {
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes
+    }
+
+    /// The mapped file that the factors lie in, for as long as anyone has this adapter. Of one that was packed just now there
+    /// is none.
+    #[must_use]
+    pub fn mapping(&self) -> Weak<Mapping> {
+        self.mapping.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+
+    pub(super) fn layers(&self) -> &Layers {
+        &self.layers
     }
 
     /// Whether it was packed for a runner of this precision over a base of these sizes.
@@ -154,7 +180,7 @@ impl Layers {
 }
 
 /// All terms by layer and by the input that they read, in one piece of memory.
-fn grouped(layers: Vec<[Option<PackedTerm>; 7]>) -> Result<Layers, AdapterRejection> {
+pub(super) fn grouped(layers: Vec<[Option<PackedTerm>; 7]>) -> Result<Layers, AdapterRejection> {
     let (mut groups, mut numbers) = (Vec::new(), Vec::new());
     for mut terms in layers {
         let mut layer = [None; 4];
@@ -167,6 +193,7 @@ fn grouped(layers: Vec<[Option<PackedTerm>; 7]>) -> Result<Layers, AdapterReject
                 let (rank, outputs) = (pair.rank(), pair.outputs());
                 inputs = pair.inputs();
                 let (a, b) = pair.into_parts();
+                let growth = growth.map(Floats::into_vec);
                 parts.push(LoraTermParts { module_slot, rank, outputs, a, b, scale, growth });
             }
             if !parts.is_empty() {
@@ -199,7 +226,7 @@ fn pack(
         Some(magnitude) => {
             // As a B of rank 1: its rows move where B's do.
             let magnitude = packed_b(&magnitude, 1, site.module, base.config());
-            Some(growth(site, &pair, scale, &magnitude, base, limits)?)
+            Some(growth(site, &pair, scale, &magnitude, base, limits)?.into())
         }
         None => None,
     };
