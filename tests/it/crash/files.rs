@@ -1,6 +1,7 @@
 //! What a data folder may hold, file by file. Anything else was left behind.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Every file below a folder, relative to it.
 pub(super) fn list(folder: &Path) -> Vec<PathBuf> {
@@ -14,6 +15,19 @@ pub(super) fn list(folder: &Path) -> Vec<PathBuf> {
     walk(folder, &mut found);
     found.sort();
     found.into_iter().map(|path| path.strip_prefix(folder).expect("below").to_path_buf()).collect()
+}
+
+/// The files, once no packed adapter is being written: that happens after the answer that it was packed for.
+pub(super) fn settled(data: &Path) -> Vec<PathBuf> {
+    let started = Instant::now();
+    loop {
+        let found = list(data);
+        let is_staged = |name: &PathBuf| name.to_string_lossy().starts_with("packed-adapters/.staged-");
+        if !found.iter().any(is_staged) || started.elapsed() > Duration::from_secs(10) {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {
@@ -40,7 +54,7 @@ pub(super) fn is_expected(name: &Path) -> bool {
 
 /// Asserts that nothing is there but what belongs there, and that every blob is what its name says.
 pub(super) fn check(data: &Path) {
-    for name in list(data) {
+    for name in settled(data) {
         assert!(is_expected(&name), "{} was left behind", name.display());
         if name.starts_with("blobs") {
             let bytes = std::fs::read(data.join(&name)).expect("a blob");
