@@ -43,7 +43,8 @@ async fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize, default| arguments.get(at).map_or(Ok(default), |text| text.parse::<usize>());
     let (rank, count) = (number(0, 16)?, number(1, 32)?);
-    let precision = if arguments.get(2).is_some_and(|text| text == "f32") { Precision::F32 } else { Precision::default() };
+    let precision =
+        if arguments.get(2).is_some_and(|text| text == "f32") { Precision::F32 } else { Precision::default() };
     let folder = tempfile::tempdir()?;
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("data")).await?);
     let tenant: TenantId = "bench".parse()?;
@@ -87,7 +88,12 @@ async fn main() -> Outcome<()> {
     Ok(())
 }
 
-async fn adapters(store: &Arc<dyn Store>, folder: &Path, precision: Precision, host_bytes_max: u64) -> Outcome<AdapterStore> {
+async fn adapters(
+    store: &Arc<dyn Store>,
+    folder: &Path,
+    precision: Precision,
+    host_bytes_max: u64,
+) -> Outcome<AdapterStore> {
     let disk = AdapterDisk { folder: folder.to_owned(), bytes_max: 64 << 30, base: Digest::of(b"sizes") };
     let config = AdapterStoreConfig {
         precision,
@@ -125,13 +131,15 @@ fn peft(seed: usize, rank: usize) -> Outcome<(Bytes, Bytes)> {
             let part = if module.index() < 4 { "self_attn" } else { "mlp" };
             let (inputs, outputs) = SMOLLM2.module_shape(module);
             for (factor, shape) in [("A", vec![rank, inputs]), ("B", vec![outputs, rank])] {
-                let name = format!("base_model.model.model.layers.{layer}.{part}.{}.lora_{factor}.weight", module.name());
+                let name =
+                    format!("base_model.model.model.layers.{layer}.{part}.{}.lora_{factor}.weight", module.name());
                 let data: Vec<u8> = (0..shape.iter().product()).flat_map(value).collect();
                 tensors.push((name, shape, data));
             }
         }
     }
-    let views = tensors.iter().map(|(name, shape, data)| Ok((name, TensorView::new(Dtype::BF16, shape.clone(), data)?)));
+    let views =
+        tensors.iter().map(|(name, shape, data)| Ok((name, TensorView::new(Dtype::BF16, shape.clone(), data)?)));
     let weights = safetensors::serialize(views.collect::<Outcome<Vec<_>>>()?, None)?;
     Ok((config.to_string().into(), weights.into()))
 }

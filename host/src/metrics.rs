@@ -262,8 +262,18 @@ impl Fed {
             adapter_slots: add(r, "tenon_adapter_slots", "Adapter slots", Gauge::default()),
             adapter_cache_bytes: add(r, "tenon_adapter_cache_bytes", "Bytes of adapters in memory", Gauge::default()),
             adapter_leases: add(r, "tenon_adapter_leases", "Adapters in use", Gauge::default()),
-            adapter_disk_bytes: add(r, "tenon_adapter_disk_bytes", "Bytes of packed adapters on disk", Gauge::default()),
-            adapter_disk: add(r, "tenon_adapter_disk", "Packed adapters on disk, by what became of them", Family::default()),
+            adapter_disk_bytes: add(
+                r,
+                "tenon_adapter_disk_bytes",
+                "Bytes of packed adapters on disk",
+                Gauge::default(),
+            ),
+            adapter_disk: add(
+                r,
+                "tenon_adapter_disk",
+                "Packed adapters on disk, by what became of them",
+                Family::default(),
+            ),
             plugin_instances: add(r, "tenon_plugin_instances", "Plugin instances alive", Gauge::default()),
             plugin_instances_max: add(r, "tenon_plugin_instances_max", "Plugin instances at once", Gauge::default()),
             plugin_log_lines_dropped: add(

@@ -22,13 +22,7 @@ impl LoraPair {
     /// From A `[rank, inputs]` and B transposed `[rank, outputs]`; `None` if a length is wrong, the rank is 0, or `inputs`
     /// is not a multiple of 16.
     #[must_use]
-    pub fn new(
-        rank: usize,
-        inputs: usize,
-        outputs: usize,
-        a: impl Into<Floats>,
-        b: impl Into<Floats>,
-    ) -> Option<Self> {
+    pub fn new(rank: usize, inputs: usize, outputs: usize, a: impl Into<Floats>, b: impl Into<Floats>) -> Option<Self> {
         let (a, b) = (a.into(), b.into());
         let fits = rank > 0
             && inputs.is_multiple_of(LANES)

@@ -85,7 +85,10 @@ fn a_rotten_adapter_is_refused_and_uploading_it_again_repairs_it() {
     for damage in damages {
         stopped.files("blobs/adapter", "").iter().for_each(|path| change(path, damage));
         // What was packed before would serve still.
-        stopped.files("packed-adapters", ".packed").iter().for_each(|path| std::fs::remove_file(path).expect("removed"));
+        stopped
+            .files("packed-adapters", ".packed")
+            .iter()
+            .for_each(|path| std::fs::remove_file(path).expect("removed"));
         let server = stopped.start(test);
         let client = server.client();
         let body = json!({"input": "December 7th, 1997"});

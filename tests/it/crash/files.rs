@@ -38,7 +38,8 @@ fn is_hex(text: &str, digits: usize) -> bool {
 pub(super) fn is_expected(name: &Path) -> bool {
     let parts: Vec<&str> = name.iter().map(|part| part.to_str().unwrap_or_default()).collect();
     match parts.as_slice() {
-        ["state.redb" | "dev.key" | "receipt.key" | "receipt.pub"] | ["plugin-cache" | "packed-adapters", "mark.key"] => true,
+        ["state.redb" | "dev.key" | "receipt.key" | "receipt.pub"]
+        | ["plugin-cache" | "packed-adapters", "mark.key"] => true,
         ["blobs", "plugin" | "adapter", fan_out, digest] => is_hex(digest, 64) && digest.get(..2) == Some(*fan_out),
         ["plugin-cache", file] => {
             let names = file.strip_suffix(".cwasm").and_then(|stem| stem.split_once('-'));

@@ -16,7 +16,8 @@ async fn over_disk(store: &Arc<MemoryStore>, folder: &Path, bytes_max: u64) -> A
 }
 
 fn packed_files(folder: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("one").path()).collect();
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("one").path()).collect();
     found.retain(|path| path.extension().is_some_and(|extension| extension == "packed"));
     found.sort();
     found
@@ -140,7 +141,9 @@ async fn what_is_not_what_was_written_is_packed_again() {
     lease(&adapters, &acme, digest).await;
     for mode in [0o600, 0o644] {
         let key = folder.path().join("mark.key");
-        if mode == 0o600 { fs::write(&key, b"short").expect("written") }
+        if mode == 0o600 {
+            fs::write(&key, b"short").expect("written")
+        }
         fs::set_permissions(&key, Permissions::from_mode(mode)).expect("set");
         let adapters = over_disk(&store, folder.path(), BYTES_MAX).await;
         assert!(lease(&adapters, &acme, digest).await == (false, right.clone()));
@@ -223,7 +226,11 @@ async fn a_start_removes_what_is_of_no_use_and_keeps_the_order_of_use() {
     fs::write(folder.path().join("notes.txt"), b"not ours").expect("written");
 
     let adapters = over_disk(&store, folder.path(), bytes * 2 / 3).await;
-    assert_eq!(packed_files(folder.path()), { let mut two = [files[0].clone(), files[2].clone()]; two.sort(); two });
+    assert_eq!(packed_files(folder.path()), {
+        let mut two = [files[0].clone(), files[2].clone()];
+        two.sort();
+        two
+    });
     assert_eq!((adapters.disk_stats().bytes, adapters.disk_stats().evicted), (bytes * 2 / 3, 1));
     assert!(left.iter().all(|name| !folder.path().join(name).exists()));
     assert!(fs::symlink_metadata(&link).is_err(), "the link is gone");

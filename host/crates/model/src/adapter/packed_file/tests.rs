@@ -112,7 +112,10 @@ fn what_is_mapped_is_what_was_packed_bit_for_bit() {
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         assert!(bits(&of_packed) == bits(&of_mapped), "seed {seed}: other results");
     }
-    assert!(adapters >= 40 && grown >= 5 && partial >= 10 && ranks.len() >= 3, "{adapters} {grown} {partial} {ranks:?}");
+    assert!(
+        adapters >= 40 && grown >= 5 && partial >= 10 && ranks.len() >= 3,
+        "{adapters} {grown} {partial} {ranks:?}"
+    );
 }
 
 #[test]
