@@ -31,8 +31,6 @@ pub(super) const BLOCK_WORDS: usize = BLOCK_VALUES / WORD;
 pub(super) const SCALE_BYTES: usize = 2;
 /// A group's values begin at a cache line, and so does each of their kinds.
 const LINE_BYTES: usize = 64;
-/// Values of A, or of B: far above any adapter, and low enough that no product of sizes overflows.
-const VALUES_MAX: usize = 1 << 40;
 /// What a code of zero is stored as.
 pub(super) const ZERO: u8 = 128;
 
@@ -172,10 +170,13 @@ impl LoraGroup {
     /// [`Self::pack`], or if these are not as many bytes as such a group has, or do not begin at a cache line.
     #[must_use]
     pub fn mapped(inputs: usize, terms: Vec<LoraTermHead>, values: MappedPart) -> Option<Self> {
+        // A code takes a byte, so this bounds the sizes before anything is made of them.
+        let bounded = |rank: usize, width| rank.checked_mul(width).is_some_and(|codes| codes <= values.bytes().len());
         let sound = |term: &LoraTermHead| {
             term.rank > 0
                 && term.outputs > 0
-                && term.rank.checked_mul(inputs.max(term.outputs)).is_some_and(|size| size <= VALUES_MAX)
+                && bounded(term.rank, inputs.max(1))
+                && bounded(term.rank, term.outputs)
                 && term.scale.is_finite()
                 && term.growth.as_ref().is_none_or(|growth| growth.len() == term.outputs)
         };
