@@ -403,7 +403,11 @@ async fn keep(
     permit: LoadPermit,
 ) {
     let kept = (Arc::clone(&disk), tenant.clone());
-    let written = loads.compute(permit, move || Ok(kept.0.keep(&kept.1, digest, &adapter))).await;
+    let write = move || {
+        kept.0.keep(&kept.1, digest, &adapter);
+        Ok(())
+    };
+    let written = loads.compute(permit, write).await;
     // Looked for after it was written: who gives it up later removes the file.
     let owned = owners.find_digest(&tenant, digest).await;
     let removed = match owned {

@@ -335,7 +335,8 @@ fn mapped(group: &LoraGroup, change: impl Fn(&mut Vec<LoraTermHead>, &mut Vec<u8
         at += size_of_val(growth);
         Floats::mapped(part(at - size_of_val(growth)..at)).unwrap()
     };
-    let mut growths: Vec<Option<Floats>> = group.heads().map(|head| head.growth).map(|own| own.map(&mut growth)).collect();
+    let mut growths: Vec<Option<Floats>> =
+        group.heads().map(|head| head.growth).map(|own| own.map(&mut growth)).collect();
     let heads = group.heads().zip(&mut growths).map(|(head, growth)| {
         let LoraTermHead { module_slot, rank, outputs, scale, .. } = head;
         LoraTermHead { module_slot, rank, outputs, scale, growth: growth.take() }
