@@ -114,7 +114,7 @@ async fn timed(adapters: &AdapterStore, tenant: &TenantId, digest: Digest) -> Ou
 
 fn say(what: &str, times: &mut [f64]) {
     times.sort_by(f64::total_cmp);
-    if let [least, .., most] = times {
+    if let [least, .., most] = &*times {
         println!("{what:32} {least:8.3} {:8.3} {most:8.3}", times[times.len() / 2]);
     }
 }
