@@ -1,11 +1,13 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
-//! sign them), `loads` (the work that is under way), `memory` (what is packed, and leases).
+//! sign them), `loads` (the work that is under way), `memory` (what is packed, and leases), `disk` (what was packed before).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
+mod disk;
 mod error;
+mod keep;
 mod loads;
 mod memory;
 mod owners;
@@ -24,12 +26,15 @@ use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::revocation::{Revocation, Revocations};
 use crate::store::Store;
+use disk::DiskTier;
+use keep::Keep;
 use loads::{Loads, lost};
 use memory::HostMemory;
 use owners::{AliasRecord, Owners};
 use signers::SignerStore;
 use source::Sources;
 
+pub use disk::{AdapterDisk, AdapterDiskStats};
 pub use error::AdapterError;
 pub use memory::{AdapterLease, Residency};
 pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
@@ -54,6 +59,8 @@ pub struct AdapterStoreConfig {
     pub limits: AdapterLimits,
     /// Packed adapters in host memory, those out on lease but evicted not counted.
     pub host_bytes_max: u64,
+    /// Where packed adapters are kept for later. `None` packs anew what is not in memory.
+    pub disk: Option<AdapterDisk>,
     /// Aliases of one tenant.
     pub aliases_per_tenant_max: usize,
     /// Adapters that are being read, checked or packed at a time; bounds memory.
@@ -73,6 +80,7 @@ impl AdapterStoreConfig {
             precision: Precision::default(),
             limits: AdapterLimits::default(),
             host_bytes_max: 2 << 30,
+            disk: None,
             aliases_per_tenant_max: 10_000,
             loads_max: 2,
             adapters_root: None,
@@ -149,6 +157,7 @@ pub struct AdapterStore {
     revocations: Revocations,
     signers: SignerStore,
     memory: HostMemory,
+    disk: Option<Arc<DiskTier>>,
     loads: Loads,
 }
 
@@ -156,7 +165,7 @@ impl AdapterStore {
     /// Over a store and its blobs.
     ///
     /// # Errors
-    /// [`AdapterError::BadRoot`], [`AdapterError::Source`] if no client can be made.
+    /// [`AdapterError::BadRoot`], [`AdapterError::BadDisk`], [`AdapterError::Source`] if no client can be made.
     pub async fn new(
         store: Arc<dyn Store>,
         artifacts: Artifacts,
@@ -165,6 +174,22 @@ impl AdapterStore {
     ) -> Result<Self, AdapterError> {
         let (root, sources) = (config.adapters_root, config.sources);
         let sources = blocking(move || Sources::new(root.as_deref(), sources)).await?;
+        let disk = match config.disk {
+            Some(disk) => {
+                let layout = model::packed_layout(disk.base, config.precision, &config.limits);
+                let sizes = config.base.config().clone();
+                let bad = |error, disk: &AdapterDisk| AdapterError::bad_disk(&disk.folder, error);
+                let open = move || DiskTier::open(&disk, layout, sizes).map_err(|error| bad(error, &disk));
+                Some(Arc::new(blocking(open).await?))
+            }
+            None => None,
+        };
+        if let Some(disk) = &disk {
+            // A host that ended between a revocation and its consequences.
+            for (digest, _) in revocations.list() {
+                disk::forget_everywhere(disk, digest).await?;
+            }
+        }
         Ok(Self {
             base: config.base,
             precision: config.precision,
@@ -176,6 +201,7 @@ impl AdapterStore {
             revocations,
             signers: SignerStore::new(store),
             memory: HostMemory::new(config.host_bytes_max),
+            disk,
             loads: Loads::new(config.loads_max),
         })
     }
@@ -340,10 +366,17 @@ impl AdapterStore {
         self.lease_owned(&resolved.tenant, digest).await
     }
 
-    /// Takes what was revoked out of memory, whoever brought it there. Leases that are out stay good: the engine ends their
-    /// sequences.
-    pub async fn evict(&self, digest: Digest) {
+    /// Takes what was revoked out of memory and off the disk, whoever brought it there. Leases that are out stay good: the
+    /// engine ends their sequences.
+    ///
+    /// # Errors
+    /// [`AdapterError::Lost`] if the host is being stopped.
+    pub async fn evict(&self, digest: Digest) -> Result<(), AdapterError> {
         self.memory.forget_everywhere(digest).await;
+        match &self.disk {
+            Some(disk) => disk::forget_everywhere(disk, digest).await,
+            None => Ok(()),
+        }
     }
 
     /// Who may sign the tenant's adapters.
@@ -379,6 +412,11 @@ impl AdapterStore {
         self.memory.leases()
     }
 
+    /// What the disk holds of packed adapters. Zeros if they are not kept there.
+    pub fn disk_stats(&self) -> AdapterDiskStats {
+        self.disk.as_ref().map(|disk| disk.stats()).unwrap_or_default()
+    }
+
     /// Waits for the end of the work that is under way; no other begins. Adapters in memory can be leased still.
     pub async fn close(&self) {
         self.sources.close();
@@ -389,10 +427,30 @@ impl AdapterStore {
         self.revocations.check(WHAT, digest)?;
         let (artifacts, loads) = (self.artifacts.clone(), self.loads.clone());
         let (base, limits, precision) = (Arc::clone(&self.base), self.limits.clone(), self.precision);
-        let load = async move |permit| {
+        let disk = self.disk.clone().map(|disk| Keep {
+            disk,
+            tenant: tenant.clone(),
+            digest,
+            owners: self.owners.clone(),
+            revocations: self.revocations.clone(),
+        });
+        let load = async move |mut permit| {
+            if let Some(Keep { disk, tenant, .. }) = disk.clone() {
+                let found;
+                (found, permit) = loads.compute(permit, move || Ok(disk.read(&tenant, digest))).await?;
+                if let Some(adapter) = found {
+                    return Ok(Arc::new(adapter));
+                }
+            }
             let bytes = artifacts.get(ArtifactKind::Adapter, digest).await?;
             let pack = move || Ok(model::LoraAdapter::from_canonical(&bytes, &*base, &limits, precision)?);
-            loads.compute(permit, pack).await.map(|(adapter, _permit)| adapter)
+            let (adapter, permit) = loads.compute(permit, pack).await?;
+            let adapter = Arc::new(adapter);
+            if let Some(disk) = disk {
+                // Nobody waits for it but the end; the permit bounds how many there are.
+                drop(loads.spawn(disk.keep(Arc::clone(&adapter), loads.clone(), permit)));
+            }
+            Ok(adapter)
         };
         self.memory.lease(tenant, digest, &self.loads, load).await
     }
@@ -411,6 +469,9 @@ impl AdapterStore {
     async fn forget_unowned(&self, tenant: &TenantId, digest: Digest) -> Result<(), AdapterError> {
         if self.owners.find_digest(tenant, digest).await?.is_none() {
             self.memory.forget(tenant, digest).await;
+            if let Some(disk) = &self.disk {
+                disk::forget(disk, tenant, digest).await?;
+            }
         }
         Ok(())
     }

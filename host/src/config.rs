@@ -52,6 +52,8 @@ pub struct Config {
     pub adapter_cache_bytes_max: u64,
     /// How large the change of one module of an adapter may be.
     pub adapter_norms: NormLimits,
+    /// Disk for packed adapters; 0 keeps none.
+    pub adapter_disk_bytes_max: u64,
     /// Requests that may wait for the engine.
     pub queue_requests_max: usize,
     /// Of these, requests of one tenant.

@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use types::{Digest, PlanLimits};
 
-use crate::adapters::{self, AdapterInfo, AdapterStore, AdapterStoreConfig};
+use crate::adapters::{self, AdapterDisk, AdapterInfo, AdapterStore, AdapterStoreConfig};
 use crate::artifacts::Artifacts;
 use crate::cli::COMPILE_COMMAND;
 use crate::config::{Config, KvSize};
@@ -81,7 +81,7 @@ impl Host {
     /// runner's slots and the compiled plugins; what is being generated with it ends with `revoked`.
     pub(crate) async fn revoke(&self, digest: Digest, reason: &str, by_key: &str) -> Result<Revocation, Error> {
         let revocation = self.revocations.add(digest, reason, by_key).await?;
-        self.adapters.evict(digest).await;
+        self.adapters.evict(digest).await?;
         self.plugins.forget(digest).await?;
         self.engine.revoke(digest).await?;
         tracing::warn!(%digest, by_key, "revoked");
@@ -115,6 +115,11 @@ impl Host {
             sources: config.adapter_sources.clone(),
             precision: config.precision,
             host_bytes_max: config.adapter_cache_bytes_max,
+            disk: (config.adapter_disk_bytes_max > 0).then(|| AdapterDisk {
+                folder: config.data.join("packed-adapters"),
+                bytes_max: config.adapter_disk_bytes_max,
+                base: base.digest(),
+            }),
             limits: AdapterLimits {
                 file_bytes_max: usize::try_from(config.http_limits.adapter_bytes_max).unwrap_or(usize::MAX),
                 norms: config.adapter_norms,

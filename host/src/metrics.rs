@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::adapters::AdapterDiskStats;
 use crate::receipt::ReceiptCounts;
 
 /// The media type of [`Metrics::render`].
@@ -86,6 +87,8 @@ struct Fed {
     adapter_slots: Gauge,
     adapter_cache_bytes: Gauge,
     adapter_leases: Gauge,
+    adapter_disk_bytes: Gauge,
+    adapter_disk: Family<KindLabel, Counter>,
     plugin_instances: Gauge,
     plugin_instances_max: Gauge,
     plugin_log_lines_dropped: Counter,
@@ -201,6 +204,20 @@ impl Metrics {
         self.fed.adapter_leases.set(gauge(leases));
     }
 
+    /// Feeds what the disk holds of packed adapters, and has done.
+    pub fn observe_adapter_disk(&self, stats: &AdapterDiskStats) {
+        self.fed.adapter_disk_bytes.set(gauge(stats.bytes));
+        for (kind, count) in [
+            ("hit", stats.hits),
+            ("miss", stats.misses),
+            ("refused", stats.refused),
+            ("evicted", stats.evicted),
+            ("unkept", stats.unkept),
+        ] {
+            self.fed.adapter_disk.get_or_create(&KindLabel { kind }).inner().store(count, Relaxed);
+        }
+    }
+
     /// Feeds what plugins are doing.
     pub fn observe_plugins(&self, stats: &PluginStats) {
         self.fed.plugin_instances.set(gauge(stats.instances));
@@ -245,6 +262,18 @@ impl Fed {
             adapter_slots: add(r, "tenon_adapter_slots", "Adapter slots", Gauge::default()),
             adapter_cache_bytes: add(r, "tenon_adapter_cache_bytes", "Bytes of adapters in memory", Gauge::default()),
             adapter_leases: add(r, "tenon_adapter_leases", "Adapters in use", Gauge::default()),
+            adapter_disk_bytes: add(
+                r,
+                "tenon_adapter_disk_bytes",
+                "Bytes of packed adapters on disk",
+                Gauge::default(),
+            ),
+            adapter_disk: add(
+                r,
+                "tenon_adapter_disk",
+                "Packed adapters on disk, by what became of them",
+                Family::default(),
+            ),
             plugin_instances: add(r, "tenon_plugin_instances", "Plugin instances alive", Gauge::default()),
             plugin_instances_max: add(r, "tenon_plugin_instances_max", "Plugin instances at once", Gauge::default()),
             plugin_log_lines_dropped: add(
@@ -318,6 +347,7 @@ mod tests {
         metrics.observe_engine(&EngineStats { waiting: 5, running: 2, ..guesses });
         metrics.observe_kv_size(16, 100);
         metrics.observe_adapter_cache(1 << 20, 3);
+        metrics.observe_adapter_disk(&AdapterDiskStats { bytes: 4096, hits: 6, refused: 1, ..Default::default() });
         metrics.observe_plugins(&PluginStats { instances: 2, instances_max: 9, log_lines_dropped: 11 });
         let receipts = ReceiptCounts { started: 3, finished: 2, transactions: 4, ..ReceiptCounts::default() };
         metrics.observe_receipts(&receipts);
@@ -339,6 +369,9 @@ mod tests {
             "tenon_preemptions_total 1\n",
             "tenon_receipts_total{kind=\"started\"} 3\n",
             "tenon_receipt_transactions_total 4\n",
+            "tenon_adapter_disk_bytes 4096\n",
+            "tenon_adapter_disk_total{kind=\"hit\"} 6\n",
+            "tenon_adapter_disk_total{kind=\"refused\"} 1\n",
             "tenon_plugin_instances 2\n",
             "tenon_plugin_log_lines_dropped_total 11\n",
         ] {

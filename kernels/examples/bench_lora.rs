@@ -1,11 +1,17 @@
 //! What low-rank terms add to the products of one step, over all linear layers of a base of SmolLM2-135M's sizes in Q4_1,
-//! beside how fast this machine reads their bytes: `cargo run --release -p kernels --example bench_lora [threads] [rank]`.
+//! beside how fast this machine reads their bytes, with the adapters in memory of their own and in mapped files:
+//! `cargo run --release -p kernels --example bench_lora [threads] [rank]`.
 
+use std::fs::{File, Permissions};
+use std::io::Write as _;
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 use std::time::Instant;
 
 use kernels::{
-    BlockFormat, Isa, LoraGroup, LoraRun, LoraScratch, LoraTermParts, PackedMatrix, Pool, QuantisedRows, matmul_lora,
+    BlockFormat, Isa, LoraGroup, LoraRun, LoraScratch, LoraTermHead, LoraTermParts, MappedPart, Mapping, PackedMatrix,
+    Pool, QuantisedRows, matmul_lora,
 };
 
 const LAYERS: usize = 30;
@@ -23,6 +29,8 @@ fn main() {
     let adapters: Vec<Vec<LoraGroup>> = (0..32).map(|seed| adapter(seed, rank)).collect();
     let bytes: usize = adapters[0].iter().map(LoraGroup::memory_bytes).sum();
     println!("{threads} threads, rank {rank}: {:.2} MB an adapter", bytes as f64 / 1e6);
+    let mapped: Option<Vec<Vec<LoraGroup>>> = adapters.iter().map(|adapter| mapped(adapter)).collect();
+    let Some(mapped) = mapped else { return };
     let base = base();
     for (name, runs) in cases() {
         let rows = runs.iter().map(|run| run.0.end).max().unwrap_or(0);
@@ -30,17 +38,23 @@ fn main() {
         distinct.sort_unstable();
         distinct.dedup();
         let (mut alone, mut best, mut read) = (f64::MAX, f64::MAX, f64::MAX);
+        let (mut best_mapped, mut read_mapped) = (f64::MAX, f64::MAX);
         for _ in 0..REPEATS {
             alone = alone.min(pool.step(|team| step(team, &base, &adapters, &[], rows)));
             best = best.min(pool.step(|team| step(team, &base, &adapters, &runs, rows)));
             read = read.min(pool.step(|team| read_all(team, &adapters[..distinct.len()])));
+            best_mapped = best_mapped.min(pool.step(|team| step(team, &base, &mapped, &runs, rows)));
+            read_mapped = read_mapped.min(pool.step(|team| read_all(team, &mapped[..distinct.len()])));
         }
         println!(
-            "{name:32} {:7.3} ms, {:7.3} ms more than without; reading them takes {:7.3} ms: {:5.2} of it",
+            "{name:32} {:7.3} ms, {:7.3} ms more than without; reading them takes {:7.3} ms: {:5.2} of it; \
+             mapped {:7.3} ms, reading {:7.3} ms",
             best * 1e3,
             (best - alone) * 1e3,
             read * 1e3,
             (best - alone) / read,
+            best_mapped * 1e3,
+            read_mapped * 1e3,
         );
     }
 }
@@ -94,6 +108,28 @@ fn adapter(seed: usize, rank: usize) -> Vec<LoraGroup> {
         (0..LAYERS).flat_map(|_| GROUPS.iter().filter_map(|sizes| group(*sizes))).collect();
     LoraGroup::gather(&mut groups);
     groups
+}
+
+/// The same adapter, mapped from a file.
+fn mapped(groups: &[LoraGroup]) -> Option<Vec<LoraGroup>> {
+    let file = tempfile::NamedTempFile::new().ok()?;
+    groups.iter().try_for_each(|group| file.as_file().write_all(group.values())).ok()?;
+    file.as_file().set_permissions(Permissions::from_mode(0o400)).ok()?;
+    let mapping = Arc::new(Mapping::of(&File::open(file.path()).ok()?).ok()?);
+    let mut at = 0;
+    let mapped = groups.iter().map(|group| {
+        let part = MappedPart::new(&mapping, at..at + group.values().len())?;
+        at += group.values().len();
+        let head = |head: LoraTermHead<&[f32]>| LoraTermHead {
+            module_slot: head.module_slot,
+            rank: head.rank,
+            outputs: head.outputs,
+            scale: head.scale,
+            growth: None,
+        };
+        LoraGroup::mapped(group.inputs(), group.heads().map(head).collect(), part)
+    });
+    mapped.collect()
 }
 
 /// Seconds of all layers.

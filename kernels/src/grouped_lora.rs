@@ -26,7 +26,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::expand::{Growth, Shrunk, expand, grow};
-pub use self::pack::{LoraGroup, LoraTermParts};
+pub use self::pack::{LoraGroup, LoraTermHead, LoraTermParts};
 use self::pack::{Panel, Term};
 pub use self::plan::LoraScratch;
 use self::plan::{Add, Item, Next, Piece, recycled};

@@ -3,9 +3,9 @@
 
 use rayon::prelude::*;
 
-use crate::Isa;
 use crate::dot::{LANES, Rows, dots};
 use crate::isa::multiversion;
+use crate::{Floats, Isa};
 
 /// One module's A and B.
 pub struct LoraPair {
@@ -13,16 +13,17 @@ pub struct LoraPair {
     inputs: usize,
     outputs: usize,
     /// `[rank, inputs]`
-    a: Vec<f32>,
+    a: Floats,
     /// B transposed, `[rank, outputs]`, so that a step of the expansion is one run over the outputs.
-    b: Vec<f32>,
+    b: Floats,
 }
 
 impl LoraPair {
     /// From A `[rank, inputs]` and B transposed `[rank, outputs]`; `None` if a length is wrong, the rank is 0, or `inputs`
     /// is not a multiple of 16.
     #[must_use]
-    pub fn new(rank: usize, inputs: usize, outputs: usize, a: Vec<f32>, b: Vec<f32>) -> Option<Self> {
+    pub fn new(rank: usize, inputs: usize, outputs: usize, a: impl Into<Floats>, b: impl Into<Floats>) -> Option<Self> {
+        let (a, b) = (a.into(), b.into());
         let fits = rank > 0
             && inputs.is_multiple_of(LANES)
             && rank.checked_mul(inputs) == Some(a.len())
@@ -39,7 +40,7 @@ impl LoraPair {
     /// A and the transposed B, as [`LoraPair::new`] takes them.
     #[must_use]
     pub fn into_parts(self) -> (Vec<f32>, Vec<f32>) {
-        (self.a, self.b)
+        (self.a.into_vec(), self.b.into_vec())
     }
 
     /// Rows of A.
@@ -60,12 +61,15 @@ impl LoraPair {
         self.outputs
     }
 
-    pub(crate) fn a(&self) -> &[f32] {
+    /// `[rank, inputs]`
+    #[must_use]
+    pub fn a(&self) -> &[f32] {
         &self.a
     }
 
-    /// Transposed.
-    pub(crate) fn b(&self) -> &[f32] {
+    /// Transposed, `[rank, outputs]`.
+    #[must_use]
+    pub fn b(&self) -> &[f32] {
         &self.b
     }
 }

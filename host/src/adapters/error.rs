@@ -1,5 +1,6 @@
 //! What can go wrong with adapters.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use model::AdapterRejection;
@@ -66,6 +67,14 @@ pub enum AdapterError {
         /// Why.
         source: Arc<std::io::Error>,
     },
+    /// The folder of packed adapters cannot be used.
+    #[error("the folder of packed adapters `{path}` cannot be used: {source}; adapter_disk_bytes_max = 0 does without")]
+    BadDisk {
+        /// The folder.
+        path: String,
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
     /// A record that this version did not write.
     #[error("the stored record `{0}` cannot be read")]
     BadRecord(String),
@@ -84,6 +93,10 @@ pub enum AdapterError {
 }
 
 impl AdapterError {
+    pub(super) fn bad_disk(path: &Path, error: std::io::Error) -> Self {
+        Self::BadDisk { path: path.display().to_string(), source: Arc::new(error) }
+    }
+
     /// A stable word for programs.
     #[must_use]
     pub const fn code(&self) -> &'static str {
@@ -98,6 +111,7 @@ impl AdapterError {
             Self::SourceNotFound | Self::SourceFile(_) => "source_not_found",
             Self::Source(error) => error.code(),
             Self::BadRoot { .. } => "invalid_adapters_root",
+            Self::BadDisk { .. } => "invalid_adapter_disk",
             Self::BadRecord(_) | Self::Lost(_) => "internal",
             Self::Artifact(error) => error.code(),
             Self::Revocation(error) => error.code(),
@@ -114,7 +128,7 @@ impl AdapterError {
             Self::Rejected(rejection) => rejection.blame(),
             Self::Signature(error) => error.blame(),
             Self::Source(error) => error.blame(),
-            Self::BadRoot { .. } | Self::BadRecord(_) | Self::Lost(_) => Blame::Host,
+            Self::BadRoot { .. } | Self::BadDisk { .. } | Self::BadRecord(_) | Self::Lost(_) => Blame::Host,
             Self::Artifact(error) => error.blame(),
             Self::Revocation(error) => error.blame(),
             Self::Store(error) => error.blame(),

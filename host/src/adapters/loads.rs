@@ -48,6 +48,11 @@ impl Loads {
         self.tasks.spawn(task)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
     /// Waits for the end of what has begun; nothing begins any more.
     pub(super) async fn close(&self) {
         self.permits.close();

@@ -69,7 +69,7 @@ impl HostMemory {
         load: impl FnOnce(LoadPermit) -> L,
     ) -> Result<AdapterLease, AdapterError>
     where
-        L: Future<Output = Result<LoraAdapter, AdapterError>> + Send + 'static,
+        L: Future<Output = Loaded> + Send + 'static,
     {
         let key = (tenant.clone(), digest);
         // The cache runs one of these for a key at a time, and the next one if this is dropped.
@@ -102,12 +102,11 @@ impl HostMemory {
         &self,
         key: Key,
         loads: &Loads,
-        load: impl Future<Output = Result<LoraAdapter, AdapterError>> + Send + 'static,
+        load: impl Future<Output = Loaded> + Send + 'static,
     ) -> Shared<BoxFuture<'static, Loaded>> {
         let (cache, all, own) = (self.cache.clone(), Arc::clone(&self.underway), key.clone());
         let task = async move {
             let loaded = AssertUnwindSafe(load).catch_unwind().await.unwrap_or_else(|_| Err(lost("it panicked")));
-            let loaded = loaded.map(Arc::new);
             if let Ok(adapter) = &loaded {
                 cache.insert(own.clone(), Arc::clone(adapter)).await;
             }

@@ -36,7 +36,7 @@ pub(super) struct AliasRecord {
     pub(super) signature: SignatureState,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Owners {
     store: Arc<dyn Store>,
 }

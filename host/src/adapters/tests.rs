@@ -1,5 +1,6 @@
 //! The whole path, on adapters of a tiny base.
 
+mod disk;
 mod fetched;
 mod loads;
 
@@ -277,7 +278,7 @@ async fn what_was_revoked_is_neither_lent_nor_added_whoever_has_it() {
     let before = adapters.memory_bytes();
 
     adapters.revocations.add(bad.digest, "it leaks", "key").await.expect("revoked");
-    adapters.evict(bad.digest).await;
+    adapters.evict(bad.digest).await.expect("evicted");
     adapters.memory.settle().await;
     assert_eq!(adapters.memory_bytes() * 3, before, "both tenants' copies are out, the other adapter is not");
     for whose in [&one, &two] {

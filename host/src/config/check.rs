@@ -51,6 +51,12 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             frobenius_max: checks.norm("limits.adapter_frobenius_norm_max", raw.limits.adapter_frobenius_norm_max)?,
             spectral_max: checks.norm("limits.adapter_spectral_norm_max", raw.limits.adapter_spectral_norm_max)?,
         },
+        adapter_disk_bytes_max: checks.number(
+            "adapter_disk_bytes_max",
+            raw.adapter_disk_bytes_max,
+            8 << 30,
+            0..=BYTES_MAX,
+        )?,
         queue_requests_max: checks.number("queue_requests_max", raw.queue_requests_max, QUEUE_DEFAULT, 1..=2048)?,
         queue_tenant_requests_max: checks.queue_of_tenant(&raw)?,
         prefix_cache: raw.prefix_cache.unwrap_or(true),

@@ -35,6 +35,8 @@ pub struct RawConfig {
     pub adapters_root: Option<PathBuf>,
     /// Bytes for loaded adapters.
     pub adapter_cache_bytes_max: Option<u64>,
+    /// Bytes of disk for packed adapters.
+    pub adapter_disk_bytes_max: Option<u64>,
     /// Requests that may wait.
     pub queue_requests_max: Option<u64>,
     /// Requests of one tenant that may wait.

@@ -14,10 +14,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::Isa;
 use crate::isa::multiversion;
 use crate::memory::Memory;
 use crate::quantised::BLOCK_VALUES;
+use crate::{Floats, Isa, MappedPart};
 
 /// Words in a vector: outputs of a tile of B.
 pub(super) const VECTOR: usize = 16;
@@ -53,6 +53,28 @@ pub struct LoraTermParts {
     pub growth: Option<Vec<f32>>,
 }
 
+/// A packed term without its factors. What is packed lies as these say: see the top of the file.
+#[derive(Clone, Debug)]
+pub struct LoraTermHead<G = Floats> {
+    /// As in [`LoraTermParts`].
+    pub module_slot: usize,
+    /// Rows of A.
+    pub rank: usize,
+    /// Rows of B.
+    pub outputs: usize,
+    /// What B(A x) is multiplied by.
+    pub scale: f32,
+    /// For DoRA: g − 1 of each output.
+    pub growth: Option<G>,
+}
+
+impl LoraTermParts {
+    fn head(&self) -> LoraTermHead {
+        let Self { module_slot, rank, outputs, scale, .. } = *self;
+        LoraTermHead { module_slot, rank, outputs, scale, growth: self.growth.clone().map(Floats::from) }
+    }
+}
+
 /// One adapter's terms for the modules of one layer that have the same input, packed.
 ///
 /// A value is kept within 1/252 of the largest of its 32 (see [`LoraGroup::pack`]).
@@ -64,10 +86,14 @@ pub struct LoraGroup {
     pub(super) factors: Vec<f32>,
     /// Words of a row of what A makes of x, rounded: see [`Term::first_word`].
     pub(super) row_words: usize,
-    /// Maybe with other groups' values before and after its own.
-    memory: Arc<Memory>,
-    /// Its own, in bytes.
-    own: Range<usize>,
+    values: Values,
+}
+
+/// Where the codes and scales are.
+enum Values {
+    /// These bytes, maybe with other groups' before and after them.
+    Own(Arc<Memory>, Range<usize>),
+    Mapped(MappedPart),
 }
 
 /// Lanes of A that are computed together.
@@ -87,7 +113,7 @@ pub(super) struct Term {
     pub(super) first_lane: usize,
     pub(super) rank: usize,
     pub(super) outputs: usize,
-    pub(super) growth: Option<Vec<f32>>,
+    pub(super) growth: Option<Floats>,
     /// Where its part of a row of what A makes of x begins: for each 32 ranks a scale, −128 · the sum of the codes, and the
     /// codes, 4 to a word.
     pub(super) first_word: usize,
@@ -128,10 +154,51 @@ impl LoraGroup {
     /// 127, and the scale is rounded up to a bf16 first, so that its own rounding is no error.
     #[must_use]
     pub fn pack(inputs: usize, terms: &[LoraTermParts]) -> Option<Self> {
+        if !terms.iter().all(|term| fits(inputs, term)) {
+            return None;
+        }
+        let (mut group, bytes) = Self::laid_out(inputs, terms.iter().map(LoraTermParts::head))?;
+        let mut memory = Memory::new(bytes);
+        for (term, parts) in group.terms.iter().zip(terms) {
+            fill(inputs, &group.panels, term, parts, memory.bytes_mut());
+        }
+        group.values = Values::Own(Arc::new(memory), 0..bytes);
+        Some(group)
+    }
+
+    /// A group that was packed before, over its [`Self::values`] in a file. `None` if it cannot be one: as for
+    /// [`Self::pack`], or if these are not as many bytes as such a group has, or do not begin at a cache line.
+    #[must_use]
+    pub fn mapped(inputs: usize, terms: Vec<LoraTermHead>, values: MappedPart) -> Option<Self> {
+        // A code takes a byte, so this bounds the sizes before anything is made of them.
+        let bounded = |rank: usize, width| rank.checked_mul(width).is_some_and(|codes| codes <= values.bytes().len());
+        let sound = |term: &LoraTermHead| {
+            term.rank > 0
+                && term.outputs > 0
+                && bounded(term.rank, inputs.max(1))
+                && bounded(term.rank, term.outputs)
+                && term.scale.is_finite()
+                && term.growth.as_ref().is_none_or(|growth| growth.len() == term.outputs)
+        };
+        if !terms.iter().all(sound) {
+            return None;
+        }
+        let (mut group, bytes) = Self::laid_out(inputs, terms)?;
+        let at_a_line = values.bytes().as_ptr().addr().is_multiple_of(LINE_BYTES);
+        if values.bytes().len() != bytes || !at_a_line {
+            return None;
+        }
+        group.values = Values::Mapped(values);
+        Some(group)
+    }
+
+    /// A group of these terms over no bytes, and how many it needs. `None` as for [`Self::pack`], but for lengths.
+    fn laid_out(inputs: usize, heads: impl IntoIterator<Item = LoraTermHead>) -> Option<(Self, usize)> {
+        let heads: Vec<LoraTermHead> = heads.into_iter().collect();
         let mut slots = 0u8;
-        for term in terms {
-            let bit = 1u8.checked_shl(u32::try_from(term.module_slot).ok()?)?;
-            if slots & bit != 0 || !fits(inputs, term) {
+        for head in &heads {
+            let bit = 1u8.checked_shl(u32::try_from(head.module_slot).ok()?)?;
+            if slots & bit != 0 {
                 return None;
             }
             slots |= bit;
@@ -145,45 +212,53 @@ impl LoraGroup {
             bytes += wanted.next_multiple_of(LINE_BYTES);
             at
         };
-        let mut panels = panels(terms.iter().map(|term| term.rank).sum());
+        let mut panels = panels(heads.iter().map(|head| head.rank).sum());
         for panel in &mut panels {
             panel.at = [panel.lanes * inputs, panel.scale_bytes(inputs)].map(&mut place);
         }
         let lanes = panels.last().map_or(0, |panel| panel.first_lane + panel.lanes);
-        let (mut packed_terms, mut factors) = (Vec::new(), vec![0.0; lanes]);
-        let (mut first_lane, mut first_word) = (0, 0);
-        for term in terms {
-            let (slot, rank, outputs, growth) = (term.module_slot, term.rank, term.outputs, term.growth.clone());
-            let mut packed = Term { slot, first_lane, rank, outputs, growth, first_word, at: [0; 2] };
-            let scales = packed.tiles() * packed.blocks() * VECTOR * SCALE_BYTES;
-            packed.at = [packed.tiles() * packed.words() * VECTOR_BYTES, scales].map(&mut place);
+        let (mut terms, mut factors) = (Vec::new(), vec![0.0; lanes]);
+        let (mut first_lane, mut row_words) = (0, 0);
+        for LoraTermHead { module_slot, rank, outputs, scale, growth } in heads {
+            let mut term =
+                Term { slot: module_slot, first_lane, rank, outputs, growth, first_word: row_words, at: [0; 2] };
+            let scales = term.tiles() * term.blocks() * VECTOR * SCALE_BYTES;
+            term.at = [term.tiles() * term.words() * VECTOR_BYTES, scales].map(&mut place);
+            factors[first_lane..first_lane + rank].fill(scale);
             first_lane += rank;
-            first_word += 2 * packed.blocks() + packed.words();
-            packed_terms.push(packed);
+            row_words += 2 * term.blocks() + term.words();
+            terms.push(term);
         }
-        let mut memory = Memory::new(bytes);
-        for (term, parts) in packed_terms.iter().zip(terms) {
-            fill(inputs, &panels, term, parts, memory.bytes_mut(), &mut factors);
-        }
-        let memory = Arc::new(memory);
-        Some(Self { inputs, panels, terms: packed_terms, factors, row_words: first_word, memory, own: 0..bytes })
+        let values = Values::Own(Arc::new(Memory::new(0)), 0..0);
+        Some((Self { inputs, panels, terms, factors, row_words, values }, bytes))
+    }
+
+    /// Its terms, as [`Self::mapped`] takes them.
+    pub fn heads(&self) -> impl Iterator<Item = LoraTermHead<&[f32]>> {
+        self.terms.iter().map(|term| LoraTermHead {
+            module_slot: term.slot,
+            rank: term.rank,
+            outputs: term.outputs,
+            scale: self.factors[term.first_lane],
+            growth: term.growth.as_deref(),
+        })
     }
 
     /// Moves the values of groups that are used one after the other into one piece of memory, in huge pages if they fill
     /// one: the way to keep all of an adapter.
     pub fn gather(groups: &mut [Self]) {
-        let mut memory = Memory::new(groups.iter().map(|group| group.own.len()).sum());
+        let mut memory = Memory::new(groups.iter().map(|group| group.values().len()).sum());
         let mut rest = memory.bytes_mut();
         for group in &*groups {
-            let (own, behind) = rest.split_at_mut(group.own.len());
+            let (own, behind) = rest.split_at_mut(group.values().len());
             own.copy_from_slice(group.values());
             rest = behind;
         }
         let memory = Arc::new(memory);
         let mut at = 0;
         for group in groups {
-            let end = at + group.own.len();
-            (group.memory, group.own) = (Arc::clone(&memory), at..end);
+            let end = at + group.values().len();
+            group.values = Values::Own(Arc::clone(&memory), at..end);
             at = end;
         }
     }
@@ -191,8 +266,8 @@ impl LoraGroup {
     /// Bytes in memory, without the few of its own bookkeeping.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let growth: usize = self.terms.iter().filter_map(|term| term.growth.as_ref()).map(Vec::len).sum();
-        self.own.len() + (self.factors.len() + growth) * size_of::<f32>()
+        let growth: usize = self.terms.iter().filter_map(|term| term.growth.as_ref()).map(|growth| growth.len()).sum();
+        self.values().len() + (self.factors.len() + growth) * size_of::<f32>()
     }
 
     /// The sum of all bits, for what wants to have read them all: the floor of a step's time.
@@ -234,8 +309,13 @@ impl LoraGroup {
         &self.values()[..end]
     }
 
-    fn values(&self) -> &[u8] {
-        &self.memory.bytes()[self.own.clone()]
+    /// Its codes and scales.
+    #[must_use]
+    pub fn values(&self) -> &[u8] {
+        match &self.values {
+            Values::Own(memory, own) => &memory.bytes()[own.clone()],
+            Values::Mapped(part) => part.bytes(),
+        }
     }
 }
 
@@ -246,7 +326,7 @@ impl Panel {
     }
 }
 
-fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, bytes: &mut [u8], factors: &mut [f32]) {
+fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, bytes: &mut [u8]) {
     for row in 0..term.rank {
         let lane = term.first_lane + row;
         let Some(panel) = panels.iter().find(|panel| lane < panel.first_lane + panel.lanes) else { continue };
@@ -261,7 +341,6 @@ fn fill(inputs: usize, panels: &[Panel], term: &Term, parts: &LoraTermParts, byt
                 bytes[at..at + WORD].copy_from_slice(codes);
             }
         }
-        factors[lane] = parts.scale;
     }
     let [codes_at, scales_at] = term.at;
     for output in 0..term.outputs {

@@ -6,7 +6,7 @@ use super::pack::{Codes, SCALE_BYTES, VECTOR, ZERO};
 use super::*;
 use crate::dot::tests::values;
 use crate::quantised_rows::quantise_block;
-use crate::{BLOCK_VALUES, BlockFormat, Pool};
+use crate::{BLOCK_VALUES, BlockFormat, Floats, MappedPart, Pool};
 
 /// Numbers below `bound`, repeatable.
 struct Random(u64);
@@ -320,6 +320,76 @@ fn gathered_groups_compute_the_same() {
     case.adapters = parts.into_iter().zip(groups).collect();
     assert!(!case.runs.is_empty());
     assert_eq!(compute(&case), before);
+}
+
+/// The group over its own values in a file, growth and all, if it is changed so.
+fn mapped(group: &LoraGroup, change: impl Fn(&mut Vec<LoraTermHead>, &mut Vec<u8>, &mut usize)) -> Option<LoraGroup> {
+    let mut inputs = group.inputs();
+    let mut bytes = group.values().to_vec();
+    let values = bytes.len();
+    group.heads().filter_map(|head| head.growth).flatten().for_each(|growth| bytes.extend(growth.to_ne_bytes()));
+    let file = crate::mapping::tests::mapped(&bytes);
+    let part = |range| MappedPart::new(&file, range).unwrap();
+    let mut at = values;
+    let mut growth = |growth: &[f32]| {
+        at += size_of_val(growth);
+        Floats::mapped(part(at - size_of_val(growth)..at)).unwrap()
+    };
+    let mut growths: Vec<Option<Floats>> =
+        group.heads().map(|head| head.growth).map(|own| own.map(&mut growth)).collect();
+    let heads = group.heads().zip(&mut growths).map(|(head, growth)| {
+        let LoraTermHead { module_slot, rank, outputs, scale, .. } = head;
+        LoraTermHead { module_slot, rank, outputs, scale, growth: growth.take() }
+    });
+    let mut heads = heads.collect();
+    bytes.truncate(values);
+    change(&mut heads, &mut bytes, &mut inputs);
+    let file = crate::mapping::tests::mapped(&bytes);
+    LoraGroup::mapped(inputs, heads, MappedPart::new(&file, 0..bytes.len()).unwrap())
+}
+
+#[test]
+fn mapped_groups_compute_the_same() {
+    for seed in 0..24 {
+        let mut case = Case::random(seed, 13);
+        let compute = |case: &Case| case.compute(&Team::alone(), Isa::detect(), 0..13, false, &mut LoraScratch::new());
+        let before = compute(&case);
+        for (_, group) in &mut case.adapters {
+            let again = mapped(group, |_, _, _| {}).unwrap();
+            assert_eq!(again.memory_bytes(), group.memory_bytes());
+            assert_eq!(again.values(), group.values());
+            *group = again;
+        }
+        assert_eq!(compute(&case), before, "seed {seed}");
+    }
+}
+
+#[test]
+fn values_that_are_not_those_of_the_terms_are_not_mapped() {
+    let group = LoraGroup::pack(32, &[term(1, [0, 32, 4, 20], true), term(2, [1, 32, 5, 9], false)]).unwrap();
+    assert!(mapped(&group, |_, _, _| {}).is_some());
+    assert!(mapped(&group, |_, bytes, _| bytes.extend([0; 64])).is_none());
+    assert!(mapped(&group, |_, bytes, _| bytes.truncate(64)).is_none());
+    assert!(mapped(&group, |_, _, inputs| *inputs = 64).is_none());
+    assert!(mapped(&group, |_, _, inputs| *inputs = 48).is_none());
+    assert!(mapped(&group, |_, _, inputs| *inputs = 0).is_none());
+    assert!(mapped(&group, |heads, _, _| heads.clear()).is_none());
+    assert!(mapped(&group, |heads, _, _| drop(heads.pop())).is_none());
+    assert!(mapped(&group, |heads, _, _| heads[1].module_slot = 0).is_none());
+    assert!(mapped(&group, |heads, _, _| heads[1].module_slot = SLOTS_MAX).is_none());
+    assert!(mapped(&group, |heads, _, _| heads[0].rank = 0).is_none());
+    assert!(mapped(&group, |heads, _, _| heads[0].rank = usize::MAX).is_none());
+    assert!(mapped(&group, |heads, _, _| heads[0].outputs = 19).is_none(), "growth is of 20");
+    assert!(mapped(&group, |heads, _, _| heads[1].outputs = usize::MAX).is_none());
+    assert!(mapped(&group, |heads, _, _| heads[0].scale = f32::NAN).is_none());
+    // Not at a cache line.
+    let file = crate::mapping::tests::mapped(&[&[0; 4], group.values()].concat());
+    let part = MappedPart::new(&file, 4..4 + group.values().len()).unwrap();
+    let plain = |head: LoraTermHead<&[f32]>| {
+        let LoraTermHead { module_slot, rank, outputs, scale, .. } = head;
+        LoraTermHead { module_slot, rank, outputs, scale, growth: None }
+    };
+    assert!(LoraGroup::mapped(32, group.heads().map(plain).collect(), part).is_none());
 }
 
 #[test]

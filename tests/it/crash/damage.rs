@@ -59,6 +59,14 @@ fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     std::fs::write(path, bytes).expect("written");
 }
 
+/// The same for a file that nobody may write, which the new one is as well.
+fn change_sealed(path: &Path, damage: impl FnOnce(&mut Vec<u8>)) {
+    let mode = |mode| std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("set");
+    mode(0o600);
+    change(path, damage);
+    mode(0o400);
+}
+
 #[allow(clippy::ptr_arg, reason = "one type for every kind of damage")]
 fn flip_in_the_middle(bytes: &mut Vec<u8>) {
     let middle = bytes.len() / 2;
@@ -76,6 +84,11 @@ fn a_rotten_adapter_is_refused_and_uploading_it_again_repairs_it() {
     let damages: [fn(&mut Vec<u8>); 3] = [flip_in_the_middle, cut, Vec::clear];
     for damage in damages {
         stopped.files("blobs/adapter", "").iter().for_each(|path| change(path, damage));
+        // What was packed before would serve still.
+        stopped
+            .files("packed-adapters", ".packed")
+            .iter()
+            .for_each(|path| std::fs::remove_file(path).expect("removed"));
         let server = stopped.start(test);
         let client = server.client();
         let body = json!({"input": "December 7th, 1997"});
@@ -87,6 +100,29 @@ fn a_rotten_adapter_is_refused_and_uploading_it_again_repairs_it() {
         check(&client);
         files::check(&stopped.data);
     }
+}
+
+#[test]
+fn rotten_packed_adapters_are_packed_again() {
+    let test = "rotten_packed_adapters_are_packed_again";
+    let Some(stopped) = Stopped::new(test) else { return };
+    let garbage: fn(&mut Vec<u8>) = |bytes| bytes.fill(b'x');
+    for damage in [flip_in_the_middle, cut, Vec::clear, garbage] {
+        stopped.files("packed-adapters", ".packed").iter().for_each(|path| change_sealed(path, damage));
+        let mut server = stopped.start(test);
+        check(&server.client());
+        wait_for_log(&server, "it is packed again");
+        server.terminate();
+        assert!(server.wait().success(), "{}", server.log());
+        files::check(&stopped.data);
+    }
+    stopped.files("packed-adapters", "mark.key").iter().for_each(|path| change(path, cut));
+    check(&stopped.start(test).client());
+    // As they are: nothing is packed.
+    let mut server = stopped.start(test);
+    check(&server.client());
+    server.terminate();
+    assert!(server.wait().success() && !server.log().contains("it is packed again"), "{}", server.log());
 }
 
 #[test]
@@ -148,6 +184,7 @@ fn what_killed_writers_left_goes_and_what_lives_stays() {
         beside(&blob, "#1"),
         stopped.data.join("blobs/plugin").join("ab#2"),
         stopped.data.join("plugin-cache/.staged-Ab12Cd"),
+        stopped.data.join("packed-adapters/.staged-Ab12Cd"),
         stopped.data.join("dev.key.new"),
         stopped.data.join("receipt.new"),
     ];

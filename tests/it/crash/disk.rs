@@ -164,7 +164,7 @@ fn full_disk(disk: &Disk) {
     let key =
         client.post("/v1/keys", &json!({"tenant": "dev", "rights": ["invoke"], "label": "old"})).expect(201).json();
     let before = listing(&client);
-    let files_before = files::list(&disk.data());
+    let files_before = files::settled(&disk.data());
 
     // Room for what is small, not for what is large.
     disk.leave(RESERVE_BYTES + (3 << 20));

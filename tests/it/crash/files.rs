@@ -1,6 +1,7 @@
 //! What a data folder may hold, file by file. Anything else was left behind.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Every file below a folder, relative to it.
 pub(super) fn list(folder: &Path) -> Vec<PathBuf> {
@@ -16,6 +17,19 @@ pub(super) fn list(folder: &Path) -> Vec<PathBuf> {
     found.into_iter().map(|path| path.strip_prefix(folder).expect("below").to_path_buf()).collect()
 }
 
+/// The files, once no packed adapter is being written: that happens after the answer that it was packed for.
+pub(super) fn settled(data: &Path) -> Vec<PathBuf> {
+    let started = Instant::now();
+    loop {
+        let found = list(data);
+        let is_staged = |name: &PathBuf| name.to_string_lossy().starts_with("packed-adapters/.staged-");
+        if !found.iter().any(is_staged) || started.elapsed() > Duration::from_secs(10) {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
@@ -24,13 +38,16 @@ fn is_hex(text: &str, digits: usize) -> bool {
 pub(super) fn is_expected(name: &Path) -> bool {
     let parts: Vec<&str> = name.iter().map(|part| part.to_str().unwrap_or_default()).collect();
     match parts.as_slice() {
-        ["state.redb" | "dev.key" | "receipt.key" | "receipt.pub" | "secrets.key"] | ["plugin-cache", "mark.key"] => {
-            true
-        }
+        ["state.redb" | "dev.key" | "receipt.key" | "receipt.pub" | "secrets.key"]
+        | ["plugin-cache" | "packed-adapters", "mark.key"] => true,
         ["blobs", "plugin" | "adapter", fan_out, digest] => is_hex(digest, 64) && digest.get(..2) == Some(*fan_out),
         ["plugin-cache", file] => {
             let names = file.strip_suffix(".cwasm").and_then(|stem| stem.split_once('-'));
             names.is_some_and(|(component, engine)| is_hex(component, 64) && is_hex(engine, 16))
+        }
+        ["packed-adapters", file] => {
+            let parts: Vec<&str> = file.strip_suffix(".packed").unwrap_or_default().split('-').collect();
+            matches!(parts[..], [adapter, of, layout] if is_hex(adapter, 16) && is_hex(of, 64) && is_hex(layout, 16))
         }
         _ => false,
     }
@@ -38,7 +55,7 @@ pub(super) fn is_expected(name: &Path) -> bool {
 
 /// Asserts that nothing is there but what belongs there, and that every blob is what its name says.
 pub(super) fn check(data: &Path) {
-    for name in list(data) {
+    for name in settled(data) {
         assert!(is_expected(&name), "{} was left behind", name.display());
         if name.starts_with("blobs") {
             let bytes = std::fs::read(data.join(&name)).expect("a blob");

@@ -1,5 +1,6 @@
 //! Adapters: from a PEFT folder to canonical bytes (`admission`: [`canonical_adapter`]), and from those to the packed form that the
-//! runner executes ([`LoraAdapter`]). Not here: where the bytes come from or are kept.
+//! runner executes ([`LoraAdapter`]), which can be a file that is mapped ([`PackedImage`]). Not here: where the bytes come
+//! from or are kept.
 //!
 //! What must hold: an adapter is executed exactly as it was trained, or refused with its reason. Nothing is left out,
 //! nothing is guessed.
@@ -12,6 +13,7 @@ mod fingerprint;
 mod invocation;
 mod norms;
 mod packed;
+mod packed_file;
 mod pattern;
 mod peft_config;
 mod rejection;
@@ -26,6 +28,7 @@ pub use invocation::Invocation;
 pub(crate) use packed::Group;
 pub use packed::LoraAdapter;
 pub(crate) use packed::PackedTerm;
+pub use packed_file::{PackedFileError, PackedImage, packed_layout};
 pub use rejection::{AdapterLimits, AdapterRejection, NormLimits};
 pub use report::{AdapterKind, AdapterReport, ModuleReport};
 

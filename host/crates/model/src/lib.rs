@@ -20,13 +20,14 @@ mod tokenizer;
 
 pub use adapter::{
     AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, CONTAINER_PREFIX_BYTES, CanonicalAdapter,
-    Invocation, LoraAdapter, ModuleReport, NormLimits, canonical_adapter, refuse_container, refuse_container_name,
+    Invocation, LoraAdapter, ModuleReport, NormLimits, PackedFileError, PackedImage, canonical_adapter, packed_layout,
+    refuse_container, refuse_container_name,
 };
 pub use base::Base;
 pub use chat_template::ChatTemplate;
 pub use config::{Architecture, ModelConfig};
 pub use error::ModelError;
-pub use kernels::RopeLayout;
+pub use kernels::{Mapping, RopeLayout};
 pub use runner::{CpuRunner, CpuRunnerConfig, Precision};
 pub use tensor::{BaseTensor, TensorFormat};
 pub use tokenizer::{TextDecoder, Tokenizer};

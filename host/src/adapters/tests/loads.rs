@@ -213,3 +213,26 @@ async fn what_is_removed_while_it_is_loaded_is_not_kept() {
     assert_eq!(adapters.memory.residency(&tenant("acme"), removed), Residency::Storage);
     assert_eq!(adapters.memory.residency(&tenant("acme"), again), Residency::Memory);
 }
+
+#[tokio::test]
+async fn what_is_removed_while_it_is_packed_is_not_kept_on_disk() {
+    let gated = GatedBase::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let disk = AdapterDisk { folder: folder.path().to_owned(), bytes_max: 1 << 20, base: Digest::of(b"base") };
+    let base = Arc::clone(&gated);
+    let adapters = over(Arc::new(MemoryStore::default()), |config| {
+        (config.base, config.disk) = (base, Some(disk));
+    })
+    .await;
+    let (removed, stays) = (add_dora(&adapters, "removed", 0.1).await, add_dora(&adapters, "stays", 0.2).await);
+    let _opened = Opened(&gated);
+    gated.close();
+    leave(adapters.lease(&tenant("acme"), removed), &gated, 1).await;
+    leave(adapters.lease(&tenant("acme"), stays), &gated, 2).await;
+    adapters.remove(&tenant("acme"), &alias("removed")).await.expect("removed");
+    gated.open();
+    adapters.close().await;
+    // The key, and one of the two.
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 2);
+    assert!(adapters.disk_stats().bytes > 0);
+}

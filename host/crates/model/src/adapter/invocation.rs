@@ -60,7 +60,7 @@ impl Invocation {
         Ok(Self::new(tokens))
     }
 
-    fn new(tokens: Vec<u32>) -> Self {
+    pub(super) fn new(tokens: Vec<u32>) -> Self {
         let mut invocation = Self { tokens, borders: vec![0] };
         let mut border = 0;
         for place in 1..invocation.tokens.len() {

@@ -1,7 +1,10 @@
 //! The packed form: factors laid out for the kernels of a runner and in the base's order of rows, and for DoRA the growth
-//! of each row, which needs the base's weights. Not here: the weight of an adapter in a composition.
+//! of each row, which needs the base's weights. Not here: the weight of an adapter in a composition, the packed form as a
+//! file (`packed_file.rs`).
 
-use kernels::{Isa, LoraGroup, LoraPair, LoraTermParts, RopeLayout, dora_norms};
+use std::sync::{Arc, Weak};
+
+use kernels::{Floats, Isa, LoraGroup, LoraPair, LoraTermParts, Mapping, RopeLayout, dora_norms};
 use types::{Module, ModuleSet};
 
 use super::canonical::Canonical;
@@ -10,7 +13,7 @@ use super::{AdapterBase, AdapterLimits, AdapterRejection, Invocation, canonical}
 use crate::{ModelConfig, Precision};
 
 /// Modules that read the same input: their terms are computed together. Indexed by [`Group`].
-const GROUPS: [&[Module]; 4] =
+pub(super) const GROUPS: [&[Module]; 4] =
     [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
 
 /// Which of a layer's inputs.
@@ -47,10 +50,19 @@ pub struct LoraAdapter {
     layers: Layers,
     base: ModelConfig,
     memory_bytes: usize,
+    /// The file that the factors lie in, if they do.
+    mapping: Option<Arc<Mapping>>,
+}
+
+/// What is known of an adapter beside its factors.
+pub(super) struct Traits {
+    pub(super) rank: u32,
+    pub(super) modules: ModuleSet,
+    pub(super) invocation: Option<Invocation>,
 }
 
 /// For which runner.
-enum Layers {
+pub(super) enum Layers {
     /// By layer and [`Module::index`].
     Reference(Vec<[Option<PackedTerm>; 7]>),
     /// The groups in the order of execution, and the number of each by layer and [`Group`].
@@ -63,7 +75,7 @@ pub(crate) struct PackedTerm {
     /// What B(A x) is multiplied by.
     pub(crate) scale: f32,
     /// For DoRA: g − 1 of each output, with g = m / ‖W + s·BA‖.
-    pub(crate) growth: Option<Vec<f32>>,
+    pub(crate) growth: Option<Floats>,
 }
 
 impl LoraAdapter {
@@ -95,9 +107,14 @@ impl LoraAdapter {
             Precision::F32 => Layers::Reference(layers),
             Precision::Quantised => grouped(layers)?,
         };
-        let memory_bytes = layers.memory_bytes();
         let rank = u32::try_from(rank).unwrap_or(u32::MAX);
-        Ok(Self { rank, modules, invocation, layers, base: config.clone(), memory_bytes })
+        Ok(Self::new(Traits { rank, modules, invocation }, layers, config.clone(), None))
+    }
+
+    pub(super) fn new(traits: Traits, layers: Layers, base: ModelConfig, mapping: Option<Arc<Mapping>>) -> Self {
+        let memory_bytes = layers.memory_bytes();
+        let Traits { rank, modules, invocation } = traits;
+        Self { rank, modules, invocation, layers, base, memory_bytes, mapping }
     }
 
     /// The largest rank of a module.
@@ -122,6 +139,17 @@ impl LoraAdapter {
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes
+    }
+
+    /// The mapped file that the factors lie in, for as long as anyone has this adapter. Of one that was packed just now there
+    /// is none.
+    #[must_use]
+    pub fn mapping(&self) -> Weak<Mapping> {
+        self.mapping.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+
+    pub(super) fn layers(&self) -> &Layers {
+        &self.layers
     }
 
     /// Whether it was packed for a runner of this precision over a base of these sizes.
@@ -163,7 +191,7 @@ impl Layers {
 }
 
 /// All terms by layer and by the input that they read, in one piece of memory.
-fn grouped(layers: Vec<[Option<PackedTerm>; 7]>) -> Result<Layers, AdapterRejection> {
+pub(super) fn grouped(layers: Vec<[Option<PackedTerm>; 7]>) -> Result<Layers, AdapterRejection> {
     let (mut groups, mut numbers) = (Vec::new(), Vec::new());
     for mut terms in layers {
         let mut layer = [None; 4];
@@ -176,6 +204,7 @@ fn grouped(layers: Vec<[Option<PackedTerm>; 7]>) -> Result<Layers, AdapterReject
                 let (rank, outputs) = (pair.rank(), pair.outputs());
                 inputs = pair.inputs();
                 let (a, b) = pair.into_parts();
+                let growth = growth.map(Floats::into_vec);
                 parts.push(LoraTermParts { module_slot, rank, outputs, a, b, scale, growth });
             }
             if !parts.is_empty() {
@@ -208,7 +237,7 @@ fn pack(
         Some(magnitude) => {
             // As a B of rank 1: its rows move where B's do.
             let magnitude = packed_b(&magnitude, 1, site.module, base.config());
-            Some(growth(site, &pair, scale, &magnitude, base, limits)?)
+            Some(growth(site, &pair, scale, &magnitude, base, limits)?.into())
         }
         None => None,
     };
