@@ -133,15 +133,15 @@ impl AdapterStore {
     pub async fn pin(&self, tenant: &TenantId, alias: &AdapterAlias) -> Result<(), AdapterError> {
         let digest = self.resolve(tenant, alias.as_str()).await?;
         let digest = digest.ok_or_else(|| AdapterError::NotFound(alias.to_string()))?;
-        let lease = self.lease_owned(tenant, digest, ReleasePolicy::Lru).await?;
+        let _lease = self.lease_owned(tenant, digest, ReleasePolicy::Lru).await?;
         match self.memory.pin(&self.key(tenant, digest)) {
             Some(true) => Ok(()),
-            Some(false) => {
+            // What takes more than all of memory may was not kept.
+            Some(false) | None => {
                 let max = self.memory.pinned_bytes_max();
                 let what = "the memory of pinned adapters in bytes";
                 Err(AdapterError::OverLimit { what, limit: "adapter_pinned_bytes_max", max })
             }
-            None => Err(AdapterError::NotFound(lease.digest().to_string())),
         }
     }
 

@@ -146,9 +146,13 @@ impl<A> Residents<A> {
         expires
     }
 
-    /// Enters what was loaded, used by nobody yet. What was there under the key goes.
+    /// Enters what was loaded, used by nobody yet. What was there under the key goes. One that is larger than the budget is not
+    /// kept, rather than that all others go for it.
     pub(super) fn enter(&mut self, key: Key, adapter: Arc<A>, bytes: u64) {
         self.remove(&key);
+        if bytes > self.bytes_max {
+            return;
+        }
         self.clock += 1;
         let worth = (worth(self.floor, 1, bytes), self.clock);
         let release = ReleasePolicy::Lru;

@@ -71,10 +71,11 @@ pub(crate) async fn make_resident(
     let missing: Vec<Digest> = cold(plan.composition());
     let decision = match plan.cold() {
         _ if missing.is_empty() => None,
-        None | Some(ValidCold::Wait(_)) => Some(ColdDecision::Waited),
         Some(ValidCold::Base) => Some(ColdDecision::Base),
         Some(ValidCold::Fallback(_)) => Some(ColdDecision::Fallback),
-        Some(ValidCold::Refuse) => {
+        Some(ValidCold::Wait(time)) if !time.is_zero() => Some(ColdDecision::Waited),
+        None => Some(ColdDecision::Waited),
+        Some(ValidCold::Wait(_) | ValidCold::Refuse) => {
             bring(host, grants, &missing)?;
             return Err(refused(host, &missing));
         }

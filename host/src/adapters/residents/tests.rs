@@ -59,6 +59,14 @@ fn of_two_that_are_used_alike_the_larger_one_goes() {
 }
 
 #[test]
+fn one_that_is_larger_than_all_costs_no_other_its_place() {
+    let mut table = Table::new(100);
+    enter(&mut table, "small", 60);
+    enter(&mut table, "huge", 101);
+    assert_eq!((there(&table, &["small", "huge"]), table.bytes()), (vec![true, false], 60));
+}
+
+#[test]
 fn what_is_on_lease_or_pinned_does_not_give_way() {
     let mut table = Table::new(100);
     enter(&mut table, "leased", 60);
