@@ -24,7 +24,7 @@ pub(crate) use terms::{Handling, TenantSalts};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Activation, Submission, Terms, TokenStream};
+use engine::{Activation, Continuation, Submission, Terms, TokenStream};
 use futures::future::{join_all, try_join_all};
 use model::LoraAdapter;
 use types::{FunctionName, InvocationRequest, Plan, PlanLimits, ValidPlan};
@@ -227,6 +227,7 @@ impl Prepared {
             prompt: parts.prompt.tokens.clone(),
             adapters: adapters.collect(),
             activations: parts.activations.clone(),
+            continues: Continuation::default(),
             seed: parts.seed,
             terms: Terms {
                 author: parts.function.as_ref().map(|call| call.manifest.plugin),
