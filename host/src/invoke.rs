@@ -4,6 +4,7 @@
 //! Not here: JSON and HTTP types, and how any stage does its work.
 
 mod cold;
+mod course;
 mod function;
 mod generation;
 mod grants;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 use engine::{Activation, Continuation, Submission, Terms, TokenStream};
 use futures::future::{join_all, try_join_all};
 use model::LoraAdapter;
-use types::{FunctionName, InvocationRequest, Plan, PlanLimits, ValidPlan};
+use types::{Digest, FunctionName, InvocationRequest, Plan, PlanLimits, ValidPlan};
 
 use crate::adapters::AdapterLease;
 use crate::error::Error;
@@ -36,6 +37,7 @@ use crate::logs::InvocationLog;
 use crate::registry::ManifestRelease;
 use crate::tenants::Principal;
 use cold::Resident;
+use course::Rights;
 use function::FunctionCall;
 use grants::ResolvedGrants;
 use post::PostState;
@@ -196,6 +198,7 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
     let by_caller = function.is_none();
     let plan = ValidPlan::check(plan, &grants, &limits).map_err(|source| Error::Plan { source, by_caller })?;
     let release = function.as_ref().map(|call| call.manifest.release.policy()).unwrap_or_default();
+    let switch = function.as_ref().map(|call| call.manifest.switch).unwrap_or_default();
     let adapters_started = Instant::now();
     let Resident { plan, leases, cold } = cold::make_resident(host, &grants, plan, release).await?;
     let stages = Stages { adapters: adapters_started.elapsed(), ..stages };
@@ -205,15 +208,16 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
     let seed = seed::of_choice(plan.sampling().seed, choice)?;
     Ok(generation::Parts {
         post: PostState::new(&limits),
+        aliases: grants.aliases(),
         plan,
         prompt,
         activations,
         seed,
         leases,
         function,
-        aliases: grants.aliases(),
         stages,
         cold,
+        rights: Rights { grants, limits, release, switch },
     })
 }
 
@@ -221,32 +225,44 @@ impl Prepared {
     /// What the engine is to do for it, if anything.
     fn submission(&self, host: &Host) -> Option<Submission<LoraAdapter>> {
         let Work::Generate(parts) = &self.work else { return None };
-        let adapters = parts.leases.iter().map(|lease| (lease.digest(), Arc::clone(lease.adapter())));
         Some(Submission {
             plan: parts.plan.clone(),
             prompt: parts.prompt.tokens.clone(),
-            adapters: adapters.collect(),
+            adapters: lent(&parts.leases).collect(),
             activations: parts.activations.clone(),
             continues: Continuation::default(),
             seed: parts.seed,
-            terms: Terms {
-                author: parts.function.as_ref().map(|call| call.manifest.plugin),
-                unload: parts.function.as_ref().is_some_and(|call| call.manifest.release != ManifestRelease::Lru),
-                ..host.tenant_salts.terms(&self.principal.tenant, self.handling)
-            },
+            terms: parts.terms(host, &self.principal, self.handling),
         })
     }
 }
 
+impl generation::Parts {
+    fn terms(&self, host: &Host, principal: &Principal, handling: Handling) -> Terms {
+        let manifest = self.function.as_ref().map(|call| &call.manifest);
+        Terms {
+            author: manifest.map(|manifest| manifest.plugin),
+            unload: manifest.is_some_and(|manifest| manifest.release != ManifestRelease::Lru),
+            ..host.tenant_salts.terms(&principal.tenant, handling)
+        }
+    }
+}
+
+/// The adapters on lease, as the engine takes them.
+fn lent(leases: &[AdapterLease]) -> impl Iterator<Item = (Digest, Arc<LoraAdapter>)> + '_ {
+    leases.iter().map(|lease| (lease.digest(), Arc::clone(lease.adapter())))
+}
+
 impl Queued {
     async fn start(self, host: &Arc<Host>) -> Result<Generation, Error> {
-        let Prepared { principal, request, log, work, .. } = self.prepared;
+        let Prepared { principal, request, log, work, handling } = self.prepared;
         let started = match (work, self.tokens) {
             (Work::Answer { call, text, stages }, _) => {
                 Generation::answered(host, &principal, &request, *call, text, stages).await
             }
             (Work::Generate(parts), Some(tokens)) => {
-                Generation::started(host, &principal, &request, *parts, tokens).await
+                let terms = parts.terms(host, &principal, handling);
+                Generation::started(host, &principal, &request, *parts, tokens, terms).await
             }
             (Work::Generate(_), None) => Err(Error::Internal("a request was not submitted".into())),
         };

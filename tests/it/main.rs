@@ -31,6 +31,7 @@ mod revocation;
 mod serving;
 mod signatures;
 mod sources;
+mod switch;
 mod tenants;
 mod tls;
 mod usage;

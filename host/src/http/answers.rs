@@ -16,7 +16,7 @@ use crate::adapters::{AdapterInfo, SignaturePolicy, SignatureState, SignerKey, S
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{
-    FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestCold, ManifestLimits, ManifestRelease,
+    FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestCold, ManifestLimits, ManifestRelease, ManifestSwitch,
 };
 use crate::tenants::{KeyInfo, Right, Rights};
 
@@ -107,6 +107,7 @@ pub(crate) struct Version {
     #[schema(required)]
     cold: Option<ManifestCold>,
     release: ManifestRelease,
+    switch: ManifestSwitch,
     description: String,
     version: u32,
     /// When it was deployed, in milliseconds since 1970-01-01 UTC; 0 if that was not noted.
@@ -116,10 +117,22 @@ pub(crate) struct Version {
 impl From<&FunctionVersion> for Version {
     fn from(record: &FunctionVersion) -> Self {
         // Taken apart, so that a field that is added there is missed here by the compiler.
-        let Manifest { plugin, adapters, templates, config, limits, cold, release, description } =
+        let Manifest { plugin, adapters, templates, config, limits, cold, release, switch, description } =
             Manifest::clone(&record.manifest);
         let (plugin, version, created_unix_ms) = (plugin.to_string(), record.version, record.created_unix_ms);
-        Self { plugin, adapters, templates, config, limits, cold, release, description, version, created_unix_ms }
+        Self {
+            plugin,
+            adapters,
+            templates,
+            config,
+            limits,
+            cold,
+            release,
+            switch,
+            description,
+            version,
+            created_unix_ms,
+        }
     }
 }
 

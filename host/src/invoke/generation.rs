@@ -7,14 +7,16 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Activation, GenerationError, TokenEvent, TokenStream};
+use engine::{Activation, GenerationError, Terms, TokenEvent, TokenStream};
 use model::TextDecoder;
 use types::{
-    Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, Usage, ValidPlan,
+    Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, PlanEntry, Usage,
+    ValidPlan,
 };
 
 use super::Stages;
 use super::cold::Cold;
+use super::course::{Course, Rights};
 use super::function::{FunctionCall, log_failure};
 use super::pending::PendingTokens;
 use super::post::{PostOutcome, PostState};
@@ -78,6 +80,7 @@ pub(crate) struct Parts {
     pub(crate) aliases: HashMap<Digest, String>,
     pub(crate) stages: Stages,
     pub(crate) cold: Option<Cold>,
+    pub(crate) rights: Rights,
 }
 
 /// What is known of an answer before its first piece.
@@ -105,6 +108,13 @@ pub(crate) struct Generation {
     progress: Progress,
 }
 
+/// What the plugin wants beside the text.
+#[derive(Default)]
+struct Delivered {
+    stop: bool,
+    switch: Option<Vec<PlanEntry>>,
+}
+
 /// Where text comes from while the engine works.
 struct Source {
     tokens: TokenStream,
@@ -113,8 +123,8 @@ struct Source {
     plugin: Option<(FunctionCall, PostState)>,
     /// Tokens whose text was not sent yet.
     pending: PendingTokens,
-    /// Held so that the composition's generations stay until the last token.
-    _leases: Vec<AdapterLease>,
+    /// What is being generated, should it go on under another composition.
+    course: Course,
 }
 
 impl Generation {
@@ -125,12 +135,14 @@ impl Generation {
         request: &InvocationRequest,
         mut parts: Parts,
         tokens: TokenStream,
+        terms: Terms,
     ) -> Result<Self, Error> {
         let subject = record::subject(host, request, parts.function.as_ref(), parts.plan.composition());
         let mut receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?.met_cold(parts.cold.as_ref());
-        let progress = progress.generated_by(composition, parts.activations, parts.plan.sampling(), parts.seed);
+        let activations = parts.activations.clone();
+        let progress = progress.generated_by(composition, activations, parts.plan.sampling(), parts.seed);
         let function = parts.function.as_ref().map(|call| (call.name.to_string(), call.version));
         let post_process = parts.plan.post_process();
         // Nothing was sent, should the caller leave, or the plugin fail, before the first chunk.
@@ -155,8 +167,9 @@ impl Generation {
             receipt_id: receipt.id().to_string(),
             function,
             adapters: adapters.collect(),
-            prompt_tokens: parts.prompt.tokens,
+            prompt_tokens: parts.prompt.tokens.clone(),
         };
+        let stop = StopMatcher::new(&parts.plan.stop().strings);
         Ok(Self {
             head: Arc::new(head),
             host: Arc::clone(host),
@@ -165,10 +178,22 @@ impl Generation {
             source: Some(Source {
                 tokens,
                 decoder: host.base.tokenizer().decoder(),
-                stop: StopMatcher::new(&parts.plan.stop().strings),
+                stop,
                 plugin: parts.function.filter(|_| post_process).map(|call| (call, parts.post)),
                 pending: PendingTokens::default(),
-                _leases: parts.leases,
+                course: Course {
+                    plan: parts.plan,
+                    activations: parts.activations,
+                    tokens: parts.prompt.tokens,
+                    generated: 0,
+                    seed: parts.seed,
+                    terms,
+                    stretches: Vec::new(),
+                    leases: parts.leases,
+                    rights: parts.rights,
+                    switches: 0,
+                    started: parts.stages.started,
+                },
             }),
             ready: VecDeque::new(),
             failed: None,
@@ -260,15 +285,19 @@ impl Generation {
         match source.tokens.recv().await {
             Some(TokenEvent::Token { id, logprob, top }) => {
                 self.progress.count_token(&self.host.metrics);
+                source.course.push(id);
                 let text = source.decoder.push(id);
                 source.pending.push(TokenOut { id, logprob, top }, text.len());
                 let (text, stopped) = source.stop.push(&text);
                 let tokens = source.pending.release(text.len());
-                let plugin_stop = self.deliver(text, tokens).await?;
+                let Delivered { stop: plugin_stop, switch } = self.deliver(text, tokens).await?;
                 match (stopped, plugin_stop) {
                     (true, _) => self.finish(FinishReason::Stop, None, Vec::new()).await,
                     (false, true) => self.finish(FinishReason::StoppedByPlugin, None, Vec::new()).await,
-                    (false, false) => Ok(()),
+                    (false, false) => match switch {
+                        Some(entries) => self.switch(&entries).await,
+                        None => Ok(()),
+                    },
                 }
             }
             Some(TokenEvent::Finished { reason, usage, queued }) => {
@@ -289,14 +318,14 @@ impl Generation {
         }
     }
 
-    /// Sends text through the plugin and queues what comes of it. True if the plugin ends the generation.
-    async fn deliver(&mut self, text: String, tokens: Vec<TokenOut>) -> Result<bool, Error> {
-        let Some(source) = self.source.as_mut() else { return Ok(false) };
+    /// Sends text through the plugin and queues what comes of it.
+    async fn deliver(&mut self, text: String, tokens: Vec<TokenOut>) -> Result<Delivered, Error> {
+        let Some(source) = self.source.as_mut() else { return Ok(Delivered::default()) };
         if text.is_empty() {
-            return Ok(false);
+            return Ok(Delivered::default());
         }
-        let (text, stop) = match source.plugin.as_mut() {
-            None => (text, false),
+        let (text, delivered) = match source.plugin.as_mut() {
+            None => (text, Delivered::default()),
             Some((call, state)) => {
                 let told = tokens.iter().map(|token| ChunkToken { id: token.id, logprob: token.logprob }).collect();
                 let begun = Instant::now();
@@ -304,12 +333,22 @@ impl Generation {
                 self.progress.post_processing += begun.elapsed();
                 self.host.metrics.plugin_call(PluginCall::chunk, actions.is_ok(), begun.elapsed());
                 let actions = actions?;
-                let PostOutcome { text, stop } = state.apply(&text, actions)?;
-                (text, stop)
+                let PostOutcome { text, stop, switch } = state.apply(&text, actions)?;
+                (text, Delivered { stop, switch })
             }
         };
         self.queue_text(text, tokens);
-        Ok(stop)
+        Ok(delivered)
+    }
+
+    /// Goes on under another composition after the tokens that were taken so far; what the engine drew beyond them is dropped.
+    async fn switch(&mut self, entries: &[PlanEntry]) -> Result<(), Error> {
+        let Some(source) = self.source.as_mut() else { return Ok(()) };
+        if let Some((tokens, cold)) = source.course.switch(&self.host, entries).await? {
+            source.tokens = tokens;
+            self.progress.switched(&source.course, cold.as_ref());
+        }
+        Ok(())
     }
 
     fn queue_text(&mut self, text: String, tokens: Vec<TokenOut>) {

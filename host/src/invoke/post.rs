@@ -1,7 +1,7 @@
 //! What becomes of text after the plugin has seen it: pass, replace, hold, emit, stop. Pure bookkeeping over strings.
 //! Not here: calling the plugin.
 
-use types::{Action, PlanError, PlanLimits};
+use types::{Action, PlanEntry, PlanError, PlanLimits};
 
 use crate::error::Error;
 
@@ -16,12 +16,14 @@ pub(crate) struct PostState {
 }
 
 /// What one round of actions amounts to.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct PostOutcome {
     /// To be sent now.
     pub(crate) text: String,
     /// Whether the generation is to end.
     pub(crate) stop: bool,
+    /// The composition to go on under.
+    pub(crate) switch: Option<Vec<PlanEntry>>,
 }
 
 impl PostState {
@@ -40,7 +42,7 @@ impl PostState {
     /// settled is passed.
     ///
     /// # Errors
-    /// `unsupported` for a composition switch; `limit_exceeded` when too much is held or sent.
+    /// `limit_exceeded` when too much is held or sent.
     pub(crate) fn apply(&mut self, chunk: &str, actions: Vec<Action>) -> Result<PostOutcome, Error> {
         let mut out = PostOutcome::default();
         let mut chunk = Some(chunk);
@@ -58,10 +60,7 @@ impl PostState {
                 Action::Hold => self.hold(chunk.take().unwrap_or_default())?,
                 Action::Emit(text) => out.text.push_str(&text),
                 Action::Stop => out.stop = true,
-                Action::SwitchComposition(_) => {
-                    let source = PlanError::Unsupported("the action switch-composition");
-                    return Err(Error::Plan { source, by_caller: false });
-                }
+                Action::SwitchComposition(entries) => out.switch = Some(entries),
             }
         }
         if let Some(chunk) = chunk {
@@ -126,7 +125,7 @@ mod tests {
     fn stop_keeps_what_was_said() {
         let mut state = holding(100);
         let outcome = state.apply("end", vec![Action::Pass, Action::Stop]).expect("applied");
-        assert_eq!(outcome, PostOutcome { text: "end".into(), stop: true });
+        assert_eq!(outcome, PostOutcome { text: "end".into(), stop: true, switch: None });
     }
 
     #[test]
@@ -146,8 +145,10 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_is_unsupported() {
-        let error = holding(4).apply("a", vec![Action::SwitchComposition(Vec::new())]).expect_err("no");
-        assert_eq!(error.code(), "unsupported");
+    fn the_last_switch_counts() {
+        let entry = |name: &str| vec![PlanEntry::whole(name, 1.0)];
+        let actions = vec![Action::SwitchComposition(entry("one")), Action::SwitchComposition(entry("two"))];
+        let outcome = holding(4).apply("a", actions).expect("applied");
+        assert_eq!(outcome, PostOutcome { text: "a".into(), stop: false, switch: Some(entry("two")) });
     }
 }

@@ -8,6 +8,7 @@ use types::{Composition, Digest, InvocationRequest, Sampling, Usage};
 
 use super::Stages;
 use super::cold::Cold;
+use super::course::Course;
 use super::function::FunctionCall;
 use super::prompt::Rendered;
 use crate::adapters::{LoadTimes, LoadedFrom};
@@ -36,6 +37,10 @@ pub(crate) struct Progress {
     first_token: Option<Duration>,
     last_token: Option<Instant>,
     cold: Option<ColdRecord>,
+    /// What acted before the composition was switched, and on how many tokens.
+    before: Vec<AdapterUse>,
+    /// The first token that the composition acts on.
+    since: u32,
 }
 
 impl Progress {
@@ -56,6 +61,8 @@ impl Progress {
             first_token: None,
             last_token: None,
             cold: None,
+            before: Vec::new(),
+            since: 0,
         })
     }
 
@@ -76,6 +83,22 @@ impl Progress {
         self.activations = activations;
         self.sampling = Some(SamplingRecord::new(sampling, seed));
         self
+    }
+
+    /// The composition is another one from here on.
+    pub(crate) fn switched(&mut self, course: &Course, cold: Option<&Cold>) {
+        let end = u32::try_from(course.tokens.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let acted: Vec<_> = self.uses(end).collect();
+        self.before.extend(acted);
+        self.since = if course.stretches.is_empty() { 0 } else { end };
+        self.composition = course.plan.composition().clone();
+        self.activations = course.activations.clone();
+        self.cold = self.cold.take().or_else(|| cold.map(cold_record));
+    }
+
+    /// What acts now, and on how many of the tokens before this one.
+    fn uses(&self, end: u32) -> impl Iterator<Item = AdapterUse> + '_ {
+        self.composition.parts().iter().map(move |part| AdapterUse::new(part, self.tokens_active(part.adapter, end)))
     }
 
     /// One more token came from the engine.
@@ -102,22 +125,21 @@ impl Progress {
         Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens }
     }
 
-    /// Tokens of prompt and output that the adapter acts on: all of them, or those from its invocation on.
-    fn tokens_active(&self, adapter: Digest) -> u32 {
-        let Usage { prompt_tokens, completion_tokens } = self.usage();
-        let tokens = prompt_tokens.saturating_add(completion_tokens);
+    /// Tokens before this one that the adapter acts on: all of them since the last switch, or those from its invocation on.
+    fn tokens_active(&self, adapter: Digest, end: u32) -> u32 {
         match self.activations.iter().find(|activation| activation.adapter == adapter) {
-            None => tokens,
-            Some(Activation { first_token: Some(first), .. }) => tokens.saturating_sub(*first),
+            None => end.saturating_sub(self.since),
+            Some(Activation { first_token: Some(first), .. }) => end.saturating_sub(self.since.max(*first)),
             Some(Activation { first_token: None, .. }) => 0,
         }
     }
 
     /// What a final record says, as of now.
     pub(crate) fn outcome(&self) -> Outcome {
-        let parts = self.composition.parts().iter();
+        let Usage { prompt_tokens, completion_tokens } = self.usage();
+        let uses = self.uses(prompt_tokens.saturating_add(completion_tokens));
         Outcome {
-            composition: parts.map(|part| AdapterUse::new(part, self.tokens_active(part.adapter))).collect(),
+            composition: self.before.iter().cloned().chain(uses).collect(),
             sampling: self.sampling.clone(),
             tokens: TokenCounts::from(self.usage()),
             timings: Timings {

@@ -359,7 +359,8 @@ pub struct Outcome {
     /// The functions that the request was handed over to, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handed_over: Vec<FunctionRef>,
-    /// The adapters, in canonical order.
+    /// The adapters, in canonical order; where the composition was switched, those of each composition after those of the one
+    /// before.
     pub composition: Vec<AdapterUse>,
     /// How tokens were chosen; absent when none were to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]

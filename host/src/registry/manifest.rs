@@ -83,9 +83,30 @@ pub struct Manifest {
     /// When adapters leave memory after use.
     #[serde(default, skip_serializing_if = "ManifestRelease::is_lru")]
     pub release: ManifestRelease,
+    /// What becomes of what was computed when the plugin switches the composition in mid-stream.
+    #[serde(default, skip_serializing_if = "ManifestSwitch::is_reuse")]
+    pub switch: ManifestSwitch,
     /// For people.
     #[serde(default)]
     pub description: String,
+}
+
+/// What becomes of the KV of earlier tokens when the composition is switched in mid-stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ManifestSwitch {
+    /// It stays as it was computed.
+    #[default]
+    Reuse,
+    /// It is computed anew under the new composition.
+    Reprefill,
+}
+
+impl ManifestSwitch {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+    fn is_reuse(&self) -> bool {
+        *self == Self::Reuse
+    }
 }
 
 /// What is done when an adapter is not in memory.
@@ -212,6 +233,7 @@ impl Manifest {
             limits: ManifestLimits::default(),
             cold: None,
             release: ManifestRelease::default(),
+            switch: ManifestSwitch::default(),
             description: String::new(),
         }
     }

@@ -193,6 +193,24 @@ impl ValidPlan {
         &self.prefetch
     }
 
+    /// The same plan with another composition, for what is left of its time.
+    ///
+    /// # Errors
+    /// What is wrong with the composition.
+    pub fn switched(
+        &self,
+        entries: &[PlanEntry],
+        grants: &dyn Grants,
+        limits: &PlanLimits,
+        deadline: Duration,
+    ) -> Result<Self, PlanError> {
+        if entries.iter().any(|entry| entry.span != Span::Whole) {
+            return Err(PlanError::Unsupported("a span other than `whole`"));
+        }
+        let composition = check_composition(entries, grants, limits)?;
+        Ok(Self { composition, deadline: deadline.min(self.deadline), prefetch: Vec::new(), ..self.clone() })
+    }
+
     /// The same plan with what its own cold policy says in place of its composition; as it is if that says to wait or refuse.
     #[must_use]
     pub fn taken_cold(mut self) -> Self {

@@ -70,6 +70,23 @@ fn a_cold_policy_is_checked_like_a_composition() {
 }
 
 #[test]
+fn a_switch_is_checked_like_a_plan_and_gains_no_time() {
+    let plan = check(|plan| plan.deadline_ms = Some(1000)).expect("valid");
+    let switched = |entries: &[PlanEntry], deadline_ms| {
+        let deadline = Duration::from_millis(deadline_ms);
+        plan.switched(entries, &OneAdapter, &PlanLimits::default(), deadline)
+    };
+    let next = switched(&[PlanEntry::whole("mine", 2.0)], 400).expect("valid");
+    assert_eq!((next.composition().parts().len(), next.deadline()), (1, Duration::from_millis(400)));
+    assert_eq!(switched(&[], 5000).expect("the base").deadline(), plan.deadline());
+    let code = |entry: PlanEntry| switched(&[entry], 1).map_or_else(|error| error.code(), |_| "accepted");
+    assert_eq!(code(PlanEntry::whole("yours", 1.0)), "adapter_not_granted");
+    assert_eq!(code(PlanEntry::whole("mine", f32::INFINITY)), "invalid_plan");
+    let span = Span::Output { first: 0, end: None };
+    assert_eq!(code(PlanEntry { span, ..PlanEntry::whole("mine", 1.0) }), "unsupported");
+}
+
+#[test]
 fn only_what_is_granted_is_prefetched() {
     assert_eq!(check(|plan| plan.prefetch.push("mine".into())).expect("valid").prefetch(), [Digest::of(b"mine")]);
     assert_eq!(code(|plan| plan.prefetch.push("yours".into())), "adapter_not_granted");

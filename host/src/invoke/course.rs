@@ -1,0 +1,124 @@
+//! What is being generated, and how it goes on under another composition: as a request of its own that begins with all tokens so
+//! far, each with what acted on it. Not here: when, which is the plugin's to say (`generation.rs`).
+//!
+//! The KV policy is the function's. `reuse`: what was computed stays as it was, and the new composition acts from the last token on;
+//! the engine finds the KV by its keys, in which the composition of each token is. `reprefill`: all of it is computed anew under
+//! the new composition. Both are the same tokens whatever else runs, and however late the plugin answered.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{Activation, Continuation, Stretch, Submission, SubmitError, Terms, TokenStream};
+use types::{Digest, PlanEntry, PlanError, PlanLimits, ValidPlan};
+
+use super::cold::{self, Cold, Resident};
+use super::grants::ResolvedGrants;
+use super::{activations, lent};
+use crate::adapters::{AdapterLease, ReleasePolicy};
+use crate::error::Error;
+use crate::host::Host;
+use crate::registry::ManifestSwitch;
+
+/// Switches of one answer.
+const SWITCHES_MAX: u32 = 64;
+/// While the queue is full.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a composition may be made of, and how one is exchanged for another.
+pub(crate) struct Rights {
+    pub(crate) grants: ResolvedGrants,
+    pub(crate) limits: PlanLimits,
+    pub(crate) release: ReleasePolicy,
+    pub(crate) switch: ManifestSwitch,
+}
+
+/// A sequence and its past.
+pub(crate) struct Course {
+    pub(crate) plan: ValidPlan,
+    pub(crate) activations: Vec<Activation>,
+    /// The prompt, then what was generated and taken.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) generated: u32,
+    pub(crate) seed: u64,
+    pub(crate) terms: Terms,
+    pub(crate) stretches: Vec<Stretch>,
+    /// Held so that all generations that acted stay until the last token: their KV may have to be computed again.
+    pub(crate) leases: Vec<AdapterLease>,
+    pub(crate) rights: Rights,
+    pub(crate) switches: u32,
+    pub(crate) started: Instant,
+}
+
+impl Course {
+    /// One more token was taken.
+    pub(crate) fn push(&mut self, id: u32) {
+        self.tokens.push(id);
+        self.generated = self.generated.saturating_add(1);
+    }
+
+    /// Goes on under these entries. `None` if nothing is left to be generated.
+    pub(crate) async fn switch(
+        &mut self,
+        host: &Arc<Host>,
+        entries: &[PlanEntry],
+    ) -> Result<Option<(TokenStream, Option<Cold>)>, Error> {
+        let plan_error = |source| Error::Plan { source, by_caller: false };
+        if self.switches >= SWITCHES_MAX {
+            let (what, limit) = ("the number of composition switches", "switches_max");
+            let (value, max) = ((SWITCHES_MAX + 1).to_string(), SWITCHES_MAX.to_string());
+            return Err(plan_error(PlanError::OverLimit { what, value, limit, max }));
+        }
+        self.switches += 1;
+        let left = || self.plan.deadline().saturating_sub(self.started.elapsed());
+        let Rights { grants, limits, release, switch } = &self.rights;
+        let plan = self.plan.switched(entries, grants, limits, left()).map_err(plan_error)?;
+        if self.generated >= plan.output_tokens_max() {
+            return Ok(None);
+        }
+        let Resident { plan, leases, cold } = cold::make_resident(host, grants, plan, *release).await?;
+        // The KV of the last token was not computed under the earlier composition: it is drawn from under the new one.
+        let end = u32::try_from(self.tokens.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        match switch {
+            ManifestSwitch::Reuse => {
+                let composition = self.plan.composition().clone();
+                let activations = std::mem::take(&mut self.activations);
+                self.stretches.push(Stretch { composition, activations, end });
+            }
+            ManifestSwitch::Reprefill => {
+                self.stretches.clear();
+                self.leases.clear();
+            }
+        }
+        self.activations = activations(&leases, &self.tokens);
+        self.leases.extend(leases);
+        self.plan = plan;
+        let deadline = Instant::now() + self.plan.deadline();
+        loop {
+            match host.engine.submit(self.submission()) {
+                Ok(tokens) => return Ok(Some((tokens, cold))),
+                // It gave up its place for this: it waits for another one.
+                Err(SubmitError::QueueFull { .. } | SubmitError::TenantQueueFull { .. })
+                    if Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn submission(&self) -> Submission<model::LoraAdapter> {
+        let mut adapters: Vec<(Digest, _)> = lent(&self.leases).collect();
+        adapters.sort_by_key(|(digest, _)| *digest);
+        adapters.dedup_by_key(|(digest, _)| *digest);
+        Submission {
+            plan: self.plan.clone(),
+            prompt: self.tokens.clone(),
+            adapters,
+            activations: self.activations.clone(),
+            continues: Continuation { generated_tokens: self.generated, stretches: self.stretches.clone() },
+            seed: self.seed,
+            terms: self.terms,
+        }
+    }
+}
