@@ -146,7 +146,6 @@ fn what_goes_wrong_in_between_leaves_a_receipt_for_what_was_sent() {
         }
     };
     let (first, two, none) = (plain.0[0].as_str(), plain.0[..2].concat(), json!({}));
-    check(&[("2", "switch")], none.clone(), "unsupported", "switch-composition", first);
     check(&[("2", "shout")], none.clone(), "plugin_error", "`shout`", first);
     check(&[("3", "emit:x|shout")], none.clone(), "plugin_error", "`shout`", &two);
     check(&[("finish", "shout")], none.clone(), "plugin_error", "`shout`", &plain.from(0));
@@ -163,6 +162,12 @@ fn what_goes_wrong_in_between_leaves_a_receipt_for_what_was_sent() {
         "limit_exceeded",
         "answer_bytes_max",
         first,
+    );
+    // From the base to the base: nothing changes.
+    let (whole, streamed) = play(&client, "actions-wrong", &[("2", "switch"), ("3", "switch")], &json!({}));
+    assert_eq!(
+        (json!(streamed.text()), json!(plain.from(0))),
+        (whole.expect(200).json()["output"].clone(), json!(streamed.text()))
     );
     let (whole, streamed) = play(&client, "actions-wrong", &[("*", "hold"), ("4", "pass")], &held);
     assert_eq!(json!(streamed.text()), whole.expect(200).json()["output"], "just as much as may be held");

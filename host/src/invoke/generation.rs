@@ -10,8 +10,8 @@ use std::time::Instant;
 use engine::{Activation, GenerationError, Terms, TokenEvent, TokenStream};
 use model::TextDecoder;
 use types::{
-    Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, PlanEntry, Usage,
-    ValidPlan,
+    Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, PlanEntry, PlanError,
+    Usage, ValidPlan,
 };
 
 use super::Stages;
@@ -376,7 +376,12 @@ impl Generation {
             self.progress.post_processing += begun.elapsed();
             self.host.metrics.plugin_call(PluginCall::finish, result.is_ok(), begun.elapsed());
             ending = result?;
-            tail = state.apply("", std::mem::take(&mut ending.actions))?.text;
+            let last = state.apply("", std::mem::take(&mut ending.actions))?;
+            if last.switch.is_some() {
+                let source = PlanError::Unsupported("the action switch-composition in `finish`");
+                return Err(Error::Plan { source, by_caller: false });
+            }
+            tail = last.text;
         }
         self.progress.claims = Claims::check(ending.claims)?;
         self.queue_text(tail, rest);
