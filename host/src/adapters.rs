@@ -1,12 +1,13 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
-//! sign them), `loads` (the work that is under way), `memory` (what is packed, and leases), `disk` (what was packed before).
+//! sign them), `loads` (the work that is under way), `first_use` (what is named by where it lies), `memory` (what is packed, and leases), `disk` (what was packed before).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
 mod disk;
 mod error;
+mod first_use;
 mod keep;
 mod loads;
 mod memory;
@@ -27,6 +28,7 @@ use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::revocation::{Revocation, Revocations};
 use crate::store::Store;
 use disk::DiskTier;
+use first_use::FirstUses;
 use keep::Keep;
 use loads::{Loads, lost};
 use memory::HostMemory;
@@ -159,6 +161,7 @@ pub struct AdapterStore {
     memory: HostMemory,
     disk: Option<Arc<DiskTier>>,
     loads: Loads,
+    first_uses: FirstUses,
 }
 
 impl AdapterStore {
@@ -203,6 +206,7 @@ impl AdapterStore {
             memory: HostMemory::new(config.host_bytes_max),
             disk,
             loads: Loads::new(config.loads_max),
+            first_uses: FirstUses::new(),
         })
     }
 

@@ -4,9 +4,11 @@
 //!
 //! Not here: when something is counted, and the receipts, which are what is charged by.
 
+mod lora_requests;
+
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::EngineStats;
 use plugin::PluginStats;
@@ -19,6 +21,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 use crate::adapters::AdapterDiskStats;
 use crate::receipt::ReceiptCounts;
+use lora_requests::LoraRequests;
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -83,6 +86,7 @@ struct Fed {
     running: Gauge,
     kv_usage: Ratio,
     cache_config: Family<CacheConfigLabels, Gauge>,
+    lora_requests: LoraRequests,
     adapter_slots_used: Gauge,
     adapter_slots: Gauge,
     adapter_cache_bytes: Gauge,
@@ -191,6 +195,12 @@ impl Metrics {
         self.fed.kv_blocks_idle.set(stats.kv_blocks_idle.into());
     }
 
+    /// Feeds how many adapters run and wait, as routers count them.
+    pub fn observe_lora_requests(&self, stats: &EngineStats, leases: usize) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.fed.lora_requests.observe(stats, leases, now.as_secs());
+    }
+
     /// Feeds the size of the KV memory, known once the base is loaded. There is one series of it.
     pub fn observe_kv_size(&self, block_tokens: u32, blocks: u32) {
         self.fed.cache_config.clear();
@@ -258,6 +268,12 @@ impl Fed {
             running: add(r, "vllm:num_requests_running", "Requests that are being computed", Gauge::default()),
             kv_usage: add(r, "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is all", Ratio::default()),
             cache_config: add(r, "vllm:cache_config_info", "Size of the KV memory, as labels", Family::default()),
+            lora_requests: add(
+                r,
+                "vllm:lora_requests_info",
+                "How many adapters run and wait, as lists of numbers; the value is the time",
+                LoraRequests::default(),
+            ),
             adapter_slots_used: add(r, "tenon_adapter_slots_used", "Adapter slots in use", Gauge::default()),
             adapter_slots: add(r, "tenon_adapter_slots", "Adapter slots", Gauge::default()),
             adapter_cache_bytes: add(r, "tenon_adapter_cache_bytes", "Bytes of adapters in memory", Gauge::default()),
@@ -344,7 +360,9 @@ mod tests {
         let kv = EngineStats { kv_blocks_free: 75, kv_blocks_total: 100, ..EngineStats::default() };
         let prefix = EngineStats { prefix_tokens_asked: 30, prefix_tokens_found: 20, ..kv };
         let guesses = EngineStats { draft_tokens: 8, draft_tokens_accepted: 6, preemptions: 1, ..prefix };
-        metrics.observe_engine(&EngineStats { waiting: 5, running: 2, ..guesses });
+        let stats = EngineStats { waiting: 5, running: 2, ..guesses };
+        metrics.observe_engine(&stats);
+        metrics.observe_lora_requests(&stats, 3);
         metrics.observe_kv_size(16, 100);
         metrics.observe_adapter_cache(1 << 20, 3);
         metrics.observe_adapter_disk(&AdapterDiskStats { bytes: 4096, hits: 6, refused: 1, ..Default::default() });
@@ -362,6 +380,7 @@ mod tests {
             "vllm:num_requests_running 2\n",
             "vllm:kv_cache_usage_perc 0.25\n",
             "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"100\"} 1\n",
+            "vllm:lora_requests_info{max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"#1,#2,#3\"} ",
             "vllm:prefix_cache_queries_total 30\n",
             "vllm:prefix_cache_hits_total 20\n",
             "vllm:spec_decode_num_draft_tokens_total 8\n",
