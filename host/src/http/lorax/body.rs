@@ -27,7 +27,6 @@ pub(crate) struct GenerateBody {
 
 /// What is asked of an answer. Everything may be left out or null.
 #[derive(Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub(crate) struct LoraxParameters {
     /// An alias or digest of the tenant's, or where the adapter lies.
     pub(super) adapter_id: Option<String>,
@@ -38,7 +37,7 @@ pub(crate) struct LoraxParameters {
     /// Opens a private source: a token, or `secret:NAME` for one that the tenant keeps.
     #[schema(value_type = Option<String>)]
     pub(super) api_token: Option<ApiToken>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     do_sample: bool,
     temperature: Option<f32>,
@@ -49,11 +48,11 @@ pub(crate) struct LoraxParameters {
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     seed: Option<u64>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<Vec<String>>)]
     stop: Vec<String>,
     max_new_tokens: Option<i64>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     ignore_eos_token: bool,
     /// Several answers are made and the likeliest is told, the others in `details`; not of a stream, and not with a seed.
@@ -61,16 +60,16 @@ pub(crate) struct LoraxParameters {
     /// Only so many of the last tokens of `inputs`.
     pub(super) truncate: Option<i64>,
     /// `inputs` stands before the text.
-    #[serde(deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     pub(super) return_full_text: bool,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     pub(super) details: bool,
     /// So many of the likeliest tokens stand beside each token.
     return_k_alternatives: Option<i64>,
     /// `inputs` is what a user says, in the base's chat template.
-    #[serde(deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     pub(super) apply_chat_template: bool,
     response_format: Option<LoraxResponseFormat>,
