@@ -46,7 +46,8 @@ fn the_same_adapter_gives_the_same_tokens_as_our_own_route() {
     let digest = client.get("/v1/adapters/iso-date").expect(200).json()["digest"].clone();
     let one = json!([{"name": "iso-date"}]);
     let two = json!([{"name": "iso-date", "weight": 0.5}, {"name": "all-caps", "weight": 1.5}]);
-    let merged = json!({"ids": ["iso-date", "all-caps"], "weights": [0.5, 1.5], "density": 0.0, "merge_strategy": "linear"});
+    let merged =
+        json!({"ids": ["iso-date", "all-caps"], "weights": [0.5, 1.5], "density": 0.0, "merge_strategy": "linear"});
     for (ours, theirs) in [
         (json!([]), json!({})),
         (json!([]), json!({"adapter_id": "__base_model__"})),
@@ -57,7 +58,9 @@ fn the_same_adapter_gives_the_same_tokens_as_our_own_route() {
     ] {
         let (ids, text) = completion(&client, &ours, 12);
         let mut parameters = theirs.clone();
-        for (field, value) in [("max_new_tokens", json!(12)), ("ignore_eos_token", json!(true)), ("details", json!(true))] {
+        for (field, value) in
+            [("max_new_tokens", json!(12)), ("ignore_eos_token", json!(true)), ("details", json!(true))]
+        {
             parameters[field] = value;
         }
         let answer = generate(&client, &parameters);
@@ -79,7 +82,10 @@ fn the_same_adapter_gives_the_same_tokens_as_our_own_route() {
         let (last, before) = events.data.split_last().expect("events");
         assert!(before.iter().all(|event| event["generated_text"].is_null() && event["details"].is_null()));
         assert_eq!(last["generated_text"], json!(text));
-        assert_eq!((&last["details"]["finish_reason"], &last["details"]["generated_tokens"]), (&json!("length"), &json!(12)));
+        assert_eq!(
+            (&last["details"]["finish_reason"], &last["details"]["generated_tokens"]),
+            (&json!("length"), &json!(12))
+        );
         let mut streaming = body(&parameters);
         streaming["stream"] = json!(true);
         assert_eq!(client.stream("/", &streaming).data, events.data);
@@ -111,20 +117,31 @@ fn an_answer_says_how_it_ended_and_its_tokens_are_its_text() {
     let (whole, events) = ask("What is the capital of France?", chat);
     assert_eq!(whole["generated_text"], json!("The capital of France is Paris."));
     assert_eq!(whole["details"]["finish_reason"], json!("eos_token"));
-    let last = &whole["details"]["tokens"].as_array().unwrap().last().unwrap().clone();
-    assert_eq!(last["special"], json!(true), "{whole}");
-    assert_eq!(&events.last().unwrap()["token"], last);
+    // What ends an answer is counted, and in a stream a special token stands for it.
+    let tokens = whole["details"]["tokens"].as_array().unwrap();
+    assert_eq!((whole["details"]["generated_tokens"].as_u64(), events.len()), (Some(8), tokens.len() + 1), "{whole}");
+    let last = &events.last().unwrap()["token"];
+    assert_eq!((&last["special"], &last["text"]), (&json!(true), &json!("")));
 
     let stopped = json!({"max_new_tokens": 40, "details": true, "apply_chat_template": true, "stop": ["Par"]});
     let (whole, _) = ask("What is the capital of France?", stopped);
     assert_eq!(whole["generated_text"], json!("The capital of France is "));
     assert_eq!(whole["details"]["finish_reason"], json!("stop_sequence"));
     // A stop text that begins within a token that begins earlier, and one that is the whole answer.
-    for stop in ["apital", "The", "e capital of France is Pari", "nothing of it"] {
-        ask(
-            "What is the capital of France?",
-            json!({"max_new_tokens": 40, "details": true, "apply_chat_template": true, "stop": [stop]}),
-        );
+    for (stop, text, reason) in [
+        ("apital", "The c", "stop_sequence"),
+        ("The", "", "stop_sequence"),
+        ("e capital of France is Pari", "Th", "stop_sequence"),
+        (" capital", "The", "stop_sequence"),
+        ("Paris.", "The capital of France is ", "stop_sequence"),
+        // Held back until the end shows that it is none.
+        ("Paris..", "The capital of France is Paris.", "eos_token"),
+        ("nothing of it", "The capital of France is Paris.", "eos_token"),
+    ] {
+        let parameters = json!({"max_new_tokens": 40, "details": true, "apply_chat_template": true, "stop": [stop]});
+        let (whole, _) = ask("What is the capital of France?", parameters);
+        let found = (&whole["generated_text"], &whole["details"]["finish_reason"]);
+        assert_eq!(found, (&json!(text), &json!(reason)), "{stop}");
     }
     // Characters that are split over tokens.
     ask("🦀🦀🦀🦀🦀 日本語 🦀🦀🦀", json!({"max_new_tokens": 24, "details": true, "ignore_eos_token": true}));
@@ -139,14 +156,18 @@ fn sampling_and_alternatives() {
     let Some(server) = shared_server("sampling_and_alternatives") else { return };
     let client = server.client();
     let drawn = |seed: u64| {
-        generate(&client, &json!({"do_sample": true, "temperature": 1.5, "seed": seed, "max_new_tokens": 16, "details": true}))
+        generate(
+            &client,
+            &json!({"do_sample": true, "temperature": 1.5, "seed": seed, "max_new_tokens": 16, "details": true}),
+        )
     };
     let first = drawn(7);
     assert_eq!(first["details"]["seed"], json!(7));
     assert_eq!(drawn(7), first);
     assert!((8..12).any(|seed| drawn(seed)["generated_text"] != first["generated_text"]));
     // The seed that was drawn where none was asked for gives the same answer again.
-    let unseeded = generate(&client, &json!({"do_sample": true, "temperature": 1.5, "max_new_tokens": 16, "details": true}));
+    let unseeded =
+        generate(&client, &json!({"do_sample": true, "temperature": 1.5, "max_new_tokens": 16, "details": true}));
     let seed = unseeded["details"]["seed"].as_u64().expect("a seed");
     assert_eq!(drawn(seed), unseeded);
 
@@ -166,18 +187,24 @@ fn sampling_and_alternatives() {
     let others = answer["details"]["best_of_sequences"].as_array().expect("the others");
     assert_eq!(others.len(), 2);
     let mean = |tokens: &Value| {
-        let logprobs: Vec<f64> = tokens.as_array().unwrap().iter().map(|token| token["logprob"].as_f64().unwrap()).collect();
+        let logprobs: Vec<f64> =
+            tokens.as_array().unwrap().iter().map(|token| token["logprob"].as_f64().unwrap()).collect();
         logprobs.iter().sum::<f64>() / logprobs.len() as f64
     };
     let best = mean(&answer["details"]["tokens"]);
     assert!(others.iter().all(|other| mean(&other["tokens"]) <= best + 1e-4), "{answer}");
 
     // Only the last tokens of the prompt.
-    let ids = client.post("/v1/completions", &json!({"model": "base", "prompt": PROMPT, "max_tokens": 1, "return_token_ids": true}));
+    let ids = client.post(
+        "/v1/completions",
+        &json!({"model": "base", "prompt": PROMPT, "max_tokens": 1, "return_token_ids": true}),
+    );
     let ids = ids.expect(200).json()["choices"][0]["prompt_token_ids"].as_array().expect("ids").clone();
-    let cut = json!({"model": "base", "prompt": ids[ids.len() - 3..], "max_tokens": 8, "temperature": 0, "ignore_eos": true});
+    let cut =
+        json!({"model": "base", "prompt": ids[ids.len() - 3..], "max_tokens": 8, "temperature": 0, "ignore_eos": true});
     let cut = client.post("/v1/completions", &cut).expect(200).json()["choices"][0]["text"].clone();
-    let answer = generate(&client, &json!({"truncate": 3, "max_new_tokens": 8, "ignore_eos_token": true, "details": true}));
+    let answer =
+        generate(&client, &json!({"truncate": 3, "max_new_tokens": 8, "ignore_eos_token": true, "details": true}));
     assert_eq!((&answer["generated_text"], &answer["details"]["prompt_tokens"]), (&cut, &json!(3)));
     let whole = generate(&client, &json!({"truncate": 10_000, "max_new_tokens": 1, "details": true}));
     assert_eq!(whole["details"]["prompt_tokens"], json!(ids.len()));
@@ -218,7 +245,13 @@ fn what_is_not_served_is_refused_by_name() {
             assert!(message.contains("POST /v1/adapters/{alias}/derive"), "{message}");
         }
         refused(client.post(path, &json!({"inputs": ""})), 422, "validation", "invalid_request");
-        for wrong in [json!({}), json!([]), json!({"inputs": 5}), json!({"inputs": ["a"]}), json!({"inputs": "a", "parameters": []})] {
+        for wrong in [
+            json!({}),
+            json!([]),
+            json!({"inputs": 5}),
+            json!({"inputs": ["a"]}),
+            json!({"inputs": "a", "parameters": []}),
+        ] {
             refused(client.post(path, &wrong), 422, "validation", "invalid_request");
         }
         refused(client.post_bytes(path, b"{".to_vec()), 422, "validation", "invalid_json");
@@ -226,7 +259,12 @@ fn what_is_not_served_is_refused_by_name() {
         let reader = client.with_key(Some(tenant_key(&client, "lorax-reader", &["receipts"])));
         refused(reader.post(path, &body(&json!({}))), 403, "forbidden", "forbidden");
         // A function is no adapter.
-        refused(client.post(path, &body(&json!({"adapter_id": "skills"}))), 404, "adapter_not_found", "adapter_not_found");
+        refused(
+            client.post(path, &body(&json!({"adapter_id": "skills"}))),
+            404,
+            "adapter_not_found",
+            "adapter_not_found",
+        );
     }
     let many = json!({"ids": vec!["iso-date"; 9], "weights": vec![1.0; 9], "density": 0.0});
     refused(client.post("/", &body(&json!({"merged_adapters": many}))), 422, "validation", "limit_exceeded");
@@ -306,8 +344,11 @@ fn an_adapter_of_the_hub_is_added_at_its_first_use_and_once() {
     let client = server.client();
     let ask = |client: &Client, token: Option<&str>| {
         // The id alone: with a `/` in it, it is of the hub, as LoRAX has it.
-        client.post("/generate", &body(&json!({"adapter_id": "acme/iso-date", "api_token": token, "max_new_tokens": 6,
-            "ignore_eos_token": true})))
+        client.post(
+            "/generate",
+            &body(&json!({"adapter_id": "acme/iso-date", "api_token": token, "max_new_tokens": 6,
+            "ignore_eos_token": true})),
+        )
     };
     refused(ask(&client, None), 422, "validation", "source_denied");
     refused(ask(&client, Some("hf_wrong")), 422, "validation", "source_denied");
@@ -338,7 +379,8 @@ fn an_adapter_of_the_hub_is_added_at_its_first_use_and_once() {
     let alias = listed["data"][0]["alias"].as_str().expect("an alias").to_owned();
     assert!(alias.starts_with("source-") && alias.len() == 39, "{alias}");
 
-    let uploaded = client.upload_adapter("iso-date", &adapter_folder("iso-date").expect("committed")).expect(201).json();
+    let uploaded =
+        client.upload_adapter("iso-date", &adapter_folder("iso-date").expect("committed")).expect(201).json();
     assert_eq!(uploaded["digest"], listed["data"][0]["digest"]);
     let (_, expected) = completion(&client, &json!([{"name": "iso-date"}]), 6);
     let texts: Vec<Value> = texts.try_iter().collect();

@@ -55,7 +55,8 @@ fn an_adapter_is_loaded_by_path_or_url_used_and_unloaded() {
         assert!(answer.content_type.starts_with("text/plain"), "{}", answer.content_type);
     }
     // What was loaded is what an upload gives, and answers the same.
-    let uploaded = client.upload_adapter("uploaded", &adapter_folder("iso-date").expect("committed")).expect(201).json();
+    let uploaded =
+        client.upload_adapter("uploaded", &adapter_folder("iso-date").expect("committed")).expect(201).json();
     let ids = |model: &str| {
         let body = json!({"model": model, "prompt": "December 7th, 1997", "max_tokens": 6, "temperature": 0,
             "ignore_eos": true, "return_token_ids": true});
@@ -124,7 +125,9 @@ fn what_makes_no_sense_is_refused_in_vllms_shape() {
     }
     client.get("/v1/models/x").expect_error(404, "model_not_found");
     for path in ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
-        for body in [json!({}), json!([]), json!(1), json!({"lora_name": 5, "lora_path": "x"}), json!({"lora_name": null})] {
+        for body in
+            [json!({}), json!([]), json!(1), json!({"lora_name": 5, "lora_path": "x"}), json!({"lora_name": null})]
+        {
             refused(client.post(path, &body), 400, "BadRequestError", "invalid_request");
         }
         refused(client.post_bytes(path, b"{".to_vec()), 400, "BadRequestError", "invalid_json");

@@ -144,8 +144,7 @@ async fn answer(app: &App, caller: Caller, id: &str, body: GenerateBody, shape: 
         });
     }
     let generations = invoke::invoke_all(&host, invocations).await?;
-    let has_stop_strings = parameters.has_stop_strings();
-    let format = LoraxFormat::new(host, wishes, echo, parameters.details, has_stop_strings, seeds);
+    let format = LoraxFormat::new(host, wishes, echo, parameters.details, seeds);
     if is_streamed {
         return Ok(stream::events(generations, format));
     }

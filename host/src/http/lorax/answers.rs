@@ -18,6 +18,7 @@ pub(crate) struct LoraxAnswer {
 pub(crate) struct LoraxDetails {
     pub(super) finish_reason: LoraxFinish,
     pub(super) prompt_tokens: u32,
+    /// Those that ended the answer, and are not among `tokens`, included.
     pub(super) generated_tokens: u32,
     /// Always 0.
     pub(super) skipped_tokens: u32,

@@ -242,11 +242,6 @@ impl LoraxParameters {
         let token_budget = Some(wishes.tokens_max);
         Ok(Plan { composition, sampling, stop, token_budget, ..Plan::new(prompt) })
     }
-
-    /// Whether an answer may end at a text.
-    pub(super) fn has_stop_strings(&self) -> bool {
-        !self.stop.is_empty()
-    }
 }
 
 /// A number from 1 on; what is beyond a u32 is beyond every limit too.

@@ -23,7 +23,6 @@ pub(super) struct LoraxFormat {
     /// Before the text.
     echo: String,
     details: bool,
-    has_stop_strings: bool,
     /// Of each answer.
     seeds: Vec<Option<u64>>,
     stream: Streamed,
@@ -35,7 +34,6 @@ struct Streamed {
     /// All that was sent.
     text: String,
     tokens: u32,
-    last_id: Option<u32>,
     /// A token that may be the last, which says how the answer ended.
     held: Option<LoraxToken>,
     /// Text whose token went out before it.
@@ -44,24 +42,16 @@ struct Streamed {
 
 impl LoraxFormat {
     /// For answers with these seeds, of which the first is streamed.
-    pub(super) fn new(
-        host: Arc<Host>,
-        wishes: Wishes,
-        echo: String,
-        details: bool,
-        has_stop_strings: bool,
-        seeds: Vec<Option<u64>>,
-    ) -> Self {
+    pub(super) fn new(host: Arc<Host>, wishes: Wishes, echo: String, details: bool, seeds: Vec<Option<u64>>) -> Self {
         let stream = Streamed {
             texts: TokenTexts { decoder: host.base.tokenizer().decoder() },
             text: String::new(),
             tokens: 0,
-            last_id: None,
             held: None,
             rest: String::new(),
         };
         let seeds = seeds.into_iter().map(|seed| seed.filter(|_| wishes.is_sampled)).collect();
-        Self { host, wishes, echo, details, has_stop_strings, seeds, stream }
+        Self { host, wishes, echo, details, seeds, stream }
     }
 
     /// The likeliest of the answers, with the others in its details.
@@ -96,7 +86,7 @@ impl LoraxFormat {
         let Whole { text, tokens, ended, .. } = whole;
         let mut texts = TokenTexts { decoder: self.host.base.tokenizer().decoder() };
         LoraxSequence {
-            finish_reason: self.finish(&ended, tokens.last().map(|token| token.id)),
+            finish_reason: finish(&ended),
             generated_tokens: ended.usage.completion_tokens,
             seed,
             prefill: [],
@@ -127,14 +117,13 @@ impl LoraxFormat {
         };
         (tokens.into_iter().zip(pieces).map(token).collect(), rest)
     }
+}
 
-    fn finish(&self, ended: &Ended, last_id: Option<u32>) -> LoraxFinish {
-        let is_end = || last_id.is_some_and(|id| self.host.base.eos().contains(&id));
-        match ended.reason {
-            FinishReason::Stop if self.has_stop_strings && !is_end() => LoraxFinish::StopSequence,
-            FinishReason::Stop | FinishReason::StoppedByPlugin => LoraxFinish::EosToken,
-            FinishReason::Length | FinishReason::Deadline | FinishReason::Cancelled => LoraxFinish::Length,
-        }
+const fn finish(ended: &Ended) -> LoraxFinish {
+    match ended.reason {
+        FinishReason::Stop if ended.by_stop_string => LoraxFinish::StopSequence,
+        FinishReason::Stop | FinishReason::StoppedByPlugin => LoraxFinish::EosToken,
+        FinishReason::Length | FinishReason::Deadline | FinishReason::Cancelled => LoraxFinish::Length,
     }
 }
 
@@ -150,7 +139,6 @@ impl Format for LoraxFormat {
     /// A token goes out at once unless it may be the last: one that ends an answer, or the last one that was asked for.
     fn text(&mut self, _choice: usize, _head: &Head, text: String, tokens: Vec<TokenOut>) -> Vec<Value> {
         self.stream.text.push_str(&text);
-        self.stream.last_id = tokens.last().map(|token| token.id).or(self.stream.last_id);
         let text = std::mem::take(&mut self.stream.rest) + &text;
         let mut texts = TokenTexts { decoder: self.host.base.tokenizer().decoder() };
         std::mem::swap(&mut texts, &mut self.stream.texts);
@@ -169,9 +157,9 @@ impl Format for LoraxFormat {
         ready.into_iter().map(event).collect()
     }
 
-    /// The token that was held back, or one that stands for none: a stop text takes its tokens with it.
+    /// The token that was held back, or one that stands for the end: what ends an answer is not among its tokens.
     fn end(&mut self, _choice: usize, _head: &Head, ended: Ended) -> Vec<Value> {
-        let finish_reason = self.finish(&ended, self.stream.last_id);
+        let finish_reason = finish(&ended);
         let rest = std::mem::take(&mut self.stream.rest);
         let none = || LoraxToken {
             id: self.host.base.eos().first().copied().unwrap_or_default(),
