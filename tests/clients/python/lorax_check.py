@@ -138,8 +138,13 @@ def alternatives_stand_beside_the_tokens():
     answer = client.generate(QUESTION, max_new_tokens=4, return_k_alternatives=3)
     for token in answer.details.tokens:
         equal([len(token.alternative_tokens), token.alternative_tokens[0].id], [3, token.id])
-    streamed = client.generate_stream(QUESTION, max_new_tokens=4, return_k_alternatives=3)
-    equal([event.token for event in streamed], answer.details.tokens)
+
+    # The synchronous client cannot ask for them in a stream.
+    async def stream():
+        asynchronous = lorax.AsyncClient(URL, headers=headers(KEY))
+        return [event.token async for event in asynchronous.generate_stream(QUESTION, max_new_tokens=4, return_k_alternatives=3)]
+
+    equal(asyncio.run(stream()), answer.details.tokens)
 
 
 @check
@@ -203,7 +208,11 @@ def the_asynchronous_client_says_the_same():
 
     whole, events = asyncio.run(both())
     equal(whole, client.generate(DATE, adapter_id="iso-date", max_new_tokens=8))
-    equal(([event.token for event in events], events[-1].generated_text), (whole.details.tokens, whole.generated_text))
+    equal(whole.details.finish_reason, types.FinishReason.EndOfSequenceToken)
+    # A special token stands for the end that the model made.
+    equal([event.token for event in events if not event.token.special], whole.details.tokens)
+    equal((events[-1].token.special, events[-1].token.text, events[-1].generated_text), (True, "", whole.generated_text))
+    equal(events[-1].details.finish_reason, types.FinishReason.EndOfSequenceToken)
 
 
 @check
