@@ -419,3 +419,23 @@ fn an_adapter_of_the_hub_is_added_at_its_first_use_and_once() {
     let log = server.log();
     assert!(!log.contains("hf_right") && !log.contains("hf_wrong"), "{log}");
 }
+
+#[test]
+fn an_error_in_mid_stream_is_the_last_event() {
+    let test = "an_error_in_mid_stream_is_the_last_event";
+    let Some(server) = Server::start(test, Options::f32()) else { return };
+    let client = server.client();
+    let uploaded =
+        client.upload_adapter("iso-date", &adapter_folder("iso-date").expect("committed")).expect(201).json();
+    let digest = uploaded["digest"].as_str().expect("a digest").to_owned();
+    let parameters = json!({"adapter_id": "iso-date", "max_new_tokens": 3000, "ignore_eos_token": true});
+    let response = client.open("/generate_stream", &body(&parameters));
+    let mut lines = Client::lines(response).lines().map(|line| line.expect("the stream is read to its end"));
+    let first = lines.find(|line| !line.is_empty()).expect("an event");
+    assert!(first.starts_with("data:{\"token\":{"), "{first}");
+    client.put(&format!("/v1/revocations/{digest}"), &json!({"reason": "leaked"})).expect(201);
+    let last = lines.filter(|line| !line.is_empty()).last().expect("an event");
+    let error: Value = serde_json::from_str(last.strip_prefix("data:").expect("an event")).expect("JSON");
+    assert_eq!((&error["error_type"], &error["code"]), (&json!("revoked"), &json!("revoked")), "{error}");
+    refused(client.post("/generate", &body(&parameters)), 410, "revoked", "revoked");
+}

@@ -19,7 +19,7 @@ use types::{Message, Prompt};
 
 use super::auth::Caller;
 use super::wire::{self, RawBody};
-use super::{App, RequestId, error, stream};
+use super::{App, RequestId, error, openapi, stream};
 use crate::error::Error;
 use crate::host::Host;
 use crate::invoke::{self, Handling, Invocation, Target};
@@ -41,7 +41,7 @@ enum Shape {
     responses(
         (status = 200, description = "A list of one answer; with `stream`, server-sent events as `/generate_stream` sends them",
             headers(("x-tenon-receipt" = String, description = "The receipts' identifiers")),
-            content((Vec<LoraxAnswer> = "application/json"), (LoraxEvent = "text/event-stream"))),
+            content((Vec<LoraxAnswer> = "application/json"), (openapi::Event = "text/event-stream"))),
         (status = 409, description = "Another caller was faster with an adapter that is added"),
         (status = 429, description = "Too many of the caller's requests wait; `Retry-After` says when to come back"),
     ))]
@@ -77,8 +77,8 @@ pub(crate) async fn generate(
 #[utoipa::path(post, path = "/generate_stream", tag = "lorax", operation_id = "lorax_generate_stream",
     request_body = GenerateBody,
     responses(
-        (status = 200, description = "Server-sent events; the last one has `generated_text`, and no `[DONE]` follows it",
-            body = LoraxEvent, content_type = "text/event-stream",
+        (status = 200, description = "Server-sent events whose `data` is a `LoraxEvent`; the last one has `generated_text`, and no `[DONE]` follows it",
+            body = openapi::Event, content_type = "text/event-stream",
             headers(("x-tenon-receipt" = String, description = "The receipt's identifier"))),
         (status = 409, description = "Another caller was faster with an adapter that is added"),
         (status = 429, description = "Too many of the caller's requests wait; `Retry-After` says when to come back"),

@@ -71,7 +71,7 @@ use super::{
         revocations::list,
         revocations::put,
     ),
-    components(schemas(error::ErrorBody, lorax::LoraxError, vllm::VllmError))
+    components(schemas(error::ErrorBody, lorax::LoraxError, lorax::LoraxEvent, vllm::VllmError))
 )]
 struct Document;
 

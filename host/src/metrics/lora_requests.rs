@@ -1,9 +1,10 @@
 //! `vllm:lora_requests_info`, by which the Gateway API inference extension knows how many adapters a server runs: one series
-//! whose labels are lists of names and whose value is the time. Not here: when it is fed.
+//! whose labels are lists of names and whose value is the time.
 //!
 //! The names would tell one tenant what another runs, since `/metrics` needs no key, and so would anything that stays the same
 //! for an adapter, a keyed digest too: who owns the same adapter sees it come up. So an adapter is a number of that moment, `#1`,
 //! `#2`, …, which no alias can be. Routers count them against `max_lora` rightly, and never find the adapter that they look for.
+//! Not here: when it is fed.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
