@@ -15,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    App, Route, adapters, admin, error, functions, invoke, logs, lorax, operations, receipts, revocations, secrets,
-    usage, vllm,
+    App, Route, adapters, admin, error, functions, invoke, logs, lorax, operations, pins, receipts, revocations,
+    secrets, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -44,6 +44,8 @@ use super::{
         adapters::put,
         adapters::show,
         adapters::remove,
+        pins::put,
+        pins::remove,
         secrets::list,
         secrets::put,
         secrets::remove,

@@ -5,6 +5,8 @@
 
 use types::{Composition, CompositionPart, Digest};
 
+use crate::Stretch;
+
 /// From where on an adapter acts, if not on every token. Made by the host, which knows what the adapter is invoked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Activation {
@@ -18,8 +20,10 @@ pub struct Activation {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct ActivePart {
     pub(crate) part: CompositionPart,
-    /// It acts on this token and on every later one.
+    /// It acts on this token and on those after it.
     pub(crate) first_token: usize,
+    /// And no more on this one, if there is an end.
+    pub(crate) end_token: Option<usize>,
 }
 
 /// The parts that act on some token, in canonical order.
@@ -27,14 +31,16 @@ pub(crate) struct ActivePart {
 pub(crate) struct ActiveParts(Vec<ActivePart>);
 
 impl ActiveParts {
-    /// A part whose adapter has no activation acts on every token; one that acts on none is left out.
-    pub(crate) fn new(composition: &Composition, activations: &[Activation]) -> Self {
-        let first_token = |adapter: Digest| match activations.iter().find(|activation| activation.adapter == adapter) {
-            Some(activation) => activation.first_token.map(|first| first as usize),
-            None => Some(0),
-        };
-        let active = |part: &CompositionPart| Some(ActivePart { part: *part, first_token: first_token(part.adapter)? });
-        Self(composition.parts().iter().filter_map(active).collect())
+    /// A part whose adapter has no activation acts on every token of its stretch; one that acts on none is left out.
+    pub(crate) fn new(composition: &Composition, activations: &[Activation], stretches: &[Stretch]) -> Self {
+        let (mut parts, mut start) = (Vec::new(), 0);
+        for Stretch { composition, activations, end } in stretches {
+            let end = *end as usize;
+            parts.extend(acting(composition, activations, start, Some(end)));
+            start = end;
+        }
+        parts.extend(acting(composition, activations, start, None));
+        Self(parts)
     }
 
     pub(crate) fn as_slice(&self) -> &[ActivePart] {
@@ -43,16 +49,38 @@ impl ActiveParts {
 
     /// The parts that act on the token at this position, in canonical order.
     pub(crate) fn at(&self, position: usize) -> impl Iterator<Item = &CompositionPart> {
-        self.0.iter().filter(move |part| part.first_token <= position).map(|part| &part.part)
+        let acts =
+            move |part: &&ActivePart| part.first_token <= position && part.end_token.is_none_or(|end| position < end);
+        self.0.iter().filter(acts).map(|part| &part.part)
     }
 
     /// Positions at which other parts act than on the token before, ascending.
     pub(crate) fn changes(&self) -> Vec<usize> {
-        let mut changes: Vec<usize> = self.0.iter().map(|part| part.first_token).filter(|first| *first > 0).collect();
+        let ends = self.0.iter().filter_map(|part| part.end_token);
+        let starts = self.0.iter().map(|part| part.first_token).filter(|first| *first > 0);
+        let mut changes: Vec<usize> = starts.chain(ends).collect();
         changes.sort_unstable();
         changes.dedup();
         changes
     }
+}
+
+/// The parts of a composition that acts on the tokens from `start` to `end`.
+fn acting<'a>(
+    composition: &'a Composition,
+    activations: &'a [Activation],
+    start: usize,
+    end_token: Option<usize>,
+) -> impl Iterator<Item = ActivePart> + 'a {
+    composition.parts().iter().filter_map(move |part| {
+        let begins = match activations.iter().find(|activation| activation.adapter == part.adapter) {
+            Some(activation) => activation.first_token? as usize,
+            None => 0,
+        };
+        let first_token = begins.max(start);
+        let acts = end_token.is_none_or(|end| first_token < end);
+        acts.then_some(ActivePart { part: *part, first_token, end_token })
+    })
 }
 
 #[cfg(test)]
@@ -79,7 +107,7 @@ mod tests {
         ]);
         let activation = |adapter, first_token| Activation { adapter, first_token };
         let activations = [activation(two, Some(5)), activation(three, None), activation(four, Some(0))];
-        let parts = ActiveParts::new(&composition, &activations);
+        let parts = ActiveParts::new(&composition, &activations, &[]);
         let at = |position| parts.at(position).map(|part| (part.adapter, part.layers.end)).collect::<Vec<_>>();
         let without = |gone: &[Digest]| {
             let left = composition.parts().iter().filter(|part| !gone.contains(&part.adapter));
@@ -90,6 +118,33 @@ mod tests {
         assert_eq!(at(5), without(&[three]));
         assert_eq!(at(5).len(), 4);
         assert_eq!(parts.changes(), [5]);
-        assert_eq!(ActiveParts::new(&composition, &[]).at(0).count(), 5);
+        assert_eq!(ActiveParts::new(&composition, &[], &[]).at(0).count(), 5);
+    }
+
+    #[test]
+    fn after_a_switch_the_next_composition_acts_and_the_last_one_no_more() {
+        let [one, two, three] = ["one", "two", "three"].map(|name| Digest::of(name.as_bytes()));
+        let of = |adapters: &[Digest]| {
+            let part = |adapter: &Digest| CompositionPart {
+                adapter: *adapter,
+                weight: 1.0,
+                modules: ModuleSet::ALL,
+                layers: LayerRange::ALL,
+            };
+            Composition::new(adapters.iter().map(part))
+        };
+        let begins = |adapter, first| vec![Activation { adapter, first_token: Some(first) }];
+        let stretches = [
+            Stretch { composition: of(&[one, two]), activations: begins(two, 2), end: 4 },
+            Stretch { composition: of(&[]), activations: Vec::new(), end: 6 },
+            Stretch { composition: of(&[three]), activations: begins(three, 9), end: 8 },
+        ];
+        let parts = ActiveParts::new(&of(&[one, three]), &begins(three, 10), &stretches);
+        let at = |position| parts.at(position).map(|part| part.adapter).collect::<Vec<_>>();
+        let both = of(&[one, two]).parts().iter().map(|part| part.adapter).collect::<Vec<_>>();
+        assert_eq!((at(0), at(1), at(2), at(3)), (vec![one], vec![one], both.clone(), both));
+        assert_eq!((at(4), at(5), at(6), at(7)), (vec![], vec![], vec![], vec![]));
+        assert_eq!((at(8), at(9), at(10).len()), (vec![one], vec![one], 2));
+        assert_eq!(parts.changes(), [2, 4, 8, 10]);
     }
 }

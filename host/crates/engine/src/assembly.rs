@@ -49,7 +49,7 @@ fn add_sequence<A>(sequence: &Sequence<A>, block_tokens: u32, batch: &mut Batch)
 
 /// First all first parts, then all second parts, and so on: each row meets its parts in canonical order, and neighbours
 /// that have the same part at the same place share a segment even if they differ elsewhere. A sequence's rows before a part
-/// begins are not in that part's segment.
+/// begins or after it ends are not in that part's segment.
 fn add_segments<A>(sequences: &[Sequence<A>], order: &[usize], batch: &mut Batch) {
     let ordered = || order.iter().filter_map(|&index| sequences.get(index));
     let depth_max = ordered().map(|sequence| sequence.slots.len()).max().unwrap_or(0);
@@ -82,9 +82,12 @@ fn part_at<'a, A>(
     depth: usize,
     rows: &Range<u32>,
 ) -> Option<(&'a CompositionPart, Slot, Range<u32>)> {
-    let (ActivePart { part, first_token }, slot) = sequence.parts().iter().zip(sequence.slots.iter()).nth(depth)?;
+    let (ActivePart { part, first_token, end_token }, slot) =
+        sequence.parts().iter().zip(sequence.slots.iter()).nth(depth)?;
     let before = u32::try_from(first_token.saturating_sub(sequence.computed)).unwrap_or(u32::MAX);
-    let rows = rows.start.saturating_add(before)..rows.end;
+    let left = end_token.map(|end| u32::try_from(end.saturating_sub(sequence.computed)).unwrap_or(u32::MAX));
+    let end = left.map_or(rows.end, |left| rows.start.saturating_add(left).min(rows.end));
+    let rows = rows.start.saturating_add(before)..end;
     (!rows.is_empty()).then_some((part, *slot, rows))
 }
 

@@ -105,7 +105,7 @@ mod tests {
         let activation =
             |(name, first_token): &(&[u8], _)| Activation { adapter: Digest::of(name), first_token: *first_token };
         let activations: Vec<_> = begin.iter().map(activation).collect();
-        let parts = ActiveParts::new(&Composition::new(parts), &activations);
+        let parts = ActiveParts::new(&Composition::new(parts), &activations, &[]);
         KvContexts::new(Digest::of(tenant), Digest::of(base), &parts)
     }
 

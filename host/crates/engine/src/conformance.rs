@@ -6,7 +6,8 @@ use std::time::Duration;
 use types::{Digest, Grants, Plan, PlanEntry, PlanLimits, Prompt, Sampling, ValidPlan};
 
 use crate::{
-    Activation, Engine, EngineConfig, ModelRunner, SpeculationConfig, Submission, Terms, TokenEvent, TokenStream,
+    Activation, Continuation, Engine, EngineConfig, ModelRunner, SpeculationConfig, Submission, Terms, TokenEvent,
+    TokenStream,
 };
 
 /// What a runner is tried with.
@@ -192,7 +193,8 @@ fn submission<A>(input: &ConformanceInput<A>, request: &Request) -> Result<Submi
     let plan = ValidPlan::check(plan, &ByDigest, &limits).map_err(|error| error.to_string())?;
     let terms = Terms::default();
     let (prompt, adapters, activations) = (prompt.clone(), input.adapters.clone(), activations.clone());
-    Ok(Submission { plan, prompt, adapters, activations, seed: 5, terms })
+    let continues = Continuation::default();
+    Ok(Submission { plan, prompt, adapters, activations, continues, seed: 5, terms })
 }
 
 /// Grants what is named by its digest.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use types::Digest;
 
+use crate::active_parts::ActiveParts;
 use crate::door::{Door, Place};
-use crate::{EngineConfig, GenerationError, RunnerShape, Submission, SubmitError, Terms, TokenEvent};
+use crate::{Continuation, EngineConfig, GenerationError, RunnerShape, Submission, SubmitError, Terms, TokenEvent};
 
 /// Places of the inbox, at most: tokio's limit on channels, less the one to stop and the one to revoke.
 const WAITING_REQUESTS_MAX: usize = (1 << 24) - 2;
@@ -171,6 +172,7 @@ impl<A> EngineHandle<A> {
                 && one.terms.kv_salt == two.terms.kv_salt
                 && one.plan.composition() == two.plan.composition()
                 && one.activations == two.activations
+                && one.continues == two.continues
         };
         let mut families: Vec<Option<u64>> = vec![None; submissions.len()];
         for (index, submission) in submissions.iter().enumerate().skip(1) {
@@ -194,13 +196,19 @@ impl<A> EngineHandle<A> {
         if let Some(&id) = submission.prompt.iter().find(|&&id| id >= vocabulary) {
             return Err(SubmitError::UnknownToken { id, vocabulary });
         }
-        let parts = submission.plan.composition().parts();
-        let needed: BTreeSet<Digest> = parts.iter().map(|part| part.adapter).collect();
+        let Continuation { generated_tokens, stretches } = &submission.continues;
+        let ends: Vec<u32> = stretches.iter().map(|stretch| stretch.end).collect();
+        let is_inside = ends.last().is_none_or(|end| *end as usize <= tokens) && (*generated_tokens as usize) < tokens;
+        if !is_inside || !ends.is_sorted() {
+            return Err(SubmitError::Continuation);
+        }
+        let composition = submission.plan.composition();
+        let all = stretches.iter().map(|stretch| &stretch.composition).chain([composition]);
+        let needed: BTreeSet<Digest> = all.flat_map(|one| one.parts()).map(|part| part.adapter).collect();
         let slots = self.shape.adapter_slots;
-        let never = |digest: &Digest| {
-            submission.activations.iter().any(|one| one.adapter == *digest && one.first_token.is_none())
-        };
-        let adapters = needed.iter().filter(|digest| !never(digest)).count();
+        let parts = ActiveParts::new(composition, &submission.activations, stretches);
+        let acting: BTreeSet<Digest> = parts.as_slice().iter().map(|part| part.part.adapter).collect();
+        let adapters = acting.len();
         if adapters > slots as usize {
             return Err(SubmitError::TooManyAdapters { adapters, slots });
         }

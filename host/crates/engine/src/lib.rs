@@ -43,5 +43,5 @@ pub use handle::{Clock, EngineHandle, EngineStats, TokenStream};
 pub use runner::{ModelRunner, RunnerError, RunnerShape};
 pub use seen_tokens::SeenToken;
 pub use speculation::SpeculationConfig;
-pub use submission::{GenerationError, Submission, SubmitError, Terms, TokenEvent};
+pub use submission::{Continuation, GenerationError, Stretch, Submission, SubmitError, Terms, TokenEvent};
 pub use thread::{EngineThread, Started, start};

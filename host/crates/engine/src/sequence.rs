@@ -16,7 +16,7 @@ use crate::door::Place;
 use crate::handle::Arrival;
 use crate::lookup::Lookup;
 use crate::seen_tokens::SeenTokens;
-use crate::{Batch, GenerationError, SampleRequest, SampledToken, Slot, Terms, TokenEvent};
+use crate::{Batch, Continuation, GenerationError, SampleRequest, SampledToken, Slot, Terms, TokenEvent};
 
 /// The order in which sequences run: the first is served first and gives way last.
 pub(crate) type RunOrder = (Reverse<i8>, u64);
@@ -83,9 +83,14 @@ impl<A> Sequence<A> {
         let Arrival { submission, submitted, events, place, family } = arrival;
         let plan = submission.plan;
         let mut tokens = submission.prompt;
-        let prompt_tokens = tokens.len();
-        let parts = ActiveParts::new(plan.composition(), &submission.activations);
-        let seen = SeenTokens::new(plan.sampling(), &tokens);
+        let Continuation { generated_tokens, stretches } = submission.continues;
+        let prompt_tokens = tokens.len().saturating_sub(generated_tokens as usize);
+        let parts = ActiveParts::new(plan.composition(), &submission.activations, &stretches);
+        let (asked, generated) = tokens.split_at(prompt_tokens);
+        let mut seen = SeenTokens::new(plan.sampling(), asked);
+        if let Some(seen) = &mut seen {
+            generated.iter().for_each(|id| seen.push(*id));
+        }
         let output = (plan.output_tokens_max() as usize).min(shape.tokens_max.saturating_sub(prompt_tokens));
         let tokens_max = prompt_tokens + output;
         tokens.reserve_exact(output);
@@ -146,7 +151,8 @@ impl<A> Sequence<A> {
     /// The first of these that it has in its composition, invoked or not, or was made by.
     pub(crate) fn depends_on(&self, digests: &BTreeSet<Digest>) -> Option<Digest> {
         let named = self.plan.composition().parts().iter().map(|part| part.adapter);
-        named.chain(self.terms.author).find(|digest| digests.contains(digest))
+        let acting = self.parts().iter().map(|part| part.part.adapter);
+        named.chain(acting).chain(self.terms.author).find(|digest| digests.contains(digest))
     }
 
     /// The adapters of its parts, in order.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use types::{Blame, Digest, FinishReason, Usage, ValidPlan};
+use types::{Blame, Composition, Digest, FinishReason, Usage, ValidPlan};
 
 use crate::Activation;
 
@@ -18,10 +18,33 @@ pub struct Submission<A> {
     pub adapters: Vec<(Digest, Arc<A>)>,
     /// From where on adapters of the composition act; those that are not named act on every token.
     pub activations: Vec<Activation>,
+    /// What came before, if it goes on with another composition.
+    pub continues: Continuation,
     /// Seed of the draw.
     pub seed: u64,
     /// For whom, and how.
     pub terms: Terms,
+}
+
+/// An answer that goes on with another composition than it began with. Nothing by default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Continuation {
+    /// How many tokens at the end of the prompt are the answer's: they count as generated, not as asked.
+    pub generated_tokens: u32,
+    /// What acted on its tokens so far, in order: their KV is as it was. The plan's composition acts from the end of the last
+    /// one on. Empty if it acts on all tokens.
+    pub stretches: Vec<Stretch>,
+}
+
+/// A composition that acted on tokens up to some position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stretch {
+    /// The composition.
+    pub composition: Composition,
+    /// As in [`Submission::activations`], for this composition.
+    pub activations: Vec<Activation>,
+    /// Position of the first token that it does not act on.
+    pub end: u32,
 }
 
 /// For whom a request is served, and how, beside what its plan says. Made by the host.
@@ -37,13 +60,15 @@ pub struct Terms {
     pub speculation: bool,
     /// What the plan was made by, if not by the caller: a plugin. It may be revoked.
     pub author: Option<Digest>,
+    /// Whether its adapters leave their slots as soon as nobody uses them, rather than when a slot is needed.
+    pub unload: bool,
 }
 
 impl Default for Terms {
     /// One tenant, which shares with itself.
     fn default() -> Self {
         let nobody = Digest::from_bytes([0; 32]);
-        Self { tenant: nobody, kv_salt: nobody, priority: 0, speculation: true, author: None }
+        Self { tenant: nobody, kv_salt: nobody, priority: 0, speculation: true, author: None, unload: false }
     }
 }
 
@@ -102,6 +127,9 @@ pub enum SubmitError {
         /// How many there are.
         slots: u32,
     },
+    /// What it goes on from is longer than its prompt, or not in order.
+    #[error("a continuation is of more than its prompt")]
+    Continuation,
     /// A composition names an adapter that was not handed over with it.
     #[error("adapter {0} was not handed over with the plan")]
     MissingAdapter(Digest),
@@ -121,7 +149,7 @@ impl SubmitError {
             Self::PromptLength { .. } => "context_length_exceeded",
             Self::UnknownToken { .. } => "unknown_token",
             Self::TooManyAdapters { .. } => "limit_exceeded",
-            Self::MissingAdapter(_) => "internal",
+            Self::MissingAdapter(_) | Self::Continuation => "internal",
             Self::Stopped => "shutting_down",
         }
     }
@@ -144,7 +172,7 @@ impl SubmitError {
                 Blame::Capacity
             }
             Self::PromptLength { .. } | Self::UnknownToken { .. } | Self::TooManyAdapters { .. } => Blame::Caller,
-            Self::MissingAdapter(_) => Blame::Host,
+            Self::MissingAdapter(_) | Self::Continuation => Blame::Host,
         }
     }
 }

@@ -6,6 +6,7 @@ mod guesses;
 mod random;
 mod sharing;
 mod steps;
+mod switches;
 mod threads;
 
 use std::sync::Arc;
@@ -130,7 +131,8 @@ impl Request {
             .map(|(name, first_token)| Activation { adapter: Digest::of(name.as_bytes()), first_token: *first_token })
             .collect();
         let (prompt, adapters, seed) = (self.prompt.clone(), adapters.collect(), self.seed.unwrap_or(0));
-        Submission { plan, prompt, adapters, activations, seed, terms: self.terms }
+        let continues = Continuation::default();
+        Submission { plan, prompt, adapters, activations, continues, seed, terms: self.terms }
     }
 
     /// What must come of it if nothing goes wrong: the tokens sent, why it ends, what it used.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
-    Activation, Batch, Engine, EngineConfig, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot,
+    Activation, Batch, Continuation, Engine, EngineConfig, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot,
     SpeculationConfig, Submission, Terms, TokenEvent, TokenStream,
 };
 use types::{Digest, Grants, Plan, PlanEntry, PlanLimits, Prompt, ValidPlan};
@@ -73,7 +73,8 @@ fn submission(number: u32, penalised: bool) -> Submission<()> {
     let first_token = (number % 4 != 1).then_some(number % 2 * 7);
     let activations = vec![Activation { adapter: Digest::of(names[0].as_bytes()), first_token }];
     let terms = Terms { tenant, kv_salt: tenant, ..Terms::default() };
-    Submission { plan, prompt, adapters, activations, seed: 1, terms }
+    let continues = Continuation::default();
+    Submission { plan, prompt, adapters, activations, continues, seed: 1, terms }
 }
 
 fn read(streams: &mut [TokenStream]) -> usize {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use engine::{Activation, Engine, EngineConfig, Submission, Terms, TokenEvent};
+use engine::{Activation, Continuation, Engine, EngineConfig, Submission, Terms, TokenEvent};
 use types::{Digest, Grants, Plan, PlanEntry, PlanLimits, Prompt, ValidPlan};
 
 use super::*;
@@ -139,6 +139,7 @@ fn submission(case: &Case, adapter: Option<&Arc<LoraAdapter>>) -> Submission<Lor
         prompt: case.prompt.clone(),
         adapters: adapter.map(|adapter| (digest, Arc::clone(adapter))).into_iter().collect(),
         activations: adapter.map(activation).into_iter().collect(),
+        continues: Continuation::default(),
         seed: 0,
         terms: Terms::default(),
     }
