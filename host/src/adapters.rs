@@ -1,13 +1,14 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
-//! sign them), `leases` (how one is lent), `loads` (the work that is under way), `memory` and `residents` (what is packed),
-//! `disk` (what was packed before).
+//! sign them), `leases` (how one is lent), `loads` (the work that is under way), `first_use` (what is named by where it lies),
+//! `memory` and `residents` (what is packed), `disk` (what was packed before).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
 mod disk;
 mod error;
+mod first_use;
 mod keep;
 mod leases;
 mod loads;
@@ -32,6 +33,7 @@ use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::revocation::{Revocation, Revocations};
 use crate::store::Store;
 use disk::DiskTier;
+use first_use::FirstUses;
 use loads::{Loads, lost};
 use memory::HostMemory;
 use owners::{AliasRecord, Owners};
@@ -181,6 +183,7 @@ pub struct AdapterStore {
     /// Loads that nobody waits for.
     prefetches: Arc<Semaphore>,
     loads: Loads,
+    first_uses: FirstUses,
     _sweeper: AbortOnDropHandle<()>,
 }
 
@@ -231,6 +234,7 @@ impl AdapterStore {
             on_load: config.on_load,
             prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)),
             loads: Loads::new(config.loads_max),
+            first_uses: FirstUses::new(),
         })
     }
 

@@ -5,6 +5,7 @@ mod adapters;
 mod admin;
 mod answers;
 mod auth;
+mod dialect;
 mod drain;
 mod error;
 mod functions;
@@ -13,6 +14,7 @@ mod in_process;
 mod invoke;
 mod listen;
 mod logs;
+mod lorax;
 mod malformed;
 mod openai;
 mod openapi;
@@ -25,6 +27,7 @@ mod secrets;
 mod stream;
 mod tls;
 mod usage;
+mod vllm;
 mod wire;
 
 pub(crate) use answers::AdapterReport;
@@ -49,6 +52,7 @@ use crate::host::Host;
 use crate::metrics::Metrics;
 use crate::tenants::Right;
 use auth::Access;
+use dialect::Dialect;
 
 /// Sent with every answer.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -101,14 +105,23 @@ fn new_request_id() -> String {
 struct Route {
     path: &'static str,
     access: Access,
+    /// How its errors are told.
+    dialect: Dialect,
     methods: MethodRouter<App>,
+}
+
+impl Route {
+    /// The same, whose errors have another server's shape.
+    fn speaking(self, dialect: Dialect) -> Self {
+        Self { dialect, ..self }
+    }
 }
 
 /// Every route that there is. A route cannot be written down without its access.
 fn routes(limits: &HttpLimits) -> Vec<Route> {
     use Access::{Needs, Public};
     use Right::{Adapters, Admin, Deploy, Invoke, Receipts};
-    let route = |path, access, methods| Route { path, access, methods };
+    let route = |path, access, methods| Route { path, access, dialect: Dialect::Own, methods };
     let plugin_body = DefaultBodyLimit::max(limits.upload_bytes_max);
     let adapter_body = DefaultBodyLimit::max(adapters::adapter_bytes_max(limits));
     vec![
@@ -140,6 +153,12 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/v1/models/{id}", Needs(Invoke), get(openai::model)),
         route("/v1/completions", Needs(Invoke), post(openai::completions)),
         route("/v1/chat/completions", Needs(Invoke), post(openai::chat)),
+        route("/", Needs(Invoke), post(lorax::compatible)).speaking(Dialect::Lorax),
+        route("/generate", Needs(Invoke), post(lorax::generate)).speaking(Dialect::Lorax),
+        route("/generate_stream", Needs(Invoke), post(lorax::generate_stream)).speaking(Dialect::Lorax),
+        route("/info", Needs(Invoke), get(lorax::info)).speaking(Dialect::Lorax),
+        route("/v1/load_lora_adapter", Needs(Adapters), post(vllm::load)).speaking(Dialect::Vllm),
+        route("/v1/unload_lora_adapter", Needs(Adapters), post(vllm::unload)).speaking(Dialect::Vllm),
         route("/v1/receipts", Needs(Receipts), get(receipts::list)),
         route("/v1/receipts/export", Needs(Receipts), get(receipts::export)),
         route("/v1/receipts/keys", Needs(Receipts), get(receipts::keys)),
@@ -157,12 +176,17 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
 /// The router with access, limits and request ids in place.
 pub(crate) fn router(app: App) -> Router {
     let mut router = Router::new();
-    for Route { path, access, methods } in routes(app.limits()) {
+    for Route { path, access, dialect, methods } in routes(app.limits()) {
         let methods = match access {
             Access::Public => methods,
             Access::Needs(right) => {
                 methods.route_layer(middleware::from_fn_with_state((app.clone(), right), auth::require))
             }
+        };
+        // Outermost, so that a refused key is told in the route's own words too.
+        let methods = match dialect {
+            Dialect::Own => methods,
+            _ => methods.layer(middleware::map_response(move |response| dialect.translate(response))),
         };
         router = router.route(path, methods);
     }
@@ -220,7 +244,7 @@ mod tests {
             router(app()).oneshot(request).await.expect("answer")
         };
         assert_eq!(ask("/health").await.status(), StatusCode::OK);
-        for path in ["/ready", "/v1/models", "/v1/adapters", "/v1/receipts", "/v1/tenants"] {
+        for path in ["/ready", "/v1/models", "/v1/adapters", "/v1/receipts", "/v1/tenants", "/info"] {
             let answer = ask(path).await;
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
             assert!(

@@ -4,9 +4,11 @@
 //!
 //! Not here: when something is counted, and the receipts, which are what is charged by.
 
+mod lora_requests;
+
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::EngineStats;
 use plugin::PluginStats;
@@ -19,6 +21,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 use crate::adapters::{AdapterDiskStats, AdapterMemoryStats, Evictions, LoadTimes, LoadedFrom};
 use crate::receipt::ReceiptCounts;
+use lora_requests::LoraRequests;
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -112,6 +115,7 @@ struct Fed {
     running: Gauge,
     kv_usage: Ratio,
     cache_config: Family<CacheConfigLabels, Gauge>,
+    lora_requests: LoraRequests,
     adapter_slots_used: Gauge,
     adapter_slots: Gauge,
     adapter_bytes: Family<TierLabel, Gauge>,
@@ -238,6 +242,12 @@ impl Metrics {
         self.fed.kv_blocks_idle.set(stats.kv_blocks_idle.into());
     }
 
+    /// Feeds how many adapters run and wait, as routers count them.
+    pub fn observe_lora_requests(&self, stats: &EngineStats, leases: usize) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.fed.lora_requests.observe(stats, leases, now.as_secs());
+    }
+
     /// Feeds the size of the KV memory, known once the base is loaded. There is one series of it.
     pub fn observe_kv_size(&self, block_tokens: u32, blocks: u32) {
         self.fed.cache_config.clear();
@@ -344,6 +354,12 @@ impl Fed {
             running: add(r, "vllm:num_requests_running", "Requests that are being computed", Gauge::default()),
             kv_usage: add(r, "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is all", Ratio::default()),
             cache_config: add(r, "vllm:cache_config_info", "Size of the KV memory, as labels", Family::default()),
+            lora_requests: add(
+                r,
+                "vllm:lora_requests_info",
+                "How many adapters run and wait, as lists of numbers; the value is the time",
+                LoraRequests::default(),
+            ),
             adapter_slots_used: add(r, "tenon_adapter_slots_used", "Adapter slots in use", Gauge::default()),
             adapter_slots: add(r, "tenon_adapter_slots", "Adapter slots", Gauge::default()),
             adapter_bytes: add(r, "tenon_adapter_bytes", "Bytes of packed adapters, by tier", Family::default()),

@@ -1,4 +1,5 @@
-//! Real clients, unmodified, against a real server: PyPI's and npm's `openai`, and schemathesis with the served document.
+//! Real clients, unmodified, against a real server: PyPI's and npm's `openai`, PyPI's `lorax-client` and `openlora-client`, and
+//! schemathesis with the served document.
 //! `cargo xtask test --stage clients` installs them; where they are not, these tests say that they were skipped.
 
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use tests::{Client, Options, Server, deploy_examples, repository, shared_server,
 /// Lines `ok …` of each script, so that no check is skipped silently.
 const PYTHON_CHECKS: usize = 29;
 const NODE_CHECKS: usize = 21;
+const LORAX_CHECKS: usize = 19;
 
 /// Examples of each operation in schemathesis's second phase; the others are as many as the document asks for.
 const EXAMPLES_MAX: &str = "30";
@@ -84,6 +86,19 @@ fn the_python_client_works_unmodified() {
     script.arg(scripts().join("python/check.py")).env("PYTHONDONTWRITEBYTECODE", "1");
     let version = pinned(&scripts().join("python/requirements.txt"), "\nopenai==");
     run_checks(test, script, &version, PYTHON_CHECKS);
+}
+
+#[test]
+fn the_clients_of_lorax_and_openlora_work_unmodified() {
+    let test = "the_clients_of_lorax_and_openlora_work_unmodified";
+    let Some(folder) = installed(test, "python") else { return };
+    for (module, distribution) in [("lorax", "lorax-client"), ("openlora", "openlora-client")] {
+        let mut script = Command::new(folder.join("bin/python"));
+        script.arg(scripts().join("python/lorax_check.py")).args([module, distribution]);
+        script.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONWARNINGS", "ignore::DeprecationWarning");
+        let version = pinned(&scripts().join("python/requirements.txt"), &format!("\n{distribution}=="));
+        run_checks(test, script, &version, LORAX_CHECKS);
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The real clients that the tests run: PyPI's `openai` and `schemathesis` and npm's `openai`, at pinned versions, installed
-//! once into `target/clients`. Not here: what they check, which is `tests/clients` and `tests/it/clients.rs`.
+//! The real clients that the tests run: PyPI's `openai`, `lorax-client`, `openlora-client` and `schemathesis` and npm's `openai`, at
+//! pinned versions, installed once into `target/clients`. Not here: what they check, which is `tests/clients` and `tests/it/clients.rs`.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -170,6 +170,23 @@ impl Sources {
         Ok(Source(Place::Remote(remote)))
     }
 
+    /// The URL of a folder that is named by its path: absolute, or from the root on.
+    pub(super) fn folder_url(&self, path: &str) -> Result<String, AdapterError> {
+        self.root.as_ref().ok_or(AdapterError::NoRoot)?.url(path)
+    }
+
+    /// Where a token for this source goes.
+    pub(super) fn token_origin(&self, url: &str) -> Result<Url, AdapterError> {
+        let scheme = url.split_once("://").unwrap_or_default().0.to_ascii_lowercase();
+        let origin = match scheme.as_str() {
+            "hf" => hugging_face::endpoint(&self.config),
+            "http" | "https" => Url::parse(url).ok(),
+            "s3" => return Err(AdapterError::BadSource("s3:// takes keys and no token: keep them as a secret")),
+            _ => return Err(AdapterError::BadSource("a token is of no use for this source; leave it out")),
+        };
+        origin.ok_or(AdapterError::BadSource("it is not a URL"))
+    }
+
     /// Brings the files here, once for all of the tenant who ask for them at the same time with the same credentials.
     pub(super) async fn open(
         &self,

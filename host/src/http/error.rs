@@ -80,9 +80,14 @@ pub(crate) fn body(error: &Error) -> Value {
         500..=599 => "server_error",
         _ => "invalid_request_error",
     };
-    let (message, code) = (shorten(&error.public_message()), error.code().to_owned());
-    let error = ErrorObject { message, kind, code, param: error.param().map(str::to_owned) };
+    let code = error.code().to_owned();
+    let error = ErrorObject { message: message(error), kind, code, param: error.param().map(str::to_owned) };
     serde_json::to_value(ErrorBody { error }).unwrap_or_default()
+}
+
+/// What is told, whatever the shape of the answer.
+pub(super) fn message(error: &Error) -> String {
+    shorten(&error.public_message())
 }
 
 /// Writes an error to the log, at the level that its blame asks for.

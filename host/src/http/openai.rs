@@ -47,16 +47,19 @@ pub(crate) async fn model(caller: Caller, PathText(id): PathText) -> Result<Json
 
 async fn cards(caller: &Caller) -> Result<Vec<Value>, Error> {
     let Caller { host, principal } = caller;
-    let card = |id: &str, kind: &str| json!({"id": id, "object": "model", "created": 0, "owned_by": kind});
-    let mut cards = vec![card(BASE, "tenon")];
-    if host.base.name() != BASE {
-        cards.push(card(host.base.name(), "tenon"));
+    // `root` and `parent` as vLLM has them: what stands behind a name, and the base of an adapter.
+    let card = |id: &str, kind: &str, root: Option<&str>, parent: Option<&str>| json!({"id": id, "object": "model", "created": 0, "owned_by": kind, "root": root, "parent": parent});
+    let base = host.base.name();
+    let mut cards = vec![card(BASE, "tenon", Some(base), None)];
+    if base != BASE {
+        cards.push(card(base, "tenon", Some(base), None));
     }
     for adapter in host.adapters.list(&principal.tenant).await? {
-        cards.push(card(adapter.alias.as_str(), "adapter"));
+        let digest = adapter.digest.to_string();
+        cards.push(card(adapter.alias.as_str(), "adapter", Some(&digest), Some(BASE)));
     }
     for function in host.registry.list(&principal.tenant).await? {
-        cards.push(card(function.function.as_str(), "function"));
+        cards.push(card(function.function.as_str(), "function", None, None));
     }
     Ok(cards)
 }

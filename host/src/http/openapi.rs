@@ -15,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    App, Route, adapters, admin, error, functions, invoke, logs, operations, pins, receipts, revocations, secrets,
-    usage,
+    App, Route, adapters, admin, error, functions, invoke, logs, lorax, operations, pins, receipts, revocations,
+    secrets, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -53,6 +53,12 @@ use super::{
         super::openai::model,
         super::openai::completions,
         super::openai::chat,
+        lorax::compatible,
+        lorax::generate,
+        lorax::generate_stream,
+        lorax::info,
+        vllm::load,
+        vllm::unload,
         receipts::list,
         receipts::export,
         receipts::keys,
@@ -67,7 +73,7 @@ use super::{
         revocations::list,
         revocations::put,
     ),
-    components(schemas(error::ErrorBody))
+    components(schemas(error::ErrorBody, lorax::LoraxError, lorax::LoraxEvent, vllm::VllmError))
 )]
 struct Document;
 
@@ -160,13 +166,14 @@ mod tests {
     #[test]
     fn every_error_has_the_error_object_and_every_answer_a_request_id() {
         let document = parsed();
-        let operations = document["paths"].as_object().expect("paths").values();
-        for operation in operations.flat_map(|item| item.as_object().expect("an item").values()) {
-            for (status, response) in operation["responses"].as_object().expect("responses") {
-                assert!(response["headers"].get("x-request-id").is_some(), "{operation}");
-                let reference = response.pointer("/content/application~1json/schema/$ref");
-                let is_error = reference == Some(&"#/components/schemas/ErrorBody".into());
-                assert_eq!(is_error, status.as_str() >= "400", "{status} {operation}");
+        for route in routes(&HttpLimits::default()) {
+            let schema = Value::from(format!("#/components/schemas/{}", route.dialect.schema()));
+            for operation in document["paths"][route.path].as_object().expect("an item").values() {
+                for (status, response) in operation["responses"].as_object().expect("responses") {
+                    assert!(response["headers"].get("x-request-id").is_some(), "{operation}");
+                    let is_error = response.pointer("/content/application~1json/schema/$ref") == Some(&schema);
+                    assert_eq!(is_error, status.as_str() >= "400", "{status} {operation}");
+                }
             }
         }
     }

@@ -39,7 +39,9 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
     if let Some(host) = app.ready() {
         let shape = host.engine.shape();
-        app.metrics.observe_engine(&host.engine.stats());
+        let (stats, leases) = (host.engine.stats(), host.adapters.leases());
+        app.metrics.observe_engine(&stats);
+        app.metrics.observe_lora_requests(&stats, leases);
         app.metrics.observe_kv_size(shape.block_tokens, shape.kv_blocks);
         app.metrics.observe_adapter_memory(&host.adapters.memory_stats());
         app.metrics.observe_adapter_disk(&host.adapters.disk_stats());

@@ -20,6 +20,11 @@ use crate::invoke::{Ended, Generation, Head, Piece, TokenOut};
 
 /// How a route writes the pieces of its choices, each named by its index.
 pub(crate) trait Format: Send + 'static {
+    /// What an event's line begins with.
+    const DATA: &'static str = "data: ";
+    /// What ends a stream.
+    const END: &'static str = "data: [DONE]\n\n";
+
     /// Before the first piece.
     fn begin(&mut self, heads: &[Arc<Head>]) -> Vec<Value>;
     /// Text as it comes.
@@ -29,6 +34,10 @@ pub(crate) trait Format: Send + 'static {
     /// After the end of the last one.
     fn close(&mut self) -> Vec<Value> {
         Vec::new()
+    }
+    /// The event of an error in mid-stream.
+    fn failed(&mut self, failure: &Error) -> Value {
+        error::body(failure)
     }
 }
 
@@ -67,7 +76,7 @@ pub(crate) fn json<'a>(heads: impl IntoIterator<Item = &'a Arc<Head>>, value: Va
     error::with_receipt(Json(value).into_response(), &receipts(heads))
 }
 
-/// Server-sent events, ended by `data: [DONE]`. An error in mid-stream is an event of its own.
+/// Server-sent events, ended as their format says. An error in mid-stream is an event of its own.
 pub(crate) fn events(generations: Vec<Generation>, format: impl Format) -> Response {
     let receipts = receipts(&heads(&generations));
     let mut response = Response::new(Body::from_stream(event_stream(generations, format)));
@@ -109,20 +118,21 @@ fn event_stream<F: Format>(generations: Vec<Generation>, format: F) -> impl Stre
     stream::unfold(State::Begin(choices), async |state| match state {
         State::Begin(mut choices) => {
             let first = choices.format.begin(&choices.heads);
-            Some((Ok(frame(&first)), State::Running(choices)))
+            Some((Ok(frame::<F>(&first)), State::Running(choices)))
         }
         State::Running(mut choices) => match choices.pieces.next().await? {
             (choice, Ok(piece)) => {
                 let values = choices.values(choice, piece);
                 if choices.open == 0 {
-                    return Some((Ok(last(&values)), State::Ended));
+                    return Some((Ok(last::<F>(&values)), State::Ended));
                 }
-                Some((Ok(frame(&values)), State::Running(choices)))
+                Some((Ok(frame::<F>(&values)), State::Running(choices)))
             }
             (choice, Err(failure)) => {
                 error::log(&failure, choices.heads.get(choice).map_or("", |head| &head.request_id));
                 // The other choices are dropped, which cancels them.
-                Some((Ok(last(&[error::body(&failure)])), State::Ended))
+                let value = choices.format.failed(&failure);
+                Some((Ok(last::<F>(&[value])), State::Ended))
             }
         },
         State::Ended => None,
@@ -151,12 +161,14 @@ impl<F: Format> Choices<F> {
     }
 }
 
-fn frame(values: &[Value]) -> Bytes {
-    values.iter().map(|value| format!("data: {value}\n\n")).collect::<String>().into()
+fn frame<F: Format>(values: &[Value]) -> Bytes {
+    text::<F>(values).into()
 }
 
-fn last(values: &[Value]) -> Bytes {
-    let mut text: String = values.iter().map(|value| format!("data: {value}\n\n")).collect();
-    text.push_str("data: [DONE]\n\n");
-    text.into()
+fn last<F: Format>(values: &[Value]) -> Bytes {
+    (text::<F>(values) + F::END).into()
+}
+
+fn text<F: Format>(values: &[Value]) -> String {
+    values.iter().map(|value| format!("{}{value}\n\n", F::DATA)).collect()
 }

@@ -11,6 +11,7 @@ pub(crate) use admin::{AdapterSource, NewKey, NewSecret, NewSigners, NewTenant, 
 pub(crate) use invoke::{InvokeBody, chat_request, text_request};
 pub(crate) use messages::plain_messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};
+pub(crate) use refused::{Asks, unsupported};
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::StatusCode;
@@ -72,6 +73,8 @@ pub(crate) fn parse<T: DeserializeOwned>(body: impl AsRef<[u8]>) -> Result<T, Er
 }
 
 /// For a field that may be left out, or be `null`, which many clients write in place of leaving it out.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }

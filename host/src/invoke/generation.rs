@@ -56,6 +56,8 @@ pub(crate) enum Piece {
 #[derive(Clone, Debug)]
 pub(crate) struct Ended {
     pub(crate) reason: FinishReason,
+    /// Whether a stop string did it.
+    pub(crate) by_stop_string: bool,
     pub(crate) usage: Usage,
     pub(crate) metadata: Vec<(String, String)>,
 }
@@ -219,7 +221,8 @@ impl Generation {
         progress.answered(&text);
         let outcome = receipt::Outcome { finish: Some(FinishReason::Stop), ..progress.outcome() };
         receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
-        let ended = Ended { reason: FinishReason::Stop, usage: Usage::default(), metadata: Vec::new() };
+        let (reason, usage) = (FinishReason::Stop, Usage::default());
+        let ended = Ended { reason, by_stop_string: false, usage, metadata: Vec::new() };
         let head = Head {
             request_id: request.id.clone(),
             receipt_id,
@@ -361,6 +364,7 @@ impl Generation {
     /// `rest` are its last tokens, which print nothing.
     async fn finish(&mut self, reason: FinishReason, usage: Option<Usage>, rest: Vec<TokenOut>) -> Result<(), Error> {
         let Some(source) = self.source.as_mut() else { return Ok(()) };
+        let by_stop_string = source.stop.is_met();
         let usage = usage.unwrap_or_else(|| self.progress.usage());
         self.progress.completion_tokens = usage.completion_tokens;
         let mut ending = Ending::default();
@@ -391,7 +395,7 @@ impl Generation {
             receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
         }
         self.host.metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
-        self.ready.push_back(Piece::End(Ended { reason, usage, metadata: ending.metadata }));
+        self.ready.push_back(Piece::End(Ended { reason, by_stop_string, usage, metadata: ending.metadata }));
         Ok(())
     }
 

@@ -6,12 +6,13 @@
 pub(crate) struct StopMatcher {
     strings: Vec<String>,
     held: String,
+    is_met: bool,
 }
 
 impl StopMatcher {
     /// Watches for these; none of them is empty.
     pub(crate) fn new(strings: &[String]) -> Self {
-        Self { strings: strings.to_vec(), held: String::new() }
+        Self { strings: strings.to_vec(), held: String::new(), is_met: false }
     }
 
     /// Takes text, returns what may be let through now, and whether a stop string was met.
@@ -23,11 +24,17 @@ impl StopMatcher {
         if let Some(at) = self.strings.iter().filter_map(|string| self.held.find(string)).min() {
             let mut before = std::mem::take(&mut self.held);
             before.truncate(at);
+            self.is_met = true;
             return (before, true);
         }
         let kept = self.strings.iter().map(|string| overlap(&self.held, string)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - kept);
         (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// Whether one of them was met.
+    pub(crate) const fn is_met(&self) -> bool {
+        self.is_met
     }
 
     /// What is held back still; the text has ended.

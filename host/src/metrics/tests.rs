@@ -7,7 +7,9 @@ fn fed() -> Metrics {
     let kv = EngineStats { kv_blocks_free: 75, kv_blocks_total: 100, ..EngineStats::default() };
     let prefix = EngineStats { prefix_tokens_asked: 30, prefix_tokens_found: 20, ..kv };
     let guesses = EngineStats { draft_tokens: 8, draft_tokens_accepted: 6, preemptions: 1, ..prefix };
-    metrics.observe_engine(&EngineStats { waiting: 5, running: 2, ..guesses });
+    let stats = EngineStats { waiting: 5, running: 2, ..guesses };
+    metrics.observe_engine(&stats);
+    metrics.observe_lora_requests(&stats, 3);
     metrics.observe_kv_size(16, 100);
     metrics.observe_adapter_memory(&AdapterMemoryStats {
         bytes: 1 << 20,
@@ -41,6 +43,7 @@ fn routers_find_what_they_look_for() {
         "vllm:num_requests_running 2\n",
         "vllm:kv_cache_usage_perc 0.25\n",
         "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"100\"} 1\n",
+        "vllm:lora_requests_info{max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"#1,#2,#3\"} ",
         "vllm:prefix_cache_queries_total 30\n",
         "vllm:prefix_cache_hits_total 20\n",
         "vllm:spec_decode_num_draft_tokens_total 8\n",

@@ -50,6 +50,9 @@ enum Kind {
     Key,
     Revocation,
     Secret,
+    Lorax,
+    LoadLora,
+    UnloadLora,
     None,
 }
 
@@ -61,6 +64,12 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("PUT", "/v1/adapters/{}", Kind::Adapter),
     ("PUT", "/v1/functions/{}", Kind::Manifest),
     ("POST", "/v1/functions/{}/promote", Kind::Promote),
+    ("POST", "/generate", Kind::Lorax),
+    ("POST", "/", Kind::Lorax),
+    ("POST", "/generate_stream", Kind::Lorax),
+    ("GET", "/info", Kind::None),
+    ("POST", "/v1/load_lora_adapter", Kind::LoadLora),
+    ("POST", "/v1/unload_lora_adapter", Kind::UnloadLora),
     ("POST", "/v1/keys", Kind::Key),
     ("POST", "/v1/tenants", Kind::Tenant),
     ("GET", "/v1/functions/{}", Kind::None),
@@ -114,7 +123,7 @@ fn request(draw: &mut Draw<'_>) -> Request {
     // Half of all for the bodies that hold most.
     let (method, path, kind) = match draw.below(8) {
         0..=2 => draw.pick(&ROUTES[..4]),
-        3 => draw.pick(&ROUTES[..8]),
+        3 => draw.pick(&ROUTES[..10]),
         // An upload starts a process: seldom.
         _ if draw.one_in(64) => ("POST", "/v1/plugins", Kind::Plugin),
         _ => draw.pick(&ROUTES[..ROUTES.len() - 1]),

@@ -42,7 +42,7 @@ impl fmt::Debug for Credential {
 
 impl Credential {
     /// Tells credentials apart without keeping them.
-    pub(super) fn digest(&self) -> Digest {
+    pub(in crate::adapters) fn digest(&self) -> Digest {
         let (kind, parts) = match self {
             Self::Bearer { origin, token } => ("bearer", [origin.as_str(), token.as_str(), ""]),
             Self::S3 { access_key_id, secret_access_key, session_token } => {

@@ -53,6 +53,13 @@ impl AdaptersRoot {
         Ok(Self { path: resolved })
     }
 
+    /// The `file:///…` address of a path, which is taken from the root on if it is not absolute. It may lead elsewhere:
+    /// reading says so.
+    pub(super) fn url(&self, path: &str) -> Result<String, AdapterError> {
+        let url = reqwest::Url::from_file_path(self.path.join(path));
+        url.map(String::from).map_err(|()| AdapterError::BadSource("it is not the path of a folder"))
+    }
+
     /// The files of a folder, each no larger than its limit. Blocking.
     pub(super) fn read_folder(&self, folder: &Path, limits: &AdapterLimits) -> Result<AdapterFiles, AdapterError> {
         let resolved = folder.canonicalize().ok().filter(|folder| folder.starts_with(&self.path));

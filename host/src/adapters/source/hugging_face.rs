@@ -44,8 +44,7 @@ impl Repository {
         if !is_name(organisation) || !is_name(repository) || !is_revision(revision) {
             return Err(bad());
         }
-        let endpoint = config.hugging_face_endpoint.clone().or_else(|| Url::parse(PUBLIC_HUB).ok());
-        let mut url = endpoint.ok_or_else(bad)?;
+        let mut url = endpoint(config).ok_or_else(bad)?;
         // The hub takes a revision as one segment: a `/` in it is escaped.
         let segments = [organisation, repository, "resolve", revision, ""];
         url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(segments);
@@ -54,6 +53,11 @@ impl Repository {
         let authorization = credential.map(|credential| credential.authorization(&url)).transpose()?;
         Ok(Self { name, url, authorization, credential: credential.map(Credential::digest) })
     }
+}
+
+/// Where repositories are asked for.
+pub(super) fn endpoint(config: &SourcesConfig) -> Option<Url> {
+    config.hugging_face_endpoint.clone().or_else(|| Url::parse(PUBLIC_HUB).ok())
 }
 
 fn is_name(text: &str) -> bool {

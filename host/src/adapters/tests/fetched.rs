@@ -72,3 +72,55 @@ async fn who_has_no_room_for_an_alias_fetches_nothing() {
     let error = adapters.add_url(&tenant("acme"), &alias("caps"), &url, None, None).await.expect_err("full");
     assert_eq!((error.code(), server.seen().len()), ("limit_exceeded", 0));
 }
+
+#[tokio::test]
+async fn a_first_use_adds_once_and_a_later_one_changes_nothing() {
+    let server = FaultServer::start(honest).await;
+    let adapters = allowed(&server).await;
+    let (acme, url) = (tenant("acme"), format!("http://{}/caps", server.address));
+    let by_url = adapters.alias_of_source(&url).expect("an alias");
+    assert_eq!(adapters.alias_of_source(&url).expect("an alias"), by_url);
+    assert_ne!(adapters.alias_of_source(&format!("{url}/")).expect("an alias"), by_url);
+
+    let none = format!("{url}-none");
+    for _ in 0..2 {
+        let error = adapters.add_url_once(&acme, &by_url, &none, None).await.expect_err("none");
+        assert_eq!(error.code(), "source_not_found", "a failure is not kept");
+    }
+    let add = || adapters.add_url_once(&acme, &by_url, &url, None);
+    let (one, two, three) = tokio::join!(add(), add(), add());
+    let added = [one, two, three].map(|added| added.expect("there"));
+    assert_eq!(added.iter().filter(|is_new| **is_new).count(), 1);
+    let weights = |seen: &Seen| seen.path == "/caps/adapter_model.safetensors" && seen.range_first().is_none();
+    assert_eq!(server.seen().iter().filter(|seen| weights(seen)).count(), 1);
+
+    // The alias is the truth: it is not asked for again while it is there, and is after it was removed.
+    let before = server.seen().len();
+    assert!(!adapters.add_url_once(&acme, &by_url, &none, None).await.expect("there"));
+    assert_eq!(server.seen().len(), before);
+    adapters.remove(&acme, &by_url).await.expect("removed");
+    assert!(add().await.expect("added"));
+    assert!(server.seen().len() > before);
+    assert!(adapters.info(&tenant("other"), by_url.as_str()).await.expect("asked").is_none());
+}
+
+/// Of those who ask at the same time, each with another credential, one that does not hold fails alone.
+#[tokio::test]
+async fn a_credential_that_does_not_hold_fails_nobody_else() {
+    let private = |seen: &Seen| match seen.header("authorization") {
+        Some("Bearer right") => honest(seen),
+        _ => Reply::status(401),
+    };
+    let server = FaultServer::start(private).await;
+    let adapters = allowed(&server).await;
+    let (acme, url) = (tenant("acme"), format!("http://{}/caps", server.address));
+    let token = |token: &str| {
+        let origin = adapters.token_origin(&url).expect("an origin");
+        Credential::Bearer { origin, token: zeroize::Zeroizing::new(token.to_owned()) }
+    };
+    let (right, wrong, by_url) = (token("right"), token("wrong"), alias("by-url"));
+    let add = |credential| adapters.add_url_once(&acme, &by_url, &url, Some(credential));
+    let (refused, added) = tokio::join!(add(&wrong), add(&right));
+    assert_eq!(refused.expect_err("denied").code(), "source_denied");
+    assert!(added.expect("added"));
+}

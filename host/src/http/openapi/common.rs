@@ -7,6 +7,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{Content, OpenApi, PathItem, RefOr, Required, Response};
 
 use crate::http::auth::Access;
+use crate::http::dialect::Dialect;
 use crate::http::{REQUEST_ID, Route};
 
 /// The name of the one way to say who calls.
@@ -30,14 +31,16 @@ pub(super) fn complete(document: &mut OpenApi, routes: &[Route]) {
     let components = document.components.get_or_insert_default();
     components.add_security_scheme(KEY, SecurityScheme::Http(scheme.build()));
     for (path, item) in &mut document.paths.paths {
-        let access = routes.iter().find(|route| route.path == path).map(|route| route.access);
+        let route = routes.iter().find(|route| route.path == path);
+        let access = route.map(|route| route.access);
+        let dialect = route.map_or(Dialect::Own, |route| route.dialect);
         for operation in operations(item) {
             if let Some(access) = access {
                 secure(operation, access);
             }
             add_parts(operation, path);
-            add_errors(operation);
-            finish_responses(operation);
+            add_errors(operation, dialect);
+            finish_responses(operation, dialect);
         }
     }
 }
@@ -82,12 +85,12 @@ fn add_parts(operation: &mut Operation, path: &str) {
 }
 
 /// The errors that follow from what the operation takes.
-fn add_errors(operation: &mut Operation) {
+fn add_errors(operation: &mut Operation, dialect: Dialect) {
     let takes = |place| operation.parameters.iter().flatten().any(|one| is_in(one, place));
     let (has_part, has_query, has_body) =
         (takes(&ParameterIn::Path), takes(&ParameterIn::Query), operation.request_body.is_some());
     if has_part || has_query || has_body {
-        add(operation, "400", "A request that makes no sense; `param` names the field");
+        add(operation, dialect.refused().as_str(), "A request that makes no sense; the error names the field");
     }
     if has_part || has_body {
         add(operation, "404", "Not there, or not the caller's");
@@ -110,12 +113,12 @@ fn add(operation: &mut Operation, status: &str, description: &str) {
 }
 
 /// Every answer has a request id, and every error the error object.
-fn finish_responses(operation: &mut Operation) {
+fn finish_responses(operation: &mut Operation, dialect: Dialect) {
     for (status, response) in &mut operation.responses.responses {
         let RefOr::T(response) = response else { continue };
         response.headers.insert(REQUEST_ID.to_string(), text_header("The request's identifier, as in the log"));
         if status.as_str() >= "400" && response.content.is_empty() {
-            let content = Content::new(Some(RefOr::<Schema>::Ref(Ref::from_schema_name("ErrorBody"))));
+            let content = Content::new(Some(RefOr::<Schema>::Ref(Ref::from_schema_name(dialect.schema()))));
             response.content.insert("application/json".into(), RefOr::T(content));
         }
         if matches!(status.as_str(), "429" | "503" | "507") {

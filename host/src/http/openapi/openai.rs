@@ -16,6 +16,12 @@ pub(crate) struct Model {
     object: String,
     created: u64,
     owned_by: Owner,
+    /// The base's own name, an adapter's digest.
+    #[schema(required)]
+    root: Option<String>,
+    /// Of an adapter: the base.
+    #[schema(required)]
+    parent: Option<String>,
 }
 
 /// What a model is.

@@ -29,6 +29,6 @@ pub(crate) struct AdapterUpload {
 /// A server-sent event.
 #[derive(ToSchema)]
 pub(crate) struct Event {
-    /// An object in JSON; the last event's is `[DONE]`. An error in mid-stream is the error object.
+    /// An object in JSON; the last event's is `[DONE]`, but on LoRAX's routes. An error in mid-stream is the error object.
     data: String,
 }

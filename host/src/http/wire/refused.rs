@@ -12,6 +12,13 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asks(bool);
 
+impl Asks {
+    /// Whether it does.
+    pub(crate) const fn any(self) -> bool {
+        self.0
+    }
+}
+
 impl<'de> Deserialize<'de> for Asks {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(AsksVisitor).map(Self)
@@ -106,7 +113,7 @@ refused! {
 }
 
 /// The answer to a field that is not served.
-pub(super) fn unsupported(field: &str) -> Error {
+pub(crate) fn unsupported(field: &str) -> Error {
     Error::invalid("unsupported", field, format!("{field} is not supported: leave it out"))
 }
 

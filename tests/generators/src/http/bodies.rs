@@ -19,6 +19,9 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         Kind::Invoke => invoke(draw),
         Kind::Manifest => manifest(draw),
         Kind::Adapter => adapter_source(draw),
+        Kind::Lorax => lorax(draw),
+        Kind::LoadLora => load_lora(draw),
+        Kind::UnloadLora => Json::object([("lora_name", draw.pick(&["two", "one", "", "a/b", "none"]).into())]),
         Kind::Promote => Json::object([("version", number(draw, &["1", "2"]))]),
         Kind::Tenant => Json::object([("name", draw.pick(&["one", "two", "A.b"]).into())]),
         Kind::Key => key(draw),
@@ -72,6 +75,75 @@ fn completion(draw: &mut Draw<'_>) -> Json {
     generation_fields(&mut body, draw);
     if draw.one_in(4) {
         body.set("logprobs", number(draw, &["0", "2", "5", "21"]));
+    }
+    body
+}
+
+/// Fields of LoRAX's parameters, each with values that pass and values that do not.
+const LORAX_FIELDS: &[(&str, &[&str])] = &[
+    (
+        "adapter_id",
+        &["\"tiny\"", "\"none\"", "\"a/b\"", "\"\"", "null", "\"s3://a/b\"", "\"/a\"", "\"__base_model__\"", "1"],
+    ),
+    ("adapter_source", &["\"local\"", "\"hub\"", "\"s3\"", "\"file\"", "\"pbase\"", "\"x\"", "null"]),
+    (
+        "merged_adapters",
+        &[
+            "{\"ids\":[\"tiny\"],\"weights\":[0.5],\"density\":0}",
+            "{\"ids\":[\"tiny\",\"tiny\"],\"weights\":[1,-1],\"merge_strategy\":\"linear\"}",
+            "{\"ids\":[\"tiny\"],\"weights\":[1e39]}",
+            "{\"ids\":[\"tiny\"],\"weights\":[1],\"merge_strategy\":\"ties\",\"density\":0.5}",
+            "{\"ids\":[],\"weights\":[]}",
+            "{\"ids\":[\"a\",\"b\"],\"weights\":[1]}",
+            "null",
+            "{}",
+        ],
+    ),
+    ("api_token", &["\"hf_x\"", "\"secret:one\"", "\"secret:a/b\"", "\"\"", "null", "1", "[\"a\"]", "\"a\\nb\""]),
+    ("do_sample", &["true", "false", "null", "1"]),
+    ("temperature", &["0", "1", "0.7", "-1", "101", "1e39", "null"]),
+    ("top_k", &["1", "5", "0", "-1", "4294967296", "null"]),
+    ("top_p", &["0.5", "1", "0", "1.1", "null"]),
+    ("typical_p", &["0.5", "1", "null"]),
+    ("repetition_penalty", &["1.2", "0", "-1", "null"]),
+    ("frequency_penalty", &["0.5", "2.1", "null"]),
+    ("presence_penalty", &["-0.5", "-2.1", "null"]),
+    ("seed", &["1", "0", "18446744073709551615", "-1", "null"]),
+    ("stop", &["[\"a\"]", "[]", "[\"\"]", "null", "\"a\"", "[\" \",\"e\",\"a\"]"]),
+    ("max_new_tokens", &["1", "4", "8", "9", "0", "-1", "null", "4294967296"]),
+    ("ignore_eos_token", &["true", "false", "null"]),
+    ("best_of", &["1", "2", "8", "9", "0", "null"]),
+    ("truncate", &["1", "3", "0", "-1", "1000000", "null"]),
+    ("watermark", &["true", "false", "null"]),
+    ("return_full_text", &["true", "false", "null"]),
+    ("details", &["true", "false", "null"]),
+    ("decoder_input_details", &["true", "false", "null"]),
+    ("return_k_alternatives", &["1", "3", "20", "21", "0", "null"]),
+    ("apply_chat_template", &["true", "false", "null"]),
+    ("response_format", &["{\"type\":\"json_object\",\"schema\":{}}", "{\"type\":\"text\"}", "null", "{}"]),
+];
+
+fn lorax(draw: &mut Draw<'_>) -> Json {
+    let mut body = Json::object([("inputs", Json::Text(draw.text()))]);
+    if draw.one_in(4) {
+        body.set("stream", draw.pick(&[true, false]).into());
+    }
+    if !draw.one_in(8) {
+        let mut parameters = Json::Object(Vec::new());
+        fields(&mut parameters, LORAX_FIELDS, draw);
+        body.set("parameters", parameters);
+    }
+    body
+}
+
+fn load_lora(draw: &mut Draw<'_>) -> Json {
+    let paths = ["file:///tiny", "tiny", "/tiny", "../tiny", "s3://a/b", "", "hf://a/b", "\u{0}", "a\nb"];
+    let mut body = Json::object([
+        ("lora_name", draw.pick(&["two", "tiny", "base", "", "a/b"]).into()),
+        ("lora_path", draw.pick(&paths).into()),
+    ]);
+    if draw.one_in(3) {
+        body.set("load_inplace", draw.pick(&[true, false]).into());
     }
     body
 }
@@ -204,8 +276,13 @@ const FIELDS: &[(&str, &[&str])] = &[
 ];
 
 fn generation_fields(body: &mut Json, draw: &mut Draw<'_>) {
+    fields(body, FIELDS, draw);
+}
+
+/// Sets some of these.
+fn fields(body: &mut Json, of: &[(&'static str, &'static [&'static str])], draw: &mut Draw<'_>) {
     for _ in 0..draw.below(6) {
-        let (field, values) = draw.pick(FIELDS);
+        let (field, values) = draw.pick(of);
         let value = match draw.below(12) {
             10 => Json::Number(draw.number()),
             11 => Json::any(draw),

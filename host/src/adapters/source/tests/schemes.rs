@@ -68,3 +68,35 @@ async fn objects_of_a_bucket_are_fetched_with_signed_urls_that_nobody_is_told() 
     assert!(message.contains("s3://bucket/none") && !message.contains("X-Amz"), "{message}");
     assert!(!message.contains("files.example"), "{message}");
 }
+
+#[test]
+fn a_token_goes_to_the_origin_of_its_source() {
+    let endpoint = Url::parse("http://hub.example:8080/mirror").expect("a URL");
+    let sources = sources(SourcesConfig { hugging_face_endpoint: Some(endpoint), ..config(1) });
+    let origin = |url: &str| sources.token_origin(url).map(|url| url.origin().ascii_serialization());
+    assert_eq!(origin("hf://a/b").expect("a hub"), "http://hub.example:8080");
+    assert_eq!(origin("HTTPS://a.example/x/y").expect("a site"), "https://a.example");
+    for url in ["s3://bucket/x", "ipfs://cid", "file:///srv/x", "x", "", "ftp://a.example", "https://"] {
+        assert_eq!(origin(url).expect_err("refused").code(), "invalid_source", "{url}");
+    }
+}
+
+#[test]
+fn a_folder_may_be_named_from_the_root_on() {
+    let root = tempfile::tempdir().expect("a folder");
+    let folder = root.path().canonicalize().expect("a folder");
+    let rooted = Sources::new(Some(root.path()), SourcesConfig::default()).expect("sources");
+    for (path, found) in [("a b/c", folder.join("a b/c")), ("", folder.clone()), ("/etc", "/etc".into())] {
+        let url = rooted.folder_url(path).expect("a URL");
+        let parsed = rooted.parse(&url, None).expect("understood");
+        // A path that ends with a separator is the same folder.
+        assert!(format!("{parsed:?}").contains(found.to_str().expect("UTF-8")), "{path}: {parsed:?}");
+    }
+    for path in ["../x", "a/../../x", "%2e%2e/x"] {
+        let url = rooted.folder_url(path).expect("a URL");
+        let leaves = rooted.parse(&url, None).is_ok() && !url.contains("%252e");
+        assert!(!leaves, "{path}: {url}");
+    }
+    let rootless = Sources::new(None, SourcesConfig::default()).expect("sources");
+    assert_eq!(rootless.folder_url("a").expect_err("refused").code(), "adapters_root_not_configured");
+}
