@@ -142,7 +142,8 @@ async fn pin(method: Method, alias: &str, connection: &Connection, printer: Prin
     let (remote, pinned) = (Remote::new(connection)?, method == Method::PUT);
     remote.send(remote.call(method, &format!("/v1/adapters/{}/pin", segment(alias)))).await?;
     let done = if pinned { "pinned" } else { "unpinned" };
-    Ok(printer.result(&json!({"alias": alias, "pinned": pinned}), |_| format!("{alias} {done}"))?)
+    printer.result(&json!({"alias": alias, "pinned": pinned}), |_| format!("{alias} {done}"))?;
+    Ok(())
 }
 
 async fn add(remote: &Remote, alias: &str, source: &str, secret: Option<&str>) -> Result<Value, Failure> {

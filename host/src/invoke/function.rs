@@ -72,7 +72,8 @@ async fn route_live(
     let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
     let grants = grants.with_templates(&manifest.templates);
     let plugin_seed = seed::random()?;
-    let session = session(host, principal, &name, &manifest, plugin_seed, started, log.clone(), &grants).await?;
+    let live = (&name, &*manifest, &grants);
+    let session = session(host, principal, live, plugin_seed, started, log.clone()).await?;
     let source = StoredComponents(host.artifacts.clone());
     let mut instance = host.plugins.start(manifest.plugin, &source, session).await?;
     let begun = Instant::now();
@@ -139,12 +140,10 @@ fn rejection_code(code: &str) -> String {
 async fn session(
     host: &Arc<Host>,
     principal: &Principal,
-    name: &FunctionName,
-    manifest: &Manifest,
+    (name, manifest, grants): (&FunctionName, &Manifest, &ResolvedGrants),
     seed: u64,
     started: Instant,
     log: InvocationLog,
-    grants: &ResolvedGrants,
 ) -> Result<Session, Error> {
     let mut entries = Vec::new();
     for adapter in &manifest.adapters {

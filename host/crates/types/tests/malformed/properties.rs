@@ -2,7 +2,7 @@
 
 use generators::{Draw, Granted, PlanCase, plan_case};
 use types::{
-    Composition, Digest, Grants as _, LayerRange, Plan, PlanEntry, PlanError, PlanLimits, Prompt, Span, ValidCold,
+    ColdPolicy, Composition, Digest, Grants as _, LayerRange, Plan, PlanEntry, PlanError, PlanLimits, Prompt, Span, ValidCold,
     ValidPlan,
 };
 
@@ -136,7 +136,14 @@ fn is_canonical(valid: &ValidPlan, plan: &Plan, limits: &PlanLimits) {
         layers: Some(part.layers),
         ..PlanEntry::whole(part.adapter.to_string(), part.weight)
     };
+    let cold = match valid.cold() {
+        Some(ValidCold::Fallback(composition)) => {
+            Some(ColdPolicy::Fallback(composition.parts().iter().map(entry).collect()))
+        }
+        _ => plan.cold.clone(),
+    };
     let again = Plan {
+        cold,
         prompt: valid.prompt().clone(),
         composition: parts.iter().rev().map(entry).collect(),
         sampling: valid.sampling().clone(),
