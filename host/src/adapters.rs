@@ -1,11 +1,13 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `loads` (the work that is under way),
-//! `memory` (what is packed, and leases).
+//! `memory` (what is packed, and leases), `derive` (new ones out of others).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
+mod derive;
 mod error;
+mod license;
 mod loads;
 mod memory;
 mod owners;
@@ -14,9 +16,10 @@ mod source;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use model::{AdapterBase, AdapterLimits, AdapterReport, CanonicalAdapter, Precision, canonical_adapter};
+use model::{AdapterBase, AdapterLimits, AdapterReport, DeriveLimits, Precision, canonical_adapter};
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 
 use crate::artifacts::{ArtifactKind, Artifacts};
@@ -26,7 +29,9 @@ use memory::HostMemory;
 use owners::{AliasRecord, Owners};
 use source::AdaptersRoot;
 
+pub use derive::{Lineage, LineageModule, LineageParent, NamedParent};
 pub use error::AdapterError;
+pub use license::{License, LicenseError};
 pub use memory::{AdapterLease, Residency};
 
 /// Up to here names are looked up one by one; beyond, one listing is cheaper.
@@ -47,6 +52,12 @@ pub struct AdapterStoreConfig {
     pub aliases_per_tenant_max: usize,
     /// Adapters that are being read, checked or packed at a time; bounds memory.
     pub loads_max: usize,
+    /// Limits on one derivation.
+    pub derive_limits: DeriveLimits,
+    /// Derivations that are computed at a time; bounds memory.
+    pub derivations_max: usize,
+    /// How long one may compute.
+    pub derive_time_max: Duration,
     /// The only folder that `file://` sources may lie in. `None` refuses them.
     pub adapters_root: Option<PathBuf>,
 }
@@ -62,6 +73,9 @@ impl AdapterStoreConfig {
             host_bytes_max: 2 << 30,
             aliases_per_tenant_max: 10_000,
             loads_max: 2,
+            derive_limits: DeriveLimits::default(),
+            derivations_max: 1,
+            derive_time_max: Duration::from_secs(300),
             adapters_root: None,
         }
     }
@@ -84,6 +98,25 @@ pub struct AdapterInfo {
     pub residency: Residency,
     /// What it was found to be when this alias was set.
     pub report: Option<AdapterReport>,
+    /// What its owner says that it is licensed under; inherited by a derived one.
+    pub license: Option<License>,
+    /// Where it comes from, if it was derived.
+    pub lineage: Option<Lineage>,
+}
+
+/// What its owner says of an adapter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// What it must turn out to be.
+    pub digest: Option<Digest>,
+    /// What it is licensed under.
+    pub license: Option<License>,
+}
+
+impl From<Option<Digest>> for Claims {
+    fn from(digest: Option<Digest>) -> Self {
+        Self { digest, license: None }
+    }
 }
 
 /// Names that were resolved for one request of one tenant: the proof of ownership that the request goes on with. Not to be kept
@@ -119,6 +152,9 @@ pub struct AdapterStore {
     owners: Owners,
     memory: HostMemory,
     loads: Loads,
+    derivations: Loads,
+    derive_limits: DeriveLimits,
+    derive_time_max: Duration,
 }
 
 impl AdapterStore {
@@ -145,6 +181,9 @@ impl AdapterStore {
             owners: Owners::new(store),
             memory: HostMemory::new(config.host_bytes_max),
             loads: Loads::new(config.loads_max),
+            derivations: Loads::new(config.derivations_max),
+            derive_limits: config.derive_limits,
+            derive_time_max: config.derive_time_max,
         })
     }
 
@@ -159,10 +198,10 @@ impl AdapterStore {
         alias: &AdapterAlias,
         config_json: Bytes,
         weights: Bytes,
-        expected: Option<Digest>,
+        claims: impl Into<Claims>,
     ) -> Result<AdapterInfo, AdapterError> {
         self.check_room(tenant, alias).await?;
-        self.admit(tenant, alias, expected, move |_| Ok((config_json, weights))).await
+        self.admit(tenant, alias, claims.into(), move |_| Ok((config_json, weights))).await
     }
 
     /// The same from a folder below `adapters_root`, named as `file:///…`.
@@ -175,12 +214,12 @@ impl AdapterStore {
         tenant: &TenantId,
         alias: &AdapterAlias,
         url: &str,
-        expected: Option<Digest>,
+        claims: impl Into<Claims>,
     ) -> Result<AdapterInfo, AdapterError> {
         let root = self.root.clone().ok_or(AdapterError::NoRoot)?;
         let path = source::file_path(url)?;
         self.check_room(tenant, alias).await?;
-        self.admit(tenant, alias, expected, move |limits| root.read_folder(&path, limits)).await
+        self.admit(tenant, alias, claims.into(), move |limits| root.read_folder(&path, limits)).await
     }
 
     /// Reads, checks and keeps. The steps are the same whether or not anyone has the content already.
@@ -188,7 +227,7 @@ impl AdapterStore {
         &self,
         tenant: &TenantId,
         alias: &AdapterAlias,
-        expected: Option<Digest>,
+        claims: Claims,
         read: impl FnOnce(&AdapterLimits) -> Result<(Bytes, Bytes), AdapterError> + Send + 'static,
     ) -> Result<AdapterInfo, AdapterError> {
         let permit = self.loads.permit().await?;
@@ -198,12 +237,23 @@ impl AdapterStore {
             Ok(canonical_adapter(&config_json, &weights, &*base, &limits)?)
         };
         let (checked, _permit) = self.loads.compute(permit, check).await?;
-        let CanonicalAdapter { bytes, digest, rank, modules, report } = checked;
-        if let Some(expected) = expected.filter(|expected| *expected != digest) {
+        let digest = checked.digest;
+        if let Some(expected) = claims.digest.filter(|expected| *expected != digest) {
             return Err(AdapterError::DigestMismatch { expected, found: digest });
         }
-        let record = AliasRecord { digest, rank, modules, bytes: bytes.len() as u64, report: Some(report) };
-        self.artifacts.put(ArtifactKind::Adapter, bytes.into()).await?;
+        let record = AliasRecord { license: claims.license, ..AliasRecord::of(&checked) };
+        self.keep(tenant, alias, checked.bytes.into(), record).await
+    }
+
+    /// Keeps the canonical bytes and makes the alias name them.
+    async fn keep(
+        &self,
+        tenant: &TenantId,
+        alias: &AdapterAlias,
+        bytes: Bytes,
+        record: AliasRecord,
+    ) -> Result<AdapterInfo, AdapterError> {
+        self.artifacts.put(ArtifactKind::Adapter, bytes).await?;
         let replaced = self.owners.set(tenant, alias, &record).await?;
         if let Some(replaced) = replaced {
             self.forget_unowned(tenant, replaced).await?;
@@ -313,6 +363,7 @@ impl AdapterStore {
 
     /// Waits for the end of the work that is under way; no other begins. Adapters in memory can be leased still.
     pub async fn close(&self) {
+        self.derivations.close().await;
         self.loads.close().await;
     }
 
@@ -346,9 +397,9 @@ impl AdapterStore {
     }
 
     fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord) -> AdapterInfo {
-        let AliasRecord { digest, rank, modules, bytes, report } = record;
+        let AliasRecord { digest, rank, modules, bytes, report, license, lineage } = record;
         let residency = self.memory.residency(tenant, digest);
-        AdapterInfo { alias, digest, rank, modules, bytes, residency, report }
+        AdapterInfo { alias, digest, rank, modules, bytes, residency, report, license, lineage }
     }
 }
 

@@ -55,7 +55,7 @@ enum Command {
     Rollback(functions::RollbackArgs),
     /// Print what a function's plugin said, and which invocations failed
     Logs(functions::LogsArgs),
-    /// Adapters: add, list, inspect, remove
+    /// Adapters: add, list, inspect, derive, remove
     Adapter {
         #[command(subcommand)]
         command: adapters::AdapterCommand,

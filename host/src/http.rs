@@ -130,6 +130,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             Needs(Adapters),
             put(adapters::put).layer(adapter_body).get(adapters::show).delete(adapters::remove),
         ),
+        route("/v1/adapters/{alias}/derive", Needs(Adapters), post(adapters::derive::derive)),
         route("/v1/models", Needs(Invoke), get(openai::models)),
         route("/v1/models/{id}", Needs(Invoke), get(openai::model)),
         route("/v1/completions", Needs(Invoke), post(openai::completions)),

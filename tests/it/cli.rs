@@ -135,7 +135,7 @@ fn every_command_speaks_json() {
     let doctor =
         ["--base", base.to_str().unwrap(), "--data", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 18] = [
+    let commands: [(&str, Vec<&str>, &str); 19] = [
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
@@ -145,6 +145,7 @@ fn every_command_speaks_json() {
         ("adapter add", vec!["json-date", adapter], "/digest"),
         ("adapter list", vec![], "/data/0/alias"),
         ("adapter inspect", vec!["json-date"], "/rank"),
+        ("adapter derive", vec!["json-sum", "--method", "concatenate", "--parent", "json-date=2"], "/lineage/method"),
         ("adapter remove", vec!["json-date"], "/removed"),
         ("receipt show", vec![&receipt], "/receipt/id"),
         ("receipt verify", vec![&receipt], "/head/digest"),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::AdapterRejection;
+use model::{AdapterRejection, DeriveError};
 use types::{Blame, Digest};
 
 use crate::artifacts::ArtifactError;
@@ -35,6 +35,12 @@ pub enum AdapterError {
         /// The limit.
         max: u64,
     },
+    /// Nothing was derived.
+    #[error("{0}; nothing was derived")]
+    Derive(Box<DeriveError>),
+    /// A parent would lose its name to the result.
+    #[error("`{0}` is a parent and cannot be the name of the result: take another alias")]
+    ParentIsResult(String),
     /// `file://` without a root.
     #[error("no adapters_root is configured, so file:// sources are refused; upload the files instead")]
     NoRoot,
@@ -80,6 +86,8 @@ impl AdapterError {
             Self::Rejected(rejection) => rejection.code(),
             Self::DigestMismatch { .. } => "digest_mismatch",
             Self::OverLimit { .. } => "limit_exceeded",
+            Self::Derive(error) => error.code(),
+            Self::ParentIsResult(_) => "invalid_request",
             Self::NoRoot => "adapters_root_not_configured",
             Self::BadSource(_) => "invalid_source",
             Self::SourceNotFound | Self::SourceFile(_) => "source_not_found",
@@ -96,7 +104,9 @@ impl AdapterError {
         match self {
             Self::NotFound(_) | Self::DigestMismatch { .. } | Self::OverLimit { .. } => Blame::Caller,
             Self::NoRoot | Self::BadSource(_) | Self::SourceNotFound | Self::SourceFile(_) => Blame::Caller,
+            Self::ParentIsResult(_) => Blame::Caller,
             Self::Rejected(rejection) => rejection.blame(),
+            Self::Derive(error) => error.blame(),
             Self::BadRoot { .. } | Self::BadRecord(_) | Self::Lost(_) => Blame::Host,
             Self::Artifact(error) => error.blame(),
             Self::Store(error) => error.blame(),

@@ -48,6 +48,11 @@ impl Loads {
         self.tasks.spawn(task)
     }
 
+    /// Whether nothing begins any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.permits.is_closed()
+    }
+
     /// Waits for the end of what has begun; nothing begins any more.
     pub(super) async fn close(&self) {
         self.permits.close();

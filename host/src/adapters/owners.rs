@@ -9,11 +9,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::AdapterReport;
+use model::{AdapterReport, CanonicalAdapter};
 use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
 
-use super::AdapterError;
+use super::{AdapterError, License, Lineage};
 use crate::registry::digest_text;
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 
@@ -31,6 +31,19 @@ pub(super) struct AliasRecord {
     /// wrote none.
     #[serde(default)]
     pub(super) report: Option<AdapterReport>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) license: Option<License>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lineage: Option<Lineage>,
+}
+
+impl AliasRecord {
+    /// Without what its owner says of it.
+    pub(super) fn of(adapter: &CanonicalAdapter) -> Self {
+        let CanonicalAdapter { bytes, digest, rank, modules, report } = adapter;
+        let (bytes, report) = (bytes.len() as u64, Some(report.clone()));
+        Self { digest: *digest, rank: *rank, modules: *modules, bytes, report, license: None, lineage: None }
+    }
 }
 
 #[derive(Debug)]
@@ -231,7 +244,8 @@ mod tests {
             base_model_name: Some(text.to_owned()),
             warnings: Vec::new(),
         };
-        AliasRecord { digest: Digest::of(text.as_bytes()), rank: 8, modules, bytes: 10, report: Some(report) }
+        let digest = Digest::of(text.as_bytes());
+        AliasRecord { digest, rank: 8, modules, bytes: 10, report: Some(report), license: None, lineage: None }
     }
 
     fn owners() -> (Owners, TenantId, [AdapterAlias; 2]) {

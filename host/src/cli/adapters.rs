@@ -1,4 +1,6 @@
-//! `tenon adapter add`, `list`, `inspect` and `remove`.
+//! `tenon adapter add`, `list`, `inspect`, `derive` and `remove`.
+
+mod derive;
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +27,9 @@ pub(crate) enum AdapterCommand {
         alias: String,
         /// A folder with adapter_config.json and adapter_model.safetensors, or a file:// URL on the host
         source: String,
+        /// What it is licensed under, an SPDX identifier such as Apache-2.0
+        #[arg(long, value_name = "SPDX")]
+        license: Option<String>,
         #[command(flatten)]
         connection: Connection,
     },
@@ -47,6 +52,8 @@ pub(crate) enum AdapterCommand {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Derive an adapter from others under an alias
+    Derive(Box<derive::DeriveArgs>),
     /// Remove an alias
     Remove {
         /// The alias
@@ -59,8 +66,8 @@ pub(crate) enum AdapterCommand {
 /// Adds, lists, inspects, removes.
 pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(), Failure> {
     match command {
-        AdapterCommand::Add { alias, source, connection } => {
-            let added = add(&Remote::new(&connection)?, &alias, &source).await?;
+        AdapterCommand::Add { alias, source, license, connection } => {
+            let added = add(&Remote::new(&connection)?, &alias, &source, license.as_deref()).await?;
             printer
                 .result(&added, |added| format!("{alias} {} rank {}", text(added, "digest"), cell(added, "rank")))?;
         }
@@ -83,6 +90,7 @@ pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(),
             };
             printer.result(&found, |found| table(&fields(found)))?;
         }
+        AdapterCommand::Derive(arguments) => derive::run(*arguments, printer).await?,
         AdapterCommand::Remove { alias, connection } => {
             let remote = Remote::new(&connection)?;
             remote.send(remote.call(Method::DELETE, &format!("/v1/adapters/{}", segment(&alias)))).await?;
@@ -92,12 +100,15 @@ pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(),
     Ok(())
 }
 
-async fn add(remote: &Remote, alias: &str, source: &str) -> Result<Value, Failure> {
+async fn add(remote: &Remote, alias: &str, source: &str, license: Option<&str>) -> Result<Value, Failure> {
     let call = remote.call(Method::PUT, &format!("/v1/adapters/{}", segment(alias)));
     if source.contains("://") {
-        return remote.json(call.json(&json!({"source": source}))).await;
+        return remote.json(call.json(&json!({"source": source, "license": license}))).await;
     }
     let mut form = Form::new();
+    if let Some(license) = license {
+        form = form.text("license", license.to_owned());
+    }
     for name in FILES {
         let bytes = read(&PathBuf::from(source).join(name))?;
         let length = bytes.len() as u64;

@@ -1,6 +1,8 @@
 //! JSON bodies of answers, as types, so that the OpenAPI document says what is sent. Not here: the answers in OpenAI's
 //! shape (`openai/`), and the records of receipts, whose types are their own.
 
+mod lineage;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -12,6 +14,7 @@ use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestLimits};
 use crate::tenants::{KeyInfo, Right, Rights};
+use lineage::Lineage;
 
 /// A list of things.
 #[derive(Debug, Serialize, ToSchema)]
@@ -203,6 +206,12 @@ pub(crate) struct Adapter {
     /// What its admission found; lists leave it out.
     #[serde(skip_serializing_if = "Option::is_none")]
     report: Option<AdapterReport>,
+    /// What its owner says that it is licensed under. A derived adapter has the strictest of its parents'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    license: Option<String>,
+    /// Where it comes from, if it was derived; lists leave it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lineage: Option<Lineage>,
 }
 
 impl Adapter {
@@ -210,6 +219,8 @@ impl Adapter {
     pub(crate) fn listed(info: &AdapterInfo) -> Self {
         Self {
             report: None,
+            lineage: None,
+            license: info.license.as_ref().map(ToString::to_string),
             alias: info.alias.as_str().to_owned(),
             digest: info.digest.to_string(),
             rank: info.rank,
@@ -221,7 +232,8 @@ impl Adapter {
 
 impl From<&AdapterInfo> for Adapter {
     fn from(info: &AdapterInfo) -> Self {
-        Self { report: info.report.as_ref().map(AdapterReport::from), ..Self::listed(info) }
+        let report = info.report.as_ref().map(AdapterReport::from);
+        Self { report, lineage: info.lineage.as_ref().map(Lineage::from), ..Self::listed(info) }
     }
 }
 

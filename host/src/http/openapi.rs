@@ -41,6 +41,7 @@ use super::{App, Route, adapters, admin, error, functions, invoke, logs, operati
         adapters::put,
         adapters::show,
         adapters::remove,
+        adapters::derive::derive,
         super::openai::models,
         super::openai::model,
         super::openai::completions,

@@ -1,5 +1,5 @@
 //! Adapters: from a PEFT folder to canonical bytes ([`canonical_adapter`]), and from those to the packed form that the
-//! runner executes ([`LoraAdapter`]). Not here: where the bytes come from or are kept.
+//! runner executes ([`LoraAdapter`]); and new ones out of others ([`derive_adapter`]). Not here: where the bytes come from or are kept.
 //!
 //! What must hold: an adapter is executed exactly as it was trained, or refused with its reason. Nothing is left out,
 //! nothing is guessed.
@@ -7,6 +7,7 @@
 mod base;
 mod canonical;
 mod container;
+mod derive;
 mod packed;
 mod pattern;
 mod peft_config;
@@ -18,6 +19,10 @@ mod tensors;
 pub use base::AdapterBase;
 pub use canonical::{CanonicalAdapter, canonical_adapter};
 pub use container::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
+pub use derive::{
+    DeriveError, DeriveLimits, DeriveMethod, DeriveParent, DeriveRecipe, DerivedAdapter, MajoritySign, ModuleError,
+    ValidRecipe, derive_adapter,
+};
 pub(crate) use packed::Group;
 pub use packed::LoraAdapter;
 pub(crate) use packed::PackedTerm;

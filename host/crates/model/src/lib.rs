@@ -20,7 +20,8 @@ mod tokenizer;
 
 pub use adapter::{
     AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, CONTAINER_PREFIX_BYTES, CanonicalAdapter,
-    LoraAdapter, ModuleReport, canonical_adapter, refuse_container, refuse_container_name,
+    DeriveError, DeriveLimits, DeriveMethod, DeriveParent, DeriveRecipe, DerivedAdapter, LoraAdapter, MajoritySign,
+    ModuleError, ModuleReport, ValidRecipe, canonical_adapter, derive_adapter, refuse_container, refuse_container_name,
 };
 pub use base::Base;
 pub use chat_template::ChatTemplate;

@@ -7,10 +7,9 @@ use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use bytes::{Bytes, BytesMut};
 use model::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
-use types::Digest;
 
-use super::{adapter_bytes_max, digest};
-use crate::adapters::AdapterError;
+use super::{adapter_bytes_max, claims};
+use crate::adapters::{AdapterError, Claims};
 use crate::error::Error;
 use crate::http::{App, pace};
 
@@ -19,8 +18,8 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// A PEFT configuration is a page of JSON.
 const CONFIG_BYTES_MAX: usize = 1 << 20;
-/// A digest is 64 digits.
-const DIGEST_BYTES_MAX: usize = 1 << 10;
+/// A digest is 64 digits, an identifier of a licence no longer.
+const CLAIM_BYTES_MAX: usize = 1 << 10;
 /// Files that trainers leave beside the two, and that say nothing about what the adapter computes. A tokenizer or a chat
 /// template is not among them: an adapter that needs its own is another thing here than where it was trained.
 const IGNORED: [&str; 11] = [
@@ -41,8 +40,8 @@ const IGNORED: [&str; 11] = [
 pub(super) struct Upload {
     pub(super) config: Bytes,
     pub(super) weights: Bytes,
-    /// What the caller says that it is.
-    pub(super) digest: Option<Digest>,
+    /// What the caller says of it.
+    pub(super) claims: Claims,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +49,7 @@ enum Part {
     Config,
     Weights,
     Digest,
+    License,
     Ignored,
 }
 
@@ -66,6 +66,7 @@ impl Part {
             CONFIG | "adapter_config" | "config" => Some(Self::Config),
             WEIGHTS | "adapter_model" | "adapter_weights" | "model" | "weights" => Some(Self::Weights),
             "digest" => Some(Self::Digest),
+            "license" => Some(Self::License),
             _ => None,
         };
         match (by_file, by_field) {
@@ -86,6 +87,7 @@ impl Part {
             Self::Config => CONFIG,
             Self::Weights => WEIGHTS,
             Self::Digest => "digest",
+            Self::License => "license",
             Self::Ignored => "",
         }
     }
@@ -96,8 +98,9 @@ fn short(name: &str) -> String {
 }
 
 fn refused(what: &str) -> Error {
-    let message =
-        format!("{what}: send `{CONFIG}` and `{WEIGHTS}`, named so as parts or as files, and `digest` if you like");
+    let message = format!(
+        "{what}: send `{CONFIG}` and `{WEIGHTS}`, named so as parts or as files, and `digest` and `license` if you like"
+    );
     Error::invalid("invalid_request", "", message)
 }
 
@@ -107,7 +110,7 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
     let mut parts = Multipart::from_request(request, app)
         .await
         .map_err(|rejection| Error::invalid("invalid_request", "", rejection.body_text()))?;
-    let (mut config, mut weights, mut expected) = (None, None, None);
+    let (mut config, mut weights, mut expected, mut license) = (None, None, None, None);
     while let Some(field) = parts.next_field().await.map_err(|error| broken(&error, bytes_max))? {
         let (name, file) = (field.name().unwrap_or_default(), field.file_name().unwrap_or_default());
         let part = match Part::of(name, file) {
@@ -122,7 +125,8 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
         let (place, limit, max) = match part {
             Part::Config => (&mut config, "adapter_config_bytes_max", CONFIG_BYTES_MAX),
             Part::Weights => (&mut weights, "adapter_bytes_max", bytes_max),
-            Part::Digest => (&mut expected, "digest_bytes_max", DIGEST_BYTES_MAX),
+            Part::Digest => (&mut expected, "digest_bytes_max", CLAIM_BYTES_MAX),
+            Part::License => (&mut license, "license_bytes_max", CLAIM_BYTES_MAX),
             // Ignored, but what is no text is not kept quiet about.
             Part::Ignored => {
                 refuse_container_part(field).await?;
@@ -134,11 +138,12 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
         }
     }
     let missing = |name: &str| refused(&format!("`{name}` is missing"));
-    let expected = expected.map(|bytes| digest(String::from_utf8_lossy(&bytes).trim())).transpose()?;
+    let text = |bytes: Bytes| String::from_utf8_lossy(&bytes).trim().to_owned();
+    let claims = claims(expected.map(text).as_deref(), license.map(text).as_deref())?;
     Ok(Upload {
         config: config.ok_or_else(|| missing(CONFIG))?,
         weights: weights.ok_or_else(|| missing(WEIGHTS))?,
-        digest: expected,
+        claims,
     })
 }
 
@@ -186,6 +191,8 @@ mod tests {
             ("weights", "blob", Part::Weights),
             ("adapter_model.safetensors", "adapter_model.safetensors", Part::Weights),
             ("digest", "", Part::Digest),
+            ("license", "", Part::License),
+            ("LICENSE", "LICENSE", Part::Ignored),
             ("files", "README.md", Part::Ignored),
             ("training.json", "", Part::Ignored),
         ];

@@ -81,6 +81,28 @@ pub fn canonical_adapter(
     })
 }
 
+/// Puts terms that were made here into canonical form, by the checks that every adapter passes.
+pub(super) fn made(
+    tensors: &Tensors<'_>,
+    terms: &BTreeMap<Site, Term>,
+    kind: AdapterKind,
+    config: &ModelConfig,
+    limits: &AdapterLimits,
+) -> Result<CanonicalAdapter, AdapterRejection> {
+    let bytes = write(tensors, terms, config);
+    read(&bytes, config, limits)?;
+    let rank = terms.values().map(|term| term.rank).max().unwrap_or_default();
+    let (dtypes, parameters) = report::sizes(tensors);
+    let (modules, warnings) = (report::modules(terms), Vec::new());
+    Ok(CanonicalAdapter {
+        digest: Digest::of(&bytes),
+        bytes,
+        rank: u32::try_from(rank).unwrap_or(u32::MAX),
+        modules: terms.keys().map(|site| site.module).collect(),
+        report: AdapterReport { kind, modules, dtypes, parameters, base_model_name: None, warnings },
+    })
+}
+
 fn reported(peft: PeftConfig, tensors: &Tensors<'_>, base: &dyn AdapterBase) -> AdapterReport {
     let PeftConfig { kind, terms, base_model_name, mut warnings } = peft;
     if let Some(name) = base_model_name.as_ref().filter(|name| !base.may_be_called(name)) {
