@@ -75,7 +75,7 @@ fn values(tensor: &TensorView<'_>) -> Vec<f64> {
         Dtype::F32 => data.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()).into()).collect(),
         Dtype::F16 => data.chunks(2).map(|bytes| f16::from_le_bytes(bytes.try_into().unwrap()).into()).collect(),
         Dtype::BF16 => data.chunks(2).map(|bytes| bf16::from_le_bytes(bytes.try_into().unwrap()).into()).collect(),
-        other => panic!("{other:?}"),
+        _ => Vec::new(),
     }
 }
 

@@ -151,10 +151,9 @@ fn squared_singular_values(delta: &[f64], inputs: usize) -> Vec<f64> {
                 let tangent = zeta.signum() / (zeta.abs() + (1.0 + zeta * zeta).sqrt());
                 let cosine = 1.0 / (1.0 + tangent * tangent).sqrt();
                 let sine = cosine * tangent;
-                for column in 0..inputs {
-                    let (one, other) = (rows[first][column], rows[second][column]);
-                    rows[first][column] = cosine * one - sine * other;
-                    rows[second][column] = sine * one + cosine * other;
+                let (before, after) = rows.split_at_mut(second);
+                for (one, other) in before[first].iter_mut().zip(&mut after[0]) {
+                    (*one, *other) = (cosine * *one - sine * *other, sine * *one + cosine * *other);
                 }
             }
         }
