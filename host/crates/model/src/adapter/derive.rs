@@ -360,7 +360,8 @@ struct Loss {
 }
 
 fn errors(losses: &[Loss]) -> (f64, Vec<ModuleError>) {
-    let relative = |lost: f64, norm: f64| if norm > 0.0 { (lost / norm).sqrt() } else { 0.0 };
+    // A sum of nothing is -0.
+    let relative = |lost: f64, norm: f64| if norm > 0.0 && lost > 0.0 { (lost / norm).sqrt() } else { 0.0 };
     let of = |losses: &[&Loss]| {
         let sum = |of: fn(&Loss) -> f64| losses.iter().map(|loss| of(loss)).sum::<f64>();
         relative(sum(|loss| loss.lost), sum(|loss| loss.norm))
