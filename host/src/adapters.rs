@@ -1,13 +1,16 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
-//! sign them), `loads` (the work that is under way), `memory` (what is packed, and leases), `disk` (what was packed before).
+//! sign them), `loads` (the work that is under way), `memory` (what is packed, and leases), `disk` (what was packed before),
+//! `derive` (new ones out of others).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
+mod derive;
 mod disk;
 mod error;
 mod keep;
+mod license;
 mod loads;
 mod memory;
 mod owners;
@@ -20,12 +23,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{AdapterBase, AdapterLimits, AdapterReport, CanonicalAdapter, Precision, canonical_adapter};
+use model::{AdapterBase, AdapterLimits, AdapterReport, Precision, canonical_adapter};
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::revocation::{Revocation, Revocations};
 use crate::store::Store;
+use derive::Derivations;
 use disk::DiskTier;
 use keep::Keep;
 use loads::{Loads, lost};
@@ -34,8 +38,10 @@ use owners::{AliasRecord, Owners};
 use signers::SignerStore;
 use source::Sources;
 
+pub use derive::{DeriveConfig, Lineage, LineageModule, LineageParent, NamedParent};
 pub use disk::{AdapterDisk, AdapterDiskStats};
 pub use error::AdapterError;
+pub use license::{Claims, License, LicenseError};
 pub use memory::{AdapterLease, Residency};
 pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
 pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
@@ -65,6 +71,8 @@ pub struct AdapterStoreConfig {
     pub aliases_per_tenant_max: usize,
     /// Adapters that are being read, checked or packed at a time; bounds memory.
     pub loads_max: usize,
+    /// What derivations may take.
+    pub derive: DeriveConfig,
     /// The only folder that `file://` sources may lie in. `None` refuses them.
     pub adapters_root: Option<PathBuf>,
     /// What other sources may be fetched from.
@@ -83,6 +91,7 @@ impl AdapterStoreConfig {
             disk: None,
             aliases_per_tenant_max: 10_000,
             loads_max: 2,
+            derive: DeriveConfig::default(),
             adapters_root: None,
             sources: SourcesConfig::default(),
         }
@@ -121,6 +130,10 @@ pub struct AdapterInfo {
     pub revoked: Option<Revocation>,
     /// Who had signed it then.
     pub signature: SignatureState,
+    /// What its owner says that it is licensed under; inherited by a derived one.
+    pub license: Option<License>,
+    /// Where it comes from, if it was derived.
+    pub lineage: Option<Lineage>,
 }
 
 /// Names that were resolved for one request of one tenant: the proof of ownership that the request goes on with. Not to be kept
@@ -159,6 +172,7 @@ pub struct AdapterStore {
     memory: HostMemory,
     disk: Option<Arc<DiskTier>>,
     loads: Loads,
+    derivations: Derivations,
 }
 
 impl AdapterStore {
@@ -203,6 +217,7 @@ impl AdapterStore {
             memory: HostMemory::new(config.host_bytes_max),
             disk,
             loads: Loads::new(config.loads_max),
+            derivations: Derivations::new(config.derive),
         })
     }
 
@@ -216,10 +231,10 @@ impl AdapterStore {
         tenant: &TenantId,
         alias: &AdapterAlias,
         files: AdapterFiles,
-        expected: Option<Digest>,
+        claims: impl Into<Claims>,
     ) -> Result<AdapterInfo, AdapterError> {
         self.check_room(tenant, alias).await?;
-        self.admit(tenant, alias, expected, move |_| Ok(files)).await
+        self.admit(tenant, alias, claims.into(), move |_| Ok(files)).await
     }
 
     /// The same from elsewhere: a folder below `adapters_root` (`file:///…`), or what `https://`, `http://`, `hf://`, `s3://`
@@ -234,13 +249,13 @@ impl AdapterStore {
         alias: &AdapterAlias,
         url: &str,
         credential: Option<&Credential>,
-        expected: Option<Digest>,
+        claims: impl Into<Claims>,
     ) -> Result<AdapterInfo, AdapterError> {
         let source = self.sources.parse(url, credential)?;
         self.check_room(tenant, alias).await?;
         // What takes its time elsewhere takes no turn of the work here.
         let opened = self.sources.open(tenant, source, &self.limits).await?;
-        self.admit(tenant, alias, expected, move |limits| opened.read(limits)).await
+        self.admit(tenant, alias, claims.into(), move |limits| opened.read(limits)).await
     }
 
     /// Reads, checks and keeps. The steps are the same whether or not anyone has the content already.
@@ -248,7 +263,7 @@ impl AdapterStore {
         &self,
         tenant: &TenantId,
         alias: &AdapterAlias,
-        expected: Option<Digest>,
+        claims: Claims,
         read: impl FnOnce(&AdapterLimits) -> Result<AdapterFiles, AdapterError> + Send + 'static,
     ) -> Result<AdapterInfo, AdapterError> {
         let signers = self.signers.of(tenant).await?;
@@ -262,13 +277,23 @@ impl AdapterStore {
             Ok((canonical, signature))
         };
         let ((checked, signature), _permit) = self.loads.compute(permit, check).await?;
-        let CanonicalAdapter { bytes, digest, rank, modules, report } = checked;
-        if let Some(expected) = expected.filter(|expected| *expected != digest) {
-            return Err(AdapterError::DigestMismatch { expected, found: digest });
+        if let Some(expected) = claims.digest.filter(|expected| *expected != checked.digest) {
+            return Err(AdapterError::DigestMismatch { expected, found: checked.digest });
         }
-        self.revocations.check(WHAT, digest)?;
-        let record = AliasRecord { digest, rank, modules, bytes: bytes.len() as u64, report: Some(report), signature };
-        self.artifacts.put(ArtifactKind::Adapter, bytes.into()).await?;
+        let record = AliasRecord { signature, license: claims.license, ..AliasRecord::of(&checked) };
+        self.put(tenant, alias, checked.bytes.into(), record).await
+    }
+
+    /// Keeps canonical bytes and makes the alias name them.
+    async fn put(
+        &self,
+        tenant: &TenantId,
+        alias: &AdapterAlias,
+        bytes: Bytes,
+        record: AliasRecord,
+    ) -> Result<AdapterInfo, AdapterError> {
+        self.revocations.check(WHAT, record.digest)?;
+        self.artifacts.put(ArtifactKind::Adapter, bytes).await?;
         let replaced = self.owners.set(tenant, alias, &record).await?;
         if let Some(replaced) = replaced {
             self.forget_unowned(tenant, replaced).await?;
@@ -379,29 +404,6 @@ impl AdapterStore {
         }
     }
 
-    /// Who may sign the tenant's adapters.
-    ///
-    /// # Errors
-    /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
-    pub async fn signers(&self, tenant: &TenantId) -> Result<Signers, AdapterError> {
-        self.signers.of(tenant).await
-    }
-
-    /// Sets who may sign the tenant's adapters from now on; with `expect`, only if the revision is that one. What was admitted
-    /// before stays.
-    ///
-    /// # Errors
-    /// [`AdapterError::OverLimit`], a conflict as [`AdapterError::Store`].
-    pub async fn set_signers(
-        &self,
-        tenant: &TenantId,
-        policy: SignaturePolicy,
-        keys: &[SignerKey],
-        expect: Option<u64>,
-    ) -> Result<Signers, AdapterError> {
-        self.signers.set(tenant, policy, keys, expect).await
-    }
-
     /// Bytes of packed adapters in the cache.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.bytes()
@@ -420,6 +422,7 @@ impl AdapterStore {
     /// Waits for the end of the work that is under way; no other begins. Adapters in memory can be leased still.
     pub async fn close(&self) {
         self.sources.close();
+        self.derivations.close().await;
         self.loads.close().await;
     }
 
@@ -477,10 +480,10 @@ impl AdapterStore {
     }
 
     fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord) -> AdapterInfo {
-        let AliasRecord { digest, rank, modules, bytes, report, signature } = record;
+        let AliasRecord { digest, rank, modules, bytes, report, signature, license, lineage } = record;
         let residency = self.memory.residency(tenant, digest);
         let revoked = self.revocations.find(digest);
-        AdapterInfo { alias, digest, rank, modules, bytes, residency, report, revoked, signature }
+        AdapterInfo { alias, digest, rank, modules, bytes, residency, report, revoked, signature, license, lineage }
     }
 }
 

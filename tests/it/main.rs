@@ -12,6 +12,7 @@ mod cli;
 mod clients;
 mod compositions;
 mod crash;
+mod derive;
 mod doctor;
 mod functions;
 mod hang_ups;

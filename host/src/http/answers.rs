@@ -1,6 +1,7 @@
 //! JSON bodies of answers, as types, so that the OpenAPI document says what is sent. Not here: the answers in OpenAI's
 //! shape (`openai/`), and the records of receipts, whose types are their own.
 
+mod lineage;
 mod revoked;
 
 pub(crate) use revoked::Revoked;
@@ -17,6 +18,7 @@ use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestLimits};
 use crate::tenants::{KeyInfo, Right, Rights};
+use lineage::Lineage;
 
 /// A list of things.
 #[derive(Debug, Serialize, ToSchema)]
@@ -218,6 +220,12 @@ pub(crate) struct Adapter {
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked: Option<String>,
     signature: AdapterSignature,
+    /// What its owner says that it is licensed under. A derived adapter has the strictest of its parents'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    license: Option<String>,
+    /// Where it comes from, if it was derived; lists leave it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lineage: Option<Lineage>,
 }
 
 /// Who had signed an adapter when its alias was set.
@@ -273,6 +281,8 @@ impl Adapter {
     pub(crate) fn listed(info: &AdapterInfo) -> Self {
         Self {
             report: None,
+            lineage: None,
+            license: info.license.as_ref().map(ToString::to_string),
             alias: info.alias.as_str().to_owned(),
             digest: info.digest.to_string(),
             rank: info.rank,
@@ -286,7 +296,8 @@ impl Adapter {
 
 impl From<&AdapterInfo> for Adapter {
     fn from(info: &AdapterInfo) -> Self {
-        Self { report: info.report.as_ref().map(AdapterReport::from), ..Self::listed(info) }
+        let report = info.report.as_ref().map(AdapterReport::from);
+        Self { report, lineage: info.lineage.as_ref().map(Lineage::from), ..Self::listed(info) }
     }
 }
 

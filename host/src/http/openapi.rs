@@ -43,6 +43,7 @@ use super::{
         adapters::put,
         adapters::show,
         adapters::remove,
+        adapters::derive::derive,
         secrets::list,
         secrets::put,
         secrets::remove,

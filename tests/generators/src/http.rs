@@ -45,6 +45,7 @@ enum Kind {
     Manifest,
     Promote,
     Adapter,
+    Derivation,
     Plugin,
     Tenant,
     Key,
@@ -61,6 +62,7 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("PUT", "/v1/adapters/{}", Kind::Adapter),
     ("PUT", "/v1/functions/{}", Kind::Manifest),
     ("POST", "/v1/functions/{}/promote", Kind::Promote),
+    ("POST", "/v1/adapters/{}/derive", Kind::Derivation),
     ("POST", "/v1/keys", Kind::Key),
     ("POST", "/v1/tenants", Kind::Tenant),
     ("GET", "/v1/functions/{}", Kind::None),
@@ -112,7 +114,7 @@ fn request(draw: &mut Draw<'_>) -> Request {
     // Half of all for the bodies that hold most.
     let (method, path, kind) = match draw.below(8) {
         0..=2 => draw.pick(&ROUTES[..4]),
-        3 => draw.pick(&ROUTES[..8]),
+        3 => draw.pick(&ROUTES[..9]),
         // An upload starts a process: seldom.
         _ if draw.one_in(64) => ("POST", "/v1/plugins", Kind::Plugin),
         _ => draw.pick(&ROUTES[..ROUTES.len() - 1]),
