@@ -197,6 +197,33 @@ fn hostile_derivations_are_refused_with_their_reason() {
 }
 
 #[test]
+fn revoked_and_activated_adapters_are_no_parents() {
+    let Some(server) = shared_server("revoked_and_activated_adapters_are_no_parents") else { return };
+    let client = server.client();
+    let upload = |alias: &str, adapter: &PeftAdapter| {
+        let answer = client.upload_adapter_bytes(alias, adapter.config_file(), adapter.weights_file());
+        answer.expect(201).json()["digest"].as_str().expect("a digest").to_owned()
+    };
+    let digest = upload("derive-revoked", &PeftAdapter::tiny(7301));
+    client.put(&format!("/v1/revocations/{digest}"), &json!({"reason": "it leaks"})).expect(201);
+    let mut activated = PeftAdapter::tiny(7302);
+    activated.set("alora_invocation_tokens", json!([1, 2]));
+    upload("derive-activated", &activated);
+    for (name, status, code) in [
+        ("derive-revoked", 410, "revoked"),
+        (digest.as_str(), 410, "revoked"),
+        ("derive-activated", 422, "adapter_unsupported"),
+    ] {
+        for (method, rank) in [("concatenate", Value::Null), ("svd", json!(4))] {
+            let parents = json!([{"adapter": "all-caps"}, {"adapter": name, "weight": -0.5}]);
+            let body = json!({"method": method, "rank": rank, "parents": parents});
+            derive(&client, "derive-refused", &body).expect_error(status, code);
+        }
+    }
+    client.get("/v1/adapters/derive-refused").expect_not_found();
+}
+
+#[test]
 fn another_tenants_adapter_is_no_parent() {
     let Some(server) = shared_server("another_tenants_adapter_is_no_parent") else { return };
     let owner = server.client();
