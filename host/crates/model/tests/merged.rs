@@ -362,8 +362,11 @@ fn a_composition_with_dora_equals_the_dense_merge() {
         layers: layers.map_or(LayerRange::ALL, |(first, end)| LayerRange { first, end }),
         ..entry(adapter, weight)
     };
-    let by_module =
-        [of(1, 1.5, &[Module::Q], None), of(1, -0.75, &[Module::K], None), of(1, 0.25, &[Module::O, Module::Down], None)];
+    let by_module = [
+        of(1, 1.5, &[Module::Q], None),
+        of(1, -0.75, &[Module::K], None),
+        of(1, 0.25, &[Module::O, Module::Down], None),
+    ];
     let qko = [Module::Q, Module::K, Module::O];
     let by_layer = [of(0, -1.25, &Module::ALL, Some((0, 1))), of(0, 0.5, &qko, Some((1, 2))), entry(2, -0.8)];
     let compositions: [&[Entry]; 12] = [

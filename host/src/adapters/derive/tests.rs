@@ -194,7 +194,9 @@ async fn what_was_revoked_is_neither_parent_nor_result() {
     }
     // What was made of it before is other content, and says of what.
     let kept = adapters.info(&acme, "new").await.expect("info").expect("still there");
-    assert!(kept.revoked.is_none() && kept.lineage.expect("a lineage").parents.iter().any(|one| one.digest == bad.digest));
+    assert!(
+        kept.revoked.is_none() && kept.lineage.expect("a lineage").parents.iter().any(|one| one.digest == bad.digest)
+    );
     adapters.lease(&acme, made.digest).await.expect("a lease");
     // A concatenation of one with weight 1 is the same content again.
     let copy = async |name: &str| {
@@ -241,7 +243,8 @@ async fn where_adapters_must_be_signed_only_signed_ones_are_parents() {
     let sum = derive("sum", &[("one", 1.0), ("two", -0.5), ("plain", 0.0)]).await.expect("of signed ones");
     // Nobody has signed these bytes; the lineage says by whom the others were.
     assert_eq!(sum.signature, SignatureState::Unsigned);
-    let mut signers: Vec<_> = sum.lineage.expect("a lineage").parents.into_iter().map(|one| (one.alias, one.signers)).collect();
+    let mut signers: Vec<_> =
+        sum.lineage.expect("a lineage").parents.into_iter().map(|one| (one.alias, one.signers)).collect();
     signers.sort();
     let id = |at: usize| vec![keys[at].id().to_owned()];
     assert_eq!(signers, [("one".to_owned(), id(0)), ("two".to_owned(), id(1))]);

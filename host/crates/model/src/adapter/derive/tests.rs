@@ -437,7 +437,10 @@ fn an_activated_adapter_is_refused_with_its_reason() {
         let both = [alora.clone(), other_sample()];
         let error = try_derive(recipe(method, 4), &parents(&both, &[1.0, 1.0])).expect_err("refused");
         assert_eq!((error.code(), error.blame()), ("adapter_unsupported", Blame::Caller), "{method:?}");
-        assert!(error.to_string().contains("aLoRA") && error.to_string().contains(&alora.digest.to_string()), "{error}");
+        assert!(
+            error.to_string().contains("aLoRA") && error.to_string().contains(&alora.digest.to_string()),
+            "{error}"
+        );
     }
 }
 
@@ -449,7 +452,9 @@ fn the_report_is_that_of_an_upload() {
     assert!(report.invocation_tokens.is_empty() && !report.base_is_named && report.warnings.is_empty());
     let expected = sum(&samples, &WEIGHTS, &base());
     for module in &report.modules {
-        for ((layer, frobenius), spectral) in module.layers.iter().zip(&module.frobenius_norms).zip(&module.spectral_norms) {
+        for ((layer, frobenius), spectral) in
+            module.layers.iter().zip(&module.frobenius_norms).zip(&module.spectral_norms)
+        {
             let site = Site { layer: *layer as usize, module: Module::from_name(&module.module).expect("a module") };
             let squares: f64 = expected[&site].iter().map(|value| value * value).sum();
             assert!((frobenius / squares.sqrt() - 1.0).abs() < 1e-3, "{site}: {frobenius}");
