@@ -276,10 +276,10 @@ async fn a_tenants_derivations_wait_for_each_other_and_not_for_ever() {
     let turn = first.turn().await.expect("nobody before it");
     let waits = tokio::time::timeout(Duration::from_millis(20), second.turn()).await.is_err();
     assert!(waits, "one at a time");
-    derivations.place(&other).expect("a line of its own").turn().await.expect("nobody before it");
+    drop(derivations.place(&other).expect("a line of its own").turn().await.expect("nobody before it"));
     drop(turn);
     drop(first);
-    second.turn().await.expect("its turn");
+    drop(second.turn().await.expect("its turn"));
     let third = derivations.place(&acme).expect("room again");
     drop((second, third));
     assert!(derivations.lines.lock().expect("the lines").is_empty(), "nothing is left of who left");
