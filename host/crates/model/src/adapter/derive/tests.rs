@@ -429,6 +429,7 @@ fn an_activated_adapter_is_refused_with_its_reason() {
     let (config, file) = plain.files(false);
     let mut config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
     config["alora_invocation_tokens"] = json!([1, 2]);
+    config["task_type"] = json!("CAUSAL_LM");
     let alora = canonical_adapter(config.to_string().as_bytes(), &file, &base(), &AdapterLimits::default());
     let alora = alora.expect("an aLoRA");
     assert_eq!(alora.report.kind, AdapterKind::Alora);
