@@ -7,9 +7,11 @@ use types::Blame;
 
 use super::*;
 use crate::adapters::signature::tests::signed;
-use crate::adapters::tests::{add, alias, in_memory, over, peft, plain, tenant};
+use crate::adapters::tests::{add, alias, base, in_memory, over, peft, plain, tenant};
 use crate::adapters::{AdapterFiles, AdapterStoreConfig, Claims, SignerKey};
+use crate::artifacts::Artifacts;
 use crate::revocation::Revocations;
+use crate::store::Store;
 use crate::store::memory::MemoryStore;
 
 fn recipe(method: DeriveMethod, rank: u32) -> DeriveRecipe {
@@ -171,13 +173,19 @@ async fn norms_of_the_result_are_held_to_the_operators_limits() {
     derive(1.1).await.expect("49.8");
 }
 
+/// A store, and what revokes its adapters.
+async fn revocable() -> (AdapterStore, Revocations) {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let revocations = Revocations::open(Arc::clone(&store)).await.expect("revocations");
+    let artifacts = Artifacts::new(Arc::clone(&store));
+    let config = AdapterStoreConfig::new(Arc::new(base()));
+    let adapters = AdapterStore::new(store, artifacts, revocations.clone(), config).await.expect("a store");
+    (adapters, revocations)
+}
+
 #[tokio::test]
 async fn what_was_revoked_is_neither_parent_nor_result() {
-    let store: Arc<dyn crate::store::Store> = Arc::new(MemoryStore::default());
-    let revocations = Revocations::open(Arc::clone(&store)).await.expect("revocations");
-    let artifacts = crate::artifacts::Artifacts::new(Arc::clone(&store));
-    let config = AdapterStoreConfig::new(Arc::new(crate::adapters::tests::base()));
-    let adapters = AdapterStore::new(store, artifacts, revocations.clone(), config).await.expect("a store");
+    let (adapters, revocations) = revocable().await;
     let acme = tenant("acme");
     let good = add(&adapters, &acme, "good", 0.5).await;
     let bad = add(&adapters, &acme, "bad", 0.25).await;
@@ -212,6 +220,28 @@ async fn what_was_revoked_is_neither_parent_nor_result() {
     revocations.add(halved.digest, "", "key").await.expect("revoked");
     assert_eq!(half("half-again").await.expect_err("a revoked result").code(), "revoked");
     assert_eq!(adapters.info(&acme, "half-again").await.expect("info"), None);
+}
+
+#[tokio::test]
+async fn what_is_revoked_while_it_is_derived_from_gives_nothing() {
+    let (adapters, revocations) = revocable().await;
+    let acme = tenant("acme");
+    let one = add(&adapters, &acme, "one", 0.5).await;
+    // Whoever derives has passed every check before, and waits here.
+    let permit = adapters.derivations.work.permit().await.expect("the only one");
+    let parents = named(&[("one", 0.5)]);
+    let new = alias("new");
+    let derive = adapters.derive(&acme, &new, recipe(DeriveMethod::Svd, 1), &parents);
+    let revoke = async {
+        while adapters.derivations.lines.lock().expect("the lines").is_empty() {
+            tokio::task::yield_now().await;
+        }
+        revocations.add(one.digest, "", "key").await.expect("revoked");
+        drop(permit);
+    };
+    let (derived, ()) = tokio::join!(derive, revoke);
+    assert_eq!(derived.expect_err("revoked").code(), "revoked");
+    assert_eq!(adapters.info(&acme, "new").await.expect("info"), None);
 }
 
 #[tokio::test]
