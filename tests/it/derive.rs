@@ -1,5 +1,7 @@
 //! Adapters out of others, over HTTP and by the command line: what they answer, what they inherit, what is refused.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tests::{Answer, Client, PeftAdapter, Server, adapter_folder, completion_ids, shared_server, tenant_key, tenon};
 
@@ -221,6 +223,26 @@ fn revoked_and_activated_adapters_are_no_parents() {
         }
     }
     client.get("/v1/adapters/derive-refused").expect_not_found();
+}
+
+/// Those of one tenant take their turns: what is asked for last is done when the others have come to their ends.
+#[test]
+fn a_derivation_ends_with_its_caller() {
+    let Some(server) = shared_server("a_derivation_ends_with_its_caller") else { return };
+    let operator = server.client();
+    let client = operator.with_key(Some(tenant_key(&operator, "hangs-up", &["adapters"])));
+    for name in ["all-caps", "iso-date"] {
+        let _ = client.upload_adapter(name, &adapter_folder(name).expect("a committed adapter")).expect(201);
+    }
+    let parents = json!([{"adapter": "all-caps"}, {"adapter": "iso-date"}]);
+    // Seconds of work: the decomposition of sixty dense matrices.
+    let ties = json!({"method": "ties", "density": 0.5, "rank": 16, "parents": parents});
+    for _ in 0..3 {
+        client.hang_up("/v1/adapters/left/derive", &ties, "", Duration::from_millis(200));
+    }
+    derive(&client, "stayed", &json!({"method": "concatenate", "parents": parents})).expect(201);
+    client.get("/v1/adapters/left").expect_not_found();
+    derive(&client, "left", &ties).expect(201);
 }
 
 #[test]
