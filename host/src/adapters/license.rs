@@ -1,5 +1,5 @@
-//! The licence that an adapter is said to have, and which of several a derived one inherits. It is its owner's claim: nothing here
-//! reads a licence text, and nothing is permitted or refused by it.
+//! What an owner says of an adapter: its digest, which is checked, and its licence; and which of several a derived one inherits. A
+//! licence is a claim: no text of one is read, and nothing is permitted or refused by it. Not here: what an adapter is found to be.
 
 use std::fmt;
 use std::str::FromStr;
