@@ -18,6 +18,7 @@ mod openai;
 mod openapi;
 mod operations;
 mod pace;
+mod pins;
 mod receipts;
 mod revocations;
 mod secrets;
@@ -132,6 +133,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             Needs(Adapters),
             put(adapters::put).layer(adapter_body).get(adapters::show).delete(adapters::remove),
         ),
+        route("/v1/adapters/{alias}/pin", Needs(Adapters), put(pins::put).delete(pins::remove)),
         route("/v1/adapters/{alias}/derive", Needs(Adapters), post(adapters::derive::derive)),
         route("/v1/secrets", Needs(Adapters), get(secrets::list)),
         route("/v1/secrets/{name}", Needs(Adapters), put(secrets::put).delete(secrets::remove)),

@@ -10,6 +10,7 @@ mod alora;
 mod bases;
 mod cli;
 mod clients;
+mod cold;
 mod compositions;
 mod crash;
 mod derive;

@@ -34,6 +34,8 @@ pub struct Answer {
     pub request: Option<String>,
     /// `x-tenon-receipt`.
     pub receipt: Option<String>,
+    /// `retry-after`.
+    pub retry_after: Option<String>,
     /// `content-type`.
     pub content_type: String,
     /// The body as text.
@@ -330,16 +332,17 @@ impl Client {
 
 impl Answer {
     fn none(error: &reqwest::Error) -> Self {
-        Self { status: 0, request: None, receipt: None, content_type: String::new(), text: error.to_string() }
+        let (request, receipt, retry_after, content_type) = (None, None, None, String::new());
+        Self { status: 0, request, receipt, retry_after, content_type, text: error.to_string() }
     }
 }
 
 fn answer(response: Response) -> Answer {
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let (request, receipt) = (header("x-request-id"), header("x-tenon-receipt"));
-    let content_type = header("content-type").unwrap_or_default();
+    let (retry_after, content_type) = (header("retry-after"), header("content-type").unwrap_or_default());
     let status = response.status().as_u16();
-    Answer { status, request, receipt, content_type, text: response.text().expect("a whole body") }
+    Answer { status, request, receipt, retry_after, content_type, text: response.text().expect("a whole body") }
 }
 
 /// The token ids of a completion.

@@ -13,7 +13,9 @@ mod sse;
 pub use client::{Answer, Client, completion_ids};
 pub use peft::{PeftAdapter, PeftTensor, safetensors_file};
 pub use places::{adapter_folder, base, golden, guest, repository, shared, skip, tracked_files};
-pub use plugins::{deploy_component, deploy_plugin, receipt_of, server_with_limits, wait_until_idle};
+pub use plugins::{
+    deploy_component, deploy_plugin, receipt_of, server_with_limits, server_with_settings, wait_until_idle,
+};
 pub use server::{Options, Server, run_tenon, tenon};
 pub use setup::{deploy_examples, shared_server, tenant_key};
 pub use sse::{Events, read_events};

@@ -16,10 +16,23 @@ const IDLE_MAX: Duration = Duration::from_secs(20);
 /// As [`Server::start`].
 #[must_use]
 pub fn server_with_limits(test: &str, limits: &[(&str, u64)]) -> Option<Server> {
+    server_with(test, "[limits]\n", limits)
+}
+
+/// The same with keys outside any table.
+///
+/// # Panics
+/// As [`Server::start`].
+#[must_use]
+pub fn server_with_settings(test: &str, settings: &[(&str, u64)]) -> Option<Server> {
+    server_with(test, "", settings)
+}
+
+fn server_with(test: &str, table: &str, keys: &[(&str, u64)]) -> Option<Server> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("tenon.toml");
-    let lines: String = limits.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
-    std::fs::write(&file, format!("[limits]\n{lines}")).expect("the configuration can be written");
+    let lines: String = keys.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
+    std::fs::write(&file, format!("{table}{lines}")).expect("the configuration can be written");
     let arguments = vec!["--config".to_owned(), file.display().to_string()];
     Server::start(test, Options { arguments, ..Options::default() })
 }

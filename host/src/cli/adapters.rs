@@ -1,4 +1,4 @@
-//! `tenon adapter add`, `list`, `inspect`, `derive`, `revoke` and `remove`, and `tenon revoke`.
+//! `tenon adapter add`, `list`, `inspect`, `derive`, `pin`, `unpin`, `revoke` and `remove`, and `tenon revoke`.
 
 mod derive;
 
@@ -62,6 +62,20 @@ pub(crate) enum AdapterCommand {
     Derive(Box<derive::DeriveArgs>),
     /// Revoke an adapter by its digest, for all tenants and for good
     Revoke(RevokeArgs),
+    /// Load an adapter and keep it in memory
+    Pin {
+        /// The alias
+        alias: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Let an adapter give way to others again
+    Unpin {
+        /// The alias
+        alias: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Remove an alias
     Remove {
         /// The alias
@@ -93,7 +107,7 @@ pub(crate) async fn revoke(args: RevokeArgs, printer: Printer) -> Result<(), Fai
     Ok(())
 }
 
-/// Adds, lists, inspects, revokes, removes.
+/// Adds, lists, inspects, derives, pins, revokes, removes.
 pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(), Failure> {
     match command {
         AdapterCommand::Add { alias, source, secret, license, connection } => {
@@ -123,6 +137,8 @@ pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(),
         }
         AdapterCommand::Derive(arguments) => derive::run(*arguments, printer).await?,
         AdapterCommand::Revoke(args) => revoke(args, printer).await?,
+        AdapterCommand::Pin { alias, connection } => pin(Method::PUT, &alias, &connection, printer).await?,
+        AdapterCommand::Unpin { alias, connection } => pin(Method::DELETE, &alias, &connection, printer).await?,
         AdapterCommand::Remove { alias, connection } => {
             let remote = Remote::new(&connection)?;
             remote.send(remote.call(Method::DELETE, &format!("/v1/adapters/{}", segment(&alias)))).await?;
@@ -130,6 +146,13 @@ pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(),
         }
     }
     Ok(())
+}
+
+async fn pin(method: Method, alias: &str, connection: &Connection, printer: Printer) -> Result<(), Failure> {
+    let (remote, pinned) = (Remote::new(connection)?, method == Method::PUT);
+    remote.send(remote.call(method, &format!("/v1/adapters/{}/pin", segment(alias)))).await?;
+    let done = if pinned { "pinned" } else { "unpinned" };
+    Ok(printer.result(&json!({"alias": alias, "pinned": pinned}), |_| format!("{alias} {done}"))?)
 }
 
 async fn add(

@@ -15,7 +15,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    App, Route, adapters, admin, error, functions, invoke, logs, operations, receipts, revocations, secrets, usage,
+    App, Route, adapters, admin, error, functions, invoke, logs, operations, pins, receipts, revocations, secrets,
+    usage,
 };
 
 #[derive(OpenApi)]
@@ -43,6 +44,8 @@ use super::{
         adapters::put,
         adapters::show,
         adapters::remove,
+        pins::put,
+        pins::remove,
         adapters::derive::derive,
         secrets::list,
         secrets::put,

@@ -72,6 +72,8 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/v1/adapters/{}", Kind::None),
     ("DELETE", "/v1/adapters/{}", Kind::None),
     ("GET", "/v1/adapters", Kind::None),
+    ("PUT", "/v1/adapters/{}/pin", Kind::None),
+    ("DELETE", "/v1/adapters/{}/pin", Kind::None),
     ("GET", "/v1/models", Kind::None),
     ("GET", "/v1/models/{}", Kind::None),
     ("GET", "/v1/receipts", Kind::None),

@@ -68,7 +68,7 @@ fn mapped(bytes: &[u8], is: Digest, base: &ModelConfig) -> Result<LoraAdapter, P
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), bytes).unwrap();
     fs::set_permissions(file.path(), Permissions::from_mode(0o400)).unwrap();
-    LoraAdapter::map(&File::open(file.path()).unwrap(), &KEY, is, base)
+    LoraAdapter::map(&File::open(file.path()).unwrap(), &KEY, is, base).map(|(adapter, _)| adapter)
 }
 
 fn logits(base: &Base, precision: Precision, adapter: LoraAdapter) -> Vec<f32> {
