@@ -2,15 +2,17 @@
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
 //! sign them), `leases` (how one is lent), `loads` (the work that is under way), `first_use` (what is named by where it lies),
-//! `memory` and `residents` (what is packed), `disk` (what was packed before).
+//! `memory` and `residents` (what is packed), `disk` (what was packed before), `derive` (new ones out of others).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
+mod derive;
 mod disk;
 mod error;
 mod first_use;
 mod keep;
 mod leases;
+mod license;
 mod loads;
 mod memory;
 mod owners;
@@ -24,7 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{AdapterBase, AdapterLimits, AdapterReport, CanonicalAdapter, Precision, canonical_adapter};
+use model::{AdapterBase, AdapterLimits, AdapterReport, Precision, canonical_adapter};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
@@ -32,6 +34,7 @@ use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::revocation::{Revocation, Revocations};
 use crate::store::Store;
+use derive::Derivations;
 use disk::DiskTier;
 use first_use::FirstUses;
 use loads::{Loads, lost};
@@ -40,9 +43,11 @@ use owners::{AliasRecord, Owners};
 use signers::SignerStore;
 use source::Sources;
 
+pub use derive::{DeriveConfig, Lineage, LineageModule, LineageParent, NamedParent};
 pub use disk::{AdapterDisk, AdapterDiskStats};
 pub use error::AdapterError;
 pub use leases::{LoadObserver, LoadTimes, LoadedFrom};
+pub use license::{Claims, License, LicenseError};
 pub use memory::{AdapterLease, AdapterMemoryStats, Residency};
 pub use residents::{Evictions, ReleasePolicy};
 pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
@@ -82,6 +87,8 @@ pub struct AdapterStoreConfig {
     pub aliases_per_tenant_max: usize,
     /// Adapters that are being read, checked or packed at a time; bounds memory.
     pub loads_max: usize,
+    /// What derivations may take.
+    pub derive: DeriveConfig,
     /// The only folder that `file://` sources may lie in. `None` refuses them.
     pub adapters_root: Option<PathBuf>,
     /// What other sources may be fetched from.
@@ -103,6 +110,7 @@ impl AdapterStoreConfig {
             disk: None,
             aliases_per_tenant_max: 10_000,
             loads_max: 2,
+            derive: DeriveConfig::default(),
             adapters_root: None,
             sources: SourcesConfig::default(),
         }
@@ -141,6 +149,10 @@ pub struct AdapterInfo {
     pub revoked: Option<Revocation>,
     /// Who had signed it then.
     pub signature: SignatureState,
+    /// What its owner says that it is licensed under; inherited by a derived one.
+    pub license: Option<License>,
+    /// Where it comes from, if it was derived.
+    pub lineage: Option<Lineage>,
 }
 
 /// Names that were resolved for one request of one tenant: the proof of ownership that the request goes on with. Not to be kept
@@ -184,6 +196,7 @@ pub struct AdapterStore {
     prefetches: Arc<Semaphore>,
     loads: Loads,
     first_uses: FirstUses,
+    derivations: Derivations,
     _sweeper: AbortOnDropHandle<()>,
 }
 
@@ -235,6 +248,7 @@ impl AdapterStore {
             prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)),
             loads: Loads::new(config.loads_max),
             first_uses: FirstUses::new(),
+            derivations: Derivations::new(config.derive),
         })
     }
 
@@ -248,10 +262,10 @@ impl AdapterStore {
         tenant: &TenantId,
         alias: &AdapterAlias,
         files: AdapterFiles,
-        expected: Option<Digest>,
+        claims: impl Into<Claims>,
     ) -> Result<AdapterInfo, AdapterError> {
         self.check_room(tenant, alias).await?;
-        self.admit(tenant, alias, expected, move |_| Ok(files)).await
+        self.admit(tenant, alias, claims.into(), move |_| Ok(files)).await
     }
 
     /// The same from elsewhere: a folder below `adapters_root` (`file:///…`), or what `https://`, `http://`, `hf://`, `s3://`
@@ -266,13 +280,13 @@ impl AdapterStore {
         alias: &AdapterAlias,
         url: &str,
         credential: Option<&Credential>,
-        expected: Option<Digest>,
+        claims: impl Into<Claims>,
     ) -> Result<AdapterInfo, AdapterError> {
         let source = self.sources.parse(url, credential)?;
         self.check_room(tenant, alias).await?;
         // What takes its time elsewhere takes no turn of the work here.
         let opened = self.sources.open(tenant, source, &self.limits).await?;
-        self.admit(tenant, alias, expected, move |limits| opened.read(limits)).await
+        self.admit(tenant, alias, claims.into(), move |limits| opened.read(limits)).await
     }
 
     /// Reads, checks and keeps. The steps are the same whether or not anyone has the content already.
@@ -280,7 +294,7 @@ impl AdapterStore {
         &self,
         tenant: &TenantId,
         alias: &AdapterAlias,
-        expected: Option<Digest>,
+        claims: Claims,
         read: impl FnOnce(&AdapterLimits) -> Result<AdapterFiles, AdapterError> + Send + 'static,
     ) -> Result<AdapterInfo, AdapterError> {
         let signers = self.signers.of(tenant).await?;
@@ -294,13 +308,23 @@ impl AdapterStore {
             Ok((canonical, signature))
         };
         let ((checked, signature), _permit) = self.loads.compute(permit, check).await?;
-        let CanonicalAdapter { bytes, digest, rank, modules, report } = checked;
-        if let Some(expected) = expected.filter(|expected| *expected != digest) {
-            return Err(AdapterError::DigestMismatch { expected, found: digest });
+        if let Some(expected) = claims.digest.filter(|expected| *expected != checked.digest) {
+            return Err(AdapterError::DigestMismatch { expected, found: checked.digest });
         }
-        self.revocations.check(WHAT, digest)?;
-        let record = AliasRecord { digest, rank, modules, bytes: bytes.len() as u64, report: Some(report), signature };
-        self.artifacts.put(ArtifactKind::Adapter, bytes.into()).await?;
+        let record = AliasRecord { signature, license: claims.license, ..AliasRecord::of(&checked) };
+        self.put(tenant, alias, checked.bytes.into(), record).await
+    }
+
+    /// Keeps canonical bytes and makes the alias name them.
+    async fn put(
+        &self,
+        tenant: &TenantId,
+        alias: &AdapterAlias,
+        bytes: Bytes,
+        record: AliasRecord,
+    ) -> Result<AdapterInfo, AdapterError> {
+        self.revocations.check(WHAT, record.digest)?;
+        self.artifacts.put(ArtifactKind::Adapter, bytes).await?;
         let replaced = self.owners.set(tenant, alias, &record).await?;
         if let Some(replaced) = replaced {
             self.forget_unowned(tenant, replaced).await?;
@@ -370,29 +394,6 @@ impl AdapterStore {
         self.forget_unowned(tenant, removed).await
     }
 
-    /// Who may sign the tenant's adapters.
-    ///
-    /// # Errors
-    /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
-    pub async fn signers(&self, tenant: &TenantId) -> Result<Signers, AdapterError> {
-        self.signers.of(tenant).await
-    }
-
-    /// Sets who may sign the tenant's adapters from now on; with `expect`, only if the revision is that one. What was admitted
-    /// before stays.
-    ///
-    /// # Errors
-    /// [`AdapterError::OverLimit`], a conflict as [`AdapterError::Store`].
-    pub async fn set_signers(
-        &self,
-        tenant: &TenantId,
-        policy: SignaturePolicy,
-        keys: &[SignerKey],
-        expect: Option<u64>,
-    ) -> Result<Signers, AdapterError> {
-        self.signers.set(tenant, policy, keys, expect).await
-    }
-
     /// What the disk holds of packed adapters. Zeros if they are not kept there.
     pub fn disk_stats(&self) -> AdapterDiskStats {
         self.disk.as_ref().map(|disk| disk.stats()).unwrap_or_default()
@@ -401,6 +402,7 @@ impl AdapterStore {
     /// Waits for the end of the work that is under way; no other begins. Adapters in memory can be leased still.
     pub async fn close(&self) {
         self.sources.close();
+        self.derivations.close().await;
         self.loads.close().await;
     }
 
@@ -427,10 +429,10 @@ impl AdapterStore {
     }
 
     fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord) -> AdapterInfo {
-        let AliasRecord { digest, rank, modules, bytes, report, signature } = record;
+        let AliasRecord { digest, rank, modules, bytes, report, signature, license, lineage } = record;
         let residency = self.memory.residency(&self.key(tenant, digest));
         let revoked = self.revocations.find(digest);
-        AdapterInfo { alias, digest, rank, modules, bytes, residency, report, revoked, signature }
+        AdapterInfo { alias, digest, rank, modules, bytes, residency, report, revoked, signature, license, lineage }
     }
 }
 

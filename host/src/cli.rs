@@ -58,7 +58,7 @@ enum Command {
     Logs(functions::LogsArgs),
     /// Revoke an adapter or a plugin by its digest, for all tenants and for good
     Revoke(adapters::RevokeArgs),
-    /// Adapters: add, list, inspect, pin, unpin, revoke, remove
+    /// Adapters: add, list, inspect, derive, pin, unpin, revoke, remove
     Adapter {
         #[command(subcommand)]
         command: adapters::AdapterCommand,

@@ -147,6 +147,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             put(adapters::put).layer(adapter_body).get(adapters::show).delete(adapters::remove),
         ),
         route("/v1/adapters/{alias}/pin", Needs(Adapters), put(pins::put).delete(pins::remove)),
+        route("/v1/adapters/{alias}/derive", Needs(Adapters), post(adapters::derive::derive)),
         route("/v1/secrets", Needs(Adapters), get(secrets::list)),
         route("/v1/secrets/{name}", Needs(Adapters), put(secrets::put).delete(secrets::remove)),
         route("/v1/models", Needs(Invoke), get(openai::models)),

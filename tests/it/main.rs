@@ -13,6 +13,7 @@ mod clients;
 mod cold;
 mod compositions;
 mod crash;
+mod derive;
 mod doctor;
 mod functions;
 mod hang_ups;

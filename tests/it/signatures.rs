@@ -69,6 +69,13 @@ fn a_tenant_s_adapters_must_be_signed_by_whom_it_trusts() {
     std::fs::remove_file(root.path().join("model.sig")).expect("removed");
     client.put("/v1/adapters/three", &source).expect_error(422, "adapter_signature_required");
 
+    // What is made of signed adapters alone is let in; it is signed by nobody, and says by whom its parents were.
+    let half = |parent: &str| json!({"method": "concatenate", "parents": [{"adapter": parent, "weight": 0.5}]});
+    client.post("/v1/adapters/half/derive", &half("one")).expect_error(422, "adapter_signature_required");
+    let derived = client.post("/v1/adapters/half/derive", &half("two")).expect(201).json();
+    assert_eq!(state(&derived), "unsigned");
+    assert_eq!(derived["lineage"]["parents"][0]["signers"], json!([signer]));
+
     let untrusted = policy(&operator, "signed", "optional", &["other.pub"]);
     assert_eq!(untrusted["revision"], 2);
     client.upload_files("four", files(3)).expect_error(422, "adapter_signature_untrusted");

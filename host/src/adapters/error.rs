@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use model::AdapterRejection;
+use model::{AdapterRejection, DeriveError};
 use types::{Blame, Digest};
 
 use super::signature::SignatureError;
@@ -41,6 +41,18 @@ pub enum AdapterError {
         limit: &'static str,
         /// The limit.
         max: u64,
+    },
+    /// Nothing was derived.
+    #[error("{0}; nothing was derived")]
+    Derive(Box<DeriveError>),
+    /// A parent would lose its name to the result.
+    #[error("`{0}` is a parent and cannot be the name of the result: take another alias")]
+    ParentIsResult(String),
+    /// The tenant has so many under way.
+    #[error("{max} derivations of this tenant are under way, which is derivations_per_tenant_max: wait for their end")]
+    ManyDerivations {
+        /// The limit.
+        max: usize,
     },
     /// `file://` without a root.
     #[error("no adapters_root is configured, so file:// sources are refused; upload the files instead")]
@@ -106,6 +118,9 @@ impl AdapterError {
             Self::Signature(error) => error.code(),
             Self::DigestMismatch { .. } => "digest_mismatch",
             Self::OverLimit { .. } => "limit_exceeded",
+            Self::Derive(error) => error.code(),
+            Self::ParentIsResult(_) => "invalid_request",
+            Self::ManyDerivations { .. } => "queue_full",
             Self::NoRoot => "adapters_root_not_configured",
             Self::BadSource(_) => "invalid_source",
             Self::SourceNotFound | Self::SourceFile(_) => "source_not_found",
@@ -125,7 +140,10 @@ impl AdapterError {
         match self {
             Self::NotFound(_) | Self::DigestMismatch { .. } | Self::OverLimit { .. } => Blame::Caller,
             Self::NoRoot | Self::BadSource(_) | Self::SourceNotFound | Self::SourceFile(_) => Blame::Caller,
+            Self::ParentIsResult(_) => Blame::Caller,
+            Self::ManyDerivations { .. } => Blame::Capacity,
             Self::Rejected(rejection) => rejection.blame(),
+            Self::Derive(error) => error.blame(),
             Self::Signature(error) => error.blame(),
             Self::Source(error) => error.blame(),
             Self::BadRoot { .. } | Self::BadDisk { .. } | Self::BadRecord(_) | Self::Lost(_) => Blame::Host,

@@ -48,6 +48,11 @@ impl Loads {
         self.tasks.spawn(task)
     }
 
+    /// Whether nothing begins any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.permits.is_closed()
+    }
+
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         self.tasks.is_empty()

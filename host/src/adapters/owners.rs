@@ -9,11 +9,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::AdapterReport;
+use model::{AdapterReport, CanonicalAdapter};
 use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
 
-use super::{AdapterError, SignatureState};
+use super::{AdapterError, License, Lineage, SignatureState};
 use crate::registry::digest_text;
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 
@@ -34,6 +34,27 @@ pub(super) struct AliasRecord {
     /// Of the same upload.
     #[serde(default)]
     pub(super) signature: SignatureState,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) license: Option<License>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lineage: Option<Lineage>,
+}
+
+impl AliasRecord {
+    /// Without a signature, and without what its owner says of it.
+    pub(super) fn of(adapter: &CanonicalAdapter) -> Self {
+        let CanonicalAdapter { bytes, digest, rank, modules, report } = adapter;
+        Self {
+            digest: *digest,
+            rank: *rank,
+            modules: *modules,
+            bytes: bytes.len() as u64,
+            report: Some(report.clone()),
+            signature: SignatureState::Unsigned,
+            license: None,
+            lineage: None,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -244,6 +265,8 @@ mod tests {
             bytes: 10,
             report: Some(report),
             signature,
+            license: None,
+            lineage: None,
         }
     }
 

@@ -46,6 +46,11 @@ pub enum SignatureError {
         "adapters of this tenant must be signed: send the bundle of `model_signing sign key` as part `signature`, or as model.sig in the folder"
     )]
     Required,
+    /// One of those that an adapter is derived from, likewise.
+    #[error(
+        "adapters of this tenant must be signed, and `{0}` was not, under keys that it trusts now: derive from those that were"
+    )]
+    Parent(String),
     /// Larger than any bundle.
     #[error("the signature is longer than {SIGNATURE_BYTES_MAX} bytes")]
     TooLong,
@@ -71,7 +76,7 @@ impl SignatureError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::Required => "adapter_signature_required",
+            Self::Required | Self::Parent(_) => "adapter_signature_required",
             Self::Untrusted(_) => "adapter_signature_untrusted",
             Self::TooLong | Self::Malformed(_) | Self::NotCovered(_) | Self::Changed(_) => "adapter_signature_invalid",
             Self::PublicKey(_) => "invalid_public_key",
@@ -292,4 +297,4 @@ fn bytes_of(digits: &str) -> Option<[u8; 32]> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use types::TenantId;
 
-use super::AdapterError;
 use super::signature::{self, SignatureError, SignerKey};
+use super::{AdapterError, AdapterStore};
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 
 /// Keys that one tenant may trust: a signature is tried under each.
@@ -72,6 +72,31 @@ impl Signers {
                 Ok(SignatureState::Signed { key: signature::verify(bundle, &self.keys, files)? })
             }
         }
+    }
+}
+
+impl AdapterStore {
+    /// Who may sign the tenant's adapters.
+    ///
+    /// # Errors
+    /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
+    pub async fn signers(&self, tenant: &TenantId) -> Result<Signers, AdapterError> {
+        self.signers.of(tenant).await
+    }
+
+    /// Sets who may sign the tenant's adapters from now on; with `expect`, only if the revision is that one. What was admitted
+    /// before stays.
+    ///
+    /// # Errors
+    /// [`AdapterError::OverLimit`], a conflict as [`AdapterError::Store`].
+    pub async fn set_signers(
+        &self,
+        tenant: &TenantId,
+        policy: SignaturePolicy,
+        keys: &[SignerKey],
+        expect: Option<u64>,
+    ) -> Result<Signers, AdapterError> {
+        self.signers.set(tenant, policy, keys, expect).await
     }
 }
 

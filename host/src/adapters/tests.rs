@@ -12,7 +12,7 @@ use super::*;
 use crate::store::memory::MemoryStore;
 use crate::store::{BlobWrite, EmbeddedStore};
 
-fn base() -> ModelConfig {
+pub(super) fn base() -> ModelConfig {
     ModelConfig {
         layers: 2,
         hidden: 64,
@@ -32,7 +32,7 @@ fn base() -> ModelConfig {
 }
 
 /// A rank-2 adapter on the v projection of both layers; `fill` makes the content.
-fn peft(fill: f32) -> (Bytes, Bytes) {
+pub(super) fn peft(fill: f32) -> (Bytes, Bytes) {
     let config = r#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["v_proj"],"bias":"none"}"#;
     let values = |count: usize| fill.to_le_bytes().repeat(count);
     let (a, b) = (values(2 * 64), values(32 * 2));
@@ -47,30 +47,30 @@ fn peft(fill: f32) -> (Bytes, Bytes) {
 }
 
 /// Files without a signature.
-fn plain(config: Bytes, weights: Bytes) -> AdapterFiles {
+pub(super) fn plain(config: Bytes, weights: Bytes) -> AdapterFiles {
     AdapterFiles { config, weights, signature: None }
 }
 
-fn tenant(name: &str) -> TenantId {
+pub(super) fn tenant(name: &str) -> TenantId {
     name.parse().expect("a name")
 }
 
-fn alias(name: &str) -> AdapterAlias {
+pub(super) fn alias(name: &str) -> AdapterAlias {
     name.parse().expect("a name")
 }
 
-async fn over(store: Arc<dyn Store>, change: impl FnOnce(&mut AdapterStoreConfig)) -> AdapterStore {
+pub(super) async fn over(store: Arc<dyn Store>, change: impl FnOnce(&mut AdapterStoreConfig)) -> AdapterStore {
     let mut config = AdapterStoreConfig::new(Arc::new(base()));
     change(&mut config);
     let revocations = Revocations::open(Arc::clone(&store)).await.expect("revocations");
     AdapterStore::new(Arc::clone(&store), Artifacts::new(store), revocations, config).await.expect("a store")
 }
 
-async fn in_memory() -> AdapterStore {
+pub(super) async fn in_memory() -> AdapterStore {
     over(Arc::new(MemoryStore::default()), |_| {}).await
 }
 
-async fn add(adapters: &AdapterStore, whose: &TenantId, name: &str, fill: f32) -> AdapterInfo {
+pub(super) async fn add(adapters: &AdapterStore, whose: &TenantId, name: &str, fill: f32) -> AdapterInfo {
     let (config, weights) = peft(fill);
     adapters.add_bytes(whose, &alias(name), plain(config, weights), None).await.expect("added")
 }

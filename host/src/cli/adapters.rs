@@ -1,5 +1,8 @@
-//! `tenon adapter add`, `list`, `inspect`, `pin`, `unpin`, `revoke` and `remove`, and `tenon revoke`.
+//! `tenon adapter add`, `list`, `inspect`, `derive`, `pin`, `unpin`, `revoke` and `remove`, and `tenon revoke`.
 
+mod derive;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -30,6 +33,9 @@ pub(crate) enum AdapterCommand {
         /// The secret that opens a private source
         #[arg(long, value_name = "NAME")]
         secret: Option<String>,
+        /// What it is licensed under, an SPDX identifier such as Apache-2.0
+        #[arg(long, value_name = "SPDX")]
+        license: Option<String>,
         #[command(flatten)]
         connection: Connection,
     },
@@ -52,6 +58,8 @@ pub(crate) enum AdapterCommand {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Derive an adapter from others under an alias
+    Derive(Box<derive::DeriveArgs>),
     /// Revoke an adapter by its digest, for all tenants and for good
     Revoke(RevokeArgs),
     /// Load an adapter and keep it in memory
@@ -99,11 +107,12 @@ pub(crate) async fn revoke(args: RevokeArgs, printer: Printer) -> Result<(), Fai
     Ok(())
 }
 
-/// Adds, lists, inspects, pins, revokes, removes.
+/// Adds, lists, inspects, derives, pins, revokes, removes.
 pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(), Failure> {
     match command {
-        AdapterCommand::Add { alias, source, secret, connection } => {
-            let added = add(&Remote::new(&connection)?, &alias, &source, secret.as_deref()).await?;
+        AdapterCommand::Add { alias, source, secret, license, connection } => {
+            let remote = Remote::new(&connection)?;
+            let added = add(&remote, &alias, &source, secret.as_deref(), license.as_deref()).await?;
             printer
                 .result(&added, |added| format!("{alias} {} rank {}", text(added, "digest"), cell(added, "rank")))?;
         }
@@ -126,6 +135,7 @@ pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(),
             };
             printer.result(&found, |found| table(&fields(found)))?;
         }
+        AdapterCommand::Derive(arguments) => derive::run(*arguments, printer).await?,
         AdapterCommand::Revoke(args) => revoke(args, printer).await?,
         AdapterCommand::Pin { alias, connection } => pin(Method::PUT, &alias, &connection, printer).await?,
         AdapterCommand::Unpin { alias, connection } => pin(Method::DELETE, &alias, &connection, printer).await?,
@@ -146,19 +156,26 @@ async fn pin(method: Method, alias: &str, connection: &Connection, printer: Prin
     Ok(())
 }
 
-async fn add(remote: &Remote, alias: &str, source: &str, secret: Option<&str>) -> Result<Value, Failure> {
+async fn add(
+    remote: &Remote,
+    alias: &str,
+    source: &str,
+    secret: Option<&str>,
+    license: Option<&str>,
+) -> Result<Value, Failure> {
     let call = remote.call(Method::PUT, &format!("/v1/adapters/{}", segment(alias)));
     if source.contains("://") {
-        let body = match secret {
-            Some(secret) => json!({"source": source, "secret": secret}),
-            None => json!({"source": source}),
-        };
-        return remote.json(call.json(&body)).await;
+        let said = [("source", Some(source)), ("secret", secret), ("license", license)];
+        let said = said.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        return remote.json(call.json(&said.collect::<BTreeMap<_, _>>())).await;
     }
     if secret.is_some() {
         return Err(Error::invalid("invalid_request", "secret", "a folder here needs no secret; leave it out").into());
     }
     let mut form = Form::new();
+    if let Some(license) = license {
+        form = form.text("license", license.to_owned());
+    }
     let folder = PathBuf::from(source);
     let signature = Some(SIGNATURE).filter(|name| folder.join(name).symlink_metadata().is_ok());
     for name in FILES.into_iter().chain(signature) {

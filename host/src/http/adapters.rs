@@ -1,5 +1,6 @@
 //! Adapters: upload or fetch, list, show, remove. Not here: what makes one acceptable, which is the crate `model`.
 
+pub(crate) mod derive;
 mod upload;
 
 use axum::Json;
@@ -14,7 +15,7 @@ use super::answers::{Adapter, List};
 use super::auth::Caller;
 use super::wire::{self, AdapterSource, PathText, RawBody};
 use super::{openai, openapi, secrets};
-use crate::adapters::AdapterError;
+use crate::adapters::{AdapterError, Claims, License};
 use crate::config::HttpLimits;
 use crate::error::Error;
 
@@ -42,17 +43,17 @@ pub(crate) async fn put(
     let is_json = ["application/json", "application/x-www-form-urlencoded"].iter().any(|json| kind.starts_with(json));
     let info = if kind.starts_with("multipart/form-data") {
         let upload = upload::read(request, &app).await?;
-        store.add_bytes(tenant, &alias, upload.files, upload.digest).await?
+        store.add_bytes(tenant, &alias, upload.files, upload.claims).await?
     } else if is_json || kind.is_empty() {
         let RawBody(body) = RawBody::from_request(request, &app).await?;
         refuse_container(&body, body.len() as u64).map_err(AdapterError::from)?;
         let body: AdapterSource = wire::parse(body)?;
-        let expected = body.digest.as_deref().map(digest).transpose()?;
+        let claims = claims(body.digest.as_deref(), body.license.as_deref())?;
         let credential = match &body.secret {
             Some(name) => Some(caller.host.secrets.read(tenant, &secrets::name(name, "secret")?).await?),
             None => None,
         };
-        store.add_url(tenant, &alias, &body.source, credential.as_ref(), expected).await?
+        store.add_url(tenant, &alias, &body.source, credential.as_ref(), claims).await?
     } else {
         let message = "send multipart/form-data with the PEFT files, or application/json with `source`";
         return Err(Error::invalid("unsupported_media_type", "", message));
@@ -95,6 +96,12 @@ fn alias(text: &str) -> Result<AdapterAlias, Error> {
     text.parse().map_err(|error: types::NameError| Error::invalid("invalid_request", "alias", error.to_string()))
 }
 
-fn digest(text: &str) -> Result<Digest, Error> {
-    text.parse().map_err(|error: types::DigestError| Error::invalid("invalid_request", "digest", error.to_string()))
+fn claims(digest: Option<&str>, license: Option<&str>) -> Result<Claims, Error> {
+    let wrong = |field, error: &dyn std::fmt::Display| Error::invalid("invalid_request", field, error.to_string());
+    let digest: Option<Result<Digest, _>> = digest.map(str::parse);
+    let license: Option<Result<License, _>> = license.map(str::parse);
+    Ok(Claims {
+        digest: digest.transpose().map_err(|error| wrong("digest", &error))?,
+        license: license.transpose().map_err(|error| wrong("license", &error))?,
+    })
 }

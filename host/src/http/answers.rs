@@ -1,6 +1,7 @@
 //! JSON bodies of answers, as types, so that the OpenAPI document says what is sent. Not here: the answers in OpenAI's
 //! shape (`openai/`), and the records of receipts, whose types are their own.
 
+mod lineage;
 mod revoked;
 
 pub(crate) use revoked::Revoked;
@@ -19,6 +20,7 @@ use crate::registry::{
     FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestCold, ManifestLimits, ManifestRelease, ManifestSwitch,
 };
 use crate::tenants::{KeyInfo, Right, Rights};
+use lineage::Lineage;
 
 /// A list of things.
 #[derive(Debug, Serialize, ToSchema)]
@@ -238,6 +240,12 @@ pub(crate) struct Adapter {
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked: Option<String>,
     signature: AdapterSignature,
+    /// What its owner says that it is licensed under. A derived adapter has the strictest of its parents'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    license: Option<String>,
+    /// Where it comes from, if it was derived; lists leave it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lineage: Option<Lineage>,
 }
 
 /// Who had signed an adapter when its alias was set.
@@ -293,6 +301,8 @@ impl Adapter {
     pub(crate) fn listed(info: &AdapterInfo) -> Self {
         Self {
             report: None,
+            lineage: None,
+            license: info.license.as_ref().map(ToString::to_string),
             alias: info.alias.as_str().to_owned(),
             digest: info.digest.to_string(),
             rank: info.rank,
@@ -306,7 +316,8 @@ impl Adapter {
 
 impl From<&AdapterInfo> for Adapter {
     fn from(info: &AdapterInfo) -> Self {
-        Self { report: info.report.as_ref().map(AdapterReport::from), ..Self::listed(info) }
+        let report = info.report.as_ref().map(AdapterReport::from);
+        Self { report, lineage: info.lineage.as_ref().map(Lineage::from), ..Self::listed(info) }
     }
 }
 

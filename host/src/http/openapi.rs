@@ -46,6 +46,7 @@ use super::{
         adapters::remove,
         pins::put,
         pins::remove,
+        adapters::derive::derive,
         secrets::list,
         secrets::put,
         secrets::remove,

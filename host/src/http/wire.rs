@@ -2,12 +2,13 @@
 //! of our own routes are errors; OpenAI's routes take and ignore what they do not know, as that API's users expect.
 
 mod admin;
+mod composition;
 mod invoke;
 mod messages;
 mod openai;
 mod refused;
 
-pub(crate) use admin::{AdapterSource, NewKey, NewSecret, NewSigners, NewTenant, Promote, RevocationBody};
+pub(crate) use admin::{AdapterSource, Derivation, NewKey, NewSecret, NewSigners, NewTenant, Promote, RevocationBody};
 pub(crate) use invoke::{InvokeBody, chat_request, text_request};
 pub(crate) use messages::plain_messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};

@@ -45,6 +45,7 @@ enum Kind {
     Manifest,
     Promote,
     Adapter,
+    Derivation,
     Plugin,
     Tenant,
     Key,
@@ -70,6 +71,7 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/info", Kind::None),
     ("POST", "/v1/load_lora_adapter", Kind::LoadLora),
     ("POST", "/v1/unload_lora_adapter", Kind::UnloadLora),
+    ("POST", "/v1/adapters/{}/derive", Kind::Derivation),
     ("POST", "/v1/keys", Kind::Key),
     ("POST", "/v1/tenants", Kind::Tenant),
     ("GET", "/v1/functions/{}", Kind::None),
@@ -123,7 +125,7 @@ fn request(draw: &mut Draw<'_>) -> Request {
     // Half of all for the bodies that hold most.
     let (method, path, kind) = match draw.below(8) {
         0..=2 => draw.pick(&ROUTES[..4]),
-        3 => draw.pick(&ROUTES[..10]),
+        3 => draw.pick(&ROUTES[..11]),
         // An upload starts a process: seldom.
         _ if draw.one_in(64) => ("POST", "/v1/plugins", Kind::Plugin),
         _ => draw.pick(&ROUTES[..ROUTES.len() - 1]),

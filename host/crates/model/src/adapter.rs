@@ -1,6 +1,6 @@
 //! Adapters: from a PEFT folder to canonical bytes (`admission`: [`canonical_adapter`]), and from those to the packed form that the
-//! runner executes ([`LoraAdapter`]), which can be a file that is mapped ([`PackedImage`]). Not here: where the bytes come
-//! from or are kept.
+//! runner executes ([`LoraAdapter`]), which can be a file that is mapped ([`PackedImage`]); and new ones out of others
+//! ([`derive_adapter`]). Not here: where the bytes come from or are kept.
 //!
 //! What must hold: an adapter is executed exactly as it was trained, or refused with its reason. Nothing is left out,
 //! nothing is guessed.
@@ -9,6 +9,7 @@ mod admission;
 mod base;
 mod canonical;
 mod container;
+mod derive;
 mod fingerprint;
 mod invocation;
 mod norms;
@@ -24,6 +25,10 @@ mod tensors;
 pub use admission::{CanonicalAdapter, canonical_adapter};
 pub use base::AdapterBase;
 pub use container::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
+pub use derive::{
+    DeriveError, DeriveLimits, DeriveMethod, DeriveParent, DeriveRecipe, DerivedAdapter, MajoritySign, ModuleError,
+    ValidRecipe, derive_adapter,
+};
 pub use invocation::Invocation;
 pub(crate) use packed::Group;
 pub use packed::LoraAdapter;

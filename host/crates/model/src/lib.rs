@@ -20,8 +20,9 @@ mod tokenizer;
 
 pub use adapter::{
     AdapterBase, AdapterKind, AdapterLimits, AdapterRejection, AdapterReport, CONTAINER_PREFIX_BYTES, CanonicalAdapter,
-    Invocation, LoraAdapter, ModuleReport, NormLimits, PackedFileError, PackedImage, canonical_adapter, packed_layout,
-    refuse_container, refuse_container_name,
+    DeriveError, DeriveLimits, DeriveMethod, DeriveParent, DeriveRecipe, DerivedAdapter, Invocation, LoraAdapter,
+    MajoritySign, ModuleError, ModuleReport, NormLimits, PackedFileError, PackedImage, ValidRecipe, canonical_adapter,
+    derive_adapter, packed_layout, refuse_container, refuse_container_name,
 };
 pub use base::Base;
 pub use chat_template::ChatTemplate;

@@ -262,7 +262,7 @@ fn runner(base: &Base, precision: Precision, made: &[Arc<LoraAdapter>]) -> CpuRu
         block_tokens: 16,
         kv_blocks: 16,
         adapter_slots: 4,
-        batch_rows_max: 128,
+        batch_rows_max: 160,
         threads: 2,
     };
     let mut runner = CpuRunner::new(base, config).unwrap();
@@ -356,7 +356,20 @@ fn a_composition_with_dora_equals_the_dense_merge() {
         layers: LayerRange { first: 1, end: 2 },
         ..entry(0, -0.6)
     };
-    let compositions: [&[Entry]; 7] = [
+    // A weight for each module, and one for each layer, are entries of one adapter; weights that are below zero, and zero.
+    let of = |adapter, weight, modules: &[Module], layers: Option<(u32, u32)>| Entry {
+        modules: modules.iter().fold(ModuleSet::EMPTY, |set, module| set.with(*module)),
+        layers: layers.map_or(LayerRange::ALL, |(first, end)| LayerRange { first, end }),
+        ..entry(adapter, weight)
+    };
+    let by_module = [
+        of(1, 1.5, &[Module::Q], None),
+        of(1, -0.75, &[Module::K], None),
+        of(1, 0.25, &[Module::O, Module::Down], None),
+    ];
+    let qko = [Module::Q, Module::K, Module::O];
+    let by_layer = [of(0, -1.25, &Module::ALL, Some((0, 1))), of(0, 0.5, &qko, Some((1, 2))), entry(2, -0.8)];
+    let compositions: [&[Entry]; 12] = [
         &[],
         &[entry(0, 1.0)],
         &[entry(1, 1.0)],
@@ -364,6 +377,11 @@ fn a_composition_with_dora_equals_the_dense_merge() {
         &[entry(0, 0.7), entry(1, -0.4), entry(2, 1.3)],
         &[entry(1, 0.5), selected, entry(2, -1.0)],
         &[entry(0, 0.5), entry(0, 0.5)],
+        &by_module,
+        &by_layer,
+        &[entry(1, -1.0)],
+        &[entry(1, 1.0), entry(0, 0.0), of(2, 0.0, &[Module::V], None)],
+        &[entry(0, 1.0), entry(1, 1.0), of(0, -1.0, &Module::ALL, Some((0, 2)))],
     ];
     let mixed = logits(&mut f32_runner, &compositions);
     let plain = mixed[0].clone();
@@ -387,6 +405,9 @@ fn a_composition_with_dora_equals_the_dense_merge() {
     }
     // Twice half of an adapter is the adapter: no half sees the other.
     assert!(difference(&mixed[6], &mixed[1]) < 1e-3);
+    // What has no weight is not there, and what is taken away was never there.
+    assert!(mixed[10] == mixed[2], "a weight of zero adds nothing, to the bit");
+    assert!(difference(&mixed[11], &mixed[2]) < 1e-3);
 }
 
 #[test]

@@ -122,6 +122,13 @@ fn statement(files: &[(&str, &[u8])]) -> Value {
     })
 }
 
+/// A key of its own, and its bundle over the two files of an adapter.
+pub(in crate::adapters) fn signed(config: &[u8], weights: &[u8]) -> (SignerKey, Vec<u8>) {
+    let forge = Forge::new();
+    let bundle = forge.bundle(statement(&[(CONFIG, config), (WEIGHTS, weights)]).to_string().as_bytes());
+    (forge.key, bundle.to_string().into_bytes())
+}
+
 #[test]
 fn each_fault_of_a_statement_is_refused() {
     let forge = Forge::new();

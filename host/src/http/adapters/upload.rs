@@ -7,17 +7,16 @@ use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use bytes::{Bytes, BytesMut};
 use model::{CONTAINER_PREFIX_BYTES, refuse_container, refuse_container_name};
-use types::Digest;
 
-use super::{adapter_bytes_max, digest};
-use crate::adapters::{AdapterError, AdapterFiles, CONFIG, SIGNATURE, SIGNATURE_BYTES_MAX, WEIGHTS};
+use super::{adapter_bytes_max, claims};
+use crate::adapters::{AdapterError, AdapterFiles, CONFIG, Claims, SIGNATURE, SIGNATURE_BYTES_MAX, WEIGHTS};
 use crate::error::Error;
 use crate::http::{App, pace};
 
 /// A PEFT configuration is a page of JSON.
 const CONFIG_BYTES_MAX: usize = 1 << 20;
-/// A digest is 64 digits.
-const DIGEST_BYTES_MAX: usize = 1 << 10;
+/// A digest is 64 digits, an identifier of a licence no longer.
+const CLAIM_BYTES_MAX: usize = 1 << 10;
 /// Files that trainers leave beside the two, and that say nothing about what the adapter computes. A tokenizer or a chat
 /// template is not among them: an adapter that needs its own is another thing here than where it was trained.
 const IGNORED: [&str; 11] = [
@@ -37,8 +36,8 @@ const IGNORED: [&str; 11] = [
 /// An adapter as it was sent.
 pub(super) struct Upload {
     pub(super) files: AdapterFiles,
-    /// What the caller says that it is.
-    pub(super) digest: Option<Digest>,
+    /// What the caller says of it.
+    pub(super) claims: Claims,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +46,7 @@ enum Part {
     Weights,
     Signature,
     Digest,
+    License,
     Ignored,
 }
 
@@ -65,6 +65,7 @@ impl Part {
             WEIGHTS | "adapter_model" | "adapter_weights" | "model" | "weights" => Some(Self::Weights),
             SIGNATURE | "signature" => Some(Self::Signature),
             "digest" => Some(Self::Digest),
+            "license" => Some(Self::License),
             _ => None,
         };
         match (by_file, by_field) {
@@ -86,6 +87,7 @@ impl Part {
             Self::Weights => WEIGHTS,
             Self::Signature => SIGNATURE,
             Self::Digest => "digest",
+            Self::License => "license",
             Self::Ignored => "",
         }
     }
@@ -97,7 +99,8 @@ fn short(name: &str) -> String {
 
 fn refused(what: &str) -> Error {
     let message = format!(
-        "{what}: send `{CONFIG}` and `{WEIGHTS}`, named so as parts or as files, and `{SIGNATURE}` or `digest` if you like"
+        "{what}: send `{CONFIG}` and `{WEIGHTS}`, named so as parts or as files, and `{SIGNATURE}`, `digest` or `license` \
+         if you like"
     );
     Error::invalid("invalid_request", "", message)
 }
@@ -108,7 +111,8 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
     let mut parts = Multipart::from_request(request, app)
         .await
         .map_err(|rejection| Error::invalid("invalid_request", "", rejection.body_text()))?;
-    let (mut config, mut weights, mut signature, mut expected) = (None, None, None, None);
+    let (mut config, mut weights, mut signature) = (None, None, None);
+    let (mut expected, mut license) = (None, None);
     while let Some(field) = parts.next_field().await.map_err(|error| broken(&error, bytes_max))? {
         let (name, file) = (field.name().unwrap_or_default(), field.file_name().unwrap_or_default());
         let part = match Part::of(name, file) {
@@ -124,7 +128,8 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
             Part::Config => (&mut config, "adapter_config_bytes_max", CONFIG_BYTES_MAX),
             Part::Weights => (&mut weights, "adapter_bytes_max", bytes_max),
             Part::Signature => (&mut signature, "adapter_signature_bytes_max", SIGNATURE_BYTES_MAX),
-            Part::Digest => (&mut expected, "digest_bytes_max", DIGEST_BYTES_MAX),
+            Part::Digest => (&mut expected, "digest_bytes_max", CLAIM_BYTES_MAX),
+            Part::License => (&mut license, "license_bytes_max", CLAIM_BYTES_MAX),
             // Ignored, but what is no text is not kept quiet about.
             Part::Ignored => {
                 refuse_container_part(field).await?;
@@ -136,14 +141,15 @@ pub(super) async fn read(request: Request<Body>, app: &App) -> Result<Upload, Er
         }
     }
     let missing = |name: &str| refused(&format!("`{name}` is missing"));
-    let expected = expected.map(|bytes| digest(String::from_utf8_lossy(&bytes).trim())).transpose()?;
+    let text = |bytes: Bytes| String::from_utf8_lossy(&bytes).trim().to_owned();
+    let claims = claims(expected.map(text).as_deref(), license.map(text).as_deref())?;
     Ok(Upload {
         files: AdapterFiles {
             config: config.ok_or_else(|| missing(CONFIG))?,
             weights: weights.ok_or_else(|| missing(WEIGHTS))?,
             signature,
         },
-        digest: expected,
+        claims,
     })
 }
 
@@ -193,6 +199,8 @@ mod tests {
             ("digest", "", Part::Digest),
             ("signature", "blob", Part::Signature),
             ("files[]", "iso-date/model.sig", Part::Signature),
+            ("license", "", Part::License),
+            ("LICENSE", "LICENSE", Part::Ignored),
             ("files", "README.md", Part::Ignored),
             ("training.json", "", Part::Ignored),
         ];

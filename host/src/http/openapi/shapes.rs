@@ -24,6 +24,8 @@ pub(crate) struct AdapterUpload {
     signature: Option<Vec<u8>>,
     /// What the adapter must turn out to be.
     digest: Option<String>,
+    /// An SPDX identifier, such as `Apache-2.0`.
+    license: Option<String>,
 }
 
 /// A server-sent event.

@@ -1,5 +1,6 @@
 //! Bodies of the routes for adapters, functions, tenants and keys.
 
+use model::{DeriveMethod, DeriveRecipe, MajoritySign};
 use serde::Deserialize;
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
@@ -19,6 +20,54 @@ pub(crate) struct AdapterSource {
     /// What the adapter must turn out to be.
     #[schema(pattern = "^[0-9a-fA-F]{64}$")]
     pub(crate) digest: Option<String>,
+    /// An SPDX identifier, such as `Apache-2.0`.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$")]
+    pub(crate) license: Option<String>,
+}
+
+/// `POST /v1/adapters/{alias}/derive`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Derivation {
+    /// `concatenate`, `svd`, `ties`, `dare_linear`, `dare_ties` or `magnitude_prune`.
+    #[schema(value_type = String, pattern = "^(concatenate|svd|ties|dare_linear|dare_ties|magnitude_prune)$")]
+    method: DeriveMethod,
+    /// 1 to 16, each once.
+    #[schema(min_items = 1, max_items = 16)]
+    pub(crate) parents: Vec<DerivationParent>,
+    /// The largest rank of the result; for all but `concatenate`, which need it.
+    #[schema(minimum = 1, maximum = 256)]
+    rank: Option<u32>,
+    /// The part of the elements that is kept, over 0; for `ties`, `dare_linear`, `dare_ties` and `magnitude_prune`, which need it.
+    #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
+    density: Option<f64>,
+    /// By what a sign is elected; for `ties` and `dare_ties`, `total` if left out.
+    #[schema(value_type = Option<String>, pattern = "^(total|frequency)$")]
+    majority_sign: Option<MajoritySign>,
+    /// Of what is drawn; for `dare_linear` and `dare_ties`, 0 if left out.
+    seed: Option<u32>,
+    /// What compression may lose of the delta's norm; for all but `concatenate`. More is refused.
+    #[schema(minimum = 0.0, maximum = 1.0)]
+    error_max: Option<f64>,
+}
+
+/// An adapter that another is derived from.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DerivationParent {
+    /// Alias or digest.
+    pub(crate) adapter: String,
+    /// 1 if left out; may be negative.
+    #[schema(minimum = -16.0, maximum = 16.0)]
+    pub(crate) weight: Option<f64>,
+}
+
+impl Derivation {
+    /// Without the parents.
+    pub(crate) fn recipe(&self) -> DeriveRecipe {
+        let Self { method, parents: _, rank, density, majority_sign, seed, error_max } = *self;
+        DeriveRecipe { method, rank, density, majority_sign, seed, error_max }
+    }
 }
 
 /// `PUT /v1/secrets/{name}`: a token, or keys of S3.

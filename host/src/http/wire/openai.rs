@@ -9,25 +9,12 @@ use serde_json::value::RawValue;
 use types::{Chat, Plan, PlanEntry, Prompt, Sampling, StopConditions};
 use utoipa::ToSchema;
 
+use super::composition::AdapterField;
 use super::messages::{MessageField, ToolField, chat};
 use super::or_default;
 use super::refused::{Refused, unsupported};
 use crate::error::Error;
 use crate::invoke::Handling;
-
-/// `adapters: [{"name", "weight"}]`, the extension that composes without a plugin.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct AdapterField {
-    name: String,
-    #[serde(default = "one")]
-    #[schema(default = 1.0)]
-    weight: f32,
-}
-
-const fn one() -> f32 {
-    1.0
-}
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "stop: expected a text or a list of texts")]
@@ -194,8 +181,9 @@ impl CommonBody {
             Some(StopField::One(string)) => vec![string.clone()],
             Some(StopField::Many(strings)) => strings.clone(),
         };
-        let named = self.adapters.iter().map(|field| PlanEntry::whole(&field.name, field.weight));
-        let composition = alias.map(|alias| PlanEntry::whole(alias, 1.0)).into_iter().chain(named).collect();
+        let whole = alias.map(|alias| Ok(PlanEntry::whole(alias, 1.0)));
+        let composition = whole.into_iter().chain(self.adapters.iter().map(AdapterField::entry));
+        let composition = composition.collect::<Result<_, _>>()?;
         let stop = StopConditions { strings, token_ids: self.stop_token_ids.clone(), ignore_eos: self.ignore_eos };
         Ok(Plan { composition, sampling, stop, token_budget: self.max_tokens()?, ..Plan::new(prompt) })
     }

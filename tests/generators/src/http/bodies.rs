@@ -22,6 +22,7 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         Kind::Lorax => lorax(draw),
         Kind::LoadLora => load_lora(draw),
         Kind::UnloadLora => Json::object([("lora_name", draw.pick(&["two", "one", "", "a/b", "none"]).into())]),
+        Kind::Derivation => derivation(draw),
         Kind::Promote => Json::object([("version", number(draw, &["1", "2"]))]),
         Kind::Tenant => Json::object([("name", draw.pick(&["one", "two", "A.b"]).into())]),
         Kind::Key => key(draw),
@@ -227,6 +228,8 @@ const FIELDS: &[(&str, &[&str])] = &[
             "[{\"name\":\"tiny\",\"weight\":1e39}]",
             "[{\"name\":\"tiny\",\"weight\":-16}]",
             "[{\"name\":\"tiny\",\"x\":1}]",
+            "[{\"name\":\"tiny\",\"modules\":[\"q_proj\"],\"layers\":[0,1]}]",
+            "[{\"name\":\"tiny\",\"modules\":[\"lm_head\"]},{\"name\":\"tiny\",\"layers\":[1,0]}]",
             "[{\"name\":\"tiny\"},{\"name\":\"one\",\"weight\":2}]",
             "null",
             "[{\"name\":\"tiny\",\"weight\":null}]",
@@ -342,6 +345,33 @@ fn adapter_source(draw: &mut Draw<'_>) -> Json {
     body
 }
 
+fn derivation(draw: &mut Draw<'_>) -> Json {
+    let methods = ["concatenate", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "linear", ""];
+    let parent = |draw: &mut Draw<'_>| {
+        let mut parent = Json::object([("adapter", draw.pick(&["tiny", "one", "none", ""]).into())]);
+        if draw.one_in(2) {
+            parent.set("weight", number(draw, &["1", "-0.5", "0", "16", "1e30"]));
+        }
+        parent
+    };
+    let mut body = Json::object([("method", draw.pick(&methods).into())]);
+    body.set("parents", Json::List((0..draw.below(4)).map(|_| parent(draw)).collect()));
+    for (field, usual) in [
+        ("rank", &["1", "2", "0", "300"][..]),
+        ("density", &["0.5", "1", "0", "1.5"]),
+        ("seed", &["0", "7"]),
+        ("error_max", &["1", "0.01"]),
+    ] {
+        if draw.one_in(2) {
+            body.set(field, number(draw, usual));
+        }
+    }
+    if draw.one_in(4) {
+        body.set("majority_sign", draw.pick(&["total", "frequency", "none"]).into());
+    }
+    body
+}
+
 fn key(draw: &mut Draw<'_>) -> Json {
     let rights = ["invoke", "deploy", "adapters", "receipts", "admin", "root", "", "invoke,admin"];
     let mut body = Json::object([("tenant", draw.pick(&["one", "dev", "none", ""]).into())]);
@@ -363,7 +393,7 @@ fn multipart(draw: &mut Draw<'_>) -> (Vec<u8>, Vec<u8>) {
         10 => drop(parts.remove(draw.below(2))),
         11 => parts.push(parts[draw.below(2)].clone()),
         12 => parts.push((
-            draw.pick(&["digest", "file", "README.md", ""]),
+            draw.pick(&["digest", "license", "file", "README.md", ""]),
             draw.pick(&["", "LICENSE", "a/../b"]),
             draw.bytes(80),
         )),

@@ -55,18 +55,30 @@ pub fn canonical_adapter(
     let base_is_named = fingerprint::check(peft.base_digest.iter().chain(&noted).map(String::as_str), base)?;
     // 6. The names of the tensors: those that the configuration targets, all of them and no others.
     let tensors = tensors::collect(&file, tensors::peft_place)?;
-    check_magnitudes(&peft, &tensors)?;
-    tensors::check_places(&tensors, &peft.terms, base.config())?;
+    admitted(peft, &tensors, base, base_is_named, limits)
+}
+
+/// What is left of the steps once there are tensors with places: the same for those that were made here (`derive`).
+pub(super) fn admitted(
+    peft: PeftConfig,
+    tensors: &Tensors<'_>,
+    base: &dyn AdapterBase,
+    base_is_named: bool,
+    limits: &AdapterLimits,
+) -> Result<CanonicalAdapter, AdapterRejection> {
+    // Still 6.
+    check_magnitudes(&peft, tensors)?;
+    tensors::check_places(tensors, &peft.terms, base.config())?;
     // 7. Types and shapes.
-    tensors::check_shapes(&tensors, &peft.terms, base.config())?;
+    tensors::check_shapes(tensors, &peft.terms, base.config())?;
     // 8. Rank and bytes.
     tensors::check_sizes(&peft.terms, base.config(), limits)?;
     // 9. Every value: NaN, infinity, norms that could only break the output.
-    tensors::check_values(&tensors, &peft.terms, limits)?;
+    tensors::check_values(tensors, &peft.terms, limits)?;
     // 10. Norms of what the factors do together. DoRA's rows have norms only with the base's weights.
-    let bytes = canonical::write(&tensors, &peft, base.config());
+    let bytes = canonical::write(tensors, &peft, base.config());
     let digest = Digest::of(&bytes);
-    let norms = check_norms(&peft, &tensors, &digest, limits)?;
+    let norms = check_norms(&peft, tensors, &digest, limits)?;
     if peft.kind == AdapterKind::Dora {
         LoraAdapter::from_canonical(&bytes, base, limits, Precision::F32)?;
     }
@@ -77,7 +89,7 @@ pub fn canonical_adapter(
         bytes,
         rank: u32::try_from(rank).unwrap_or(u32::MAX),
         modules: peft.terms.keys().map(|site| site.module).collect(),
-        report: reported(peft, &tensors, &norms, base, base_is_named),
+        report: reported(peft, tensors, &norms, base, base_is_named),
     })
 }
 

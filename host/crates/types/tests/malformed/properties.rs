@@ -2,8 +2,8 @@
 
 use generators::{Draw, Granted, PlanCase, plan_case};
 use types::{
-    ColdPolicy, Composition, Digest, Grants as _, LayerRange, Plan, PlanEntry, PlanError, PlanLimits, Prompt, Span, ValidCold,
-    ValidPlan,
+    ColdPolicy, Composition, Digest, Grants as _, LayerRange, Plan, PlanEntry, PlanError, PlanLimits, Prompt, Span,
+    ValidCold, ValidPlan,
 };
 
 /// A refusal is a line for people and logs, however long the plan is.
@@ -124,8 +124,13 @@ fn is_canonical(valid: &ValidPlan, plan: &Plan, limits: &PlanLimits) {
     let keys: Vec<(Digest, _)> = parts.iter().map(|part| (part.adapter, (part.modules, part.layers))).collect();
     assert!(keys.is_sorted(), "in order of digest");
     assert_eq!(valid.composition(), &Composition::new(parts.iter().rev().copied()));
+    let fallback = match valid.cold() {
+        Some(ValidCold::Fallback(composition)) => composition.parts(),
+        _ => &[],
+    };
+    let named = parts.iter().chain(fallback).map(|part| part.adapter).chain(valid.prefetch().iter().copied());
     let granted = Granted {
-        adapters: parts.iter().map(|part| (part.adapter.to_string(), part.adapter)).collect(),
+        adapters: named.map(|adapter| (adapter.to_string(), adapter)).collect(),
         templates: match valid.prompt() {
             Prompt::Template { name, .. } => [name.clone()].into(),
             _ => Default::default(),
@@ -144,6 +149,7 @@ fn is_canonical(valid: &ValidPlan, plan: &Plan, limits: &PlanLimits) {
     };
     let again = Plan {
         cold,
+        prefetch: valid.prefetch().iter().map(Digest::to_string).collect(),
         prompt: valid.prompt().clone(),
         composition: parts.iter().rev().map(entry).collect(),
         sampling: valid.sampling().clone(),
