@@ -21,15 +21,14 @@ use crate::{Outcome, progress};
 const OUTPUT_TOKENS: usize = 16;
 /// First uses at once, before anything is measured.
 const TOUCHES: usize = 16;
-/// Requests before those that count, as a share of them.
-const WARM_UP: usize = 10;
+/// Requests before those that count: so many fill the memory for keys and values, which grows the process until it is full.
+const WARM_UP: usize = 250;
 
 /// The requests: the same for every budget.
 pub(super) struct Traffic {
     popularity: Popularity,
     /// The adapter of each request; the first ones do not count.
     adapters: Vec<usize>,
-    warm_up: usize,
 }
 
 /// What came of them.
@@ -68,14 +67,14 @@ impl Traffic {
     /// So many requests for so many adapters.
     pub(super) fn new(adapters: usize, requests: usize, seed: u64) -> Self {
         let popularity = Popularity::zipf(adapters, seed);
-        let (mut state, warm_up) = (!seed, requests / WARM_UP);
-        let adapters = (0..warm_up + requests).map(|_| popularity.draw(&mut state)).collect();
-        Self { popularity, adapters, warm_up }
+        let mut state = !seed;
+        let adapters = (0..WARM_UP + requests).map(|_| popularity.draw(&mut state)).collect();
+        Self { popularity, adapters }
     }
 
     /// Different adapters among the requests that count.
     pub(super) fn distinct(&self) -> usize {
-        let mut all = self.adapters.get(self.warm_up..).unwrap_or_default().to_vec();
+        let mut all = self.adapters.get(WARM_UP..).unwrap_or_default().to_vec();
         all.sort_unstable();
         all.dedup();
         all.len()
@@ -91,7 +90,7 @@ impl Traffic {
         let fit = (population.adapters as f64 * share).ceil() as usize;
         touch(http, &server.target, self.popularity.top_ascending(fit), TOUCHES, "in memory")?;
         let dropped_bytes = drop_page_cache(&population.data)?;
-        let (warm_up, counted) = self.adapters.split_at(self.warm_up.min(self.adapters.len()));
+        let (warm_up, counted) = self.adapters.split_at(WARM_UP.min(self.adapters.len()));
         self.send(http, &server.target, warm_up, 0)?;
         let before = Counts::read(http, &server.target)?;
         let memory = Memory::watch(server.pid());
@@ -213,7 +212,7 @@ mod tests {
     fn traffic_is_the_same_each_time_and_prompts_are_not() {
         let (one, same) = (Traffic::new(50, 200, 4), Traffic::new(50, 200, 4));
         assert_eq!(one.adapters, same.adapters);
-        assert_eq!((one.adapters.len(), one.warm_up), (220, 20));
+        assert_eq!(one.adapters.len(), WARM_UP + 200);
         assert!((20..=50).contains(&one.distinct()), "{}", one.distinct());
         assert_ne!(request(1, 5, 16)["prompt"], request(1, 6, 16)["prompt"]);
     }
