@@ -13,7 +13,7 @@ const USERS: usize = 12;
 const CYCLES: usize = 25;
 const DISK_BYTES_MAX: u64 = 1_500_000;
 
-/// An adapter's files, and what it answers when it is alone.
+/// An adapter's files, and what it answers when it is alone: text and log-probabilities.
 struct Content {
     config: Vec<u8>,
     weights: Vec<u8>,
@@ -46,7 +46,9 @@ fn ask(alias: &str) -> Value {
 }
 
 fn answer(client: &Client, alias: &str) -> Value {
-    client.post("/v1/completions", &ask(alias)).expect(200).json()["choices"][0].clone()
+    let choice = client.post("/v1/completions", &ask(alias)).expect(200).json()["choices"][0].clone();
+    assert!(choice["logprobs"].is_object(), "{choice}");
+    json!([choice["text"], choice["logprobs"]])
 }
 
 /// The next word of an xorshift generator.

@@ -22,7 +22,7 @@ use crate::soak::requests::metric;
 use crate::statistics::{Bound, Spread};
 use crate::{Given, Outcome};
 
-use users::{Content, Counts, ask};
+use users::{Answer, Content, Counts, ask};
 
 /// How long, and how much.
 #[derive(Args)]
@@ -57,6 +57,8 @@ const MEMORY_BYTES_MAX: u64 = 1 << 20;
 const DISK_BYTES_MAX: u64 = 6 << 20;
 /// Slots of the runner: fewer than callers.
 const SLOTS: usize = 8;
+/// Blocks for keys and values: so few that all are in use after some seconds, and the process grows no longer for them.
+const KV_BLOCKS: usize = 256;
 /// The second half of the run may add or take this share of the memory, by the line through its samples.
 const GROWTH_MAX: f64 = 0.05;
 /// After the last answer everything must be given back within this time.
@@ -74,7 +76,7 @@ pub(crate) fn run(given: &Given, options: &Options) -> Outcome {
     println!("{}", machine.line());
     let settings = json!({"cycles": cycles, "users": options.users, "threads": options.threads, "seed": options.seed,
         "contents": CONTENTS, "adapter_cache_bytes_max": MEMORY_BYTES_MAX, "adapter_disk_bytes_max": DISK_BYTES_MAX,
-        "adapter_slots": SLOTS});
+        "adapter_slots": SLOTS, "kv_blocks": KV_BLOCKS});
     let mut report = Report::new("churn", machine, settings);
     let (http, base) = (Http::new()?, Base::open(&given.base)?);
     let folder = tempfile::tempdir()?;
@@ -89,6 +91,7 @@ pub(crate) fn run(given: &Given, options: &Options) -> Outcome {
         ("ADAPTER_CACHE_BYTES_MAX", MEMORY_BYTES_MAX.to_string()),
         ("ADAPTER_DISK_BYTES_MAX", DISK_BYTES_MAX.to_string()),
         ("ADAPTER_SLOTS", SLOTS.to_string()),
+        ("KV_BLOCKS", KV_BLOCKS.to_string()),
     ];
     let mut server = Server::tenon_on(&http, &given.tenon, &given.base, &data, &settings)?;
     let watch = Memory::watch(server.pid());
@@ -116,25 +119,24 @@ fn golden(given: &Given, options: &Options, http: &Http, base: &Base, report: &m
     let mut contents = Vec::with_capacity(CONTENTS);
     for number in 0..CONTENTS {
         let adapter = RandomAdapter::of(number as u64, base.config(), FORM);
-        let mut content =
-            Content { config: adapter.peft_config(), weights: adapter.peft_weights(), answer: Value::Null };
-        content.answer = runtime.block_on(async {
-            let (config, weights) = (content.config.clone(), content.weights.clone());
+        let (config, weights) = (adapter.peft_config(), adapter.peft_weights());
+        let answer = runtime.block_on(async {
+            let (config, weights) = (config.clone(), weights.clone());
             let answer = upload_request(client, &server.target, "alone", config, weights).send().await?;
             if !answer.status().is_success() {
                 return Err(format!("content {number}: {} {}", answer.status(), answer.text().await?).into());
             }
             let (status, body) = ask(client, &server.target, "alone").await?;
-            let answer = body.pointer("/choices/0").filter(|_| status == 200).cloned();
+            let answer = Answer::of(&body).filter(|_| status == 200);
             Outcome::Ok(answer.ok_or_else(|| format!("content {number}: {status} {body}"))?)
         })?;
-        contents.push(content);
+        contents.push(Content { config, weights, answer });
     }
-    let mut texts: Vec<String> = contents.iter().map(|content| content.answer.to_string()).collect();
-    texts.sort();
-    texts.dedup();
-    report.row(json!({"contents": CONTENTS, "distinct_answers": texts.len()}));
-    report.bar("answers that no two adapters share", Bound::AtLeast(CONTENTS as f64), exactly(texts.len()));
+    let mut all: Vec<String> = contents.iter().map(|content| format!("{:?}", content.answer)).collect();
+    all.sort();
+    all.dedup();
+    report.row(json!({"contents": CONTENTS, "distinct_answers": all.len()}));
+    report.bar("answers that no two adapters share", Bound::AtLeast(CONTENTS as f64), exactly(all.len()));
     Ok(contents)
 }
 
@@ -204,7 +206,7 @@ fn empty(http: &Http, server: &Server, data: &Path) -> Outcome<End> {
     let aliases = listed.get("data").and_then(Value::as_array).ok_or("no list of adapters")?;
     for alias in aliases.iter().filter_map(|adapter| adapter.get("alias")?.as_str()) {
         let url = format!("{}/v1/adapters/{alias}", server.target.url);
-        let status = runtime.block_on(with_key(client.delete(url), &server.target).send())?.status();
+        let status = runtime.block_on(async { with_key(client.delete(url), &server.target).send().await })?.status();
         if !status.is_success() {
             return Err(format!("{alias} cannot be removed: {status}").into());
         }

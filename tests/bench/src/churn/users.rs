@@ -26,8 +26,24 @@ const SHOWN_MAX: usize = 5;
 pub(super) struct Content {
     pub(super) config: Vec<u8>,
     pub(super) weights: Vec<u8>,
-    /// Text and log-probabilities.
-    pub(super) answer: Value,
+    pub(super) answer: Answer,
+}
+
+/// What an answer says; the rest of it (identifiers, times) is another one each time.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Answer {
+    text: String,
+    /// To the bit: JSON has every digit of them.
+    logprobs: Value,
+}
+
+impl Answer {
+    /// `None` if it is none.
+    pub(super) fn of(body: &Value) -> Option<Self> {
+        let choice = body.pointer("/choices/0")?;
+        let logprobs = choice.get("logprobs").filter(|logprobs| logprobs.is_object())?.clone();
+        Some(Self { text: choice.get("text")?.as_str()?.to_owned(), logprobs })
+    }
 }
 
 /// What came of all cycles.
@@ -177,7 +193,8 @@ impl User<'_> {
         }
         match self.answer(&alias).await {
             Some((200, body)) => {
-                let is_one = self.contents.iter().any(|content| body.pointer("/choices/0") == Some(&content.answer));
+                let found = Answer::of(&body);
+                let is_one = self.contents.iter().any(|content| found.as_ref() == Some(&content.answer));
                 self.judge(is_one, || format!("{alias} answers as no content does: {body}"));
             }
             Some((404, _)) | None => {}
@@ -194,7 +211,7 @@ impl User<'_> {
             return self.odd(&format!("use of {alias}"), status, &body);
         }
         let expected = self.contents.get(content).map(|content| &content.answer);
-        let is_right = body.pointer("/choices/0") == expected;
+        let is_right = expected.is_some() && Answer::of(&body).as_ref() == expected;
         self.judge(is_right, || format!("{alias} with content {content}: {body}, expected {expected:?}"));
     }
 
@@ -261,8 +278,7 @@ impl User<'_> {
 
     /// Begins a long stream and leaves it, at times before its adapter is there.
     async fn hang_up(&mut self, alias: &str) {
-        let body = json!({"model": "base", "adapters": [{"name": alias, "weight": 1.0}], "prompt": PROMPT,
-            "max_tokens": 200, "temperature": 0, "ignore_eos": true, "stream": true});
+        let body = json!({"model": alias, "prompt": PROMPT, "max_tokens": 200, "temperature": 0, "ignore_eos": true, "stream": true});
         let url = format!("{}/v1/completions", self.target.url);
         let request = with_key(self.client.post(url), self.target).json(&body);
         let patience = Duration::from_millis(self.below(60) as u64);
@@ -310,8 +326,8 @@ const PROMPT: &str = "The harbour lay quiet, and the first boat";
 
 /// Asks for a few tokens of an alias, with their log-probabilities: status and body.
 pub(super) async fn ask(client: &reqwest::Client, target: &Target, alias: &str) -> Outcome<(u16, Value)> {
-    let body = json!({"model": "base", "adapters": [{"name": alias, "weight": 1.0}], "prompt": PROMPT, "max_tokens": 6,
-        "temperature": 0, "ignore_eos": true, "logprobs": 1});
+    let body = json!({"model": alias, "prompt": PROMPT, "max_tokens": 6, "temperature": 0, "ignore_eos": true,
+        "logprobs": 1});
     answer_of(with_key(client.post(format!("{}/v1/completions", target.url)), target).json(&body)).await
 }
 
@@ -319,4 +335,20 @@ async fn answer_of(request: reqwest::RequestBuilder) -> Outcome<(u16, Value)> {
     let answer = request.send().await?;
     let status = answer.status().as_u16();
     Ok((status, serde_json::from_str(&answer.text().await?).unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_its_text_and_its_numbers() {
+        let body = |text: &str, logprob: f64, id: &str| json!({"id": id, "choices": [{"text": text, "logprobs": {"token_logprobs": [logprob]}, "receipt": id}]});
+        let one = Answer::of(&body("a", -0.5, "x"));
+        assert!(one.is_some() && one == Answer::of(&body("a", -0.5, "y")));
+        assert_ne!(one, Answer::of(&body("b", -0.5, "x")));
+        assert_ne!(one, Answer::of(&body("a", -0.500_000_1, "x")));
+        assert_eq!(Answer::of(&json!({"choices": [{"text": "a", "logprobs": null}]})), None);
+        assert_eq!(Answer::of(&json!({"error": {}})), None);
+    }
 }
