@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use half::bf16;
-use host::adapters::{AdapterDisk, AdapterStore, AdapterStoreConfig};
+use host::adapters::{AdapterDisk, AdapterFiles, AdapterStore, AdapterStoreConfig};
 use host::artifacts::Artifacts;
+use host::revocation::Revocations;
 use host::store::{EmbeddedStore, Store};
 use model::{ModelConfig, Precision, RopeLayout};
 use safetensors::Dtype;
@@ -55,7 +56,8 @@ async fn main() -> Outcome<()> {
     for seed in 0..count {
         let alias = format!("adapter-{seed}").parse()?;
         let (config, weights) = peft(seed, rank)?;
-        digests.push(writing.add_bytes(&tenant, &alias, config, weights, None).await?.digest);
+        let files = AdapterFiles { config, weights, signature: None };
+        digests.push(writing.add_bytes(&tenant, &alias, files, None).await?.digest);
     }
     let mut canonical = Vec::new();
     for digest in &digests {
@@ -101,7 +103,8 @@ async fn adapters(
         disk: Some(disk),
         ..AdapterStoreConfig::new(Arc::new(SMOLLM2))
     };
-    Ok(AdapterStore::new(Arc::clone(store), Artifacts::new(Arc::clone(store)), config).await?)
+    let revocations = Revocations::open(Arc::clone(store)).await?;
+    Ok(AdapterStore::new(Arc::clone(store), Artifacts::new(Arc::clone(store)), revocations, config).await?)
 }
 
 async fn timed(adapters: &AdapterStore, tenant: &TenantId, digest: Digest) -> Outcome<f64> {

@@ -1,16 +1,19 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
-//! sign them), `loads` (the work that is under way), `memory` (what is packed, and leases), `disk` (what was packed before).
+//! sign them), `leases` (how one is lent), `loads` (the work that is under way), `memory` and `residents` (what is packed),
+//! `disk` (what was packed before).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
 mod disk;
 mod error;
 mod keep;
+mod leases;
 mod loads;
 mod memory;
 mod owners;
+mod residents;
 mod signature;
 mod signers;
 mod source;
@@ -21,13 +24,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use model::{AdapterBase, AdapterLimits, AdapterReport, CanonicalAdapter, Precision, canonical_adapter};
+use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::revocation::{Revocation, Revocations};
 use crate::store::Store;
 use disk::DiskTier;
-use keep::Keep;
 use loads::{Loads, lost};
 use memory::HostMemory;
 use owners::{AliasRecord, Owners};
@@ -36,7 +40,9 @@ use source::Sources;
 
 pub use disk::{AdapterDisk, AdapterDiskStats};
 pub use error::AdapterError;
-pub use memory::{AdapterLease, Residency};
+pub use leases::{LoadObserver, LoadTimes, LoadedFrom};
+pub use memory::{AdapterLease, AdapterMemoryStats, Residency};
+pub use residents::{Evictions, ReleasePolicy};
 pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
 pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
 pub use source::{AllowedOrigin, Credential, OriginError, SourceError, SourcesConfig};
@@ -44,6 +50,9 @@ pub(crate) use source::{CONFIG, SIGNATURE, WEIGHTS};
 
 /// Up to here names are looked up one by one; beyond, one listing is cheaper.
 const RESOLVED_ONE_BY_ONE_MAX: usize = 16;
+
+/// Loads that were hinted at and have not ended; further hints are dropped.
+const PREFETCHES_MAX: usize = 32;
 
 /// What a revocation's refusal calls an adapter.
 const WHAT: &str = "the adapter";
@@ -57,8 +66,14 @@ pub struct AdapterStoreConfig {
     pub precision: Precision,
     /// Limits on one adapter.
     pub limits: AdapterLimits,
-    /// Packed adapters in host memory, those out on lease but evicted not counted.
+    /// Packed adapters in host memory. Those that are on lease do not give way and may exceed it.
     pub host_bytes_max: u64,
+    /// Of these, the ones that are pinned.
+    pub pinned_bytes_max: u64,
+    /// Whether tenants with the same adapter share its packed form. One can then tell by time whether another uses it.
+    pub is_shared_across_tenants: bool,
+    /// Told of every load.
+    pub on_load: Option<LoadObserver>,
     /// Where packed adapters are kept for later. `None` packs anew what is not in memory.
     pub disk: Option<AdapterDisk>,
     /// Aliases of one tenant.
@@ -80,6 +95,9 @@ impl AdapterStoreConfig {
             precision: Precision::default(),
             limits: AdapterLimits::default(),
             host_bytes_max: 2 << 30,
+            pinned_bytes_max: 1 << 30,
+            is_shared_across_tenants: false,
+            on_load: None,
             disk: None,
             aliases_per_tenant_max: 10_000,
             loads_max: 2,
@@ -158,7 +176,12 @@ pub struct AdapterStore {
     signers: SignerStore,
     memory: HostMemory,
     disk: Option<Arc<DiskTier>>,
+    is_shared_across_tenants: bool,
+    on_load: Option<LoadObserver>,
+    /// Loads that nobody waits for.
+    prefetches: Arc<Semaphore>,
     loads: Loads,
+    _sweeper: AbortOnDropHandle<()>,
 }
 
 impl AdapterStore {
@@ -190,6 +213,7 @@ impl AdapterStore {
                 disk::forget_everywhere(disk, digest).await?;
             }
         }
+        let memory = HostMemory::new(config.host_bytes_max, config.pinned_bytes_max);
         Ok(Self {
             base: config.base,
             precision: config.precision,
@@ -200,8 +224,12 @@ impl AdapterStore {
             owners: Owners::new(Arc::clone(&store)),
             revocations,
             signers: SignerStore::new(store),
-            memory: HostMemory::new(config.host_bytes_max),
+            _sweeper: AbortOnDropHandle::new(tokio::spawn(memory.sweep())),
+            memory,
             disk,
+            is_shared_across_tenants: config.is_shared_across_tenants,
+            on_load: config.on_load,
+            prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)),
             loads: Loads::new(config.loads_max),
         })
     }
@@ -338,47 +366,6 @@ impl AdapterStore {
         self.forget_unowned(tenant, removed).await
     }
 
-    /// A right to use the packed adapter, which is loaded if it is not in memory (once for all who ask at the same time). A load that
-    /// has begun runs to its end and is kept, also if whoever asked has left.
-    ///
-    /// # Errors
-    /// [`AdapterError::NotFound`] if the tenant does not own it; [`AdapterError::Rejected`] if it does not fit this base.
-    pub async fn lease(&self, tenant: &TenantId, digest: Digest) -> Result<AdapterLease, AdapterError> {
-        if self.owners.find_digest(tenant, digest).await?.is_none() {
-            return Err(AdapterError::NotFound(digest.to_string()));
-        }
-        self.lease_owned(tenant, digest).await
-    }
-
-    /// The same for a request whose names were resolved, and ownership with them, when it began: an alias that was moved or removed
-    /// since does not fail it.
-    ///
-    /// # Errors
-    /// [`AdapterError::NotFound`] if the digest is none of those; [`AdapterError::Rejected`] if it does not fit this base.
-    pub async fn lease_resolved(
-        &self,
-        resolved: &ResolvedAdapters,
-        digest: Digest,
-    ) -> Result<AdapterLease, AdapterError> {
-        if !resolved.digests.values().any(|owned| *owned == digest) {
-            return Err(AdapterError::NotFound(digest.to_string()));
-        }
-        self.lease_owned(&resolved.tenant, digest).await
-    }
-
-    /// Takes what was revoked out of memory and off the disk, whoever brought it there. Leases that are out stay good: the
-    /// engine ends their sequences.
-    ///
-    /// # Errors
-    /// [`AdapterError::Lost`] if the host is being stopped.
-    pub async fn evict(&self, digest: Digest) -> Result<(), AdapterError> {
-        self.memory.forget_everywhere(digest).await;
-        match &self.disk {
-            Some(disk) => disk::forget_everywhere(disk, digest).await,
-            None => Ok(()),
-        }
-    }
-
     /// Who may sign the tenant's adapters.
     ///
     /// # Errors
@@ -402,16 +389,6 @@ impl AdapterStore {
         self.signers.set(tenant, policy, keys, expect).await
     }
 
-    /// Bytes of packed adapters in the cache.
-    pub fn memory_bytes(&self) -> u64 {
-        self.memory.bytes()
-    }
-
-    /// Leases that are out.
-    pub fn leases(&self) -> usize {
-        self.memory.leases()
-    }
-
     /// What the disk holds of packed adapters. Zeros if they are not kept there.
     pub fn disk_stats(&self) -> AdapterDiskStats {
         self.disk.as_ref().map(|disk| disk.stats()).unwrap_or_default()
@@ -421,38 +398,6 @@ impl AdapterStore {
     pub async fn close(&self) {
         self.sources.close();
         self.loads.close().await;
-    }
-
-    async fn lease_owned(&self, tenant: &TenantId, digest: Digest) -> Result<AdapterLease, AdapterError> {
-        self.revocations.check(WHAT, digest)?;
-        let (artifacts, loads) = (self.artifacts.clone(), self.loads.clone());
-        let (base, limits, precision) = (Arc::clone(&self.base), self.limits.clone(), self.precision);
-        let disk = self.disk.clone().map(|disk| Keep {
-            disk,
-            tenant: tenant.clone(),
-            digest,
-            owners: self.owners.clone(),
-            revocations: self.revocations.clone(),
-        });
-        let load = async move |mut permit| {
-            if let Some(Keep { disk, tenant, .. }) = disk.clone() {
-                let found;
-                (found, permit) = loads.compute(permit, move || Ok(disk.read(&tenant, digest))).await?;
-                if let Some(adapter) = found {
-                    return Ok(Arc::new(adapter));
-                }
-            }
-            let bytes = artifacts.get(ArtifactKind::Adapter, digest).await?;
-            let pack = move || Ok(model::LoraAdapter::from_canonical(&bytes, &*base, &limits, precision)?);
-            let (adapter, permit) = loads.compute(permit, pack).await?;
-            let adapter = Arc::new(adapter);
-            if let Some(disk) = disk {
-                // Nobody waits for it but the end; the permit bounds how many there are.
-                drop(loads.spawn(disk.keep(Arc::clone(&adapter), loads.clone(), permit)));
-            }
-            Ok(adapter)
-        };
-        self.memory.lease(tenant, digest, &self.loads, load).await
     }
 
     async fn check_room(&self, tenant: &TenantId, alias: &AdapterAlias) -> Result<(), AdapterError> {
@@ -468,9 +413,10 @@ impl AdapterStore {
 
     async fn forget_unowned(&self, tenant: &TenantId, digest: Digest) -> Result<(), AdapterError> {
         if self.owners.find_digest(tenant, digest).await?.is_none() {
-            self.memory.forget(tenant, digest).await;
+            let (whose, _) = &self.key(tenant, digest);
+            self.memory.forget(&(whose.clone(), digest));
             if let Some(disk) = &self.disk {
-                disk::forget(disk, tenant, digest).await?;
+                disk::forget(disk, whose.as_ref(), digest).await?;
             }
         }
         Ok(())
@@ -478,7 +424,7 @@ impl AdapterStore {
 
     fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord) -> AdapterInfo {
         let AliasRecord { digest, rank, modules, bytes, report, signature } = record;
-        let residency = self.memory.residency(tenant, digest);
+        let residency = self.memory.residency(&self.key(tenant, digest));
         let revoked = self.revocations.find(digest);
         AdapterInfo { alias, digest, rank, modules, bytes, residency, report, revoked, signature }
     }

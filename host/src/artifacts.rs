@@ -3,6 +3,7 @@
 //! Not here: who may use one. A digest is not a permission; `registry` and `adapters` keep the owners.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use types::{Blame, Digest};
@@ -119,10 +120,27 @@ impl Artifacts {
     /// # Errors
     /// [`ArtifactError::NotFound`], [`ArtifactError::Corrupt`], [`ArtifactError::Store`].
     pub async fn get(&self, kind: ArtifactKind, digest: Digest) -> Result<Bytes, ArtifactError> {
+        Ok(self.get_timed(kind, digest).await?.0)
+    }
+
+    /// The same, and how long it took to read the bytes and to check them.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub async fn get_timed(
+        &self,
+        kind: ArtifactKind,
+        digest: Digest,
+    ) -> Result<(Bytes, Duration, Duration), ArtifactError> {
+        let begun = Instant::now();
         let found = self.store.get_blob(&blob_name(kind, digest)).await?;
         let bytes = found.ok_or(ArtifactError::NotFound { kind, digest })?;
+        let read = begun.elapsed();
         let found = digest_of(bytes.clone()).await?;
-        if found == digest { Ok(bytes) } else { Err(ArtifactError::Corrupt { kind, digest, found }) }
+        if found != digest {
+            return Err(ArtifactError::Corrupt { kind, digest, found });
+        }
+        Ok((bytes, read, begun.elapsed().saturating_sub(read)))
     }
 }
 

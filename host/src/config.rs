@@ -52,6 +52,10 @@ pub struct Config {
     pub adapter_cache_bytes_max: u64,
     /// How large the change of one module of an adapter may be.
     pub adapter_norms: NormLimits,
+    /// Of these, memory for those that are pinned.
+    pub adapter_pinned_bytes_max: u64,
+    /// Whether tenants with the same adapter share its packed form, and can tell by time that they do.
+    pub share_adapters_across_tenants: bool,
     /// Disk for packed adapters; 0 keeps none.
     pub adapter_disk_bytes_max: u64,
     /// Requests that may wait for the engine.

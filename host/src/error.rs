@@ -76,6 +76,14 @@ pub enum Error {
     /// Nothing could be answered in time.
     #[error("the deadline passed before the adapters were there")]
     Deadline,
+    /// A cold policy: the adapters are not in memory, and nothing else is to be served.
+    #[error("{adapters} of the adapters are not in memory yet; they are being loaded, try again")]
+    Cold {
+        /// How many.
+        adapters: usize,
+        /// When they should be there.
+        retry_after: Duration,
+    },
     /// The engine or the runner failed in mid-stream.
     #[error("generation failed: {0}")]
     Generation(#[from] engine::GenerationError),
@@ -159,6 +167,7 @@ impl Error {
             Self::Plugin(error) => error.code(),
             Self::Submit(error) => error.code(),
             Self::Deadline => "deadline_exceeded",
+            Self::Cold { .. } => "adapter_cold",
             Self::Generation(error) => error.code(),
             Self::Model(error) => error.code(),
             Self::Adapter(error) => error.code(),
@@ -186,7 +195,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::TooSlow
             | Self::Rejected { .. } => Blame::Caller,
-            Self::Unavailable(_) | Self::Deadline => Blame::Capacity,
+            Self::Unavailable(_) | Self::Deadline | Self::Cold { .. } => Blame::Capacity,
             Self::Plan { by_caller: true, .. } => Blame::Caller,
             Self::Plan { source, .. } => source.blame(),
             Self::Plugin(error) => error.blame(),
@@ -227,6 +236,7 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         let known = match self {
             Self::Submit(error) => error.retry_after(),
+            Self::Cold { retry_after, .. } => Some(*retry_after),
             Self::WithReceipt { source, .. } => source.retry_after(),
             _ => None,
         };

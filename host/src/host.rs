@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use types::{Digest, PlanLimits};
 
-use crate::adapters::{self, AdapterDisk, AdapterInfo, AdapterStore, AdapterStoreConfig};
+use crate::adapters::{self, AdapterDisk, AdapterInfo, AdapterStore, AdapterStoreConfig, LoadObserver};
 use crate::artifacts::Artifacts;
 use crate::cli::COMPILE_COMMAND;
 use crate::config::{Config, KvSize};
@@ -115,6 +115,12 @@ impl Host {
             sources: config.adapter_sources.clone(),
             precision: config.precision,
             host_bytes_max: config.adapter_cache_bytes_max,
+            pinned_bytes_max: config.adapter_pinned_bytes_max,
+            is_shared_across_tenants: config.share_adapters_across_tenants,
+            on_load: Some(LoadObserver::new({
+                let metrics = Arc::clone(metrics);
+                move |times| metrics.adapter_load(times)
+            })),
             disk: (config.adapter_disk_bytes_max > 0).then(|| AdapterDisk {
                 folder: config.data.join("packed-adapters"),
                 bytes_max: config.adapter_disk_bytes_max,

@@ -3,6 +3,7 @@
 //!
 //! Not here: JSON and HTTP types, and how any stage does its work.
 
+mod cold;
 mod function;
 mod generation;
 mod grants;
@@ -32,7 +33,9 @@ use crate::adapters::AdapterLease;
 use crate::error::Error;
 use crate::host::Host;
 use crate::logs::InvocationLog;
+use crate::registry::ManifestRelease;
 use crate::tenants::Principal;
+use cold::Resident;
 use function::FunctionCall;
 use grants::ResolvedGrants;
 use post::PostState;
@@ -192,9 +195,9 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
     let Draft { plan, grants, limits, function } = draft;
     let by_caller = function.is_none();
     let plan = ValidPlan::check(plan, &grants, &limits).map_err(|source| Error::Plan { source, by_caller })?;
+    let release = function.as_ref().map(|call| call.manifest.release.policy()).unwrap_or_default();
     let adapters_started = Instant::now();
-    let leasing = lease_adapters(host, &grants, &plan);
-    let leases = tokio::time::timeout(plan.deadline(), leasing).await.map_err(|_| Error::Deadline)??;
+    let Resident { plan, leases, cold } = cold::make_resident(host, &grants, plan, release).await?;
     let stages = Stages { adapters: adapters_started.elapsed(), ..stages };
     let templates = function.as_ref().map(|call| &call.manifest.templates);
     let prompt = prompt::tokenise(host, plan.prompt(), templates).await?;
@@ -210,6 +213,7 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
         function,
         aliases: grants.aliases(),
         stages,
+        cold,
     })
 }
 
@@ -226,6 +230,7 @@ impl Prepared {
             seed: parts.seed,
             terms: Terms {
                 author: parts.function.as_ref().map(|call| call.manifest.plugin),
+                unload: parts.function.as_ref().is_some_and(|call| call.manifest.release != ManifestRelease::Lru),
                 ..host.tenant_salts.terms(&self.principal.tenant, self.handling)
             },
         })
@@ -255,18 +260,4 @@ fn activations(leases: &[AdapterLease], prompt: &[u32]) -> Vec<Activation> {
         Some(Activation { adapter: lease.digest(), first_token })
     };
     leases.iter().filter_map(activation).collect()
-}
-
-async fn lease_adapters(
-    host: &Arc<Host>,
-    grants: &ResolvedGrants,
-    plan: &ValidPlan,
-) -> Result<Vec<AdapterLease>, Error> {
-    let mut digests: Vec<_> = plan.composition().parts().iter().map(|part| part.adapter).collect();
-    digests.dedup();
-    let mut leases = Vec::with_capacity(digests.len());
-    for digest in digests {
-        leases.push(host.adapters.lease_resolved(grants.adapters(), digest));
-    }
-    Ok(try_join_all(leases).await?)
 }

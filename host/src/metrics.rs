@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::adapters::AdapterDiskStats;
+use crate::adapters::{AdapterDiskStats, AdapterMemoryStats, Evictions, LoadTimes, LoadedFrom};
 use crate::receipt::ReceiptCounts;
 
 /// The media type of [`Metrics::render`].
@@ -55,6 +55,33 @@ struct KindLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabel {
+    decision: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabel {
+    stage: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TierLabel {
+    tier: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TierOutcomeLabels {
+    tier: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    tier: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CacheConfigLabels {
     block_size: u32,
     num_gpu_blocks: u32,
@@ -73,6 +100,8 @@ pub struct Metrics {
     inter_token: Histogram,
     queued: Histogram,
     plugin_calls: Family<CallLabels, Histogram>,
+    cold_decisions: Family<DecisionLabel, Counter>,
+    adapter_loads: Family<StageLabel, Histogram>,
     fed: Fed,
 }
 
@@ -85,7 +114,12 @@ struct Fed {
     cache_config: Family<CacheConfigLabels, Gauge>,
     adapter_slots_used: Gauge,
     adapter_slots: Gauge,
+    adapter_bytes: Family<TierLabel, Gauge>,
+    adapters_resident: Family<TierLabel, Gauge>,
+    adapter_requests: Family<TierOutcomeLabels, Counter>,
+    adapter_evictions: Family<ReasonLabels, Counter>,
     adapter_cache_bytes: Gauge,
+    adapter_pinned_bytes: Gauge,
     adapter_leases: Gauge,
     adapter_disk_bytes: Gauge,
     adapter_disk: Family<KindLabel, Counter>,
@@ -117,6 +151,7 @@ impl Metrics {
         let mut registry = Registry::default();
         let r = &mut registry;
         let calls = || Histogram::new(exponential_buckets(0.000_02, 4.0, 10));
+        let loads = || Histogram::new(exponential_buckets(0.000_1, 2.0, 17));
         let first_token = Histogram::new(exponential_buckets(0.001, 2.0, 17));
         let queued = Histogram::new(exponential_buckets(0.001, 2.0, 17));
         let inter_token = Histogram::new(exponential_buckets(0.000_5, 2.0, 14));
@@ -132,6 +167,18 @@ impl Metrics {
                 "tenon_plugin_call_seconds",
                 "Calls into plugins",
                 Family::new_with_constructor(calls as fn() -> Histogram),
+            ),
+            cold_decisions: add(
+                r,
+                "tenon_cold_decisions",
+                "Requests by what was done about adapters that were not in memory",
+                Family::default(),
+            ),
+            adapter_loads: add(
+                r,
+                "tenon_adapter_load_seconds",
+                "Loads of adapters into memory, by stage, and in all by where they were",
+                Family::new_with_constructor(loads as fn() -> Histogram),
             ),
             fed: Fed::new(r),
             registry,
@@ -198,15 +245,54 @@ impl Metrics {
         self.fed.cache_config.get_or_create(&labels).set(1);
     }
 
+    /// What was done for a request about adapters that were not in memory; `resident` if all were.
+    pub fn cold_decision(&self, decision: &'static str) {
+        self.cold_decisions.get_or_create(&DecisionLabel { decision }).inc();
+    }
+
+    /// An adapter was brought into memory.
+    pub fn adapter_load(&self, times: &LoadTimes) {
+        let stages = [("wait", times.wait), ("verify", times.verify)].into_iter().chain(match times.from {
+            LoadedFrom::Disk => [("load", times.load), ("disk", times.total())],
+            LoadedFrom::Store => [("pack", times.pack), ("store", times.total())],
+        });
+        let fetch = (times.from == LoadedFrom::Store).then_some(("fetch", times.fetch));
+        for (stage, time) in stages.chain(fetch) {
+            self.adapter_loads.get_or_create(&StageLabel { stage }).observe(time.as_secs_f64());
+        }
+    }
+
     /// Feeds what lies in the host's adapter memory.
-    pub fn observe_adapter_cache(&self, bytes: u64, leases: usize) {
-        self.fed.adapter_cache_bytes.set(gauge(bytes));
-        self.fed.adapter_leases.set(gauge(leases));
+    pub fn observe_adapter_memory(&self, stats: &AdapterMemoryStats) {
+        let fed = &self.fed;
+        fed.adapter_cache_bytes.set(gauge(stats.bytes));
+        fed.adapter_pinned_bytes.set(gauge(stats.pinned_bytes));
+        fed.adapter_leases.set(gauge(stats.leases));
+        let tier = "memory";
+        fed.adapter_bytes.get_or_create(&TierLabel { tier }).set(gauge(stats.bytes));
+        fed.adapters_resident.get_or_create(&TierLabel { tier }).set(gauge(stats.adapters));
+        for (outcome, count) in [("hit", stats.hits), ("miss", stats.misses)] {
+            fed.adapter_requests.get_or_create(&TierOutcomeLabels { tier, outcome }).inner().store(count, Relaxed);
+        }
+        let Evictions { budget, released, idle, forgotten } = stats.evictions;
+        for (reason, count) in [("budget", budget), ("released", released), ("idle", idle), ("forgotten", forgotten)] {
+            fed.adapter_evictions.get_or_create(&ReasonLabels { tier, reason }).inner().store(count, Relaxed);
+        }
     }
 
     /// Feeds what the disk holds of packed adapters, and has done.
     pub fn observe_adapter_disk(&self, stats: &AdapterDiskStats) {
         self.fed.adapter_disk_bytes.set(gauge(stats.bytes));
+        let tier = "disk";
+        self.fed.adapter_bytes.get_or_create(&TierLabel { tier }).set(gauge(stats.bytes));
+        self.fed.adapters_resident.get_or_create(&TierLabel { tier }).set(gauge(stats.files));
+        for (outcome, count) in [("hit", stats.hits), ("miss", stats.misses)] {
+            let labels = TierOutcomeLabels { tier, outcome };
+            self.fed.adapter_requests.get_or_create(&labels).inner().store(count, Relaxed);
+        }
+        for (reason, count) in [("budget", stats.evicted), ("refused", stats.refused)] {
+            self.fed.adapter_evictions.get_or_create(&ReasonLabels { tier, reason }).inner().store(count, Relaxed);
+        }
         for (kind, count) in [
             ("hit", stats.hits),
             ("miss", stats.misses),
@@ -260,7 +346,27 @@ impl Fed {
             cache_config: add(r, "vllm:cache_config_info", "Size of the KV memory, as labels", Family::default()),
             adapter_slots_used: add(r, "tenon_adapter_slots_used", "Adapter slots in use", Gauge::default()),
             adapter_slots: add(r, "tenon_adapter_slots", "Adapter slots", Gauge::default()),
+            adapter_bytes: add(r, "tenon_adapter_bytes", "Bytes of packed adapters, by tier", Family::default()),
+            adapters_resident: add(r, "tenon_adapters_resident", "Packed adapters, by tier", Family::default()),
+            adapter_requests: add(
+                r,
+                "tenon_adapter_requests",
+                "Adapters that were asked for, by tier and whether they were there",
+                Family::default(),
+            ),
+            adapter_evictions: add(
+                r,
+                "tenon_adapter_evictions",
+                "Adapters that left a tier, by reason",
+                Family::default(),
+            ),
             adapter_cache_bytes: add(r, "tenon_adapter_cache_bytes", "Bytes of adapters in memory", Gauge::default()),
+            adapter_pinned_bytes: add(
+                r,
+                "tenon_adapter_pinned_bytes",
+                "Of these, bytes of pinned ones",
+                Gauge::default(),
+            ),
             adapter_leases: add(r, "tenon_adapter_leases", "Adapters in use", Gauge::default()),
             adapter_disk_bytes: add(
                 r,
@@ -336,88 +442,4 @@ fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metri
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fed() -> Metrics {
-        let metrics = Metrics::new();
-        let kv = EngineStats { kv_blocks_free: 75, kv_blocks_total: 100, ..EngineStats::default() };
-        let prefix = EngineStats { prefix_tokens_asked: 30, prefix_tokens_found: 20, ..kv };
-        let guesses = EngineStats { draft_tokens: 8, draft_tokens_accepted: 6, preemptions: 1, ..prefix };
-        metrics.observe_engine(&EngineStats { waiting: 5, running: 2, ..guesses });
-        metrics.observe_kv_size(16, 100);
-        metrics.observe_adapter_cache(1 << 20, 3);
-        metrics.observe_adapter_disk(&AdapterDiskStats { bytes: 4096, hits: 6, refused: 1, ..Default::default() });
-        metrics.observe_plugins(&PluginStats { instances: 2, instances_max: 9, log_lines_dropped: 11 });
-        let receipts = ReceiptCounts { started: 3, finished: 2, transactions: 4, ..ReceiptCounts::default() };
-        metrics.observe_receipts(&receipts);
-        metrics
-    }
-
-    #[test]
-    fn routers_find_what_they_look_for() {
-        let text = fed().render();
-        for line in [
-            "vllm:num_requests_waiting 5\n",
-            "vllm:num_requests_running 2\n",
-            "vllm:kv_cache_usage_perc 0.25\n",
-            "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"100\"} 1\n",
-            "vllm:prefix_cache_queries_total 30\n",
-            "vllm:prefix_cache_hits_total 20\n",
-            "vllm:spec_decode_num_draft_tokens_total 8\n",
-            "vllm:spec_decode_num_accepted_tokens_total 6\n",
-            "tenon_preemptions_total 1\n",
-            "tenon_receipts_total{kind=\"started\"} 3\n",
-            "tenon_receipt_transactions_total 4\n",
-            "tenon_adapter_disk_bytes 4096\n",
-            "tenon_adapter_disk_total{kind=\"hit\"} 6\n",
-            "tenon_adapter_disk_total{kind=\"refused\"} 1\n",
-            "tenon_plugin_instances 2\n",
-            "tenon_plugin_log_lines_dropped_total 11\n",
-        ] {
-            assert!(text.contains(line), "{line} is not in\n{text}");
-        }
-        assert!(text.ends_with("# EOF\n"));
-    }
-
-    /// Prometheus' older text parser, which routers use, knows no other types.
-    #[test]
-    fn types_are_those_that_every_reader_knows() {
-        let text = fed().render();
-        for line in text.lines().filter(|line| line.starts_with("# TYPE")) {
-            let kind = line.rsplit(' ').next().unwrap_or_default();
-            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
-        }
-    }
-
-    #[test]
-    fn counting() {
-        let metrics = Metrics::new();
-        metrics.request("/v1/functions/{name}", 200);
-        metrics.request("/v1/functions/{name}", 200);
-        metrics.tokens(7, 5);
-        metrics.first_token(Duration::from_millis(30));
-        metrics.inter_token(Duration::from_millis(3));
-        metrics.queued(Duration::from_millis(2));
-        metrics.plugin_call(PluginCall::compose, true, Duration::from_micros(90));
-        let text = metrics.render();
-        for line in [
-            "tenon_requests_total{route=\"/v1/functions/{name}\",status=\"200\"} 2\n",
-            "tenon_prompt_tokens_total 7\n",
-            "tenon_completion_tokens_total 5\n",
-            "tenon_time_to_first_token_seconds_count 1\n",
-            "tenon_inter_token_seconds_count 1\n",
-            "tenon_queue_seconds_count 1\n",
-            "tenon_plugin_call_seconds_count{call=\"compose\",outcome=\"ok\"} 1\n",
-        ] {
-            assert!(text.contains(line), "{line} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn there_is_one_series_of_the_cache_size() {
-        let metrics = fed();
-        metrics.observe_kv_size(16, 200);
-        assert_eq!(metrics.render().matches("vllm:cache_config_info{").count(), 1);
-    }
-}
+mod tests;

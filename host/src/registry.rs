@@ -23,7 +23,7 @@ use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError};
 pub use error::RegistryError;
 pub use live::{LIVE_CHANGES_MAX, LiveChange, LiveHistory};
 pub(crate) use manifest::digest_text;
-pub use manifest::{Manifest, ManifestError, ManifestLimits};
+pub use manifest::{Manifest, ManifestCold, ManifestError, ManifestFallback, ManifestLimits, ManifestRelease};
 
 /// Functions of one tenant.
 pub const FUNCTIONS_PER_TENANT_MAX: usize = 10_000;

@@ -15,6 +15,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::{fmt, ptr};
 
+use crate::memory::wipe;
+
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The mode of a file that may be mapped: its owner may read it, and nobody may write it.
@@ -113,9 +115,19 @@ pub struct Floats(Place);
 
 #[derive(Clone)]
 enum Place {
-    Own(Vec<f32>),
+    Own(Wiped),
     /// Aligned for, and as long as, a number of `f32`.
     Mapped(MappedPart),
+}
+
+/// Overwritten when it goes.
+#[derive(Clone)]
+struct Wiped(Vec<f32>);
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
 }
 
 impl Floats {
@@ -131,15 +143,15 @@ impl Floats {
     #[must_use]
     pub fn into_vec(self) -> Vec<f32> {
         match self.0 {
-            Place::Own(values) => values,
-            Place::Mapped(_) => self.to_vec(),
+            Place::Own(mut values) => std::mem::take(&mut values.0),
+            Place::Mapped(part) => Self(Place::Mapped(part)).to_vec(),
         }
     }
 }
 
 impl From<Vec<f32>> for Floats {
     fn from(values: Vec<f32>) -> Self {
-        Self(Place::Own(values))
+        Self(Place::Own(Wiped(values)))
     }
 }
 
@@ -148,7 +160,7 @@ impl Deref for Floats {
 
     fn deref(&self) -> &[f32] {
         match &self.0 {
-            Place::Own(values) => values,
+            Place::Own(values) => &values.0,
             Place::Mapped(part) => {
                 let bytes = part.bytes();
                 // SAFETY: `mapped`, the only way to make this, has checked the alignment; the length is rounded down to

@@ -51,10 +51,18 @@ impl Memory {
 }
 
 impl Drop for Memory {
+    /// Whoever gets the memory next finds zeros.
     fn drop(&mut self) {
+        wipe(self.bytes_mut());
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.first.as_ptr(), self.layout) }
     }
+}
+
+/// Overwrites with zeros what nobody will read, which a compiler would leave out.
+pub(crate) fn wipe<T: Copy + Default>(values: &mut [T]) {
+    values.fill(T::default());
+    std::hint::black_box(values);
 }
 
 /// Before the first touch, which decides. A system that refuses gives small pages.
@@ -71,7 +79,58 @@ fn ask_for_huge_pages(_first: NonNull<u8>, _bytes: usize) {}
 
 #[cfg(test)]
 mod tests {
+    use std::alloc::{GlobalAlloc, System};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::Floats;
+
+    /// Looks at every block of memory of a size that is watched for, as it is given back.
+    struct Watching;
+
+    /// Sizes that nothing else has.
+    const WATCHED: [usize; 3] = [1_234_560, 7 << 20, 311_092];
+    static RETURNED: AtomicUsize = AtomicUsize::new(0);
+    static RETURNED_WITH_CONTENT: AtomicUsize = AtomicUsize::new(0);
+
+    // SAFETY: it is the system's, which is only asked; a block is read before it is given back.
+    unsafe impl GlobalAlloc for Watching {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            // SAFETY: the caller's promise.
+            unsafe { System.alloc(layout) }
+        }
+
+        unsafe fn dealloc(&self, first: *mut u8, layout: Layout) {
+            if WATCHED.contains(&layout.size()) {
+                // SAFETY: it is the caller's until it is given back below, and was written in the test.
+                let bytes = unsafe { std::slice::from_raw_parts(first, layout.size()) };
+                RETURNED.fetch_add(1, Ordering::SeqCst);
+                RETURNED_WITH_CONTENT.fetch_add(usize::from(bytes.iter().any(|byte| *byte != 0)), Ordering::SeqCst);
+            }
+            // SAFETY: the caller's promise.
+            unsafe { System.dealloc(first, layout) }
+        }
+    }
+
+    #[global_allocator]
+    static ALLOCATOR: Watching = Watching;
+
+    #[test]
+    fn a_canary_does_not_outlive_its_memory() {
+        const CANARY: u8 = 0xc5;
+        for bytes in [WATCHED[0], WATCHED[1]] {
+            let mut memory = Memory::new(bytes);
+            memory.bytes_mut().fill(CANARY);
+            drop(memory);
+        }
+        let floats = Floats::from(vec![f32::from_bits(0xc5c5_c5c5); WATCHED[2] / 4]);
+        drop(floats.clone());
+        drop(floats);
+        assert_eq!((RETURNED.load(Ordering::SeqCst), RETURNED_WITH_CONTENT.load(Ordering::SeqCst)), (4, 0));
+        // The watch works: a plain vector is given back as it is.
+        drop(vec![CANARY; WATCHED[0]]);
+        assert_eq!((RETURNED.load(Ordering::SeqCst), RETURNED_WITH_CONTENT.load(Ordering::SeqCst)), (5, 1));
+    }
 
     #[test]
     fn every_size_begins_as_zeros_at_a_line_or_a_page() {

@@ -16,7 +16,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use model::{LoraAdapter, Mapping, ModelConfig, PackedFileError};
 use tempfile::NamedTempFile;
@@ -53,6 +53,8 @@ pub struct AdapterDisk {
 pub struct AdapterDiskStats {
     /// Of all files.
     pub bytes: u64,
+    /// How many they are.
+    pub files: usize,
     /// Adapters that were there.
     pub hits: u64,
     /// Adapters that were not.
@@ -161,18 +163,18 @@ impl DiskTier {
         Ok(())
     }
 
-    /// The adapter, mapped, if it is there.
-    pub(super) fn read(&self, tenant: &TenantId, digest: Digest) -> Option<LoraAdapter> {
+    /// The adapter, mapped, if it is there; and how long it took to check it.
+    pub(super) fn read(&self, tenant: Option<&TenantId>, digest: Digest) -> Option<(LoraAdapter, Duration)> {
         let name = self.name(tenant, digest);
         if !self.files().by_name.contains_key(&name) {
             self.misses.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         match self.map(&name, self.is(tenant, digest)) {
-            Ok(adapter) => {
+            Ok((adapter, checked)) => {
                 self.hits.fetch_add(1, Ordering::Relaxed);
                 self.files().touch(&name, adapter.mapping());
-                Some(adapter)
+                Some((adapter, checked))
             }
             Err(error) => {
                 self.misses.fetch_add(1, Ordering::Relaxed);
@@ -186,19 +188,19 @@ impl DiskTier {
         }
     }
 
-    fn map(&self, name: &str, is: Digest) -> Result<LoraAdapter, PackedFileError> {
+    fn map(&self, name: &str, is: Digest) -> Result<(LoraAdapter, Duration), PackedFileError> {
         // No link is followed, and a pipe does not hang.
         let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
         let path = self.folder.join(name);
         let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
-        let adapter = LoraAdapter::map(&file, &self.key.0, is, &self.base)?;
+        let mapped = LoraAdapter::map(&file, &self.key.0, is, &self.base)?;
         // The order of use, for the next start. Nothing is lost without it.
         let _kept = file.set_modified(SystemTime::now());
-        Ok(adapter)
+        Ok(mapped)
     }
 
     /// Keeps an adapter for later, if there is room.
-    pub(super) fn keep(&self, tenant: &TenantId, digest: Digest, adapter: &LoraAdapter) {
+    pub(super) fn keep(&self, tenant: Option<&TenantId>, digest: Digest, adapter: &LoraAdapter) {
         if let Err(error) = self.write(&self.name(tenant, digest), self.is(tenant, digest), adapter) {
             self.unkept.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%digest, %error, "a packed adapter is not kept on disk");
@@ -242,7 +244,7 @@ impl DiskTier {
     }
 
     /// Removes what a tenant has no right to any more.
-    pub(super) fn forget(&self, tenant: &TenantId, digest: Digest) {
+    pub(super) fn forget(&self, tenant: Option<&TenantId>, digest: Digest) {
         let name = self.name(tenant, digest);
         let mut files = self.files();
         if files.remove(&name) {
@@ -266,6 +268,7 @@ impl DiskTier {
         let files = self.files();
         AdapterDiskStats {
             bytes: files.bytes,
+            files: files.by_name.len(),
             hits: count(&self.hits),
             misses: count(&self.misses),
             refused: count(&self.refused),
@@ -310,13 +313,14 @@ impl DiskTier {
         adapter.len() == SHORT_DIGITS && of.parse::<Digest>().is_ok() && layout == short(self.layout)
     }
 
-    fn name(&self, tenant: &TenantId, digest: Digest) -> String {
+    fn name(&self, tenant: Option<&TenantId>, digest: Digest) -> String {
         format!("{}-{}-{}{SUFFIX}", short(digest), self.is(tenant, digest), short(self.layout))
     }
 
     /// What a file is.
-    fn is(&self, tenant: &TenantId, digest: Digest) -> Digest {
-        let parts = [tenant.as_str().as_bytes(), digest.as_bytes(), self.layout.as_bytes()];
+    fn is(&self, tenant: Option<&TenantId>, digest: Digest) -> Digest {
+        let whose = tenant.map_or(&b""[..], |tenant| tenant.as_str().as_bytes());
+        let parts = [whose, digest.as_bytes(), self.layout.as_bytes()];
         Digest::of_parts("tenon 2026-11 packed adapter", parts)
     }
 
@@ -351,9 +355,13 @@ impl Files {
 }
 
 /// [`DiskTier::forget`] off the async threads.
-pub(super) async fn forget(disk: &Arc<DiskTier>, tenant: &TenantId, digest: Digest) -> Result<(), AdapterError> {
-    let (disk, tenant) = (Arc::clone(disk), tenant.clone());
-    tokio::task::spawn_blocking(move || disk.forget(&tenant, digest)).await.map_err(lost)
+pub(super) async fn forget(
+    disk: &Arc<DiskTier>,
+    tenant: Option<&TenantId>,
+    digest: Digest,
+) -> Result<(), AdapterError> {
+    let (disk, tenant) = (Arc::clone(disk), tenant.cloned());
+    tokio::task::spawn_blocking(move || disk.forget(tenant.as_ref(), digest)).await.map_err(lost)
 }
 
 /// [`DiskTier::forget_everywhere`] off the async threads.

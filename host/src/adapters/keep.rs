@@ -15,6 +15,8 @@ use crate::revocation::Revocations;
 pub(super) struct Keep {
     pub(super) disk: Arc<DiskTier>,
     pub(super) tenant: TenantId,
+    /// Whether all tenants share the file.
+    pub(super) is_shared: bool,
     pub(super) digest: Digest,
     pub(super) owners: Owners,
     pub(super) revocations: Revocations,
@@ -23,10 +25,11 @@ pub(super) struct Keep {
 impl Keep {
     /// Writes it to disk, unless its owner gave it up meanwhile or it was revoked.
     pub(super) async fn keep(self, adapter: Arc<LoraAdapter>, loads: Loads, permit: LoadPermit) {
-        let Self { disk, tenant, digest, owners, revocations } = self;
-        let kept = (Arc::clone(&disk), tenant.clone());
+        let Self { disk, tenant, is_shared, digest, owners, revocations } = self;
+        let whose = (!is_shared).then(|| tenant.clone());
+        let kept = (Arc::clone(&disk), whose.clone());
         let write = move || {
-            kept.0.keep(&kept.1, digest, &adapter);
+            kept.0.keep(kept.1.as_ref(), digest, &adapter);
             Ok(())
         };
         let written = loads.compute(permit, write).await;
@@ -34,7 +37,7 @@ impl Keep {
         let owned = owners.find_digest(&tenant, digest).await;
         let removed = match owned {
             Ok(Some(_)) if revocations.find(digest).is_none() => Ok(()),
-            _ => forget(&disk, &tenant, digest).await,
+            _ => forget(&disk, whose.as_ref(), digest).await,
         };
         if let Err(error) = written.and(removed) {
             tracing::warn!(%digest, %error, "a packed adapter was not kept on disk");

@@ -105,7 +105,7 @@ async fn an_adapter_is_added_listed_leased_and_removed() {
     assert_eq!(adapters.remove(&acme, &alias("caps")).await.expect_err("gone").code(), "adapter_not_found");
     assert_eq!(lease.adapter().rank(), 2, "the lease is good until it is dropped");
     drop(lease);
-    adapters.memory.settle().await;
+    adapters.memory.check_integrity();
     assert_eq!((adapters.leases(), adapters.memory_bytes()), (0, 0));
 }
 
@@ -148,8 +148,11 @@ async fn an_alias_moves_and_leases_keep_their_generation() {
     assert_eq!(adapters.lease(&acme, old.digest).await.expect_err("no longer owned").code(), "adapter_not_found");
     assert_eq!(lease.digest(), old.digest);
     // A request that began before the move goes on with what it resolved, and with nothing else.
-    assert_eq!(adapters.lease_resolved(&began, old.digest).await.expect("began before").digest(), old.digest);
-    assert!(adapters.lease_resolved(&began, new.digest).await.is_err());
+    assert_eq!(
+        adapters.lease_resolved(&began, old.digest, ReleasePolicy::Lru).await.expect("began before").digest(),
+        old.digest
+    );
+    assert!(adapters.lease_resolved(&began, new.digest, ReleasePolicy::Lru).await.is_err());
     assert_eq!(adapters.lease(&acme, new.digest).await.expect("lease").digest(), new.digest);
 }
 
@@ -250,10 +253,13 @@ async fn memory_is_bounded_and_loads_are_shared() {
         let added = add(&adapters, &acme, name, fill).await;
         leases.push(adapters.lease(&acme, added.digest).await.expect("lease"));
     }
-    adapters.memory.settle().await;
-    assert!(adapters.memory_bytes() <= 2 * one);
-    assert_eq!(adapters.leases(), 4);
-    assert!(leases.iter().all(|lease| lease.adapter().rank() == 2), "evicted ones stay good on lease");
+    adapters.memory.check_integrity();
+    assert_eq!((adapters.leases(), adapters.memory_bytes()), (4, 4 * one), "what is on lease stays");
+    assert!(leases.iter().all(|lease| lease.adapter().rank() == 2));
+    drop(leases);
+    adapters.memory.check_integrity();
+    assert_eq!((adapters.leases(), adapters.memory_bytes()), (0, 2 * one));
+    assert_eq!(adapters.memory_stats().evictions, Evictions { budget: 2, ..Evictions::default() });
 
     let added = add(&adapters, &acme, "e", 0.5).await;
     let (first, second) = tokio::join!(adapters.lease(&acme, added.digest), adapters.lease(&acme, added.digest));
@@ -273,18 +279,21 @@ async fn what_was_revoked_is_neither_lent_nor_added_whoever_has_it() {
         adapters.lease(whose, bad.digest).await.expect("a lease");
     }
     adapters.lease(&one, good.digest).await.expect("a lease");
-    adapters.memory.settle().await;
+    adapters.memory.check_integrity();
     let resolved = adapters.resolve_all(&one, &["bad".to_owned()]).await.expect("resolved");
     let before = adapters.memory_bytes();
 
     adapters.revocations.add(bad.digest, "it leaks", "key").await.expect("revoked");
     adapters.evict(bad.digest).await.expect("evicted");
-    adapters.memory.settle().await;
+    adapters.memory.check_integrity();
     assert_eq!(adapters.memory_bytes() * 3, before, "both tenants' copies are out, the other adapter is not");
     for whose in [&one, &two] {
         assert_eq!(adapters.lease(whose, bad.digest).await.expect_err("revoked").code(), "revoked");
     }
-    let error = adapters.lease_resolved(&resolved, bad.digest).await.expect_err("revoked since it was resolved");
+    let error = adapters
+        .lease_resolved(&resolved, bad.digest, ReleasePolicy::Lru)
+        .await
+        .expect_err("revoked since it was resolved");
     assert!(error.to_string().contains("it leaks"), "{error}");
     adapters.lease(&one, good.digest).await.expect("a lease");
     let (config, weights) = peft(0.5);

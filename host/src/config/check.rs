@@ -51,6 +51,13 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             frobenius_max: checks.norm("limits.adapter_frobenius_norm_max", raw.limits.adapter_frobenius_norm_max)?,
             spectral_max: checks.norm("limits.adapter_spectral_norm_max", raw.limits.adapter_spectral_norm_max)?,
         },
+        adapter_pinned_bytes_max: checks.number(
+            "adapter_pinned_bytes_max",
+            raw.adapter_pinned_bytes_max,
+            raw.adapter_cache_bytes_max.unwrap_or(1 << 30) / 2,
+            0..=BYTES_MAX,
+        )?,
+        share_adapters_across_tenants: raw.share_adapters_across_tenants.unwrap_or(false),
         adapter_disk_bytes_max: checks.number(
             "adapter_disk_bytes_max",
             raw.adapter_disk_bytes_max,
@@ -183,6 +190,7 @@ impl Checks<'_> {
         let size = |key: &str, value, default: usize| self.number(key, value, default as u64, 1..=BYTES_MAX);
         let count = |key: &str, value, default: u32| self.number(key, value, default.into(), 1..=1 << 24);
         let limits = PlanLimits {
+            prefetch_adapters_max: default.prefetch_adapters_max,
             composition_entries_max: self.number(
                 "limits.composition_entries_max",
                 raw.composition_entries_max,

@@ -37,6 +37,10 @@ pub struct RawConfig {
     pub adapter_cache_bytes_max: Option<u64>,
     /// Bytes of disk for packed adapters.
     pub adapter_disk_bytes_max: Option<u64>,
+    /// `adapter_pinned_bytes_max`
+    pub adapter_pinned_bytes_max: Option<u64>,
+    /// `share_adapters_across_tenants`
+    pub share_adapters_across_tenants: Option<bool>,
     /// Requests that may wait.
     pub queue_requests_max: Option<u64>,
     /// Requests of one tenant that may wait.

@@ -15,7 +15,9 @@ use utoipa::ToSchema;
 use crate::adapters::{AdapterInfo, SignaturePolicy, SignatureState, SignerKey, Signers};
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
-use crate::registry::{FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestLimits};
+use crate::registry::{
+    FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestCold, ManifestLimits, ManifestRelease,
+};
 use crate::tenants::{KeyInfo, Right, Rights};
 
 /// A list of things.
@@ -101,6 +103,10 @@ pub(crate) struct Version {
     templates: BTreeMap<String, String>,
     config: BTreeMap<String, String>,
     limits: ManifestLimits,
+    /// What is done when an adapter is not in memory; `null` waits for it.
+    #[schema(required)]
+    cold: Option<ManifestCold>,
+    release: ManifestRelease,
     description: String,
     version: u32,
     /// When it was deployed, in milliseconds since 1970-01-01 UTC; 0 if that was not noted.
@@ -110,9 +116,10 @@ pub(crate) struct Version {
 impl From<&FunctionVersion> for Version {
     fn from(record: &FunctionVersion) -> Self {
         // Taken apart, so that a field that is added there is missed here by the compiler.
-        let Manifest { plugin, adapters, templates, config, limits, description } = Manifest::clone(&record.manifest);
+        let Manifest { plugin, adapters, templates, config, limits, cold, release, description } =
+            Manifest::clone(&record.manifest);
         let (plugin, version, created_unix_ms) = (plugin.to_string(), record.version, record.created_unix_ms);
-        Self { plugin, adapters, templates, config, limits, description, version, created_unix_ms }
+        Self { plugin, adapters, templates, config, limits, cold, release, description, version, created_unix_ms }
     }
 }
 

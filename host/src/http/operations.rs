@@ -41,7 +41,7 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
         let shape = host.engine.shape();
         app.metrics.observe_engine(&host.engine.stats());
         app.metrics.observe_kv_size(shape.block_tokens, shape.kv_blocks);
-        app.metrics.observe_adapter_cache(host.adapters.memory_bytes(), host.adapters.leases());
+        app.metrics.observe_adapter_memory(&host.adapters.memory_stats());
         app.metrics.observe_adapter_disk(&host.adapters.disk_stats());
         app.metrics.observe_plugins(&host.plugins.stats());
         app.metrics.observe_receipts(&host.receipts.counts());

@@ -15,12 +15,13 @@ use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLi
 use super::grants::ResolvedGrants;
 use super::post::over;
 use super::{Draft, Routed, seed};
+use crate::adapters::ResolvedAdapters;
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::error::Error;
 use crate::host::Host;
 use crate::logs::{InvocationLog, Level, LogOwner};
 use crate::metrics::PluginCall;
-use crate::registry::{FunctionVersion, Manifest};
+use crate::registry::{FunctionVersion, Manifest, ManifestCold};
 use crate::tenants::Principal;
 
 /// A function that is being invoked.
@@ -71,7 +72,7 @@ async fn route_live(
     let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
     let grants = grants.with_templates(&manifest.templates);
     let plugin_seed = seed::random()?;
-    let session = session(host, principal, &name, &manifest, plugin_seed, started, log.clone()).await?;
+    let session = session(host, principal, &name, &manifest, plugin_seed, started, log.clone(), &grants).await?;
     let source = StoredComponents(host.artifacts.clone());
     let mut instance = host.plugins.start(manifest.plugin, &source, session).await?;
     let begun = Instant::now();
@@ -85,6 +86,7 @@ async fn route_live(
             let plan = call.instance.compose(request).await;
             host.metrics.plugin_call(PluginCall::compose, plan.is_ok(), begun.elapsed());
             let mut plan = plan?;
+            plan.cold = plan.cold.or_else(|| call.manifest.cold.as_ref().map(ManifestCold::policy));
             let default = limits.output_tokens_default.min(limits.output_tokens_max);
             if let Some(max_tokens) = request.max_tokens {
                 plan.token_budget = Some(plan.token_budget.unwrap_or(default).min(max_tokens));
@@ -142,6 +144,7 @@ async fn session(
     seed: u64,
     started: Instant,
     log: InvocationLog,
+    grants: &ResolvedGrants,
 ) -> Result<Session, Error> {
     let mut entries = Vec::new();
     for adapter in &manifest.adapters {
@@ -154,7 +157,7 @@ async fn session(
         });
     }
     Ok(Session {
-        catalog: Arc::new(FunctionCatalog(entries)),
+        catalog: Arc::new(FunctionCatalog { entries, host: Arc::clone(host), adapters: grants.adapters().clone() }),
         log: Arc::new(FunctionLog { tenant: principal.tenant.to_string(), function: name.to_string(), log }),
         clock: Arc::new(RequestClock(started)),
         config: manifest.config.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
@@ -163,16 +166,32 @@ async fn session(
 }
 
 /// The adapters that the manifest grants, as they were when the request began.
-struct FunctionCatalog(Vec<CatalogEntry>);
+struct FunctionCatalog {
+    entries: Vec<CatalogEntry>,
+    host: Arc<Host>,
+    adapters: ResolvedAdapters,
+}
 
 #[async_trait]
 impl Catalog for FunctionCatalog {
     async fn adapters(&self) -> Result<Vec<CatalogEntry>, CapabilityError> {
-        Ok(self.0.clone())
+        Ok(self.entries.clone())
     }
 
-    async fn prefetch(&self, _adapters: &[String]) -> Result<(), CapabilityError> {
-        Err(CapabilityError::Unsupported("prefetch".into()))
+    async fn prefetch(&self, adapters: &[String]) -> Result<(), CapabilityError> {
+        let max = self.host.plan_limits.prefetch_adapters_max;
+        if adapters.len() > max {
+            let (count, limit) = (adapters.len(), "prefetch_adapters_max");
+            return Err(CapabilityError::Limit(format!("{limit} of {max}: {count} adapters")));
+        }
+        for name in adapters {
+            let granted = self.entries.iter().find(|entry| entry.alias == *name || entry.digest.to_string() == *name);
+            let shown: String = name.chars().take(96).collect();
+            let digest = granted.map(|entry| entry.digest).ok_or(CapabilityError::Denied(shown))?;
+            let hinted = self.host.adapters.prefetch(&self.adapters, digest);
+            hinted.map_err(|error| CapabilityError::Failed(error.to_string()))?;
+        }
+        Ok(())
     }
 }
 

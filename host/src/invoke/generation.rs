@@ -14,6 +14,7 @@ use types::{
 };
 
 use super::Stages;
+use super::cold::Cold;
 use super::function::{FunctionCall, log_failure};
 use super::pending::PendingTokens;
 use super::post::{PostOutcome, PostState};
@@ -76,6 +77,7 @@ pub(crate) struct Parts {
     pub(crate) function: Option<FunctionCall>,
     pub(crate) aliases: HashMap<Digest, String>,
     pub(crate) stages: Stages,
+    pub(crate) cold: Option<Cold>,
 }
 
 /// What is known of an answer before its first piece.
@@ -127,7 +129,7 @@ impl Generation {
         let subject = record::subject(host, request, parts.function.as_ref(), parts.plan.composition());
         let mut receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let composition = parts.plan.composition().clone();
-        let progress = Progress::new(parts.stages, &parts.prompt)?;
+        let progress = Progress::new(parts.stages, &parts.prompt)?.met_cold(parts.cold.as_ref());
         let progress = progress.generated_by(composition, parts.activations, parts.plan.sampling(), parts.seed);
         let function = parts.function.as_ref().map(|call| (call.name.to_string(), call.version));
         let post_process = parts.plan.post_process();

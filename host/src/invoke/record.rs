@@ -7,14 +7,16 @@ use engine::Activation;
 use types::{Composition, Digest, InvocationRequest, Sampling, Usage};
 
 use super::Stages;
+use super::cold::Cold;
 use super::function::FunctionCall;
 use super::prompt::Rendered;
+use crate::adapters::{LoadTimes, LoadedFrom};
 use crate::error::Error;
 use crate::host::Host;
 use crate::metrics::Metrics;
 use crate::receipt::{
-    AdapterPart, AdapterUse, Claims, Commitment, Committer, FunctionRef, Outcome, SamplingRecord, Subject, Timings,
-    TokenCounts,
+    AdapterPart, AdapterUse, Claims, ColdRecord, Commitment, Committer, FunctionRef, LoadRecord, Outcome,
+    SamplingRecord, Subject, Timings, TokenCounts,
 };
 
 /// What is known so far about a request that is being answered.
@@ -33,6 +35,7 @@ pub(crate) struct Progress {
     answer: Committer,
     first_token: Option<Duration>,
     last_token: Option<Instant>,
+    cold: Option<ColdRecord>,
 }
 
 impl Progress {
@@ -52,7 +55,13 @@ impl Progress {
             answer: Committer::new()?,
             first_token: None,
             last_token: None,
+            cold: None,
         })
+    }
+
+    /// The same, whose adapters were not all in memory.
+    pub(crate) fn met_cold(self, cold: Option<&Cold>) -> Self {
+        Self { cold: cold.map(cold_record), ..self }
     }
 
     /// The same, to be generated so.
@@ -121,8 +130,30 @@ impl Progress {
             prompt: Some(self.prompt),
             answer: Some(self.answer.commit()),
             claims: self.claims.clone(),
+            cold: self.cold.clone(),
             ..Outcome::default()
         }
+    }
+}
+
+fn cold_record(cold: &Cold) -> ColdRecord {
+    let load = |(adapter, times): &(Digest, LoadTimes)| LoadRecord {
+        adapter: *adapter,
+        from: match times.from {
+            LoadedFrom::Disk => "disk",
+            LoadedFrom::Store => "store",
+        }
+        .to_owned(),
+        wait: times.wait,
+        fetch: times.fetch,
+        verify: times.verify,
+        pack: times.pack,
+        load: times.load,
+    };
+    ColdRecord {
+        decision: cold.decision.name().to_owned(),
+        asked: cold.asked.iter().flat_map(|asked| asked.parts()).map(AdapterPart::from).collect(),
+        loads: cold.loads.iter().map(load).collect(),
     }
 }
 

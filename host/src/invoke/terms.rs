@@ -59,6 +59,7 @@ impl TenantSalts {
             priority: 0i8.saturating_sub_unsigned(handling.yields),
             speculation: handling.speculation,
             author: None,
+            unload: false,
         }
     }
 }

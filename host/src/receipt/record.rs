@@ -266,6 +266,52 @@ pub struct Timings {
     pub total: Duration,
 }
 
+/// What was done about adapters that were not in memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ColdRecord {
+    /// `waited`, `base` or `fallback`.
+    pub decision: String,
+    /// The adapters that were asked for, if others or none were served.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<AdapterPart>,
+    /// What was loaded before the answer began. Of one load that several requests waited for, each says how long it took.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loads: Vec<LoadRecord>,
+}
+
+/// How long it took to bring one adapter into memory, in milliseconds with three decimals.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadRecord {
+    /// The adapter's content.
+    #[serde(with = "text::digest")]
+    #[schema(value_type = String)]
+    pub adapter: Digest,
+    /// `disk`: it was packed before; `store`: it was not.
+    pub from: String,
+    /// For its turn among the loads.
+    #[serde(rename = "wait_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
+    pub wait: Duration,
+    /// Reading its bytes; 0 from disk, where they are read as they are verified.
+    #[serde(rename = "fetch_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
+    pub fetch: Duration,
+    /// Comparing its digest, or the mark of its file.
+    #[serde(rename = "verify_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
+    pub verify: Duration,
+    /// Laying it out for the runner; 0 from disk.
+    #[serde(rename = "pack_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
+    pub pack: Duration,
+    /// Making its file usable; 0 from the store.
+    #[serde(rename = "load_ms", with = "text::milliseconds")]
+    #[schema(value_type = f64)]
+    pub load: Duration,
+}
+
 /// Something that a plugin says. The host signs that it was said, not that it is true.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -326,6 +372,9 @@ pub struct Outcome {
     pub tokens: TokenCounts,
     /// How long it took.
     pub timings: Timings,
+    /// What was done about adapters that were not in memory; absent if all were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold: Option<ColdRecord>,
     /// Commitment to the prompt that the model was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]

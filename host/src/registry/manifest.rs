@@ -1,10 +1,13 @@
 //! What a version of a function is made of: its plugin, what it may use and its limits. Not here: where it is kept.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use types::{AdapterAlias, Blame, Digest, PlanLimits};
+use types::{AdapterAlias, Blame, ColdPolicy, Digest, PlanEntry, PlanLimits};
 use utoipa::ToSchema;
+
+use crate::adapters::ReleasePolicy;
 
 /// Bytes of all text of a manifest.
 pub(super) const MANIFEST_BYTES_MAX: usize = 256 << 10;
@@ -17,6 +20,9 @@ pub enum ManifestError {
     /// Neither a digest nor an alias.
     #[error("`{0}` in the manifest's adapters is neither a digest nor an alias")]
     BadAdapter(String),
+    /// A fallback of other adapters than the manifest's, or with a weight that is no number.
+    #[error("the fallback `{0}` is none of the manifest's adapters, or its weight is not finite")]
+    BadFallback(String),
     /// A limit that would let the function do nothing.
     #[error("the manifest's limit {0} must be at least 1")]
     ZeroLimit(&'static str),
@@ -39,7 +45,7 @@ impl ManifestError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::BadAdapter(_) | Self::ZeroLimit(_) => "invalid_manifest",
+            Self::BadAdapter(_) | Self::BadFallback(_) | Self::ZeroLimit(_) => "invalid_manifest",
             Self::OverLimit { .. } => "limit_exceeded",
         }
     }
@@ -71,9 +77,90 @@ pub struct Manifest {
     /// Narrower limits than the host's.
     #[serde(default)]
     pub limits: ManifestLimits,
+    /// What is done when an adapter is not in memory, where the plan does not say. Left out: it is waited for until the deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold: Option<ManifestCold>,
+    /// When adapters leave memory after use.
+    #[serde(default, skip_serializing_if = "ManifestRelease::is_lru")]
+    pub release: ManifestRelease,
     /// For people.
     #[serde(default)]
     pub description: String,
+}
+
+/// What is done when an adapter is not in memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ManifestCold {
+    /// Wait for at most so many milliseconds, then answer 503 with `Retry-After`.
+    WaitMs(u32),
+    /// Serve the base at once; the adapter is loaded meanwhile.
+    Base,
+    /// Serve these adapters at once if they are in memory, else answer 503; all are loaded meanwhile.
+    Fallback(Vec<ManifestFallback>),
+    /// Answer 503 with `Retry-After` at once; the adapter is loaded meanwhile.
+    Refuse,
+}
+
+/// One adapter of a fallback.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestFallback {
+    /// One of the manifest's adapters.
+    pub name: String,
+    /// Its weight.
+    #[serde(default = "one")]
+    pub weight: f32,
+}
+
+const fn one() -> f32 {
+    1.0
+}
+
+/// When adapters leave memory after use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ManifestRelease {
+    /// When others need the room.
+    #[default]
+    Lru,
+    /// When nobody has used them for so many milliseconds, or before.
+    IdleMs(u32),
+    /// As soon as nobody uses them; their memory is wiped.
+    Immediate,
+}
+
+impl ManifestRelease {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+    fn is_lru(&self) -> bool {
+        *self == Self::Lru
+    }
+
+    /// As the adapter store knows it.
+    #[must_use]
+    pub fn policy(self) -> ReleasePolicy {
+        match self {
+            Self::Lru => ReleasePolicy::Lru,
+            Self::IdleMs(time) => ReleasePolicy::Idle(Duration::from_millis(time.into())),
+            Self::Immediate => ReleasePolicy::Immediate,
+        }
+    }
+}
+
+impl ManifestCold {
+    /// As a plan would say it.
+    #[must_use]
+    pub fn policy(&self) -> ColdPolicy {
+        match self {
+            Self::WaitMs(time) => ColdPolicy::Wait(*time),
+            Self::Base => ColdPolicy::Base,
+            Self::Fallback(adapters) => {
+                let entry = |one: &ManifestFallback| PlanEntry::whole(one.name.clone(), one.weight);
+                ColdPolicy::Fallback(adapters.iter().map(entry).collect())
+            }
+            Self::Refuse => ColdPolicy::Refuse,
+        }
+    }
 }
 
 /// A function's own limits. They narrow the host's and never widen them.
@@ -123,6 +210,8 @@ impl Manifest {
             templates: BTreeMap::new(),
             config: BTreeMap::new(),
             limits: ManifestLimits::default(),
+            cold: None,
+            release: ManifestRelease::default(),
             description: String::new(),
         }
     }
@@ -146,6 +235,13 @@ impl Manifest {
                 return Err(ManifestError::BadAdapter(name.chars().take(96).collect()));
             }
         }
+        if let Some(ManifestCold::Fallback(fallback)) = &self.cold {
+            at_most("the number of fallback adapters", fallback.len(), "manifest_entries_max", MANIFEST_ENTRIES_MAX)?;
+            let bad = fallback.iter().find(|one| !one.weight.is_finite() || !self.adapters.contains(&one.name));
+            if let Some(bad) = bad {
+                return Err(ManifestError::BadFallback(bad.name.chars().take(96).collect()));
+            }
+        }
         for (limit, is_zero) in [
             ("output_tokens_max", self.limits.output_tokens_max == Some(0)),
             ("deadline_ms_max", self.limits.deadline_ms_max == Some(0)),
@@ -162,7 +258,13 @@ impl Manifest {
     pub fn text_bytes(&self) -> usize {
         let maps = self.templates.iter().chain(&self.config).map(|(name, text)| name.len() + text.len());
         let adapters = self.adapters.iter().map(String::len);
-        maps.chain(adapters).sum::<usize>() + self.description.len() + 64
+        let fallback = match &self.cold {
+            Some(ManifestCold::Fallback(fallback)) => fallback.as_slice(),
+            _ => &[],
+        };
+        maps.chain(adapters).chain(fallback.iter().map(|one| one.name.len())).sum::<usize>()
+            + self.description.len()
+            + 64
     }
 }
 
@@ -198,6 +300,48 @@ mod tests {
         assert!(read(format!(r#"{{"plugin":"{digest}","limits":{{"tokens":1}}}}"#)).is_err());
         assert!(read(r#"{"plugin":"latest"}"#.to_owned()).is_err());
         assert!(read("{}".to_owned()).is_err());
+    }
+
+    #[test]
+    fn cold_and_release_policies_are_read_and_written() {
+        let digest = Digest::of(b"plugin");
+        let read = |more: &str| {
+            let text = format!(r#"{{"plugin":"{digest}","adapters":["caps","plain"],{more}}}"#);
+            serde_json::from_str::<Manifest>(&text).map_err(|error| error.to_string())
+        };
+        for (text, cold) in [
+            (r#""cold":{"wait_ms":500}"#, ManifestCold::WaitMs(500)),
+            (r#""cold":"base""#, ManifestCold::Base),
+            (r#""cold":"refuse""#, ManifestCold::Refuse),
+            (
+                r#""cold":{"fallback":[{"name":"plain"}]}"#,
+                ManifestCold::Fallback(vec![ManifestFallback { name: "plain".into(), weight: 1.0 }]),
+            ),
+        ] {
+            let manifest = read(text).expect(text);
+            assert_eq!((manifest.cold.as_ref(), manifest.check()), (Some(&cold), Ok(())));
+            let written = serde_json::to_string(&manifest).expect("written");
+            assert_eq!(serde_json::from_str::<Manifest>(&written).expect("read again"), manifest);
+        }
+        for (text, release) in [
+            (r#""release":"lru""#, ReleasePolicy::Lru),
+            (r#""release":"immediate""#, ReleasePolicy::Immediate),
+            (r#""release":{"idle_ms":250}"#, ReleasePolicy::Idle(Duration::from_millis(250))),
+        ] {
+            assert_eq!(read(text).expect(text).release.policy(), release);
+        }
+        for bad in [
+            r#""cold":"wait""#,
+            r#""cold":{"wait_ms":-1}"#,
+            r#""cold":{"wait_ms":1,"base":null}"#,
+            r#""cold":{"fallback":[{"name":"plain","scale":2}]}"#,
+            r#""release":"never""#,
+            r#""release":{"idle_ms":"1"}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        let other = read(r#""cold":{"fallback":[{"name":"other"}]}"#).expect("read");
+        assert_eq!(other.check(), Err(ManifestError::BadFallback("other".into())));
     }
 
     #[test]

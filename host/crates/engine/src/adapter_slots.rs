@@ -21,6 +21,8 @@ struct Resident {
     holders: u32,
     /// When it was last released, in releases.
     released: u64,
+    /// Whether it goes with its last holder.
+    unload: bool,
 }
 
 /// The slots of a runner.
@@ -28,11 +30,13 @@ struct Resident {
 pub(crate) struct AdapterSlots {
     slots: Vec<Option<Resident>>,
     releases: u64,
+    /// Empty here, and still to be emptied by the runner.
+    unloads: Vec<Slot>,
 }
 
 impl AdapterSlots {
     pub(crate) fn new(slots: u32) -> Self {
-        Self { slots: vec![None; slots as usize], releases: 0 }
+        Self { slots: vec![None; slots as usize], releases: 0, unloads: Vec::with_capacity(slots as usize) }
     }
 
     /// Holds a slot for each of these adapters, in their order; one that is named twice is held twice. What has to be
@@ -52,15 +56,26 @@ impl AdapterSlots {
         wanted.iter().map(|digest| self.slot_of(*digest)).collect()
     }
 
-    /// Gives back what [`Self::acquire`] gave.
-    pub(crate) fn release(&mut self, slots: &mut Vec<Slot>) {
+    /// Gives back what [`Self::acquire`] gave. With `unload` the adapters do not stay when nobody holds them any more: see
+    /// [`Self::take_unloads`].
+    pub(crate) fn release(&mut self, slots: &mut Vec<Slot>, unload: bool) {
         for slot in slots.drain(..) {
             self.releases += 1;
-            if let Some(Some(resident)) = self.slots.get_mut(slot.0 as usize) {
-                resident.holders = resident.holders.saturating_sub(1);
-                resident.released = self.releases;
+            let Some(place) = self.slots.get_mut(slot.0 as usize) else { continue };
+            let Some(resident) = place else { continue };
+            resident.holders = resident.holders.saturating_sub(1);
+            resident.released = self.releases;
+            resident.unload |= unload;
+            if resident.unload && resident.holders == 0 {
+                *place = None;
+                self.unloads.push(slot);
             }
         }
+    }
+
+    /// Slots that the runner has to empty, if they are not acquired again before that.
+    pub(crate) fn take_unloads(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.unloads)
     }
 
     /// Marks a slot empty whose load failed, or whose adapter was revoked. Its holders have released it.
@@ -69,6 +84,7 @@ impl AdapterSlots {
             debug_assert!(resident.is_none_or(|resident| resident.holders == 0), "somebody holds {slot:?}");
             *resident = None;
         }
+        self.unloads.retain(|unload| *unload != slot);
     }
 
     /// Adapters in slots, held or idle, in order of slot.
@@ -123,9 +139,14 @@ impl AdapterSlots {
     /// Puts an adapter with one holder into an empty slot, or else into the idle one released longest ago.
     fn place(&mut self, digest: Digest) -> Option<SlotLoad> {
         let open = self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none_or(|r| r.holders == 0));
-        let (index, slot) = open.min_by_key(|(_, slot)| slot.map_or(0, |resident| resident.released))?;
-        let evicts = slot.is_some();
-        *slot = Some(Resident { digest, holders: 1, released: 0 });
+        let unloads = &mut self.unloads;
+        let (index, slot) = open.min_by_key(|(index, slot)| {
+            (slot.map_or(0, |resident| resident.released), unloads.contains(&slot_at(*index)))
+        })?;
+        // One that is still to be emptied is emptied by the load.
+        let waits = unloads.iter().position(|unload| *unload == slot_at(index));
+        let evicts = slot.is_some() || waits.map(|at| unloads.swap_remove(at)).is_some();
+        *slot = Some(Resident { digest, holders: 1, released: 0, unload: false });
         Some(SlotLoad { slot: slot_at(index), digest, evicts })
     }
 
@@ -163,7 +184,7 @@ mod tests {
         let (Some(two), loads) = loaded(&mut slots, &[b]) else { panic!("it is there") };
         assert_eq!((two.as_slice(), loads.len()), ([Slot(1)].as_slice(), 0));
         slots.check_integrity(one.iter().chain(&two)).expect("counted");
-        slots.release(&mut one);
+        slots.release(&mut one, false);
         slots.check_integrity(two.iter()).expect("counted");
         assert_eq!((slots.used(), slots.residents().count()), (1, 2));
     }
@@ -175,8 +196,8 @@ mod tests {
         let (Some(mut held_a), _) = loaded(&mut slots, &[a]) else { panic!("there is room") };
         let (Some(mut held_b), _) = loaded(&mut slots, &[b]) else { panic!("there is room") };
         assert_eq!(loaded(&mut slots, &[c]), (None, vec![]), "both are held");
-        slots.release(&mut held_b);
-        slots.release(&mut held_a);
+        slots.release(&mut held_b, false);
+        slots.release(&mut held_a, false);
         let (got, loads) = loaded(&mut slots, &[c]);
         assert_eq!(got, Some(vec![Slot(1)]), "b was released before a");
         assert_eq!(loads, [SlotLoad { slot: Slot(1), digest: c, evicts: true }]);
@@ -189,11 +210,37 @@ mod tests {
         let [a] = digests(["a"]);
         let mut slots = AdapterSlots::new(1);
         let (Some(mut held), _) = loaded(&mut slots, &[a]) else { panic!("there is room") };
-        slots.release(&mut held);
+        slots.release(&mut held, false);
         slots.forget(Slot(0));
         assert_eq!(slots.residents().count(), 0);
         let (_, loads) = loaded(&mut slots, &[a]);
         assert_eq!(loads, [SlotLoad { slot: Slot(0), digest: a, evicts: false }]);
+    }
+
+    #[test]
+    fn what_is_to_be_unloaded_goes_with_its_last_holder() {
+        let [a, b] = digests(["a", "b"]);
+        let mut slots = AdapterSlots::new(2);
+        let (Some(mut one), _) = loaded(&mut slots, &[a, b]) else { panic!("there is room") };
+        let (Some(mut two), _) = loaded(&mut slots, &[a]) else { panic!("it is there") };
+        slots.release(&mut one, true);
+        assert_eq!((slots.take_unloads(), slots.residents().count()), (vec![Slot(1)], 1), "a is held");
+        slots.release(&mut two, false);
+        assert_eq!((slots.take_unloads(), slots.residents().count()), (vec![Slot(0)], 0), "who left first had asked");
+        let (Some(mut again), loads) = loaded(&mut slots, &[a]) else { panic!("there is room") };
+        assert_eq!(loads, [SlotLoad { slot: Slot(0), digest: a, evicts: false }]);
+        slots.release(&mut again, false);
+        assert_eq!((slots.take_unloads(), slots.residents().count()), (vec![], 1), "it was forgotten with the adapter");
+        let (Some(mut again), _) = loaded(&mut slots, &[a]) else { panic!("it is there") };
+        slots.release(&mut again, true);
+        let (_, loads) = loaded(&mut slots, &[b]);
+        assert_eq!(
+            loads,
+            [SlotLoad { slot: Slot(1), digest: b, evicts: false }],
+            "the one that is empty, if there is one"
+        );
+        let (_, loads) = loaded(&mut slots, &[a]);
+        assert_eq!((loads, slots.take_unloads()), (vec![SlotLoad { slot: Slot(0), digest: a, evicts: true }], vec![]));
     }
 
     #[test]

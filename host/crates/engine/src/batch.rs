@@ -25,6 +25,8 @@ pub struct Batch {
     /// Blocks whose whole content is copied into others, in this order, before the step writes anything: a sequence goes on
     /// in a block of its own from one that it shares. A copy may read what an earlier one wrote.
     pub copies: Vec<BlockCopy>,
+    /// Blocks that are zeroed in every layer after the copies and before the step writes anything: another tenant had them.
+    pub wipes: Vec<u32>,
     /// Where adapters apply. Segments may overlap: a row with k adapters lies in k segments, executed in this order.
     pub segments: Vec<LoraSegment>,
     /// Rows whose next token is wanted, in ascending order of row.
@@ -48,6 +50,7 @@ impl Batch {
         let exists =
             |copy: &BlockCopy| copy.from < shape.kv_blocks && copy.to < shape.kv_blocks && copy.from != copy.to;
         rule(self.copies.iter().all(exists), "a copy is of or into a block that does not exist, or into itself")?;
+        rule(self.wipes.iter().all(|&block| block < shape.kv_blocks), "a block to be wiped does not exist")?;
         let mut row = 0;
         for sequence in &self.sequences {
             rule(sequence.rows.start == row && row < sequence.rows.end, "rows are not covered in order")?;
@@ -97,6 +100,7 @@ impl Batch {
             positions: Vec::with_capacity(rows_max),
             sequences: Vec::with_capacity(rows_max),
             block_tables: Vec::with_capacity(shape.kv_blocks as usize),
+            wipes: Vec::with_capacity(shape.kv_blocks as usize),
             samples: Vec::with_capacity(rows_max),
             ..Self::default()
         }
@@ -109,6 +113,7 @@ impl Batch {
         self.sequences.clear();
         self.block_tables.clear();
         self.copies.clear();
+        self.wipes.clear();
         self.segments.clear();
         self.samples.clear();
         self.seen_tokens.clear();

@@ -37,6 +37,8 @@ struct Block {
     holders: u32,
     /// What it holds, if it is full and the first to hold that.
     key: Option<Digest>,
+    /// Who may know what lies in it: whoever it was given to last.
+    owner: Option<Digest>,
 }
 
 /// Hands out blocks and takes them back. A block is free, idle (nobody's, with a key) or held; together they are all.
@@ -50,6 +52,8 @@ pub(crate) struct BlockManager {
     idle: IdleBlocks,
     /// Held or idle.
     by_key: HashMap<Digest, u32>,
+    /// Given to another owner than the last one, and not written since.
+    wipes: Vec<u32>,
 }
 
 impl BlockManager {
@@ -61,6 +65,7 @@ impl BlockManager {
             free: (0..total).rev().collect(),
             idle: IdleBlocks::new(total),
             by_key: HashMap::with_capacity(total as usize),
+            wipes: Vec::with_capacity(total as usize),
         }
     }
 
@@ -73,17 +78,17 @@ impl BlockManager {
         tokens.div_ceil(self.block_tokens)
     }
 
-    /// Makes the table long enough for this many tokens, with blocks that nobody else holds. If there are not enough it
-    /// changes nothing and answers false. Idle blocks count as free and lose their content, the one unused for longest
+    /// Makes the table long enough for this many tokens, with blocks that nobody else holds. What lies in those whose last
+    /// owner was another one has to be wiped: see [`Self::wipes`]. If there are not enough it changes nothing and answers false. Idle blocks count as free and lose their content, the one unused for longest
     /// first.
     #[must_use]
-    pub(crate) fn grow(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
+    pub(crate) fn grow(&mut self, table: &mut BlockTable, tokens: usize, owner: Digest) -> bool {
         let missing = self.blocks_for(tokens).saturating_sub(table.0.len());
         if missing > self.available() {
             return false;
         }
         for _ in 0..missing {
-            let Some(block) = self.take() else { return false };
+            let Some(block) = self.take(owner) else { return false };
             table.0.push(block);
         }
         true
@@ -167,13 +172,31 @@ impl BlockManager {
         u32::try_from(self.idle.len()).unwrap_or(u32::MAX)
     }
 
-    fn take(&mut self) -> Option<u32> {
+    /// Blocks to be wiped before the next step writes anything, and after its copies.
+    pub(crate) fn wipes(&self) -> &[u32] {
+        &self.wipes
+    }
+
+    /// What was to be wiped was.
+    pub(crate) fn clear_wipes(&mut self) {
+        self.wipes.clear();
+    }
+
+    /// Another block is copied over all of this one: there is nothing left to be wiped.
+    pub(crate) fn note_copied(&mut self, block: u32) {
+        self.wipes.retain(|wiped| *wiped != block);
+    }
+
+    fn take(&mut self, owner: Digest) -> Option<u32> {
         let number = self.free.pop().or_else(|| self.idle.pop_oldest())?;
         let block = self.blocks.get_mut(number as usize)?;
         if let Some(key) = block.key.take() {
             self.by_key.remove(&key);
         }
         block.holders = 1;
+        if block.owner.replace(owner).is_some_and(|last| last != owner) && !self.wipes.contains(&number) {
+            self.wipes.push(number);
+        }
         Some(number)
     }
 

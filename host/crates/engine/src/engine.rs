@@ -88,11 +88,13 @@ impl<R: ModelRunner> Engine<R> {
         self.pace.begin(now);
         self.drain_inbox();
         self.remove_ended(now);
+        self.unload_adapters();
         let had_queue = self.scheduler.has_waiting();
         self.scheduler.schedule();
         self.load_adapters();
         assemble(self.scheduler.running(), self.shape.block_tokens, &mut self.order, &mut self.batch);
         self.batch.copies.extend_from_slice(self.scheduler.copies());
+        self.batch.wipes.extend_from_slice(self.scheduler.blocks().wipes());
         let starts = self.start(now);
         self.pace.note(now, self.batch.tokens.len(), starts, had_queue);
         match self.run() {
@@ -100,6 +102,7 @@ impl<R: ModelRunner> Engine<R> {
             Err(error) => self.fail_batch(&error),
         }
         self.fail_if_stuck();
+        self.unload_adapters();
         self.publish();
         self.check_when_idle();
     }
@@ -196,6 +199,13 @@ impl<R: ModelRunner> Engine<R> {
         }
     }
 
+    /// Empties the slots of adapters that were to go with their last sequence.
+    fn unload_adapters(&mut self) {
+        for slot in self.scheduler.take_unloads() {
+            self.runner.unload_adapter(slot);
+        }
+    }
+
     /// A failed load ends the sequences that wait for this adapter and no others.
     fn load_adapters(&mut self) {
         for index in 0..self.scheduler.loads().len() {
@@ -235,6 +245,7 @@ impl<R: ModelRunner> Engine<R> {
         }
         self.counts.steps += 1;
         self.runner.step(&self.batch, &mut self.sampled)?;
+        self.scheduler.note_wiped();
         let in_vocabulary = self.sampled.iter().all(|token| token.id < self.shape.vocabulary);
         if self.sampled.len() != self.batch.samples.len() || !in_vocabulary {
             return Err(RunnerError::Failed("it drew too few or too many tokens, or unknown ones".into()));

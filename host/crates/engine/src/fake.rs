@@ -115,6 +115,10 @@ impl FakeRunner {
             let from = copy.from as usize * block_tokens;
             self.kv.copy_within(from..from + block_tokens, copy.to as usize * block_tokens);
         }
+        for block in &batch.wipes {
+            let from = *block as usize * block_tokens;
+            self.kv.iter_mut().skip(from).take(block_tokens).for_each(|entry| *entry = None);
+        }
     }
 
     fn place(&self, table: &[u32], position: u32) -> Result<usize, RunnerError> {

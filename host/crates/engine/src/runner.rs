@@ -69,7 +69,7 @@ pub trait ModelRunner: Send + 'static {
     /// Empties a slot; no batch names it until the next load.
     fn unload_adapter(&mut self, slot: Slot);
 
-    /// Runs one step: copies the blocks of `batch.copies`, in their order and before anything is written; writes the KV of
+    /// Runs one step: copies the blocks of `batch.copies`, in their order; zeroes those of `batch.wipes`; writes the KV of
     /// every row; and appends one token to `sampled` for each of `batch.samples`, in that order. Several rows of a sequence
     /// may be sampled, and the KV of its last rows may be written again by a later step, under other tokens.
     ///

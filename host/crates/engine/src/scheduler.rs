@@ -120,7 +120,8 @@ impl<A> Scheduler<A> {
             if sequence.remaining() > 1 {
                 prompt_rows -= sequence.planned;
             }
-            if self.blocks.grow(&mut sequence.blocks, sequence.computed + sequence.planned) {
+            let tokens = sequence.computed + sequence.planned;
+            if self.blocks.grow(&mut sequence.blocks, tokens, sequence.terms.kv_salt) {
                 index += 1;
             } else {
                 // Not planned yet, since it is the last; it may be this one itself.
@@ -134,7 +135,8 @@ impl<A> Scheduler<A> {
         self.counts.preemptions += 1;
         self.fairness.wait(sequence.terms.tenant);
         self.fairness.leave_running(sequence.terms.tenant);
-        release(&mut self.blocks, &mut self.slots, &mut sequence);
+        // It comes back for its adapters.
+        release(&mut self.blocks, &mut self.slots, &mut sequence, false);
         self.waiting.push(sequence);
     }
 
@@ -162,7 +164,8 @@ impl<A> Scheduler<A> {
             }
             let mut drafts = std::mem::take(&mut sequence.drafts);
             lookup.draft(sequence.tokens(), count, &mut drafts);
-            if self.blocks.grow(&mut sequence.blocks, sequence.computed + 1 + drafts.len()) {
+            let tokens = sequence.computed + 1 + drafts.len();
+            if self.blocks.grow(&mut sequence.blocks, tokens, sequence.terms.kv_salt) {
                 sequence.planned = 1 + drafts.len();
                 rows += drafts.len();
             } else {
@@ -188,7 +191,8 @@ impl<A> Scheduler<A> {
     pub(crate) fn remove_where(&mut self, gone: impl Fn(&Sequence<A>) -> bool) -> Vec<Sequence<A>> {
         let mut removed: Vec<_> = self.running.extract_if(.., |sequence| gone(sequence)).collect();
         for sequence in &mut removed {
-            release(&mut self.blocks, &mut self.slots, sequence);
+            let unload = sequence.terms.unload;
+            release(&mut self.blocks, &mut self.slots, sequence, unload);
             self.fairness.leave_running(sequence.terms.tenant);
         }
         let ran = removed.len();
@@ -212,6 +216,11 @@ impl<A> Scheduler<A> {
     /// Takes a slot out of use that nobody holds.
     pub(crate) fn forget(&mut self, slot: Slot) {
         self.slots.forget(slot);
+    }
+
+    /// Slots that the runner has to empty now: those who brought their adapters are gone, and wanted them gone.
+    pub(crate) fn take_unloads(&mut self) -> Vec<Slot> {
+        self.slots.take_unloads()
     }
 
     /// An adapter that a running sequence brought.
@@ -249,6 +258,11 @@ impl<A> Scheduler<A> {
 
     pub(crate) fn copies(&self) -> &[BlockCopy] {
         &self.copies
+    }
+
+    /// A step has run: what was to be wiped was.
+    pub(crate) fn note_wiped(&mut self) {
+        self.blocks.clear_wipes();
     }
 
     pub(crate) const fn blocks(&self) -> &BlockManager {
@@ -311,8 +325,8 @@ impl<A> Scheduler<A> {
 }
 
 /// Frees what a sequence holds; its KV has to be computed again, or found where it still lies.
-fn release<A>(blocks: &mut BlockManager, slots: &mut AdapterSlots, sequence: &mut Sequence<A>) {
+fn release<A>(blocks: &mut BlockManager, slots: &mut AdapterSlots, sequence: &mut Sequence<A>, unload: bool) {
     blocks.release(&mut sequence.blocks);
-    slots.release(&mut sequence.slots);
+    slots.release(&mut sequence.slots, unload);
     sequence.set_back();
 }

@@ -37,13 +37,15 @@ pub struct Terms {
     pub speculation: bool,
     /// What the plan was made by, if not by the caller: a plugin. It may be revoked.
     pub author: Option<Digest>,
+    /// Whether its adapters leave their slots as soon as nobody uses them, rather than when a slot is needed.
+    pub unload: bool,
 }
 
 impl Default for Terms {
     /// One tenant, which shares with itself.
     fn default() -> Self {
         let nobody = Digest::from_bytes([0; 32]);
-        Self { tenant: nobody, kv_salt: nobody, priority: 0, speculation: true, author: None }
+        Self { tenant: nobody, kv_salt: nobody, priority: 0, speculation: true, author: None, unload: false }
     }
 }
 

@@ -25,4 +25,4 @@ pub use limits::PlanLimits;
 pub use plan::{ColdPolicy, Constraint, Plan, PlanEntry, Prompt, Span};
 pub use sampling::{Sampling, StopConditions};
 pub use usage::{FinishReason, Usage};
-pub use valid_plan::{Grants, PlanError, ValidPlan};
+pub use valid_plan::{Grants, PlanError, ValidCold, ValidPlan};

@@ -7,6 +7,8 @@ pub struct PlanLimits {
     pub composition_entries_max: usize,
     /// Absolute value of an entry's weight.
     pub adapter_weight_abs_max: f32,
+    /// Adapters that a plan may name to be needed later.
+    pub prefetch_adapters_max: usize,
     /// Text of a prompt, its messages or its template arguments, in all.
     pub prompt_bytes_max: usize,
     /// Tokens of a prompt that is given as tokens.
@@ -40,6 +42,7 @@ impl Default for PlanLimits {
         Self {
             composition_entries_max: 8,
             adapter_weight_abs_max: 16.0,
+            prefetch_adapters_max: 32,
             prompt_bytes_max: 1 << 20,
             prompt_tokens_max: 8192,
             output_tokens_max: 4096,

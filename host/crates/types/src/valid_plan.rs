@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::{
-    Blame, Composition, CompositionPart, Digest, LayerRange, ModuleSet, Plan, PlanEntry, PlanLimits, Prompt, Sampling,
-    Span, StopConditions,
+    Blame, ColdPolicy, Composition, CompositionPart, Digest, LayerRange, ModuleSet, Plan, PlanEntry, PlanLimits,
+    Prompt, Sampling, Span, StopConditions,
 };
 
 /// A factor this large takes a seen token out for good.
@@ -79,6 +79,19 @@ impl PlanError {
     }
 }
 
+/// A [`ColdPolicy`] that was checked: what is done when an adapter of the composition is not in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ValidCold {
+    /// Wait for at most so long.
+    Wait(Duration),
+    /// Serve the base.
+    Base,
+    /// Serve this composition.
+    Fallback(Composition),
+    /// Refuse.
+    Refuse,
+}
+
 /// A plan that was checked. It can only be made by [`ValidPlan::check`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValidPlan {
@@ -89,6 +102,8 @@ pub struct ValidPlan {
     deadline: Duration,
     output_tokens_max: u32,
     post_process: bool,
+    cold: Option<ValidCold>,
+    prefetch: Vec<Digest>,
 }
 
 impl ValidPlan {
@@ -102,6 +117,8 @@ impl ValidPlan {
         check_sampling(&plan.sampling, limits)?;
         check_stop(&plan.stop, limits)?;
         let composition = check_composition(&plan.composition, grants, limits)?;
+        let cold = plan.cold.map(|cold| check_cold(cold, grants, limits)).transpose()?;
+        let prefetch = check_prefetch(&plan.prefetch, grants, limits)?;
         let budget = plan.token_budget.unwrap_or(limits.output_tokens_default.min(limits.output_tokens_max));
         at_most("the token budget", budget, "output_tokens_max", limits.output_tokens_max)?;
         if budget == 0 {
@@ -117,6 +134,8 @@ impl ValidPlan {
             deadline: Duration::from_millis(deadline_ms.into()),
             output_tokens_max: budget,
             post_process: plan.post_process,
+            cold,
+            prefetch,
         })
     }
 
@@ -161,17 +180,55 @@ impl ValidPlan {
     pub const fn post_process(&self) -> bool {
         self.post_process
     }
+
+    /// What is done when an adapter is not in memory. `None` waits until the deadline.
+    #[must_use]
+    pub const fn cold(&self) -> Option<&ValidCold> {
+        self.cold.as_ref()
+    }
+
+    /// Adapters that will be needed later.
+    #[must_use]
+    pub fn prefetch(&self) -> &[Digest] {
+        &self.prefetch
+    }
+
+    /// The same plan with what its own cold policy says in place of its composition; as it is if that says to wait or refuse.
+    #[must_use]
+    pub fn taken_cold(mut self) -> Self {
+        match self.cold.take() {
+            Some(ValidCold::Base) => self.composition = Composition::default(),
+            Some(ValidCold::Fallback(composition)) => self.composition = composition,
+            other => self.cold = other,
+        }
+        self
+    }
+}
+
+fn check_cold(cold: ColdPolicy, grants: &dyn Grants, limits: &PlanLimits) -> Result<ValidCold, PlanError> {
+    Ok(match cold {
+        ColdPolicy::Wait(wait_ms) => ValidCold::Wait(Duration::from_millis(wait_ms.into())),
+        ColdPolicy::Base => ValidCold::Base,
+        ColdPolicy::Fallback(entries) => {
+            if entries.iter().any(|entry| entry.span != Span::Whole) {
+                return Err(PlanError::Unsupported("a span other than `whole`"));
+            }
+            ValidCold::Fallback(check_composition(&entries, grants, limits)?)
+        }
+        ColdPolicy::Refuse => ValidCold::Refuse,
+    })
+}
+
+fn check_prefetch(names: &[String], grants: &dyn Grants, limits: &PlanLimits) -> Result<Vec<Digest>, PlanError> {
+    let max = limits.prefetch_adapters_max;
+    at_most("the number of adapters to prefetch", names.len(), "prefetch_adapters_max", max)?;
+    let granted = |name: &String| grants.adapter(name).ok_or_else(|| PlanError::AdapterNotGranted(shorten(name)));
+    names.iter().map(granted).collect()
 }
 
 fn unsupported(plan: &Plan) -> Result<(), PlanError> {
     if plan.constraint.is_some() {
         return Err(PlanError::Unsupported("an output constraint"));
-    }
-    if plan.cold.is_some() {
-        return Err(PlanError::Unsupported("a cold policy"));
-    }
-    if !plan.prefetch.is_empty() {
-        return Err(PlanError::Unsupported("prefetch"));
     }
     if plan.composition.iter().any(|entry| entry.span != Span::Whole) {
         return Err(PlanError::Unsupported("a span other than `whole`"));
@@ -320,122 +377,4 @@ fn shorten(name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Constraint;
-
-    struct OneAdapter;
-
-    impl Grants for OneAdapter {
-        fn adapter(&self, name: &str) -> Option<Digest> {
-            (name == "mine").then(|| Digest::of(b"mine"))
-        }
-
-        fn has_template(&self, name: &str) -> bool {
-            name == "greet"
-        }
-    }
-
-    fn check(change: impl FnOnce(&mut Plan)) -> Result<ValidPlan, PlanError> {
-        let mut plan = Plan::new(Prompt::Text("hello".into()));
-        change(&mut plan);
-        ValidPlan::check(plan, &OneAdapter, &PlanLimits { layers: 30, ..PlanLimits::default() })
-    }
-
-    fn code(change: impl FnOnce(&mut Plan)) -> &'static str {
-        check(change).map_or_else(|error| error.code(), |_| "accepted")
-    }
-
-    #[test]
-    fn a_plain_plan_is_accepted() {
-        let plan = check(|plan| plan.composition.push(PlanEntry::whole("mine", 0.5))).expect("valid");
-        assert_eq!(plan.composition().parts().len(), 1);
-        assert_eq!(plan.output_tokens_max(), 256);
-    }
-
-    #[test]
-    fn what_is_not_granted_is_refused() {
-        assert_eq!(code(|plan| plan.composition.push(PlanEntry::whole("yours", 1.0))), "adapter_not_granted");
-    }
-
-    #[test]
-    fn what_is_not_there_yet_is_unsupported() {
-        assert_eq!(code(|plan| plan.constraint = Some(Constraint::Regex("a+".into()))), "unsupported");
-        assert_eq!(code(|plan| plan.cold = Some(crate::ColdPolicy::Refuse)), "unsupported");
-        assert_eq!(code(|plan| plan.prefetch.push("mine".into())), "unsupported");
-        let span = Span::Output { first: 0, end: None };
-        let entry = PlanEntry { span, ..PlanEntry::whole("mine", 1.0) };
-        assert_eq!(code(|plan| plan.composition.push(entry)), "unsupported");
-    }
-
-    #[test]
-    fn limits_and_ranges() {
-        assert_eq!(code(|plan| plan.composition.push(PlanEntry::whole("mine", f32::NAN))), "invalid_plan");
-        assert_eq!(code(|plan| plan.composition.push(PlanEntry::whole("mine", 1e9))), "limit_exceeded");
-        assert_eq!(code(|plan| plan.composition = vec![PlanEntry::whole("mine", 1.0); 9]), "limit_exceeded");
-        assert_eq!(code(|plan| plan.sampling.temperature = f32::NAN), "invalid_plan");
-        assert_eq!(code(|plan| plan.sampling.temperature = -1.0), "invalid_plan");
-        assert_eq!(code(|plan| plan.sampling.top_p = 0.0), "invalid_plan");
-        assert_eq!(code(|plan| plan.sampling.logprobs = Some(21)), "limit_exceeded");
-        assert_eq!(code(|plan| plan.token_budget = Some(0)), "invalid_plan");
-        assert_eq!(code(|plan| plan.token_budget = Some(u32::MAX)), "limit_exceeded");
-        assert_eq!(code(|plan| plan.deadline_ms = Some(u32::MAX)), "limit_exceeded");
-        assert_eq!(code(|plan| plan.stop.strings = vec![String::new()]), "invalid_plan");
-        assert_eq!(code(|plan| plan.prompt = Prompt::Text(String::new())), "invalid_plan");
-        assert_eq!(code(|plan| plan.prompt = Prompt::Text("x".repeat(2 << 20))), "limit_exceeded");
-        assert_eq!(code(|plan| plan.prompt = Prompt::Tokens(vec![1; 9000])), "limit_exceeded");
-    }
-
-    #[test]
-    fn ranges_of_sampling() {
-        let code = |change: &dyn Fn(&mut Sampling)| {
-            let limits = PlanLimits { vocabulary: 10, logit_bias_tokens_max: 2, ..PlanLimits::default() };
-            let mut plan = Plan::new(Prompt::Text("hello".into()));
-            change(&mut plan.sampling);
-            ValidPlan::check(plan, &OneAdapter, &limits).map_or_else(|error| error.code(), |_| "accepted")
-        };
-        for (value, expected) in [(-2.0, "accepted"), (2.0, "accepted"), (2.1, "invalid_plan"), (-2.1, "invalid_plan")]
-        {
-            assert_eq!(code(&|sampling| sampling.presence_penalty = value), expected, "{value}");
-            assert_eq!(code(&|sampling| sampling.frequency_penalty = value), expected, "{value}");
-        }
-        for (value, expected) in [(0.0, "accepted"), (1.0, "accepted"), (-0.1, "invalid_plan"), (1.1, "invalid_plan")] {
-            assert_eq!(code(&|sampling| sampling.min_p = value), expected, "{value}");
-        }
-        for (value, expected) in
-            [(0.0, "invalid_plan"), (0.01, "accepted"), (100.0, "accepted"), (101.0, "invalid_plan")]
-        {
-            assert_eq!(code(&|sampling| sampling.repetition_penalty = value), expected, "{value}");
-        }
-        assert_eq!(code(&|sampling| sampling.presence_penalty = f32::NAN), "invalid_plan");
-        assert_eq!(code(&|sampling| sampling.repetition_penalty = f32::NAN), "invalid_plan");
-        assert_eq!(code(&|sampling| sampling.min_p = f32::NAN), "invalid_plan");
-        let bias = |biases: &[(u32, f32)]| code(&|sampling| sampling.logit_bias = biases.to_vec());
-        assert_eq!(bias(&[(9, 100.0), (0, -100.0)]), "accepted");
-        assert_eq!(bias(&[(10, 1.0)]), "invalid_plan");
-        assert_eq!(bias(&[(1, 100.5)]), "invalid_plan");
-        assert_eq!(bias(&[(1, f32::NAN)]), "invalid_plan");
-        assert_eq!(bias(&[(1, 1.0), (1, 2.0)]), "invalid_plan");
-        assert_eq!(bias(&[(1, 1.0), (2, 1.0), (3, 1.0)]), "limit_exceeded");
-    }
-
-    #[test]
-    fn layer_and_module_selection() {
-        let layers = |first, end| Some(LayerRange { first, end });
-        let entry = |layers| PlanEntry { layers, ..PlanEntry::whole("mine", 1.0) };
-        assert_eq!(code(|plan| plan.composition.push(entry(layers(0, 30)))), "accepted");
-        assert_eq!(code(|plan| plan.composition.push(entry(layers(0, 31)))), "invalid_plan");
-        assert_eq!(code(|plan| plan.composition.push(entry(layers(5, 5)))), "invalid_plan");
-        let none = PlanEntry { modules: Some(ModuleSet::EMPTY), ..PlanEntry::whole("mine", 1.0) };
-        assert_eq!(code(|plan| plan.composition.push(none)), "invalid_plan");
-    }
-
-    #[test]
-    fn templates_must_exist() {
-        let template = |name: &str| Prompt::Template { name: name.into(), arguments: Vec::new() };
-        assert_eq!(code(|plan| plan.prompt = template("greet")), "accepted");
-        assert_eq!(code(|plan| plan.prompt = template("other")), "unknown_template");
-        let error = check(|plan| plan.prompt = template(&"x".repeat(1 << 20))).unwrap_err();
-        assert!(error.to_string().len() < 200, "a hostile name does not fill the log");
-    }
-}
+mod tests;

@@ -148,7 +148,7 @@ async fn a_load_ends_and_is_kept_though_whoever_asked_has_left() {
     assert_eq!(gated.take_calls(), LOADS_MAX, "asked three times, begun once");
 
     gated.open();
-    let residency = |digest: &Digest| adapters.memory.residency(&tenant("acme"), *digest);
+    let residency = |digest: &Digest| adapters.memory.residency(&(Some(tenant("acme")), *digest));
     wait_until("kept", || digests[..2].iter().all(|digest| residency(digest) == Residency::Memory)).await;
     assert_eq!(gated.take_calls(), LOADS_MAX, "the second layer of each");
     assert_eq!((adapters.leases(), residency(&digests[2])), (0, Residency::Storage), "it had not begun");
@@ -187,7 +187,7 @@ async fn the_end_waits_for_what_has_begun() {
     gated.open();
     adapters.close().await;
     assert_eq!(gated.inside.load(Ordering::SeqCst), 0);
-    assert_eq!(adapters.memory.residency(&tenant("acme"), digest), Residency::Memory);
+    assert_eq!(adapters.memory.residency(&(Some(tenant("acme")), digest)), Residency::Memory);
 }
 
 #[tokio::test]
@@ -204,14 +204,14 @@ async fn what_is_removed_while_it_is_loaded_is_not_kept() {
     }
     // Whoever began before the removal may wait for it still.
     let resolved = ResolvedAdapters { tenant: tenant("acme"), digests: [("again".into(), again)].into() };
-    let (lease, ()) = tokio::join!(adapters.lease_resolved(&resolved, again), async {
+    let (lease, ()) = tokio::join!(adapters.lease_resolved(&resolved, again, ReleasePolicy::Lru), async {
         tokio::time::sleep(A_MOMENT).await;
         gated.open();
     });
     assert_eq!(lease.expect("a lease").digest(), again);
     adapters.close().await;
-    assert_eq!(adapters.memory.residency(&tenant("acme"), removed), Residency::Storage);
-    assert_eq!(adapters.memory.residency(&tenant("acme"), again), Residency::Memory);
+    assert_eq!(adapters.memory.residency(&(Some(tenant("acme")), removed)), Residency::Storage);
+    assert_eq!(adapters.memory.residency(&(Some(tenant("acme")), again)), Residency::Memory);
 }
 
 #[tokio::test]

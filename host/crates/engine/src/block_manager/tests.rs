@@ -8,12 +8,40 @@ fn key(number: u8) -> Digest {
     Digest::of(&[number])
 }
 
+/// The one owner of all blocks, where owners do not matter.
+fn nobody() -> Digest {
+    Digest::from_bytes([0; 32])
+}
+
+#[test]
+fn a_block_that_passes_to_another_owner_is_to_be_wiped_unless_it_is_copied_over() {
+    let mut manager = BlockManager::new(3, 1);
+    let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+    let mut table = BlockTable::default();
+    let mut give = |manager: &mut BlockManager, tokens, owner| {
+        manager.release(&mut table);
+        assert!(manager.grow(&mut table, tokens, owner));
+        let mut wipes = manager.wipes().to_vec();
+        wipes.sort_unstable();
+        wipes
+    };
+    assert_eq!(give(&mut manager, 2, one), [], "nobody had them");
+    assert_eq!(give(&mut manager, 2, one), [], "the same owner");
+    assert_eq!(give(&mut manager, 3, two), [0, 1], "the third is new");
+    assert_eq!(give(&mut manager, 3, two), [0, 1], "not wiped yet, and not twice");
+    manager.note_copied(1);
+    assert_eq!(manager.wipes(), [0]);
+    manager.clear_wipes();
+    assert_eq!(give(&mut manager, 1, one).len(), 1);
+    assert_eq!(give(&mut manager, 3, one).len(), 3, "the other two as well");
+}
+
 #[test]
 fn tables_grow_by_whole_blocks() {
     let mut manager = BlockManager::new(4, 16);
     let mut table = BlockTable::default();
     for (tokens, blocks) in [(0, 0), (1, 1), (16, 1), (17, 2), (5, 2), (64, 4)] {
-        assert!(manager.grow(&mut table, tokens));
+        assert!(manager.grow(&mut table, tokens, nobody()));
         assert_eq!(table.blocks().len(), blocks, "{tokens} tokens");
         assert_eq!(manager.free_blocks(), 4 - blocks as u32);
         manager.check_integrity([&table].into_iter()).expect("conserved");
@@ -25,11 +53,11 @@ fn tables_grow_by_whole_blocks() {
 fn too_many_blocks_change_nothing() {
     let mut manager = BlockManager::new(3, 1);
     let (mut one, mut two) = (BlockTable::default(), BlockTable::default());
-    assert!(manager.grow(&mut one, 2));
-    assert!(!manager.grow(&mut two, 2));
+    assert!(manager.grow(&mut one, 2, nobody()));
+    assert!(!manager.grow(&mut two, 2, nobody()));
     assert!(two.blocks().is_empty());
     manager.release(&mut one);
-    assert!(manager.grow(&mut two, 3));
+    assert!(manager.grow(&mut two, 3, nobody()));
     manager.check_integrity([&one, &two].into_iter()).expect("conserved");
 }
 
@@ -37,7 +65,7 @@ fn too_many_blocks_change_nothing() {
 fn a_lost_or_doubled_block_is_found() {
     let mut manager = BlockManager::new(2, 1);
     let mut table = BlockTable::default();
-    assert!(manager.grow(&mut table, 1));
+    assert!(manager.grow(&mut table, 1, nobody()));
     assert!(manager.check_integrity([].into_iter()).is_err(), "lost");
     assert!(manager.check_integrity([&table, &table].into_iter()).is_err(), "doubled");
 }
@@ -46,7 +74,7 @@ fn a_lost_or_doubled_block_is_found() {
 fn the_content_unused_for_longest_goes_first_and_the_end_of_a_table_before_its_beginning() {
     let mut manager = BlockManager::new(4, 1);
     let (mut old, mut new) = (BlockTable::default(), BlockTable::default());
-    assert!(manager.grow(&mut old, 2) && manager.grow(&mut new, 2));
+    assert!(manager.grow(&mut old, 2, nobody()) && manager.grow(&mut new, 2, nobody()));
     (0..2).for_each(|index| manager.set_key(&old, index, key(index as u8)));
     (0..2).for_each(|index| manager.set_key(&new, index, key(10 + index as u8)));
     manager.release(&mut old);
@@ -54,7 +82,7 @@ fn the_content_unused_for_longest_goes_first_and_the_end_of_a_table_before_its_b
     assert_eq!((manager.free_blocks(), manager.idle_blocks()), (4, 4), "idle counts as free");
     let mut table = BlockTable::default();
     for (tokens, left) in [(1, vec![0, 10, 11]), (2, vec![10, 11]), (3, vec![10]), (4, vec![])] {
-        assert!(manager.grow(&mut table, tokens));
+        assert!(manager.grow(&mut table, tokens, nobody()));
         let found: Vec<u8> = [0, 1, 10, 11].into_iter().filter(|n| manager.find(&key(*n)).is_some()).collect();
         assert_eq!(found, left);
         manager.check_integrity([&table].into_iter()).expect("conserved");
@@ -65,15 +93,15 @@ fn the_content_unused_for_longest_goes_first_and_the_end_of_a_table_before_its_b
 fn what_is_used_again_is_not_evicted_and_not_given_away() {
     let mut manager = BlockManager::new(2, 1);
     let mut table = BlockTable::default();
-    assert!(manager.grow(&mut table, 1));
+    assert!(manager.grow(&mut table, 1, nobody()));
     manager.set_key(&table, 0, key(0));
     manager.release(&mut table);
     let (mut one, mut two) = (BlockTable::default(), BlockTable::default());
     assert_eq!(manager.adopt(&mut one, &[key(0), key(1)]), 1);
     assert_eq!(manager.adopt(&mut two, &[key(0)]), 1);
     assert_eq!(one.blocks(), two.blocks());
-    assert!(!manager.grow(&mut one, 3), "only one is left");
-    assert!(manager.grow(&mut one, 2));
+    assert!(!manager.grow(&mut one, 3, nobody()), "only one is left");
+    assert!(manager.grow(&mut one, 2, nobody()));
     manager.release(&mut one);
     assert_eq!(manager.free_blocks(), 1, "the other table still holds it");
     manager.check_integrity([&two].into_iter()).expect("conserved");
@@ -188,7 +216,7 @@ impl State {
         let State { manager, tables, model } = &mut next;
         let mut grew = None;
         match operation {
-            Operation::Grow { table, tokens } => grew = Some(manager.grow(&mut tables[table], tokens)),
+            Operation::Grow { table, tokens } => grew = Some(manager.grow(&mut tables[table], tokens, nobody())),
             Operation::Release { table } => manager.release(&mut tables[table]),
             Operation::SetKey { table, index, key: number } => manager.set_key(&tables[table], index, key(number)),
             Operation::Adopt { table } if tables[table].blocks().is_empty() => {

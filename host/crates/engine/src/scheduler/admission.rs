@@ -83,13 +83,13 @@ impl<A> Scheduler<A> {
     fn reserve(&mut self, sequence: &mut Sequence<A>) -> bool {
         let found = self.find_kv(sequence);
         let length = sequence.tokens().len();
-        if !self.blocks.grow(&mut sequence.blocks, length) {
+        if !self.blocks.grow(&mut sequence.blocks, length, sequence.terms.kv_salt) {
             self.blocks.release(&mut sequence.blocks);
             return false;
         }
         let wanted: Vec<_> = sequence.wanted_adapters().collect();
         let Some(slots) = self.slots.acquire(&wanted, &mut self.loads) else {
-            release(&mut self.blocks, &mut self.slots, sequence);
+            release(&mut self.blocks, &mut self.slots, sequence, false);
             return false;
         };
         sequence.slots = slots;
@@ -100,6 +100,7 @@ impl<A> Scheduler<A> {
             && from != to
         {
             self.copies.push(BlockCopy { from, to });
+            self.blocks.note_copied(to);
         }
         self.note_admitted(sequence, found.tokens);
         true

@@ -39,7 +39,7 @@ struct Case {
 fn terms() -> impl Strategy<Value = Terms> {
     (0..3u8, -1..2i8, prop::bool::weighted(0.8)).prop_map(|(tenant, priority, speculation)| {
         let tenant = Digest::of(&[tenant]);
-        Terms { tenant, kv_salt: tenant, priority, speculation, author: None }
+        Terms { tenant, kv_salt: tenant, priority, speculation, author: None, unload: priority == 1 }
     })
 }
 

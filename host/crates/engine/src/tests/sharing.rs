@@ -57,6 +57,23 @@ fn only_what_is_the_same_to_the_last_bit_and_of_the_same_tenant_is_found() {
 }
 
 #[test]
+fn blocks_that_pass_to_another_tenant_are_wiped_and_no_others() {
+    let small = RunnerShape { kv_blocks: 4, ..shape() };
+    let config = EngineConfig { prefix_cache: false, ..EngineConfig::default() };
+    let (mut rig, batches) = recorded(FakeRunner::new(small), config);
+    let mut wiped = |tenant: &str, prompt: u32| {
+        let one = request(0..prompt, 3).of(tenant);
+        assert_eq!(rig.run(&one), one.expected(&small, &[]));
+        batches.lock().expect("not poisoned").drain(..).flat_map(|batch| batch.wipes).count()
+    };
+    assert_eq!(wiped("one", 9), 0, "nobody had them");
+    assert_eq!(wiped("one", 9), 0, "its own");
+    assert_eq!(wiped("two", 6), 2, "both that it needs");
+    assert_eq!(wiped("two", 6), 0);
+    assert_eq!(wiped("one", 13), 2, "neither its own nor the one that nobody had");
+}
+
+#[test]
 fn what_lies_before_an_invocation_is_shared_by_the_base_and_all_that_are_invoked() {
     let prompt = || request(0..30, 3);
     let invoked = |name, first| prompt().with([(name, 1.0)]).begins_at(name, first);

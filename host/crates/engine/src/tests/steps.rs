@@ -218,6 +218,35 @@ fn a_shape_without_room_is_refused() {
 }
 
 #[test]
+fn an_adapter_that_is_to_be_unloaded_leaves_its_slot_with_its_last_sequence() {
+    let mut rig = Rig::fake(RunnerShape { adapter_slots: 2, ..shape() });
+    let with = |prompt, output, unload| {
+        let mut one = request([prompt], output).with([("a0", 1.0)]);
+        one.terms.unload = unload;
+        one
+    };
+    let residents = |rig: &Rig<FakeRunner>| rig.handle.stats().resident_adapters;
+    let (short, long) = (with(1, 2, true), with(2, 9, false));
+    let (mut first, mut second) = (rig.submit(&short), rig.submit(&long));
+    for _ in 0..4 {
+        rig.step();
+    }
+    assert_eq!(read_finished(&mut first), short.expected(&shape(), &[]));
+    assert_eq!(residents(&rig), [Digest::of(b"a0")], "somebody has it still");
+    rig.finish();
+    assert_eq!(read_finished(&mut second), long.expected(&shape(), &[]));
+    assert!(residents(&rig).is_empty());
+    // It can come back, stay, and go when whoever has it hangs up.
+    assert_eq!(rig.run(&with(3, 2, false)), with(3, 2, false).expected(&shape(), &[]));
+    assert_eq!(residents(&rig), [Digest::of(b"a0")]);
+    let gone = rig.submit(&with(4, 9, true));
+    rig.step();
+    drop(gone);
+    rig.step();
+    assert!(residents(&rig).is_empty());
+}
+
+#[test]
 fn what_is_revoked_ends_at_once_and_its_slot_is_empty() {
     let mut rig = Rig::fake(RunnerShape { adapter_slots: 2, ..shape() });
     let author = Digest::of(b"a plugin");

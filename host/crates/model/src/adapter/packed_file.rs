@@ -19,6 +19,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kernels::{Floats, LoraGroup, LoraPair, LoraTermHead, MappedPart, Mapping};
 use rkyv::rancor;
@@ -188,20 +189,29 @@ impl LoraAdapter {
         Ok(PackedImage { sections: places.sections, index_at, index })
     }
 
-    /// The adapter that a file holds, mapped: its factors are not copied. `is` is what [`PackedImage::write`] was told.
+    /// The adapter that a file holds, mapped: its factors are not copied; and how long it took to read the file and check its
+    /// mark. `is` is what [`PackedImage::write`] was told.
     ///
     /// # Errors
     /// If the file is not a sealed one of our own, was not written with this key as this, or does not fit the base.
-    pub fn map(file: &File, key: &[u8; 32], is: Digest, base: &ModelConfig) -> Result<Self, PackedFileError> {
+    pub fn map(
+        file: &File,
+        key: &[u8; 32],
+        is: Digest,
+        base: &ModelConfig,
+    ) -> Result<(Self, Duration), PackedFileError> {
         let mapping = Arc::new(Mapping::of(file)?);
+        let begun = Instant::now();
         let index = read_index(mapping.bytes(), key, is)?;
+        let checked = begun.elapsed();
         let wrong = || PackedFileError::Index("a section, a layer or a shape does not fit");
         let (layers, modules) = match index.terms {
             Terms::Reference(entries) => reference(entries, &mapping, base).ok_or_else(wrong)?,
             Terms::Grouped(entries) => grouped(entries, &mapping, base).ok_or_else(wrong)?,
         };
         let invocation = (!index.invocation.is_empty()).then(|| Invocation::new(index.invocation));
-        Ok(Self::new(Traits { rank: index.rank, modules, invocation }, layers, base.clone(), Some(mapping)))
+        let traits = Traits { rank: index.rank, modules, invocation };
+        Ok((Self::new(traits, layers, base.clone(), Some(mapping)), checked))
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) fn batch(batch: &Batch, shape: &RunnerShape, slots: &[Option<Arc<Lora
     let blocks = |copy: &&BlockCopy| copy.from.max(copy.to) >= shape.kv_blocks;
     let outside = batch.copies.iter().find(blocks);
     require(outside.is_none(), || format!("{outside:?} of {} blocks", shape.kv_blocks))?;
+    let outside = batch.wipes.iter().find(|block| **block >= shape.kv_blocks);
+    require(outside.is_none(), || format!("block {outside:?} of {} is to be wiped", shape.kv_blocks))?;
     for segment in &batch.segments {
         let range = &segment.rows;
         let inside = range.start <= range.end && range.end as usize <= rows;
@@ -102,7 +104,7 @@ mod tests {
         let slots = [None, None];
         assert!(super::batch(&sound(), &shape(), &slots).is_ok());
         assert!(super::batch(&Batch::default(), &shape(), &slots).is_ok());
-        let breaks: [fn(&mut Batch); 18] = [
+        let breaks: [fn(&mut Batch); 19] = [
             |batch| batch.tokens[0] = 100,
             |batch| batch.positions[1] = 5,
             |batch| batch.positions.truncate(2),
@@ -116,6 +118,7 @@ mod tests {
             |batch| batch.sequences[1].blocks = 2..4,
             |batch| batch.block_tables[1] = 10,
             |batch| batch.copies = vec![BlockCopy { from: 7, to: 10 }],
+            |batch| batch.wipes = vec![10],
             |batch| batch.samples[1].row = 4,
             |batch| batch.samples[1].row = 2,
             |batch| batch.samples[0].temperature = f32::NAN,

@@ -54,6 +54,7 @@ impl Reference {
         slots: &[Option<Arc<LoraAdapter>>],
     ) -> Vec<f32> {
         batch.copies.iter().for_each(|copy| self.kv.copy_block(copy.from as usize, copy.to as usize));
+        batch.wipes.iter().for_each(|block| self.kv.wipe_block(*block as usize));
         let mut forward = Forward {
             batch,
             config,

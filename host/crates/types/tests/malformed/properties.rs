@@ -2,7 +2,8 @@
 
 use generators::{Draw, Granted, PlanCase, plan_case};
 use types::{
-    Composition, Digest, Grants as _, LayerRange, Plan, PlanEntry, PlanError, PlanLimits, Prompt, Span, ValidPlan,
+    Composition, Digest, Grants as _, LayerRange, Plan, PlanEntry, PlanError, PlanLimits, Prompt, Span, ValidCold,
+    ValidPlan,
 };
 
 /// A refusal is a line for people and logs, however long the plan is.
@@ -76,7 +77,15 @@ fn is_within_the_limits(valid: &ValidPlan, plan: &Plan, granted: &Granted, limit
     let named = plan.composition.iter().all(|entry| granted.adapter(&entry.adapter).is_some());
     assert!(named, "an adapter of weight 0 must be granted too");
     assert!(plan.composition.iter().all(|entry| entry.span == Span::Whole), "spans are refused, not ignored");
-    assert!(plan.constraint.is_none() && plan.cold.is_none() && plan.prefetch.is_empty(), "refused, not ignored");
+    assert!(plan.constraint.is_none(), "refused, not ignored");
+    assert_eq!((plan.cold.is_some(), plan.prefetch.len()), (valid.cold().is_some(), valid.prefetch().len()));
+    assert!(valid.prefetch().len() <= limits.prefetch_adapters_max);
+    assert!(valid.prefetch().iter().all(|digest| granted.adapters.values().any(|granted| granted == digest)));
+    if let Some(ValidCold::Fallback(composition)) = valid.cold() {
+        let parts = composition.parts();
+        assert!(parts.len() <= limits.composition_entries_max);
+        assert!(parts.iter().all(|part| granted.adapters.values().any(|digest| *digest == part.adapter)));
+    }
     assert!((1..=limits.output_tokens_max).contains(&valid.output_tokens_max()));
     assert_eq!(valid.output_tokens_max(), plan.token_budget.unwrap_or(valid.output_tokens_max()));
     assert!(valid.deadline().as_millis() <= limits.deadline_ms_max.into());

@@ -78,6 +78,7 @@ impl Forward<'_> {
     /// Writes the KV of every row and leaves the residual stream of the last layer.
     pub(super) fn run(&mut self) {
         self.batch.copies.iter().for_each(|copy| self.kv.copy_block(copy.from, copy.to));
+        self.batch.wipes.iter().for_each(|block| self.kv.wipe_block(*block));
         self.embed();
         self.find_places();
         for layer in 0..self.config.layers {

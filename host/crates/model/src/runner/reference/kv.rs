@@ -53,6 +53,16 @@ impl KvMemory {
         }
     }
 
+    /// Zeroes one block in every layer.
+    pub(super) fn wipe_block(&mut self, block: usize) {
+        let block_values = self.block_tokens * self.kv_heads * self.head_dim;
+        for values in [&mut self.keys, &mut self.values] {
+            for layer in values.chunks_exact_mut(self.layer_values) {
+                layer[block * block_values..(block + 1) * block_values].fill(0.0);
+            }
+        }
+    }
+
     pub(super) fn layer(&self, layer: usize) -> KvLayer<'_> {
         let range = layer * self.layer_values..(layer + 1) * self.layer_values;
         KvLayer {
