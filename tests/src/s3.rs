@@ -14,6 +14,8 @@ use crate::{Client, repository};
 
 /// From start to the first object that is kept.
 const START_MAX: Duration = Duration::from_secs(60);
+/// For the first object of a bucket, which gets volumes of its own.
+const PUT_MAX: Duration = Duration::from_secs(20);
 /// Its ports, those of its parts among themselves too.
 const PORTS: usize = 8;
 
@@ -50,7 +52,7 @@ impl S3Server {
         let [master, master_grpc, volume, volume_grpc, filer, filer_grpc, port, grpc] = ports;
         let mut command = Command::new(program);
         command.args(["-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]);
-        command.args(["-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=4", "-s3.iam=false"]);
+        command.args(["-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=64", "-s3.iam=false"]);
         command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);
         command.arg(format!("-dir={}", folder.path().display())).arg(format!("-s3.config={}", keys.display()));
         for (name, port) in [
@@ -103,8 +105,15 @@ impl S3Server {
     /// # Panics
     /// If the server does not.
     pub fn put(&self, object: &str, bytes: &[u8]) {
-        let status = self.try_put(object, bytes);
-        assert!(matches!(status, 200 | 201), "{object}: {status}");
+        let started = Instant::now();
+        loop {
+            let status = self.try_put(object, bytes);
+            if matches!(status, 200 | 201) {
+                return;
+            }
+            assert!(started.elapsed() < PUT_MAX, "{object}: {status}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     fn try_put(&self, object: &str, bytes: &[u8]) -> u16 {
