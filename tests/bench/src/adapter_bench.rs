@@ -137,16 +137,14 @@ fn measure(
 }
 
 fn row(name: &str, run: &Run, report: &mut Report) {
-    let share = |count: f64| rounded(count / run.requests() as f64);
-    let reads = run.disk_hits + run.disk_misses;
+    let rate = |hits: f64, misses: f64| rounded(hits / (hits + misses));
     report.row(json!({
         "budget": name, "budget_mb": rounded(run.budget_bytes as f64 / 1e6), "requests": run.requests(),
         "requests_per_s": rounded(run.requests() as f64 / run.seconds), "tokens_per_s": rounded(run.tokens as f64 / run.seconds),
         "first_token_p50_ms": rounded(run.first_token(0.5) * 1e3), "first_token_p99_ms": rounded(run.first_token(0.99) * 1e3),
         "first_token_max_ms": rounded(run.first_token(1.0) * 1e3),
-        // Whoever joins a load that is under way counts as served from memory.
-        "from_memory": share(run.requests() as f64 - reads), "from_disk": share(run.disk_hits),
-        "packed_anew": share(run.disk_misses), "loads_per_s": rounded(reads / run.seconds),
+        "memory_hit_rate": rate(run.memory_hits, run.memory_misses), "disk_hit_rate": rate(run.disk_hits, run.disk_misses),
+        "loads_per_s": rounded((run.disk_hits + run.disk_misses) / run.seconds),
         "cache_mb_at_end": rounded(run.cache_bytes / 1e6), "page_cache_dropped_mb": rounded(run.dropped_bytes / 1e6),
     }));
     report.row(json!({"budget": name, "resident_mb_by_second": memory::outline(&run.memory, MEMORY_POINTS)}));

@@ -38,6 +38,9 @@ pub(super) struct Run {
     pub(super) tokens: usize,
     /// Of each request, in the order in which they were sent.
     first_token_s: Vec<f64>,
+    /// Adapters that were found in host memory, and not found.
+    pub(super) memory_hits: f64,
+    pub(super) memory_misses: f64,
     /// Packed adapters that were found on disk, and not found.
     pub(super) disk_hits: f64,
     pub(super) disk_misses: f64,
@@ -108,8 +111,10 @@ impl Traffic {
             seconds,
             tokens: first_token_s.len() * OUTPUT_TOKENS,
             first_token_s,
-            disk_hits: after.hits - before.hits,
-            disk_misses: after.misses - before.misses,
+            memory_hits: after.memory_hits - before.memory_hits,
+            memory_misses: after.memory_misses - before.memory_misses,
+            disk_hits: after.disk_hits - before.disk_hits,
+            disk_misses: after.disk_misses - before.disk_misses,
             cache_bytes: after.cache_bytes,
             dropped_bytes,
             memory,
@@ -187,19 +192,25 @@ pub(super) fn touch(http: &Http, target: &Target, adapters: Vec<usize>, at_once:
 
 /// What the metrics say of the tiers.
 struct Counts {
-    hits: f64,
-    misses: f64,
+    memory_hits: f64,
+    memory_misses: f64,
+    disk_hits: f64,
+    disk_misses: f64,
     cache_bytes: f64,
 }
 
 impl Counts {
     fn read(http: &Http, target: &Target) -> Outcome<Self> {
         let (_, text) = http.get(target, "/metrics")?;
-        let of = |name: &str| metric(&text, name).unwrap_or_default();
+        let of = |name: &str| metric(&text, name).ok_or_else(|| format!("/metrics has no {name}"));
+        let asked =
+            |tier, outcome| of(&format!("tenon_adapter_requests_total{{tier=\"{tier}\",outcome=\"{outcome}\"}}"));
         Ok(Self {
-            hits: of("tenon_adapter_disk_total{kind=\"hit\"}"),
-            misses: of("tenon_adapter_disk_total{kind=\"miss\"}"),
-            cache_bytes: of("tenon_adapter_cache_bytes"),
+            memory_hits: asked("memory", "hit")?,
+            memory_misses: asked("memory", "miss")?,
+            disk_hits: asked("disk", "hit")?,
+            disk_misses: asked("disk", "miss")?,
+            cache_bytes: of("tenon_adapter_cache_bytes")?,
         })
     }
 }
@@ -224,6 +235,8 @@ mod tests {
             seconds: 1.0,
             tokens: 1,
             first_token_s: (0..95).map(f64::from).collect(),
+            memory_hits: 0.0,
+            memory_misses: 0.0,
             disk_hits: 0.0,
             disk_misses: 0.0,
             cache_bytes: 0.0,
