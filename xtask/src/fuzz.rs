@@ -36,6 +36,8 @@ const SEEDS: u64 = 256;
 pub(crate) enum Target {
     /// Configurations and safetensors files of adapters
     AdapterAdmission,
+    /// Bundles that sign adapters
+    AdapterSignature,
     /// Plans against grants and limits
     PlanValidation,
     /// Requests on every route of a whole host
@@ -46,6 +48,7 @@ impl Target {
     const fn name(self) -> &'static str {
         match self {
             Self::AdapterAdmission => "adapter_admission",
+            Self::AdapterSignature => "adapter_signature",
             Self::PlanValidation => "plan_validation",
             Self::HttpBodies => "http_bodies",
         }
@@ -145,7 +148,7 @@ fn fuzz(target: Target, minutes: f64, scratch: &Path) -> Outcome<Run> {
     fs::create_dir_all(&artifacts)?;
     seed(target, &corpus)?;
     if target == Target::AdapterAdmission {
-        seed_hostile(&corpus)?;
+        seed_whole_files(&corpus)?;
     }
     let mut command = fuzzer(target, scratch)?;
     command.arg(format!("-max_total_time={:.0}", minutes * 60.0)).arg("-print_final_stats=1");
@@ -182,14 +185,27 @@ fn fuzz(target: Target, minutes: f64, scratch: &Path) -> Outcome<Run> {
     Ok(Run { is_clean, line: format!("{name}: {executions} executions in {minutes} min, {done}: {verdict}") })
 }
 
-/// The pairs of files of the shared hostile set, where the checkout has it beside it (or `TENON_SHARED` names it), in the form
-/// of [`Target::AdapterAdmission`]'s whole files. Each run adds them again: they are few, and the corpus may be older.
-fn seed_hostile(corpus: &Path) -> Outcome {
+/// The pairs of files of the shared hostile set, where the checkout has it beside it (or `TENON_SHARED` names it), and of the
+/// fixtures, in the form of [`Target::AdapterAdmission`]'s whole files. Each run adds them again: they are few, and the corpus
+/// may be older.
+fn seed_whole_files(corpus: &Path) -> Outcome {
     let shared = std::env::var_os("TENON_SHARED").map_or_else(|| shell::root().join("../shared"), PathBuf::from);
-    let Ok(cases) = fs::read_dir(shared.join("lora/hostile")) else {
-        println!("no hostile set under {}: the corpus begins without it", shared.display());
-        return Ok(());
-    };
+    let hostile = shared.join("lora/hostile");
+    match seed_folders("hostile", &hostile, corpus)? {
+        0 => println!("no hostile set under {}: the corpus begins without it", shared.display()),
+        seeds => println!("{seeds} inputs from the hostile set"),
+    }
+    let mut seeds = 0;
+    for folder in ["alora", "bases", "lora", "signatures"] {
+        seeds += seed_folders(folder, &shell::root().join("tests/fixtures").join(folder), corpus)?;
+    }
+    println!("{seeds} inputs from the fixtures");
+    Ok(())
+}
+
+/// The adapters in the folders within this one, if they are small enough; how many. None where there is no such folder.
+fn seed_folders(name: &str, folder: &Path, corpus: &Path) -> Outcome<usize> {
+    let Ok(cases) = fs::read_dir(folder) else { return Ok(0) };
     let mut seeds = 0;
     for case in cases {
         let case = case?;
@@ -200,12 +216,11 @@ fn seed_hostile(corpus: &Path) -> Outcome {
         let length = u32::try_from(config.len())?.to_le_bytes();
         let input = [&[6][..], &length, &config, &weights].concat();
         if input.len() <= INPUT_BYTES_MAX {
-            fs::write(corpus.join(format!("hostile-{}", case.file_name().to_string_lossy())), input)?;
+            fs::write(corpus.join(format!("{name}-{}", case.file_name().to_string_lossy())), input)?;
             seeds += 1;
         }
     }
-    println!("{seeds} inputs from the hostile set");
-    Ok(())
+    Ok(seeds)
 }
 
 /// A corpus to begin with, where there is none: choices from seeds, and whole plain inputs for the raw variants.
@@ -223,6 +238,10 @@ fn seed(target: Target, corpus: &Path) -> Outcome {
             let files = adapter(&mut plain, &Sizes::TINY);
             vec![(7, files.config), (15, files.weights)]
         }
+        Target::AdapterSignature => {
+            let made = shell::root().join("tests/fixtures/signatures/adapter/model.sig");
+            vec![(7, fs::read(made)?)]
+        }
         Target::PlanValidation => vec![(7, b"text".to_vec()), (15, b"text".to_vec())],
         Target::HttpBodies => requests(&mut plain).into_iter().map(|request| (7, request.body)).collect(),
     };
@@ -235,4 +254,28 @@ fn seed(target: Target, corpus: &Path) -> Outcome {
 
 fn name_of(path: &Path) -> String {
     path.file_name().map(OsStr::to_string_lossy).unwrap_or_default().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_that_fit_become_inputs_and_others_do_not() {
+        let (from, corpus) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        for (case, weights) in [("small", Some(3)), ("large", Some(INPUT_BYTES_MAX)), ("half", None)] {
+            let folder = from.path().join(case);
+            fs::create_dir(&folder).expect("a folder");
+            fs::write(folder.join("adapter_config.json"), "{}").expect("written");
+            if let Some(bytes) = weights {
+                fs::write(folder.join("adapter_model.safetensors"), vec![9; bytes]).expect("written");
+            }
+        }
+        assert_eq!(seed_folders("set", from.path(), corpus.path()).expect("read"), 1);
+        let input = fs::read(corpus.path().join("set-small")).expect("an input");
+        assert_eq!(input, b"\x06\x02\0\0\0{}\x09\x09\x09");
+        assert_eq!(seed_folders("set", &from.path().join("none"), corpus.path()).expect("nothing"), 0);
+        let fixtures = shell::root().join("tests/fixtures/bases");
+        assert!(seed_folders("bases", &fixtures, corpus.path()).expect("read") >= 2, "the fixtures fit");
+    }
 }

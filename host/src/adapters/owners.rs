@@ -164,6 +164,13 @@ impl Owners {
         Ok(aliases)
     }
 
+    /// Whether the tenant has fewer aliases than this. The index has an entry for each at least, and is small, where the records
+    /// of thousands of aliases are megabytes.
+    pub(super) async fn has_room(&self, tenant: &TenantId, aliases_max: usize) -> Result<bool, AdapterError> {
+        let indexed = self.store.scan(&format!("adapter-owners/{tenant}/")).await?.len();
+        Ok(indexed < aliases_max || self.list(tenant).await?.len() < aliases_max)
+    }
+
     async fn read(&self, key: &str) -> Result<Option<(AliasRecord, Version)>, AdapterError> {
         let found = self.store.get(key).await?;
         found.map(|(value, version)| Ok((from_bytes(key, &value)?, version))).transpose()
@@ -319,6 +326,19 @@ mod tests {
         assert_eq!(owners.find_digest(&acme, one.digest).await.expect("find"), None);
         owners.set(&acme, &a, &record("two")).await.expect("set");
         assert_eq!(owners.find_digest(&acme, one.digest).await.expect("find"), None);
+    }
+
+    #[tokio::test]
+    async fn only_aliases_count_against_their_number() {
+        let (owners, acme, [a, b]) = owners();
+        let has_room = async |max| owners.has_room(&acme, max).await.expect("count");
+        assert!(!has_room(0).await && has_room(1).await);
+        owners.touch_index(&acme, record("one").digest, &b).await.expect("a writer that died here");
+        assert!(has_room(1).await, "an entry without its alias takes no room");
+        owners.set(&acme, &a, &record("one")).await.expect("set");
+        assert!(!has_room(1).await && has_room(2).await);
+        owners.set(&acme, &b, &record("one")).await.expect("set");
+        assert!(!has_room(2).await && has_room(3).await, "two aliases of one digest are two");
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
-//! Requests that clients would not send, asked of a whole host within this process, by the generator that the fuzz target
-//! uses too.
+//! Requests that clients would not send, asked of a whole host within this process, and bundles of signatures with something
+//! wrong in them, by the generators that the fuzz targets use too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod properties;
+mod signatures;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +25,18 @@ fn every_request_gets_an_answer_or_an_error_of_ours() {
     for status in [200, 201, 400, 401, 404, 405, 422] {
         assert!(statuses.contains_key(&status), "{status} is met: {statuses:?}");
     }
+}
+
+#[test]
+fn bundles_of_all_kinds_hold_or_are_refused() {
+    let mut verdicts = BTreeMap::<&str, u32>::new();
+    for seed in 0..2000 {
+        *verdicts.entry(signatures::hold(&seeded_bytes(seed, 20 + seed as usize % 300))).or_default() += 1;
+    }
+    println!("{verdicts:?}");
+    assert_eq!(signatures::hold(&[]), "signed", "the plain one");
+    assert!(verdicts.get("signed").is_some_and(|count| *count > 100), "{verdicts:?}");
+    assert!(signatures::CODES.iter().all(|code| verdicts.contains_key(code)), "each reason is met: {verdicts:?}");
 }
 
 #[test]

@@ -1,23 +1,42 @@
-//! Random adapters: rank 16 on all linear layers, the same values as PEFT's two files and as llama.cpp's GGUF. Not here:
-//! whether an adapter is good for anything.
+//! Random adapters, the same values as PEFT's two files and as llama.cpp's GGUF: rank 16 on all linear layers, or of another
+//! form. Not here: whether an adapter is good for anything.
 
 use half::f16;
 use model::ModelConfig;
 use serde_json::{Map, Value, json};
 use types::Module;
 
-/// Rank of every module.
+/// Rank of every module of [`Form::WHOLE`].
 pub(crate) const RANK: usize = 16;
-/// Their `lora_alpha`: a scale of 1, on both sides.
-const ALPHA: usize = RANK;
 /// Alignment of tensors in a GGUF file.
 const GGUF_ALIGNMENT: usize = 32;
 const GGUF_F16: u32 = 1;
+
+/// What an adapter acts on, and how large it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Form {
+    pub(crate) rank: usize,
+    /// `lora_alpha`.
+    pub(crate) alpha: usize,
+    pub(crate) modules: &'static [Module],
+    /// The first so many layers of the base.
+    pub(crate) layers_max: usize,
+}
+
+impl Form {
+    /// All linear layers, with a scale of 1 on both sides.
+    pub(crate) const WHOLE: Self = Self { rank: RANK, alpha: RANK, modules: &Module::ALL, layers_max: usize::MAX };
+    /// Queries and values, as PEFT has it by default.
+    pub(crate) const fn queries_and_values(rank: usize) -> Self {
+        Self { rank, alpha: rank, modules: &[Module::Q, Module::V], layers_max: usize::MAX }
+    }
+}
 
 /// Adapter number so-and-so for a base of these sizes.
 pub(crate) struct RandomAdapter<'a> {
     number: u64,
     base: &'a ModelConfig,
+    form: Form,
 }
 
 /// One factor of one module: which, its rows and columns, and where its values come from.
@@ -32,7 +51,12 @@ struct Factor {
 impl<'a> RandomAdapter<'a> {
     /// The same number gives the same adapter.
     pub(crate) const fn new(number: u64, base: &'a ModelConfig) -> Self {
-        Self { number, base }
+        Self::of(number, base, Form::WHOLE)
+    }
+
+    /// The same in another form.
+    pub(crate) const fn of(number: u64, base: &'a ModelConfig, form: Form) -> Self {
+        Self { number, base, form }
     }
 
     /// Values of all factors.
@@ -42,11 +66,15 @@ impl<'a> RandomAdapter<'a> {
 
     /// `adapter_config.json`.
     pub(crate) fn peft_config(&self) -> Vec<u8> {
-        let modules: Vec<&str> = Module::ALL.iter().map(|module| module.name()).collect();
-        let config = json!({
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0,
+        let Form { rank, alpha, modules, layers_max } = self.form;
+        let modules: Vec<&str> = modules.iter().map(|module| module.name()).collect();
+        let mut config = json!({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0,
             "bias": "none", "target_modules": modules, "inference_mode": true,
         });
+        if layers_max < self.base.layers {
+            config["layers_to_transform"] = (0..layers_max).collect();
+        }
         config.to_string().into_bytes()
     }
 
@@ -84,7 +112,7 @@ impl<'a> RandomAdapter<'a> {
         }
         push_text(&mut file, "adapter.lora.alpha");
         file.extend(6u32.to_le_bytes());
-        file.extend((ALPHA as f32).to_le_bytes());
+        file.extend((self.form.alpha as f32).to_le_bytes());
         let mut data = Vec::new();
         for factor in &factors {
             let letter = if factor.is_b { 'b' } else { 'a' };
@@ -116,11 +144,13 @@ impl<'a> RandomAdapter<'a> {
     }
 
     fn factors(&self) -> impl Iterator<Item = Factor> + '_ {
-        let modules = (0..self.base.layers).flat_map(|layer| Module::ALL.map(|module| (layer, module)));
-        modules.flat_map(|(layer, module)| {
+        let Form { rank, modules, layers_max, .. } = self.form;
+        let layers = 0..self.base.layers.min(layers_max);
+        let modules = layers.flat_map(move |layer| modules.iter().map(move |module| (layer, *module)));
+        modules.flat_map(move |(layer, module)| {
             let (inputs, outputs) = self.base.module_shape(module);
-            let a = Factor { layer, module, is_b: false, rows: RANK, columns: inputs };
-            let b = Factor { layer, module, is_b: true, rows: outputs, columns: RANK };
+            let a = Factor { layer, module, is_b: false, rows: rank, columns: inputs };
+            let b = Factor { layer, module, is_b: true, rows: outputs, columns: rank };
             [a, b]
         })
     }
@@ -195,5 +225,21 @@ mod tests {
         let row: Vec<f32> = peft[half * RANK..][..RANK].iter().map(|value| value.to_f32()).collect();
         assert_eq!(q[1], row);
         assert_ne!(adapter.peft_weights(), RandomAdapter::new(4, config).peft_weights());
+    }
+
+    #[test]
+    fn other_forms_are_admitted_as_what_they_say() {
+        let base = tiny_base();
+        let (config, limits) = (base.config(), AdapterLimits::default());
+        for form in
+            [Form::queries_and_values(8), Form { layers_max: 1, alpha: 64, ..Form::queries_and_values(4) }, Form::WHOLE]
+        {
+            let adapter = RandomAdapter::of(7, config, form);
+            let admitted = canonical_adapter(&adapter.peft_config(), &adapter.peft_weights(), config, &limits);
+            let admitted = admitted.unwrap_or_else(|error| panic!("{form:?}: {error}"));
+            assert_eq!((admitted.rank as usize, admitted.modules.iter().count()), (form.rank, form.modules.len()));
+            let layers: Vec<usize> = adapter.factors().map(|factor| factor.layer).collect();
+            assert_eq!(layers.last().copied(), Some(config.layers.min(form.layers_max) - 1));
+        }
     }
 }

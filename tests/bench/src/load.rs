@@ -78,10 +78,11 @@ pub(crate) struct Http {
 }
 
 /// One finished stream.
-struct Stream {
-    first: Duration,
+pub(crate) struct Stream {
+    /// From the request to the first text.
+    pub(crate) first: Duration,
     gaps: Vec<f64>,
-    tokens: usize,
+    pub(crate) tokens: usize,
     prompt_tokens: usize,
 }
 
@@ -138,13 +139,9 @@ impl Http {
     /// # Errors
     /// If it is refused.
     pub(crate) fn upload(&self, target: &Target, alias: &str, config: Vec<u8>, weights: Vec<u8>) -> Outcome {
-        let part = |name: &str, bytes| reqwest::multipart::Part::bytes(bytes).file_name(name.to_owned());
-        let form = reqwest::multipart::Form::new()
-            .part("adapter_config.json", part("adapter_config.json", config))
-            .part("adapter_model.safetensors", part("adapter_model.safetensors", weights));
-        let request = with_key(self.client.put(format!("{}/v1/adapters/{alias}", target.url)), target).multipart(form);
+        let upload = upload_request(&self.client, target, alias, config, weights);
         self.runtime.block_on(async {
-            let answer = request.send().await?;
+            let answer = upload.send().await?;
             let status = answer.status();
             if status.is_success() { Ok(()) } else { Err(format!("{alias}: {status} {}", answer.text().await?).into()) }
         })
@@ -187,6 +184,21 @@ pub(crate) fn with_key(request: reqwest::RequestBuilder, target: &Target) -> req
     }
 }
 
+/// The upload of an adapter's two files.
+pub(crate) fn upload_request(
+    client: &reqwest::Client,
+    target: &Target,
+    alias: &str,
+    config: Vec<u8>,
+    weights: Vec<u8>,
+) -> reqwest::RequestBuilder {
+    let part = |name: &str, bytes| reqwest::multipart::Part::bytes(bytes).file_name(name.to_owned());
+    let form = reqwest::multipart::Form::new()
+        .part("adapter_config.json", part("adapter_config.json", config))
+        .part("adapter_model.safetensors", part("adapter_model.safetensors", weights));
+    with_key(client.put(format!("{}/v1/adapters/{alias}", target.url)), target).multipart(form)
+}
+
 async fn stream_once(
     client: &reqwest::Client,
     target: &Target,
@@ -195,8 +207,26 @@ async fn stream_once(
     request: usize,
 ) -> Outcome<Stream> {
     let (path, body) = request_of(target.kind, shape, stream, request);
+    let stream = read_stream(client, target, path, &body).await?;
+    if stream.tokens != shape.output_tokens {
+        let wanted = shape.output_tokens;
+        return Err(format!("{path}: {} tokens came of {wanted} that were asked for", stream.tokens).into());
+    }
+    Ok(stream)
+}
+
+/// Sends a request for a stream, and reads it to its end.
+///
+/// # Errors
+/// If it is refused or fails.
+pub(crate) async fn read_stream(
+    client: &reqwest::Client,
+    target: &Target,
+    path: &str,
+    body: &Value,
+) -> Outcome<Stream> {
     let started = Instant::now();
-    let answer = with_key(client.post(format!("{}{path}", target.url)), target).json(&body).send().await?;
+    let answer = with_key(client.post(format!("{}{path}", target.url)), target).json(body).send().await?;
     if !answer.status().is_success() {
         return Err(format!("{path}: {} {}", answer.status(), answer.text().await?).into());
     }
@@ -216,9 +246,6 @@ async fn stream_once(
                 (prompt_tokens, tokens) = (prompt, output);
             }
         }
-    }
-    if tokens != shape.output_tokens {
-        return Err(format!("{path}: {tokens} tokens came of {} that were asked for", shape.output_tokens).into());
     }
     // A random adapter may draw nothing but tokens without text: then the first event tells.
     let first = times.first().or(first_event.as_ref()).ok_or("a stream had no events")?.duration_since(started);

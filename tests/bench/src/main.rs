@@ -1,21 +1,26 @@
-//! The benches: `engine` (speed, beside llama.cpp with `--peer`), `soak` (load for a long time), `quality` (the fast path
-//! against f32). `cargo xtask bench` builds what they need in the release profile and runs this. Each writes JSON with the
+//! The benches: `engine` (speed, beside llama.cpp with `--peer`), `adapters` (thousands of them), `churn` (they come and go),
+//! `soak` (load for a long time), `quality` (the fast path against f32). `cargo xtask bench` builds what they need in the release profile and runs this. Each writes JSON with the
 //! machine, the commit, rows and bars.
 //!
 //! Not here: what CI runs; nothing depends on how fast a machine is there.
 
+mod adapter_bench;
 mod adapters;
 mod calm;
 mod cells;
+mod churn;
 mod curves;
 mod engine_bench;
+mod files;
 mod limits;
 mod load;
 mod machine;
+mod memory;
 mod mixes;
 mod ours;
 mod peer;
 mod process;
+mod progress;
 mod quality;
 mod report;
 mod rounds;
@@ -51,6 +56,10 @@ struct Arguments {
 enum Bench {
     /// Prefill, decode, adapters, cost curves and load over HTTP; with `--peer` beside llama.cpp
     Engine(engine_bench::Options),
+    /// Thousands of registered adapters, popular and rare ones, under three budgets of memory
+    Adapters(adapter_bench::Options),
+    /// Adapters are added, used, replaced and removed by many callers at once: no wrong answer, nothing left behind
+    Churn(churn::Options),
     /// Mixed load at the admission limit: memory flat, integrity holds, zero wrong answers
     Soak(soak::Options),
     /// How far the fast path is from f32: KL divergence, greedy agreement, log-probabilities of the goldens
@@ -80,6 +89,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = Given::of(&arguments).and_then(|given| match &arguments.bench {
         Bench::Engine(options) => engine_bench::run(&given, options),
+        Bench::Adapters(options) => adapter_bench::run(&given, options),
+        Bench::Churn(options) => churn::run(&given, options),
         Bench::Soak(options) => soak::run(&given, options),
         Bench::Quality(options) => quality::run(&given, options),
     });

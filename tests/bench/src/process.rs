@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::Outcome;
 use crate::adapters::RandomAdapter;
 use crate::load::{Http, Kind, Target};
 use crate::machine::peak_resident_bytes;
 
 const START_MAX: Duration = Duration::from_secs(120);
+/// From a signal to the end of a process.
+const STOP_MAX: Duration = Duration::from_secs(60);
 
 /// A server; killed when dropped, or when this program dies.
 pub(crate) struct Server {
@@ -20,8 +24,8 @@ pub(crate) struct Server {
     /// Where it answers, and how.
     pub(crate) target: Target,
     log: PathBuf,
-    // Removed with it.
-    _folder: tempfile::TempDir,
+    // Removed with it, where it is the server's own.
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Server {
@@ -31,17 +35,34 @@ impl Server {
     /// If it does not come up; the message names its log.
     pub(crate) fn tenon(http: &Http, program: &Path, base: &Path, settings: &[(&str, String)]) -> Outcome<Self> {
         let folder = tempfile::tempdir()?;
-        let (port, data) = (free_port()?, folder.path().join("data"));
+        let data = folder.path().join("data");
+        let mut server = Self::tenon_on(http, program, base, &data, settings)?;
+        server._folder = Some(folder);
+        Ok(server)
+    }
+
+    /// The same on a data folder that stays.
+    ///
+    /// # Errors
+    /// As for [`Self::tenon`].
+    pub(crate) fn tenon_on(
+        http: &Http,
+        program: &Path,
+        base: &Path,
+        data: &Path,
+        settings: &[(&str, String)],
+    ) -> Outcome<Self> {
+        let port = free_port()?;
         let mut command = Command::new(program);
         command.args(["serve", "--dev", "--listen", &format!("127.0.0.1:{port}"), "--base"]).arg(base);
-        command.arg("--data").arg(&data).env("RUST_LOG", "warn").env("NO_COLOR", "1");
+        command.arg("--data").arg(data).env("RUST_LOG", "warn").env("NO_COLOR", "1");
         // What the caller's shell has set for a host of their own does not count here.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TENON_")) {
             command.env_remove(name);
         }
         command.envs(settings.iter().map(|(name, value)| (format!("TENON_{name}"), value)));
         let target = Target { kind: Kind::Tenon, url: format!("http://127.0.0.1:{port}"), key: None };
-        let mut server = Self::start(command, folder, target)?;
+        let mut server = Self::start(command, target)?;
         server.wait_for(http, "/ready")?;
         server.target.key = Some(std::fs::read_to_string(data.join("dev.key"))?.trim().to_owned());
         Ok(server)
@@ -72,12 +93,12 @@ impl Server {
             command.args(["--lora-init-without-apply", "--lora", &files.join(",")]);
         }
         let target = Target { kind: Kind::LlamaServer, url: format!("http://127.0.0.1:{port}"), key: None };
-        let mut server = Self::start(command, tempfile::tempdir()?, target)?;
+        let mut server = Self::start(command, target)?;
         server.wait_for(http, "/health")?;
         Ok(server)
     }
 
-    fn start(mut command: Command, folder: tempfile::TempDir, target: Target) -> Outcome<Self> {
+    fn start(mut command: Command, target: Target) -> Outcome<Self> {
         let log =
             std::env::temp_dir().join(format!("tenon-bench-{}.log", target.url.rsplit(':').next().unwrap_or("0")));
         let file = File::create(&log)?;
@@ -87,7 +108,7 @@ impl Server {
         let mut guard = Command::new("sh");
         guard.args(["-c", &format!("cat >/dev/null; kill -9 {}", child.id())]).stdin(Stdio::piped());
         guard.stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(Self { child, guard: guard.spawn()?, target, log, _folder: folder })
+        Ok(Self { child, guard: guard.spawn()?, target, log, _folder: None })
     }
 
     fn wait_for(&mut self, http: &Http, path: &str) -> Outcome {
@@ -120,6 +141,23 @@ impl Server {
     /// The most memory it had, in bytes.
     pub(crate) fn peak_bytes(&self) -> Option<u64> {
         peak_resident_bytes(self.pid())
+    }
+
+    /// Asks it to end, as an operator would, and waits for that: what it keeps is whole then.
+    ///
+    /// # Errors
+    /// If it does not end, or not well.
+    pub(crate) fn stop(mut self) -> Outcome {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        let started = Instant::now();
+        while started.elapsed() < STOP_MAX {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(format!("a server ended with {status}: {}", self.log()).into()),
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        Err("a server does not end when it is asked to".into())
     }
 
     /// Whether it still runs.

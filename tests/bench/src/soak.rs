@@ -1,8 +1,7 @@
 //! `bench soak`: mixed load at the admission limit for a long time. Every answer is compared with the same request's answer
 //! when it was alone on a server of its own; memory must stay flat; in the end nothing may be left in use. Not here: speed.
 
-mod memory;
-mod requests;
+pub(crate) mod requests;
 mod workers;
 
 use std::path::PathBuf;
@@ -15,12 +14,12 @@ use serde_json::json;
 use crate::adapters::RandomAdapter;
 use crate::load::Http;
 use crate::machine::Machine;
+use crate::memory::{self, Memory};
 use crate::process::Server;
 use crate::report::{Report, rounded};
 use crate::statistics::{Bound, Spread};
 use crate::{Given, Outcome};
 
-use memory::Memory;
 use requests::{Template, templates};
 use workers::Counts;
 

@@ -74,6 +74,12 @@ impl Spread {
         }
     }
 
+    /// As wide as a difference of a side to itself was found to be, at least.
+    pub(crate) fn widened_by_difference(self, control: Self) -> Self {
+        let noise = control.low.abs().max(control.high.abs());
+        Self { median: self.median, low: self.low.min(self.median - noise), high: self.high.max(self.median + noise) }
+    }
+
     /// The same with every value multiplied.
     pub(crate) fn times(self, factor: f64) -> Self {
         Self { median: self.median * factor, low: self.low * factor, high: self.high * factor }
@@ -177,6 +183,10 @@ mod tests {
         let noisy = ratio.widened_by(Spread { median: 1.0, low: 0.9, high: 1.1 });
         assert!(noisy.low <= 1.81 && noisy.high >= 2.2 && noisy.median == 2.0, "{noisy:?}");
         assert_eq!(ratio.widened_by(Spread::exactly(1.0)), ratio);
+        let difference = Spread { median: 5.0, low: 4.9, high: 5.2 };
+        let wide = difference.widened_by_difference(Spread { median: 0.1, low: -0.5, high: 0.2 });
+        assert_eq!(wide, Spread { median: 5.0, low: 4.5, high: 5.5 });
+        assert_eq!(difference.widened_by_difference(Spread::exactly(0.0)), difference);
         // A control that is off to one side is noise to both.
         let aside = ratio.widened_by(Spread { median: 1.2, low: 1.15, high: 1.25 });
         assert!(aside.low <= 1.61 && aside.high >= 2.5, "{aside:?}");

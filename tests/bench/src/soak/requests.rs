@@ -164,8 +164,8 @@ fn is_beginning(text: &str, whole: &str) -> bool {
     whole.starts_with(text.trim_end_matches(char::REPLACEMENT_CHARACTER))
 }
 
-/// The value of a metric without labels.
-pub(super) fn metric(text: &str, name: &str) -> Option<f64> {
+/// The value of a metric, its labels within the name as `/metrics` writes them.
+pub(crate) fn metric(text: &str, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split_whitespace().next()?.parse().ok())
 }
 
@@ -215,5 +215,6 @@ mod tests {
         let text = "# HELP a\nvllm:num_requests_running_total 9\nvllm:num_requests_running 2\nkv 0.25\n";
         assert_eq!(metric(text, "vllm:num_requests_running"), Some(2.0));
         assert_eq!((metric(text, "kv"), metric(text, "absent")), (Some(0.25), None));
+        assert_eq!(metric("disk{kind=\"hit\"} 3\n", "disk{kind=\"hit\"}"), Some(3.0));
     }
 }

@@ -1,4 +1,4 @@
-//! A process's resident memory over time, and whether it grows. Not here: what it is used for.
+//! A process's resident memory over time, whether it grows, and how far it strays. Not here: what it is used for.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,14 +6,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::machine::resident_bytes;
+use crate::statistics::median;
 
 const EVERY: Duration = Duration::from_millis(500);
 
 /// Seconds since the start, and bytes.
-type Sample = (f64, f64);
+pub(crate) type Sample = (f64, f64);
 
 /// A thread that looks every now and then.
-pub(super) struct Memory {
+pub(crate) struct Memory {
     is_over: Arc<AtomicBool>,
     samples: Arc<Mutex<Vec<Sample>>>,
     thread: JoinHandle<()>,
@@ -21,7 +22,7 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Begins.
-    pub(super) fn watch(pid: u32) -> Self {
+    pub(crate) fn watch(pid: u32) -> Self {
         let (is_over, samples) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let (over, into) = (Arc::clone(&is_over), Arc::clone(&samples));
         let thread = std::thread::spawn(move || {
@@ -38,7 +39,7 @@ impl Memory {
     }
 
     /// Ends, and gives what was seen.
-    pub(super) fn stop(self) -> Vec<Sample> {
+    pub(crate) fn stop(self) -> Vec<Sample> {
         self.is_over.store(true, Ordering::Relaxed);
         // A watcher that died leaves the samples that it has.
         drop(self.thread.join());
@@ -48,15 +49,15 @@ impl Memory {
 
 /// How a line through samples runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Growth {
+pub(crate) struct Growth {
     /// Bytes where the second half begins.
-    pub(super) start: f64,
+    pub(crate) start: f64,
     /// Bytes added from there to the end.
-    pub(super) bytes: f64,
+    pub(crate) bytes: f64,
 }
 
 /// The least-squares line through the second half; `None` of fewer than ten samples. The first half may fill caches.
-pub(super) fn growth_of_second_half(samples: &[Sample]) -> Option<Growth> {
+pub(crate) fn growth_of_second_half(samples: &[Sample]) -> Option<Growth> {
     let last = samples.last()?.0;
     let half: Vec<Sample> = samples.iter().copied().filter(|sample| sample.0 >= last / 2.0).collect();
     if half.len() < 10 {
@@ -74,6 +75,19 @@ pub(super) fn growth_of_second_half(samples: &[Sample]) -> Option<Growth> {
     Some(Growth { start: mean_y + slope * (first - mean_x), bytes: slope * (last - first) })
 }
 
+/// How far the samples stray from their median at most, as a share of it; `None` of fewer than ten samples.
+pub(crate) fn largest_deviation(samples: &[Sample]) -> Option<f64> {
+    let values: Vec<f64> = samples.iter().map(|sample| sample.1).collect();
+    let median = median(&values).filter(|median| values.len() >= 10 && *median > 0.0)?;
+    values.iter().map(|value| (value - median).abs() / median).reduce(f64::max)
+}
+
+/// Some of the samples, evenly spaced, as `[seconds, megabytes]`: what a report shows of them.
+pub(crate) fn outline(samples: &[Sample], points_max: usize) -> Vec<[f64; 2]> {
+    let step = samples.len().div_ceil(points_max.max(1)).max(1);
+    samples.iter().step_by(step).map(|(at, bytes)| [at.round(), (bytes / 1e6).round()]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +101,20 @@ mod tests {
         assert!(growth_of_second_half(&cache).expect("samples").bytes.abs() < 1.0);
         assert_eq!(growth_of_second_half(&leak[..5]), None);
         assert_eq!(growth_of_second_half(&[]), None);
+    }
+
+    #[test]
+    fn a_dip_and_a_peak_are_deviations() {
+        let flat: Vec<Sample> = (0..20u8).map(|at| (at.into(), 1e6)).collect();
+        assert_eq!(largest_deviation(&flat), Some(0.0));
+        for odd in [0.9e6, 1.1e6] {
+            let mut samples = flat.clone();
+            samples[7].1 = odd;
+            assert!(largest_deviation(&samples).is_some_and(|share| (share - 0.1).abs() < 1e-9));
+        }
+        assert_eq!(largest_deviation(&flat[..9]), None);
+        assert_eq!(outline(&flat, 5), [[0.0, 1.0], [4.0, 1.0], [8.0, 1.0], [12.0, 1.0], [16.0, 1.0]]);
+        assert!(outline(&[], 5).is_empty());
     }
 
     #[test]
