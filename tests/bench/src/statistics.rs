@@ -74,6 +74,12 @@ impl Spread {
         }
     }
 
+    /// What a ratio of a side to itself says of the ratio of the geometric mean of both its values to something else: in
+    /// logarithms that mean is off by half of what the two differ by.
+    pub(crate) fn of_mean(self) -> Self {
+        Self { median: self.median.sqrt(), low: self.low.sqrt(), high: self.high.sqrt() }
+    }
+
     /// As wide as a difference of a side to itself was found to be, at least.
     pub(crate) fn widened_by_difference(self, control: Self) -> Self {
         let noise = control.low.abs().max(control.high.abs());
@@ -137,6 +143,14 @@ impl Bound {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mean_of_two_values_is_off_by_half_of_what_they_differ_by() {
+        let control = Spread { median: 1.0, low: 0.81, high: 1.21 };
+        let spread = Spread::exactly(10.0).widened_by(control.of_mean());
+        assert!((spread.low - 10.0 / 1.1).abs() < 0.1 && spread.low >= 9.0 && spread.high <= 11.2, "{spread:?}");
+        assert!(Spread::exactly(10.0).widened_by(control).low < 8.3);
+    }
 
     #[test]
     fn quantiles_lie_between_neighbours() {
