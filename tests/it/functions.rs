@@ -57,6 +57,13 @@ fn an_invocation_answers_whole() {
     assert!(value["usage"]["completion_tokens"].as_u64().unwrap() > 0);
     assert_eq!(value["receipt"].as_str(), answer.receipt.as_deref());
     assert_eq!(value["id"].as_str(), answer.request.as_deref());
+    // How it is served changes nothing of what is said.
+    let mut patient = body.clone();
+    (patient["priority"], patient["speculation"]) = (json!(100), json!(false));
+    let again = server.client().post("/v1/functions/echo/invoke", &patient).expect(200).json();
+    assert_eq!(again["output"], value["output"]);
+    patient["priority"] = json!(101);
+    server.client().post("/v1/functions/echo/invoke", &patient).expect_error(400, "invalid_request");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::stream::{self, Format};
 use super::wire::{self, InvokeBody, PathText, RawBody};
 use super::{RequestId, functions};
 use crate::error::Error;
-use crate::invoke::{self, AdapterUse, Ended, Handling, Head, Invocation, Target, TokenOut};
+use crate::invoke::{self, AdapterUse, Ended, Head, Invocation, Target, TokenOut};
 
 /// Invokes the live version of a function.
 #[utoipa::path(post, path = "/v1/functions/{name}/invoke", tag = "functions", request_body = InvokeBody,
@@ -33,10 +33,11 @@ pub(crate) async fn invoke(
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
     let name: FunctionName = functions::name(&name)?;
-    let request = wire::parse::<InvokeBody>(body)?.request(&id)?;
+    let body = wire::parse::<InvokeBody>(body)?;
+    let handling = body.handling()?;
+    let request = body.request(&id)?;
     let is_stream = request.stream;
     let target = Target::Function(name);
-    let handling = Handling::default();
     let invocation = Invocation { principal: caller.principal, request, target, choice: 0, handling };
     let generation = invoke::invoke(&caller.host, invocation).await?;
     if is_stream {

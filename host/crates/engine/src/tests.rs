@@ -3,6 +3,7 @@
 mod admission;
 mod batches;
 mod guesses;
+mod kv_matrix;
 mod random;
 mod sharing;
 mod steps;

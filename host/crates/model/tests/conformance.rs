@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use engine::{ConformanceInput, check_runner};
+use engine::{ConformanceInput, ModelRunner as _, check_runner};
 use generators::{Draw, Sizes, adapter, base_file, seeded_bytes};
 use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter};
 
@@ -35,4 +35,25 @@ fn check(precision: Precision, block_tokens: u32, kv_blocks: [u32; 2]) {
             CpuRunnerConfig { precision, block_tokens, kv_blocks, adapter_slots: 2, batch_rows_max: 64, threads: 2 };
         check_runner(|| CpuRunner::new(base, config.clone()).unwrap(), &input).unwrap();
     }
+}
+
+#[test]
+fn a_fingerprint_is_of_one_base_and_one_way_to_compute() {
+    let bytes = base_file(&Sizes::TINY);
+    let mut other = bytes.clone();
+    // A weight of the last tensor.
+    *other.last_mut().unwrap() ^= 1;
+    let of = |bytes: &[u8], precision, kv_blocks, threads| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let base = Base::open(file.path()).unwrap();
+        let (block_tokens, adapter_slots, batch_rows_max) = (16, 2, 8);
+        let config = CpuRunnerConfig { precision, block_tokens, kv_blocks, adapter_slots, batch_rows_max, threads };
+        CpuRunner::new(&base, config).unwrap().fingerprint()
+    };
+    let one = of(&bytes, Precision::F32, 8, 1);
+    // How much memory there is and who computes changes no bit.
+    assert_eq!(one, of(&bytes, Precision::F32, 16, 2));
+    let all = [one, of(&bytes, Precision::Quantised, 8, 1), of(&other, Precision::F32, 8, 1)];
+    assert!(all[0] != all[1] && all[0] != all[2] && all[1] != all[2]);
 }

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use super::messages::{MessageField, messages};
 use super::or_default;
 use crate::error::Error;
+use crate::invoke::Handling;
 
 /// `POST /v1/functions/{name}/invoke`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -22,12 +23,21 @@ pub(crate) struct InvokeBody {
     pub(crate) stream: bool,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
+    /// A larger one is served later; 0 to 100.
+    priority: Option<i64>,
+    /// Whether tokens may be guessed and verified; the answer is the same.
+    speculation: Option<bool>,
     /// For OpenAI-shaped callers; the route names the function already.
     #[serde(rename = "model")]
     _model: Option<String>,
 }
 
 impl InvokeBody {
+    /// How the call is to be served.
+    pub(crate) fn handling(&self) -> Result<Handling, Error> {
+        Handling::new(self.priority, self.speculation)
+    }
+
     /// What the plugin is asked; `function` and `version` are filled in when the function is known.
     pub(crate) fn request(self, id: &str) -> Result<InvocationRequest, Error> {
         let max_tokens = self.max_completion_tokens.or(self.max_tokens);

@@ -164,6 +164,10 @@ fn invoke(draw: &mut Draw<'_>) -> Json {
     if draw.one_in(3) {
         body.set(draw.pick(&["max_tokens", "max_completion_tokens"]), number(draw, &["1", "3", "0"]));
     }
+    if draw.one_in(4) {
+        body.set("priority", number(draw, &["0", "7", "100", "101", "-1"]));
+        body.set("speculation", draw.pick(&[true, false]).into());
+    }
     body
 }
 
