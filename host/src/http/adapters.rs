@@ -92,7 +92,8 @@ pub(crate) async fn remove(caller: Caller, PathText(path): PathText) -> Result<S
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn alias(text: &str) -> Result<AdapterAlias, Error> {
+/// An alias in a path.
+pub(crate) fn alias(text: &str) -> Result<AdapterAlias, Error> {
     text.parse().map_err(|error: types::NameError| Error::invalid("invalid_request", "alias", error.to_string()))
 }
 

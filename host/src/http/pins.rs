@@ -1,8 +1,8 @@
 //! Adapters that are kept in memory whatever else comes. Not here: how much may be kept so (`adapters`).
 
 use axum::http::StatusCode;
-use types::AdapterAlias;
 
+use super::adapters::alias;
 use super::auth::Caller;
 use super::wire::PathText;
 use crate::error::Error;
@@ -26,8 +26,4 @@ pub(crate) async fn put(caller: Caller, PathText(path): PathText) -> Result<Stat
 pub(crate) async fn remove(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     caller.host.adapters.unpin(&caller.principal.tenant, &alias(&path)?).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn alias(text: &str) -> Result<AdapterAlias, Error> {
-    text.parse().map_err(|error: types::NameError| Error::invalid("invalid_request", "alias", error.to_string()))
 }
