@@ -70,8 +70,8 @@ impl Moment {
         let ms = Duration::from_millis;
         match round % 4 {
             0 => Self::Asked(ms(random.between(0, 120))),
-            1 => Self::Begun(ms(random.between(0, 200))),
-            2 => Self::Begun(ms(random.between(200, 2000))),
+            1 => Self::Begun(ms(random.between(0, 60))),
+            2 => Self::Begun(ms(random.between(60, 2000))),
             _ => Self::Ended(usize::try_from(random.between(8, 28)).expect("small")),
         }
     }

@@ -53,6 +53,7 @@ impl Progress {
 }
 
 /// Base, adapter, composition, functions with plugins, a long prompt, another tenant; of different lengths, all greedy.
+/// None so short that the first has ended when the last of them begins: some kills must find all of them running.
 pub(super) fn questions(other_tenant: &str) -> Vec<Question> {
     let ask = |path, body: Value| Question { path, body, key: None };
     let story = json!({"model": "base", "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0,
@@ -62,15 +63,15 @@ pub(super) fn questions(other_tenant: &str) -> Vec<Question> {
     let both = json!({"model": "base", "prompt": "I liked it:", "max_tokens": 8, "temperature": 0, "ignore_eos": true,
         "adapters": [{"name": "all-caps", "weight": 0.7}, {"name": "sentiment-json", "weight": 0.3}]});
     let long = json!({"model": "base", "prompt": "The cat sat on the mat and looked at the moon. ".repeat(8),
-        "max_tokens": 3, "temperature": 0, "ignore_eos": true});
+        "max_tokens": 10, "temperature": 0, "ignore_eos": true});
     let blend = json!({"text": "What is the ocean?", "all-caps": 0.5});
     vec![
         ask("/v1/completions", story.clone()),
         ask("/v1/chat/completions", caps),
         ask("/v1/completions", both),
         ask("/v1/functions/skills/invoke", json!({"input": "December 7th, 1997"})),
-        ask("/v1/functions/blend/invoke", json!({"input": blend, "max_tokens": 6})),
-        ask("/v1/functions/echo/invoke", json!({"input": "hello", "max_tokens": 2})),
+        ask("/v1/functions/blend/invoke", json!({"input": blend, "max_tokens": 10})),
+        ask("/v1/functions/echo/invoke", json!({"input": "hello", "max_tokens": 16})),
         ask("/v1/completions", long),
         Question { path: "/v1/completions", body: story, key: Some(other_tenant.to_owned()) },
     ]
