@@ -2,7 +2,8 @@
 //!
 //! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
 //! sign them), `leases` (how one is lent), `loads` (the work that is under way), `first_use` (what is named by where it lies),
-//! `memory` and `residents` (what is packed), `disk` (what was packed before), `derive` (new ones out of others).
+//! `memory` and `residents` (what is packed), `disk` (what was packed before), `derive` (new ones out of others), `shares` (what
+//! other tenants may read).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
@@ -17,11 +18,12 @@ mod loads;
 mod memory;
 mod owners;
 mod residents;
+mod shares;
 mod signature;
 mod signers;
 mod source;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -50,6 +52,8 @@ pub use leases::{LoadObserver, LoadTimes, LoadedFrom};
 pub use license::{Claims, License, LicenseError};
 pub use memory::{AdapterLease, AdapterMemoryStats, Residency};
 pub use residents::{Evictions, ReleasePolicy};
+pub(crate) use shares::source as shared_source;
+pub use shares::{READERS_MAX, Readers, Share, SharedAdapter, SharedBy};
 pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
 pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
 pub use source::{AllowedOrigin, Credential, OriginError, SourceError, SourcesConfig};
@@ -153,6 +157,10 @@ pub struct AdapterInfo {
     pub license: Option<License>,
     /// Where it comes from, if it was derived.
     pub lineage: Option<Lineage>,
+    /// Whose it is, if another tenant shares it.
+    pub shared_by: Option<SharedBy>,
+    /// Whether it may be used: not if its owner shares it no more.
+    pub is_usable: bool,
 }
 
 /// Names that were resolved for one request of one tenant: the proof of ownership that the request goes on with. Not to be kept
@@ -161,6 +169,8 @@ pub struct AdapterInfo {
 pub struct ResolvedAdapters {
     tenant: TenantId,
     digests: HashMap<String, Digest>,
+    /// Of those that are other tenants'.
+    owners: HashMap<Digest, TenantId>,
 }
 
 impl ResolvedAdapters {
@@ -168,6 +178,19 @@ impl ResolvedAdapters {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Digest> {
         self.digests.get(name).copied()
+    }
+
+    /// Whose those are that other tenants share.
+    #[must_use]
+    pub const fn owners(&self) -> &HashMap<Digest, TenantId> {
+        &self.owners
+    }
+
+    fn insert(&mut self, name: &str, record: &AliasRecord) {
+        self.digests.insert(name.to_owned(), record.digest);
+        if let Some(SharedBy { owner, .. }) = &record.shared_by {
+            self.owners.insert(record.digest, owner.clone());
+        }
     }
 
     /// The names and their content, in no order.
@@ -269,11 +292,12 @@ impl AdapterStore {
     }
 
     /// The same from elsewhere: a folder below `adapters_root` (`file:///…`), or what `https://`, `http://`, `hf://`, `s3://`
-    /// or `ipfs://` names, opened by the credential if it is private.
+    /// or `ipfs://` names, opened by the credential if it is private; or what another tenant shares (`tenon://OWNER/ALIAS`), which
+    /// was checked before and stays its owner's.
     ///
     /// # Errors
     /// As for [`Self::add_bytes`], and [`AdapterError::NoRoot`], [`AdapterError::BadSource`], [`AdapterError::SourceNotFound`],
-    /// [`AdapterError::SourceFile`], [`AdapterError::Source`].
+    /// [`AdapterError::SourceFile`], [`AdapterError::Source`], [`AdapterError::SharedNotFound`].
     pub async fn add_url(
         &self,
         tenant: &TenantId,
@@ -282,11 +306,15 @@ impl AdapterStore {
         credential: Option<&Credential>,
         claims: impl Into<Claims>,
     ) -> Result<AdapterInfo, AdapterError> {
+        let claims = claims.into();
+        if let Some(taken) = self.take_shared(tenant, alias, url, credential, &claims).await? {
+            return Ok(taken);
+        }
         let source = self.sources.parse(url, credential)?;
         self.check_room(tenant, alias).await?;
         // What takes its time elsewhere takes no turn of the work here.
         let opened = self.sources.open(tenant, source, &self.limits).await?;
-        self.admit(tenant, alias, claims.into(), move |limits| opened.read(limits)).await
+        self.admit(tenant, alias, claims, move |limits| opened.read(limits)).await
     }
 
     /// Reads, checks and keeps. The steps are the same whether or not anyone has the content already.
@@ -325,11 +353,23 @@ impl AdapterStore {
     ) -> Result<AdapterInfo, AdapterError> {
         self.revocations.check(WHAT, record.digest)?;
         self.artifacts.put(ArtifactKind::Adapter, bytes).await?;
+        // Left by a host that ended between an alias and its share: what comes back is not shared by itself.
+        self.owners.end_stale_share(tenant, record.digest).await?;
+        self.name(tenant, alias, record).await
+    }
+
+    /// Makes the alias name what is kept already.
+    async fn name(
+        &self,
+        tenant: &TenantId,
+        alias: &AdapterAlias,
+        record: AliasRecord,
+    ) -> Result<AdapterInfo, AdapterError> {
         let replaced = self.owners.set(tenant, alias, &record).await?;
         if let Some(replaced) = replaced {
             self.forget_unowned(tenant, replaced).await?;
         }
-        Ok(self.described(tenant, alias.clone(), record))
+        Ok(self.described(tenant, alias.clone(), record, true))
     }
 
     /// The tenant's adapters, by alias.
@@ -337,8 +377,12 @@ impl AdapterStore {
     /// # Errors
     /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
     pub async fn list(&self, tenant: &TenantId) -> Result<Vec<AdapterInfo>, AdapterError> {
-        let found = self.owners.list(tenant).await?;
-        Ok(found.into_iter().map(|(alias, record)| self.described(tenant, alias, record)).collect())
+        let mut list = Vec::new();
+        for (alias, record) in self.owners.list(tenant).await? {
+            let is_usable = self.owners.is_usable(tenant, &record).await?;
+            list.push(self.described(tenant, alias, record, is_usable));
+        }
+        Ok(list)
     }
 
     /// One of the tenant's adapters.
@@ -346,42 +390,51 @@ impl AdapterStore {
     /// # Errors
     /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
     pub async fn info(&self, tenant: &TenantId, alias_or_digest: &str) -> Result<Option<AdapterInfo>, AdapterError> {
-        let found = self.owners.find(tenant, alias_or_digest).await?;
-        Ok(found.map(|(alias, record)| self.described(tenant, alias, record)))
+        let Some((alias, record)) = self.owners.find(tenant, alias_or_digest).await? else { return Ok(None) };
+        let is_usable = self.owners.is_usable(tenant, &record).await?;
+        Ok(Some(self.described(tenant, alias, record, is_usable)))
     }
 
-    /// The content behind an alias or digest, if the tenant owns it.
+    /// The content behind an alias or digest, if the tenant may use it.
     ///
     /// # Errors
     /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
     pub async fn resolve(&self, tenant: &TenantId, alias_or_digest: &str) -> Result<Option<Digest>, AdapterError> {
-        Ok(self.owners.find(tenant, alias_or_digest).await?.map(|(_, record)| record.digest))
+        Ok(self.owners.find_usable(tenant, alias_or_digest).await?.map(|(_, record)| record.digest))
     }
 
-    /// The same for many names at once, as what one request may use. Names that the tenant does not own are missing from it.
+    /// The same for many names at once, as what one request may use. Names that the tenant may not use are missing from it.
     ///
     /// # Errors
     /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
     pub async fn resolve_all(&self, tenant: &TenantId, names: &[String]) -> Result<ResolvedAdapters, AdapterError> {
-        let tenant = tenant.clone();
-        let mut digests = HashMap::new();
+        let mut resolved = ResolvedAdapters { tenant: tenant.clone(), digests: HashMap::new(), owners: HashMap::new() };
         if names.len() <= RESOLVED_ONE_BY_ONE_MAX {
             for name in names {
-                if let Some(digest) = self.resolve(&tenant, name).await? {
-                    digests.insert(name.clone(), digest);
+                if let Some((_, record)) = self.owners.find_usable(tenant, name).await? {
+                    resolved.insert(name, &record);
                 }
             }
-            return Ok(ResolvedAdapters { tenant, digests });
+            return Ok(resolved);
         }
-        let owned = self.owners.list(&tenant).await?;
-        let aliases: HashMap<_, _> = owned.iter().map(|(alias, record)| (alias.as_str(), record.digest)).collect();
-        let owned: HashSet<Digest> = aliases.values().copied().collect();
-        let digest = |name: &str| match name.parse() {
-            Ok(digest) => owned.get(&digest).copied(),
-            Err(_) => aliases.get(name).copied(),
-        };
-        digests.extend(names.iter().filter_map(|name| Some((name.clone(), digest(name)?))));
-        Ok(ResolvedAdapters { tenant, digests })
+        let (mut by_alias, mut by_digest) = (HashMap::new(), HashMap::new());
+        for (alias, record) in self.owners.list(tenant).await? {
+            if self.owners.is_usable(tenant, &record).await? {
+                let record = Arc::new(record);
+                by_digest.insert(record.digest, Arc::clone(&record));
+                by_alias.insert(alias.as_str().to_owned(), record);
+            }
+        }
+        for name in names {
+            let found = match name.parse::<Digest>() {
+                Ok(digest) => by_digest.get(&digest),
+                Err(_) => by_alias.get(name),
+            };
+            if let Some(record) = found {
+                resolved.insert(name, record);
+            }
+        }
+        Ok(resolved)
     }
 
     /// Removes an alias. With the last alias of a digest goes the right to use it; leases that are out stay good.
@@ -418,6 +471,7 @@ impl AdapterStore {
     }
 
     async fn forget_unowned(&self, tenant: &TenantId, digest: Digest) -> Result<(), AdapterError> {
+        self.owners.end_stale_share(tenant, digest).await?;
         if self.owners.find_digest(tenant, digest).await?.is_none() {
             let (whose, _) = &self.key(tenant, digest);
             self.memory.forget(&(whose.clone(), digest));
@@ -428,11 +482,25 @@ impl AdapterStore {
         Ok(())
     }
 
-    fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord) -> AdapterInfo {
-        let AliasRecord { digest, rank, modules, bytes, report, signature, license, lineage } = record;
+    fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord, is_usable: bool) -> AdapterInfo {
+        let AliasRecord { digest, rank, modules, bytes, report, signature, license, lineage, shared_by } = record;
         let residency = self.memory.residency(&self.key(tenant, digest));
         let revoked = self.revocations.find(digest);
-        AdapterInfo { alias, digest, rank, modules, bytes, residency, report, revoked, signature, license, lineage }
+        AdapterInfo {
+            alias,
+            digest,
+            rank,
+            modules,
+            bytes,
+            residency,
+            report,
+            revoked,
+            signature,
+            license,
+            lineage,
+            shared_by,
+            is_usable,
+        }
     }
 }
 

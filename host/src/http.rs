@@ -24,6 +24,7 @@ mod pins;
 mod receipts;
 mod revocations;
 mod secrets;
+mod shares;
 mod stream;
 mod tls;
 mod usage;
@@ -147,6 +148,12 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             put(adapters::put).layer(adapter_body).get(adapters::show).delete(adapters::remove),
         ),
         route("/v1/adapters/{alias}/pin", Needs(Adapters), put(pins::put).delete(pins::remove)),
+        route(
+            "/v1/adapters/{alias}/readers",
+            Needs(Adapters),
+            put(shares::put).get(shares::show).delete(shares::remove),
+        ),
+        route("/v1/shared-adapters", Needs(Adapters), get(shares::list)),
         route("/v1/adapters/{alias}/derive", Needs(Adapters), post(adapters::derive::derive)),
         route("/v1/secrets", Needs(Adapters), get(secrets::list)),
         route("/v1/secrets/{name}", Needs(Adapters), put(secrets::put).delete(secrets::remove)),

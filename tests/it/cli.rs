@@ -139,7 +139,7 @@ fn every_command_speaks_json() {
     std::fs::write(&secret, r#"{"origin": "https://example.org", "token": "t"}"#).unwrap();
     let secret = secret.to_str().unwrap();
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 27] = [
+    let commands: [(&str, Vec<&str>, &str); 30] = [
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
@@ -152,6 +152,9 @@ fn every_command_speaks_json() {
         ("adapter pin", vec!["json-date"], "/pinned"),
         ("adapter unpin", vec!["json-date"], "/pinned"),
         ("adapter derive", vec!["json-sum", "--method", "concatenate", "--parent", "json-date=2"], "/lineage/method"),
+        ("adapter share", vec!["json-date", "--with", "json-reader", "--license", "MIT"], "/source"),
+        ("adapter shared", vec![], "/data"),
+        ("adapter unshare", vec!["json-date"], "/shared"),
         ("adapter remove", vec!["json-date"], "/removed"),
         ("revoke", vec![&digests[0], "--reason", "a test"], "/digest"),
         ("adapter revoke", vec![&digests[1]], "/revoked_unix_ms"),

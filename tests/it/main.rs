@@ -33,6 +33,7 @@ mod receipts;
 mod revocation;
 mod s3;
 mod serving;
+mod shares;
 mod signatures;
 mod sources;
 mod switch;

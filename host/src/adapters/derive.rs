@@ -246,7 +246,7 @@ impl AdapterStore {
         let mut parents = Vec::with_capacity(named.len());
         let mut bytes = 0_u64;
         for NamedParent { adapter, weight } in named {
-            let found = self.owners.find(tenant, adapter).await?;
+            let found = self.owners.find_usable(tenant, adapter).await?;
             let (alias, record) = found.ok_or_else(|| AdapterError::NotFound(adapter.clone()))?;
             if alias == *result {
                 return Err(AdapterError::ParentIsResult(alias.to_string()));

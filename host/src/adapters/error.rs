@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use model::{AdapterRejection, DeriveError};
-use types::{Blame, Digest};
+use types::{AdapterAlias, Blame, Digest, TenantId};
 
+use super::license::License;
 use super::signature::SignatureError;
 use super::source::SourceError;
 use crate::artifacts::ArtifactError;
@@ -68,6 +69,21 @@ pub enum AdapterError {
         "the adapter folder has no readable file `{0}`; adapter_config.json and adapter_model.safetensors are needed"
     )]
     SourceFile(&'static str),
+    /// One answer for what is not there and what is not shared with the tenant.
+    #[error("no such adapter is shared with this tenant")]
+    SharedNotFound,
+    /// Nobody but its owner may read it.
+    #[error("`{0}` is not shared with anybody")]
+    NotShared(AdapterAlias),
+    /// It is another tenant's.
+    #[error("this adapter is shared by `{0}`: who may read it is its owner's to say")]
+    SharedByOther(TenantId),
+    /// Nobody said under what readers may use it.
+    #[error("what `{0}` is licensed under is not known: send `license`, an SPDX identifier such as `Apache-2.0`")]
+    Unlicensed(AdapterAlias),
+    /// It has another licence.
+    #[error("the adapter is licensed under `{0}`: send this one, or none")]
+    OtherLicense(License),
     /// It lies elsewhere and could not be fetched.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -123,7 +139,11 @@ impl AdapterError {
             Self::ManyDerivations { .. } => "queue_full",
             Self::NoRoot => "adapters_root_not_configured",
             Self::BadSource(_) => "invalid_source",
-            Self::SourceNotFound | Self::SourceFile(_) => "source_not_found",
+            Self::SourceNotFound | Self::SourceFile(_) | Self::SharedNotFound => "source_not_found",
+            Self::NotShared(_) => "adapter_not_shared",
+            Self::SharedByOther(_) => "adapter_not_own",
+            Self::Unlicensed(_) => "adapter_license_required",
+            Self::OtherLicense(_) => "adapter_license_differs",
             Self::Source(error) => error.code(),
             Self::BadRoot { .. } => "invalid_adapters_root",
             Self::BadDisk { .. } => "invalid_adapter_disk",
@@ -140,7 +160,8 @@ impl AdapterError {
         match self {
             Self::NotFound(_) | Self::DigestMismatch { .. } | Self::OverLimit { .. } => Blame::Caller,
             Self::NoRoot | Self::BadSource(_) | Self::SourceNotFound | Self::SourceFile(_) => Blame::Caller,
-            Self::ParentIsResult(_) => Blame::Caller,
+            Self::ParentIsResult(_) | Self::SharedNotFound | Self::NotShared(_) => Blame::Caller,
+            Self::SharedByOther(_) | Self::Unlicensed(_) | Self::OtherLicense(_) => Blame::Caller,
             Self::ManyDerivations { .. } => Blame::Capacity,
             Self::Rejected(rejection) => rejection.blame(),
             Self::Derive(error) => error.blame(),

@@ -76,7 +76,7 @@ impl AdapterStore {
         let mut is_new = false;
         // The cache runs one of these for a key at a time, and the next one if this is dropped.
         let add = async {
-            if self.owners.find(tenant, alias.as_str()).await?.is_none() {
+            if self.owners.find_usable(tenant, alias.as_str()).await?.is_none() {
                 self.add_url(tenant, alias, url, credential, None).await?;
                 is_new = true;
             }

@@ -13,6 +13,7 @@ use model::{AdapterReport, CanonicalAdapter};
 use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
 
+use super::shares::{SharedBy, Shares};
 use super::{AdapterError, License, Lineage, SignatureState};
 use crate::registry::digest_text;
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
@@ -38,6 +39,9 @@ pub(super) struct AliasRecord {
     pub(super) license: Option<License>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lineage: Option<Lineage>,
+    /// Of an adapter that is another tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) shared_by: Option<SharedBy>,
 }
 
 impl AliasRecord {
@@ -53,6 +57,7 @@ impl AliasRecord {
             signature: SignatureState::Unsigned,
             license: None,
             lineage: None,
+            shared_by: None,
         }
     }
 }
@@ -60,11 +65,12 @@ impl AliasRecord {
 #[derive(Clone, Debug)]
 pub(super) struct Owners {
     store: Arc<dyn Store>,
+    pub(super) shares: Shares,
 }
 
 impl Owners {
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { shares: Shares::new(Arc::clone(&store)), store }
     }
 
     /// Makes the alias name this record; the digest that it named before, if it was another one.
@@ -119,7 +125,7 @@ impl Owners {
         Err(StoreError::contended(&key).into())
     }
 
-    /// By alias or digest.
+    /// By alias or digest. An alias is found also when it may not be used any more ([`Self::is_usable`]).
     pub(super) async fn find(
         &self,
         tenant: &TenantId,
@@ -133,12 +139,67 @@ impl Owners {
         Ok(found.map(|(record, _)| (alias, record)))
     }
 
-    /// An alias of the tenant that names this digest.
+    /// The same, if it may be used.
+    pub(super) async fn find_usable(
+        &self,
+        tenant: &TenantId,
+        alias_or_digest: &str,
+    ) -> Result<Option<(AdapterAlias, AliasRecord)>, AdapterError> {
+        match self.find(tenant, alias_or_digest).await? {
+            Some(found) if self.is_usable(tenant, &found.1).await? => Ok(Some(found)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether what an alias of the tenant names is its own, or shared with it still.
+    pub(super) async fn is_usable(&self, tenant: &TenantId, record: &AliasRecord) -> Result<bool, AdapterError> {
+        match &record.shared_by {
+            None => Ok(true),
+            Some(SharedBy { owner, .. }) => {
+                Ok(self.shares.permits(owner, record.digest, tenant).await? && self.owns(owner, record.digest).await?)
+            }
+        }
+    }
+
+    /// Whether the tenant has this content as its own.
+    pub(super) async fn owns(&self, tenant: &TenantId, digest: Digest) -> Result<bool, AdapterError> {
+        Ok(self.find_own(tenant, digest).await?.is_some())
+    }
+
+    /// Ends the tenant's share of what it does not own; one that was written meanwhile stays.
+    pub(super) async fn end_stale_share(&self, tenant: &TenantId, digest: Digest) -> Result<(), AdapterError> {
+        match self.shares.version(tenant, digest).await? {
+            Some(found) if !self.owns(tenant, digest).await? => self.shares.remove_version(tenant, digest, found).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// An alias of the tenant that names this digest, which it may use.
     pub(super) async fn find_digest(
         &self,
         tenant: &TenantId,
         digest: Digest,
     ) -> Result<Option<(AdapterAlias, AliasRecord)>, AdapterError> {
+        for (alias, record) in self.named(tenant, digest).await? {
+            if self.is_usable(tenant, &record).await? {
+                return Ok(Some((alias, record)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// An alias of the tenant that names this digest as its own.
+    pub(super) async fn find_own(
+        &self,
+        tenant: &TenantId,
+        digest: Digest,
+    ) -> Result<Option<(AdapterAlias, AliasRecord)>, AdapterError> {
+        Ok(self.named(tenant, digest).await?.into_iter().find(|(_, record)| record.shared_by.is_none()))
+    }
+
+    /// The aliases of the tenant that name this digest.
+    async fn named(&self, tenant: &TenantId, digest: Digest) -> Result<Vec<(AdapterAlias, AliasRecord)>, AdapterError> {
+        let mut all = Vec::new();
         let prefix = format!("adapter-owners/{tenant}/{digest}/");
         for entry in self.store.scan(&prefix).await? {
             let bad = || AdapterError::BadRecord(entry.key.clone());
@@ -146,10 +207,10 @@ impl Owners {
                 entry.key.strip_prefix(&prefix).and_then(|name| name.parse().ok()).ok_or_else(bad)?;
             let found = self.read(&alias_key(tenant, &alias)).await?;
             if let Some((record, _)) = found.filter(|(record, _)| record.digest == digest) {
-                return Ok(Some((alias, record)));
+                all.push((alias, record));
             }
         }
-        Ok(None)
+        Ok(all)
     }
 
     /// The tenant's aliases, in order.
@@ -274,6 +335,7 @@ mod tests {
             signature,
             license: None,
             lineage: None,
+            shared_by: None,
         }
     }
 

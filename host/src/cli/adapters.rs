@@ -1,6 +1,8 @@
-//! `tenon adapter add`, `list`, `inspect`, `derive`, `pin`, `unpin`, `revoke` and `remove`, and `tenon revoke`.
+//! `tenon adapter add`, `list`, `inspect`, `derive`, `share`, `unshare`, `shared`, `pin`, `unpin`, `revoke` and `remove`, and `tenon
+//! revoke`. Not here: what the host does for them.
 
 mod derive;
+mod share;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +30,8 @@ pub(crate) enum AdapterCommand {
         /// Movable name
         alias: String,
         /// A folder here with adapter_config.json, adapter_model.safetensors and perhaps model.sig, or a URL that the host
-        /// fetches: file://, https://, hf://organisation/repository@revision, s3://bucket/prefix, ipfs://CID
+        /// fetches: file://, https://, hf://organisation/repository@revision, s3://bucket/prefix, ipfs://CID; or what another
+        /// tenant shares: tenon://owner/alias
         source: String,
         /// The secret that opens a private source
         #[arg(long, value_name = "NAME")]
@@ -60,6 +63,20 @@ pub(crate) enum AdapterCommand {
     },
     /// Derive an adapter from others under an alias
     Derive(Box<derive::DeriveArgs>),
+    /// Let other tenants read what an alias names now
+    Share(share::ShareArgs),
+    /// Let nobody else read what an alias names any more
+    Unshare {
+        /// The alias
+        alias: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// List what other tenants share
+    Shared {
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Revoke an adapter by its digest, for all tenants and for good
     Revoke(RevokeArgs),
     /// Load an adapter and keep it in memory
@@ -107,7 +124,7 @@ pub(crate) async fn revoke(args: RevokeArgs, printer: Printer) -> Result<(), Fai
     Ok(())
 }
 
-/// Adds, lists, inspects, derives, pins, revokes, removes.
+/// Adds, lists, inspects, derives, shares, pins, revokes, removes.
 pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(), Failure> {
     match command {
         AdapterCommand::Add { alias, source, secret, license, connection } => {
@@ -136,6 +153,9 @@ pub(crate) async fn run(command: AdapterCommand, printer: Printer) -> Result<(),
             printer.result(&found, |found| table(&fields(found)))?;
         }
         AdapterCommand::Derive(arguments) => derive::run(*arguments, printer).await?,
+        AdapterCommand::Share(arguments) => share::share(arguments, printer).await?,
+        AdapterCommand::Unshare { alias, connection } => share::unshare(&alias, &connection, printer).await?,
+        AdapterCommand::Shared { connection } => share::list(&connection, printer).await?,
         AdapterCommand::Revoke(args) => revoke(args, printer).await?,
         AdapterCommand::Pin { alias, connection } => pin(Method::PUT, &alias, &connection, printer).await?,
         AdapterCommand::Unpin { alias, connection } => pin(Method::DELETE, &alias, &connection, printer).await?,

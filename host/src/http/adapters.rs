@@ -97,12 +97,14 @@ pub(crate) fn alias(text: &str) -> Result<AdapterAlias, Error> {
     text.parse().map_err(|error: types::NameError| Error::invalid("invalid_request", "alias", error.to_string()))
 }
 
-fn claims(digest: Option<&str>, license: Option<&str>) -> Result<Claims, Error> {
-    let wrong = |field, error: &dyn std::fmt::Display| Error::invalid("invalid_request", field, error.to_string());
+fn claims(digest: Option<&str>, said: Option<&str>) -> Result<Claims, Error> {
+    let wrong = |error: types::DigestError| Error::invalid("invalid_request", "digest", error.to_string());
     let digest: Option<Result<Digest, _>> = digest.map(str::parse);
-    let license: Option<Result<License, _>> = license.map(str::parse);
-    Ok(Claims {
-        digest: digest.transpose().map_err(|error| wrong("digest", &error))?,
-        license: license.transpose().map_err(|error| wrong("license", &error))?,
-    })
+    Ok(Claims { digest: digest.transpose().map_err(wrong)?, license: license(said)? })
+}
+
+/// A licence in a body.
+pub(crate) fn license(said: Option<&str>) -> Result<Option<License>, Error> {
+    let wrong = |error: crate::adapters::LicenseError| Error::invalid("invalid_request", "license", error.to_string());
+    said.map(str::parse).transpose().map_err(wrong)
 }

@@ -4,9 +4,11 @@
 mod adapter;
 mod lineage;
 mod revoked;
+mod share;
 
 pub(crate) use adapter::{Adapter, AdapterReport};
 pub(crate) use revoked::Revoked;
+pub(crate) use share::{AdapterShare, SharedAdapter};
 
 use std::collections::BTreeMap;
 

@@ -54,7 +54,7 @@ async fn cards(caller: &Caller) -> Result<Vec<Value>, Error> {
     if base != BASE {
         cards.push(card(base, "tenon", Some(base), None));
     }
-    for adapter in host.adapters.list(&principal.tenant).await? {
+    for adapter in host.adapters.list(&principal.tenant).await?.into_iter().filter(|adapter| adapter.is_usable) {
         let digest = adapter.digest.to_string();
         cards.push(card(adapter.alias.as_str(), "adapter", Some(&digest), Some(BASE)));
     }

@@ -16,7 +16,7 @@ use utoipa::OpenApi;
 
 use super::{
     App, Route, adapters, admin, error, functions, invoke, logs, lorax, operations, pins, receipts, revocations,
-    secrets, usage, vllm,
+    secrets, shares, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -47,6 +47,10 @@ use super::{
         pins::put,
         pins::remove,
         adapters::derive::derive,
+        shares::put,
+        shares::show,
+        shares::remove,
+        shares::list,
         secrets::list,
         secrets::put,
         secrets::remove,

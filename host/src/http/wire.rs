@@ -8,7 +8,9 @@ mod messages;
 mod openai;
 mod refused;
 
-pub(crate) use admin::{AdapterSource, Derivation, NewKey, NewSecret, NewSigners, NewTenant, Promote, RevocationBody};
+pub(crate) use admin::{
+    AdapterSource, Derivation, NewKey, NewReaders, NewSecret, NewSigners, NewTenant, Promote, RevocationBody,
+};
 pub(crate) use invoke::{InvokeBody, chat_request, text_request};
 pub(crate) use messages::plain_messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};

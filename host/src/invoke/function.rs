@@ -148,6 +148,9 @@ async fn session(
     let mut entries = Vec::new();
     for adapter in &manifest.adapters {
         let Some(info) = host.adapters.info(&principal.tenant, adapter).await? else { continue };
+        if !info.is_usable {
+            continue;
+        }
         entries.push(CatalogEntry {
             alias: adapter.clone(),
             digest: info.digest,

@@ -139,10 +139,14 @@ impl Generation {
         tokens: TokenStream,
         terms: Terms,
     ) -> Result<Self, Error> {
-        let subject = record::subject(host, request, parts.function.as_ref(), parts.plan.composition());
+        let subject = {
+            let (plan, owners) = (&parts.plan, parts.rights.grants.adapters().owners());
+            record::subject(host, request, parts.function.as_ref(), plan.composition(), owners)
+        };
         let mut receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let composition = parts.plan.composition().clone();
-        let progress = Progress::new(parts.stages, &parts.prompt)?.met_cold(parts.cold.as_ref());
+        let progress = Progress::new(parts.stages, &parts.prompt)?.out_of(parts.rights.grants.adapters());
+        let progress = progress.met_cold(parts.cold.as_ref());
         let activations = parts.activations.clone();
         let progress = progress.generated_by(composition, activations, parts.plan.sampling(), parts.seed);
         let function = parts.function.as_ref().map(|call| (call.name.to_string(), call.version));
@@ -213,7 +217,7 @@ impl Generation {
         text: String,
         stages: Stages,
     ) -> Result<Self, Error> {
-        let subject = record::subject(host, request, Some(&call), &Composition::default());
+        let subject = record::subject(host, request, Some(&call), &Composition::default(), &HashMap::new());
         let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
         let receipt_id = receipt.id().to_string();
         let asked = Rendered { tokens: Vec::new(), committed: request.input_json.clone().into_bytes() };

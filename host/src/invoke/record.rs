@@ -1,17 +1,18 @@
 //! What the receipt of a request says, gathered while it runs. Not here: signing and storing, which is `receipt.rs`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Activation;
-use types::{Composition, Digest, InvocationRequest, Sampling, Usage};
+use types::{Composition, Digest, InvocationRequest, Sampling, TenantId, Usage};
 
 use super::Stages;
 use super::cold::Cold;
 use super::course::Course;
 use super::function::FunctionCall;
 use super::prompt::Rendered;
-use crate::adapters::{LoadTimes, LoadedFrom};
+use crate::adapters::{LoadTimes, LoadedFrom, ResolvedAdapters};
 use crate::error::Error;
 use crate::host::Host;
 use crate::metrics::Metrics;
@@ -41,6 +42,8 @@ pub(crate) struct Progress {
     before: Vec<AdapterUse>,
     /// The first token that the composition acts on.
     since: u32,
+    /// Whose adapters are that other tenants share.
+    owners: HashMap<Digest, TenantId>,
 }
 
 impl Progress {
@@ -63,12 +66,18 @@ impl Progress {
             cold: None,
             before: Vec::new(),
             since: 0,
+            owners: HashMap::new(),
         })
     }
 
     /// The same, whose adapters were not all in memory.
     pub(crate) fn met_cold(self, cold: Option<&Cold>) -> Self {
-        Self { cold: cold.map(cold_record), ..self }
+        Self { cold: cold.map(|cold| cold_record(cold, &self.owners)), ..self }
+    }
+
+    /// The same, of adapters that may be these tenants'.
+    pub(crate) fn out_of(self, adapters: &ResolvedAdapters) -> Self {
+        Self { owners: adapters.owners().clone(), ..self }
     }
 
     /// The same, to be generated so.
@@ -93,12 +102,14 @@ impl Progress {
         self.since = if course.stretches.is_empty() { 0 } else { end };
         self.composition = course.plan.composition().clone();
         self.activations = course.activations.clone();
-        self.cold = self.cold.take().or_else(|| cold.map(cold_record));
+        self.cold = self.cold.take().or_else(|| cold.map(|cold| cold_record(cold, &self.owners)));
     }
 
     /// What acts now, and on how many of the tokens before this one.
     fn uses(&self, end: u32) -> impl Iterator<Item = AdapterUse> + '_ {
-        self.composition.parts().iter().map(move |part| AdapterUse::new(part, self.tokens_active(part.adapter, end)))
+        self.composition.parts().iter().map(move |part| {
+            AdapterUse::new(part, self.tokens_active(part.adapter, end)).shared_by(self.owners.get(&part.adapter))
+        })
     }
 
     /// One more token came from the engine.
@@ -158,7 +169,7 @@ impl Progress {
     }
 }
 
-fn cold_record(cold: &Cold) -> ColdRecord {
+fn cold_record(cold: &Cold, owners: &HashMap<Digest, TenantId>) -> ColdRecord {
     let load = |(adapter, times): &(Digest, LoadTimes)| LoadRecord {
         adapter: *adapter,
         from: match times.from {
@@ -174,7 +185,7 @@ fn cold_record(cold: &Cold) -> ColdRecord {
     };
     ColdRecord {
         decision: cold.decision.name().to_owned(),
-        asked: cold.asked.iter().flat_map(|asked| asked.parts()).map(AdapterPart::from).collect(),
+        asked: cold.asked.iter().flat_map(|asked| parts(asked, owners)).collect(),
         loads: cold.loads.iter().map(load).collect(),
     }
 }
@@ -185,6 +196,7 @@ pub(crate) fn subject(
     request: &InvocationRequest,
     function: Option<&FunctionCall>,
     composition: &Composition,
+    owners: &HashMap<Digest, TenantId>,
 ) -> Subject {
     Subject {
         request: request.id.clone(),
@@ -196,6 +208,13 @@ pub(crate) fn subject(
         base: host.base.digest(),
         runner: "cpu".to_owned(),
         precision: host.precision.clone(),
-        adapters: composition.parts().iter().map(AdapterPart::from).collect(),
+        adapters: parts(composition, owners).collect(),
     }
+}
+
+fn parts<'a>(
+    composition: &'a Composition,
+    owners: &'a HashMap<Digest, TenantId>,
+) -> impl Iterator<Item = AdapterPart> + 'a {
+    composition.parts().iter().map(|part| AdapterPart::from(part).shared_by(owners.get(&part.adapter)))
 }

@@ -129,6 +129,17 @@ pub struct AdapterPart {
     /// The layers `[first, end)` it is limited to; absent for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<[u32; 2]>,
+    /// The tenant that shares it; absent for the caller's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+}
+
+impl AdapterPart {
+    /// The same, shared by this tenant, if by any.
+    #[must_use]
+    pub fn shared_by(self, owner: Option<&TenantId>) -> Self {
+        Self { owner: owner.map(ToString::to_string), ..self }
+    }
 }
 
 impl From<&CompositionPart> for AdapterPart {
@@ -139,6 +150,7 @@ impl From<&CompositionPart> for AdapterPart {
             weight: part.weight,
             modules: (part.modules != ModuleSet::ALL).then(names),
             layers: (part.layers != LayerRange::ALL).then_some([part.layers.first, part.layers.end]),
+            owner: None,
         }
     }
 }
@@ -160,6 +172,9 @@ pub struct AdapterUse {
     /// As in [`AdapterPart`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<[u32; 2]>,
+    /// As in [`AdapterPart`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// Tokens of prompt and output that were computed with it.
     pub tokens_active: u32,
 }
@@ -168,8 +183,14 @@ impl AdapterUse {
     /// What is said about one part of a composition.
     #[must_use]
     pub fn new(part: &CompositionPart, tokens_active: u32) -> Self {
-        let AdapterPart { adapter, weight, modules, layers } = part.into();
-        Self { adapter, weight, modules, layers, tokens_active }
+        let AdapterPart { adapter, weight, modules, layers, owner } = part.into();
+        Self { adapter, weight, modules, layers, owner, tokens_active }
+    }
+
+    /// The same, shared by this tenant, if by any.
+    #[must_use]
+    pub fn shared_by(self, owner: Option<&TenantId>) -> Self {
+        Self { owner: owner.map(ToString::to_string), ..self }
     }
 }
 

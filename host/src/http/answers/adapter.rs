@@ -32,6 +32,19 @@ pub(crate) struct Adapter {
     /// Where it comes from, if it was derived; lists leave it out.
     #[serde(skip_serializing_if = "Option::is_none")]
     lineage: Option<Lineage>,
+    /// Whose it is, if another tenant shares it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared_by: Option<SharedBy>,
+}
+
+/// The owner of a shared adapter.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SharedBy {
+    owner: String,
+    /// What the owner called it when it was taken.
+    alias: String,
+    /// Whether it may be used; not when it is shared no more.
+    usable: bool,
 }
 
 /// Who had signed an adapter when its alias was set.
@@ -68,6 +81,11 @@ impl Adapter {
             bytes: info.bytes,
             revoked: info.revoked.as_ref().map(|revocation| revocation.reason.clone()),
             signature: AdapterSignature::from(&info.signature),
+            shared_by: info.shared_by.as_ref().map(|from| SharedBy {
+                owner: from.owner.to_string(),
+                alias: from.alias.to_string(),
+                usable: info.is_usable,
+            }),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::adapters::SignaturePolicy;
 #[serde(deny_unknown_fields)]
 pub(crate) struct AdapterSource {
     /// A URL: `file://` below the host's `adapters_root`; `https://`, `http://`, `hf://`, `s3://` and `ipfs://` as far as its
-    /// `adapter_sources` let it ask.
+    /// `adapter_sources` let it ask; `tenon://OWNER/ALIAS` for what another tenant shares.
     pub(crate) source: String,
     /// The name of the tenant's secret that opens it.
     pub(crate) secret: Option<String>,
@@ -21,6 +21,22 @@ pub(crate) struct AdapterSource {
     #[schema(pattern = "^[0-9a-fA-F]{64}$")]
     pub(crate) digest: Option<String>,
     /// An SPDX identifier, such as `Apache-2.0`.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$")]
+    pub(crate) license: Option<String>,
+}
+
+/// `PUT /v1/adapters/{alias}/readers`: either `everyone` or `tenants`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewReaders {
+    /// All tenants of this host.
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(value_type = Option<bool>)]
+    pub(crate) everyone: bool,
+    /// These tenants, 1 to 1,000.
+    #[schema(min_items = 1, max_items = 1000)]
+    pub(crate) tenants: Option<Vec<String>>,
+    /// What the adapter is licensed under, where that was not said before: an SPDX identifier, such as `Apache-2.0`.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$")]
     pub(crate) license: Option<String>,
 }

@@ -50,7 +50,13 @@ pub(in crate::receipt) fn started(name: &str, request: &str) -> Started {
         base: Digest::of(b"base"),
         runner: "cpu".to_owned(),
         precision: "f32".to_owned(),
-        adapters: vec![AdapterPart { adapter: Digest::of(b"adapter"), weight: 0.5, modules: None, layers: None }],
+        adapters: vec![AdapterPart {
+            adapter: Digest::of(b"adapter"),
+            weight: 0.5,
+            modules: None,
+            layers: None,
+            owner: None,
+        }],
     };
     Started { tenant: tenant(name), subject }
 }
@@ -297,6 +303,7 @@ async fn one_bad_record_does_not_spoil_the_others() {
         weight: f32::NAN,
         modules: None,
         layers: None,
+        owner: None,
         tokens_active: 0,
     };
     let outcome = Outcome { composition: vec![part], ..Outcome::default() };

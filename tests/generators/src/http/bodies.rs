@@ -23,6 +23,7 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         Kind::LoadLora => load_lora(draw),
         Kind::UnloadLora => Json::object([("lora_name", draw.pick(&["two", "one", "", "a/b", "none"]).into())]),
         Kind::Derivation => derivation(draw),
+        Kind::Readers => readers(draw),
         Kind::Promote => Json::object([("version", number(draw, &["1", "2"]))]),
         Kind::Tenant => Json::object([("name", draw.pick(&["one", "two", "A.b"]).into())]),
         Kind::Key => key(draw),
@@ -37,6 +38,20 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         json.mutate(draw);
     }
     Some((b"application/json".to_vec(), json.into_bytes(draw)))
+}
+
+fn readers(draw: &mut Draw<'_>) -> Json {
+    let mut body = match draw.below(3) {
+        0 => Json::object([("everyone", draw.pick(&[true, false]).into())]),
+        _ => {
+            let names = (0..draw.below(3)).map(|_| draw.pick(&["one", "dev", "A.b", ""]).into()).collect();
+            Json::object([("tenants", Json::List(names))])
+        }
+    };
+    if !draw.one_in(3) {
+        body.set("license", draw.pick(&["MIT", "Apache-2.0", "", "a b"]).into());
+    }
+    body
 }
 
 fn chat(draw: &mut Draw<'_>) -> Json {
