@@ -195,7 +195,8 @@ fn is_whole(canonical: &CanonicalAdapter, files: &AdapterFiles, base: &Made, lim
     assert_eq!((packed.rank(), packed.modules()), (canonical.rank, canonical.modules));
     let invocation = packed.invocation().map(Invocation::tokens).unwrap_or_default();
     assert_eq!(invocation, canonical.report.invocation_tokens, "what invokes it is kept");
-    assert!(invocation.len() <= limits.invocation_tokens_max && invocation.iter().all(|token| *token < 262));
+    assert!(invocation.len() <= limits.invocation_tokens_max);
+    assert!(invocation.iter().all(|token| (*token as usize) < base.config.vocabulary), "{invocation:?}");
     assert!(packed.memory_bytes() <= 8 * canonical.bytes.len(), "{} bytes in memory", packed.memory_bytes());
     // The same adapter in other words: other order of tensors, other notes.
     let weights = rewritten(&sent);
