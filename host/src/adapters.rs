@@ -313,7 +313,8 @@ impl AdapterStore {
         let source = self.sources.parse(url, credential)?;
         self.check_room(tenant, alias).await?;
         // What takes its time elsewhere takes no turn of the work here.
-        let opened = self.sources.open(tenant, source, &self.limits).await?;
+        let is_looked_at = self.signers.of(tenant).await?.policy != SignaturePolicy::None;
+        let opened = self.sources.open(tenant, source, &self.limits, is_looked_at).await?;
         self.admit(tenant, alias, claims, move |limits| opened.read(limits)).await
     }
 

@@ -54,6 +54,12 @@ fn an_adapter_is_loaded_by_path_or_url_used_and_unloaded() {
         assert_eq!(answer.text, format!("Success: LoRA adapter '{name}' added successfully."));
         assert!(answer.content_type.starts_with("text/plain"), "{}", answer.content_type);
     }
+    // On its way into memory before anybody uses it.
+    let started = std::time::Instant::now();
+    while client.metric("tenon_adapter_cache_bytes").is_none_or(|bytes| bytes == 0.0) {
+        assert!(started.elapsed().as_secs() < 20, "nothing was loaded");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     // What was loaded is what an upload gives, and answers the same.
     let uploaded =
         client.upload_adapter("uploaded", &adapter_folder("iso-date").expect("committed")).expect(201).json();

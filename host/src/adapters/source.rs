@@ -22,7 +22,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use ipnet::IpNet;
 use model::AdapterLimits;
 use reqwest::Url;
@@ -112,15 +111,15 @@ pub(super) struct Opened(Files);
 #[derive(Debug)]
 enum Files {
     Folder(AdaptersRoot, PathBuf),
-    Here(Bytes, Bytes),
+    Here(AdapterFiles),
 }
 
 impl Opened {
-    /// The files, each no larger than its limit; a signature only out of a folder. Blocking.
+    /// The files, each no larger than its limit. Blocking.
     pub(super) fn read(self, limits: &AdapterLimits) -> Result<AdapterFiles, AdapterError> {
         match self.0 {
             Files::Folder(root, path) => root.read_folder(&path, limits),
-            Files::Here(config, weights) => Ok(AdapterFiles { config, weights, signature: None }),
+            Files::Here(files) => Ok(files),
         }
     }
 }
@@ -193,13 +192,11 @@ impl Sources {
         tenant: &TenantId,
         source: Source,
         limits: &AdapterLimits,
+        with_signature: bool,
     ) -> Result<Opened, AdapterError> {
         Ok(Opened(match source.0 {
             Place::Folder(root, path) => Files::Folder(root, path),
-            Place::Remote(remote) => {
-                let (config, weights) = self.fetcher.fetch(tenant, remote, limits).await?;
-                Files::Here(config, weights)
-            }
+            Place::Remote(remote) => Files::Here(self.fetcher.fetch(tenant, remote, limits, with_signature).await?),
         }))
     }
 

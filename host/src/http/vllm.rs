@@ -98,6 +98,11 @@ pub(crate) async fn load(caller: Caller, RawBody(body): RawBody) -> Result<Strin
         );
         return Err(Error::invalid(EXISTS, "lora_name", message));
     }
+    // Theirs is ready when they answer; ours is on its way, and its first user waits for what is left.
+    let resolved = store.resolve_all(tenant, &[alias.to_string()]).await?;
+    if let Some(digest) = resolved.get(alias.as_str()) {
+        store.prefetch(&resolved, digest)?;
+    }
     Ok(format!("Success: LoRA adapter '{alias}' added successfully."))
 }
 

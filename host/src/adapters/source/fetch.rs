@@ -1,4 +1,4 @@
-//! Both files of a source that lies elsewhere: so many sources at a time, each within its time, and once for all of a tenant who
+//! The files of a source that lies elsewhere: so many sources at a time, each within its time, and once for all of a tenant who
 //! ask for the same with the same credentials. Not here: one file (`download.rs`).
 
 use std::collections::HashMap;
@@ -17,7 +17,8 @@ use types::{Digest, TenantId};
 use super::download::{Budget, Wanted, download};
 use super::guard::{Guard, Lookup};
 use super::web::{Target, Web};
-use super::{AdapterError, CONFIG, SourceError, SourcesConfig, WEIGHTS};
+use super::{AdapterError, AdapterFiles, CONFIG, SIGNATURE, SourceError, SourcesConfig, WEIGHTS};
+use crate::adapters::SIGNATURE_BYTES_MAX;
 use crate::adapters::loads::lost;
 
 /// A folder elsewhere, with what opens it.
@@ -46,9 +47,9 @@ impl Requests {
     }
 }
 
-type Files = Result<(Bytes, Bytes), AdapterError>;
-/// Whose, with which credentials, what.
-type Key = (TenantId, Option<Digest>, String);
+type Files = Result<AdapterFiles, AdapterError>;
+/// Whose, with which credentials, what, and whether with its signature.
+type Key = (TenantId, Option<Digest>, String, bool);
 
 /// A fetch that has begun. It lives as long as anybody waits for it.
 struct Flight {
@@ -94,14 +95,16 @@ impl Fetcher {
         self.permits.close();
     }
 
-    /// Joins the fetch that is under way, or begins one. It ends with the last of those who wait for it.
+    /// Joins the fetch that is under way, or begins one. It ends with the last of those who wait for it. A signature is asked for
+    /// only where somebody looks at it.
     pub(super) async fn fetch(
         self: &Arc<Self>,
         tenant: &TenantId,
         remote: Arc<dyn RemoteFolder>,
         limits: &AdapterLimits,
+        with_signature: bool,
     ) -> Files {
-        let key = (tenant.clone(), remote.credential(), remote.name().to_owned());
+        let key = (tenant.clone(), remote.credential(), remote.name().to_owned(), with_signature);
         let (number, files) = self.join_or_begin(&key, remote, limits);
         let files = files.await;
         // Its result is for those who asked while it ran: the next one asks anew.
@@ -126,7 +129,8 @@ impl Fetcher {
             }
         }
         let (fetcher, limits) = (Arc::clone(self), limits.clone());
-        let files = async move { fetcher.run(&*remote, &limits).await }.boxed().shared();
+        let with_signature = key.3;
+        let files = async move { fetcher.run(&*remote, &limits, with_signature).await }.boxed().shared();
         flights.begun += 1;
         let number = flights.begun;
         flights.under_way.retain(|_, flight| flight.files.upgrade().is_some());
@@ -136,7 +140,7 @@ impl Fetcher {
         (number, files)
     }
 
-    async fn run(&self, remote: &dyn RemoteFolder, limits: &AdapterLimits) -> Files {
+    async fn run(&self, remote: &dyn RemoteFolder, limits: &AdapterLimits, with_signature: bool) -> Files {
         let work = async {
             let _permit = self.permits.acquire().await.map_err(lost)?;
             // The small one first: most sources that are none are found out by it.
@@ -144,7 +148,8 @@ impl Fetcher {
             let config = Wanted { name: CONFIG, limit: "adapter_config_bytes_max", bytes_max: config_max };
             let config = remote.file(&self.requests, config).await?;
             let weights = Wanted { name: WEIGHTS, limit: "adapter_file_bytes_max", bytes_max: weights_max };
-            Ok((config, remote.file(&self.requests, weights).await?))
+            let signature = if with_signature { self.signature(remote).await? } else { None };
+            Ok(AdapterFiles { config, weights: remote.file(&self.requests, weights).await?, signature })
         };
         let too_slow = || SourceError::TooSlow {
             source_name: remote.name().to_owned(),
@@ -152,6 +157,15 @@ impl Fetcher {
             ms: u64::try_from(self.total.as_millis()).unwrap_or(u64::MAX),
         };
         tokio::time::timeout(self.total, work).await.map_err(|_| too_slow())?
+    }
+
+    /// `None` if there is none. A server that does not tell who asks what it has refuses what is not there, too.
+    async fn signature(&self, remote: &dyn RemoteFolder) -> Result<Option<Bytes>, AdapterError> {
+        let wanted = Wanted { name: SIGNATURE, limit: "signature_bytes_max", bytes_max: SIGNATURE_BYTES_MAX };
+        match remote.file(&self.requests, wanted).await {
+            Err(AdapterError::Source(SourceError::Missing { .. } | SourceError::Denied { .. })) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     fn flights(&self) -> MutexGuard<'_, Flights> {

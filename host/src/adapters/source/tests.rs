@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use types::Blame;
 use zeroize::Zeroizing;
 
@@ -75,7 +76,7 @@ type Fetched = Result<(Bytes, Bytes), AdapterError>;
 
 async fn fetch_as(sources: &Sources, whose: &str, url: &str, credential: Option<&Credential>) -> Fetched {
     let source = sources.parse(url, credential)?;
-    let files = sources.open(&tenant(whose), source, &limits()).await?.read(&limits())?;
+    let files = sources.open(&tenant(whose), source, &limits(), false).await?.read(&limits())?;
     Ok((files.config, files.weights))
 }
 

@@ -124,3 +124,33 @@ async fn a_credential_that_does_not_hold_fails_nobody_else() {
     assert_eq!(refused.expect_err("denied").code(), "source_denied");
     assert!(added.expect("added"));
 }
+
+#[tokio::test]
+async fn a_signature_is_fetched_where_somebody_looks_at_it() {
+    let served = |signature: fn() -> Reply| {
+        move |seen: &Seen| if seen.path == "/caps/model.sig" { signature() } else { honest(seen) }
+    };
+    let acme = tenant("acme");
+    let asked = |server: &FaultServer| server.seen().iter().filter(|seen| seen.path.ends_with("model.sig")).count();
+    for (signature, optional, required) in [
+        ((|| Reply::status(404)) as fn() -> Reply, "added", "adapter_signature_required"),
+        (|| Reply::status(403), "added", "adapter_signature_required"),
+        (|| Reply::ok(b"{}"), "adapter_signature_invalid", "adapter_signature_invalid"),
+        (|| Reply::ok(&vec![b' '; SIGNATURE_BYTES_MAX + 1]), "limit_exceeded", "limit_exceeded"),
+        (|| Reply::status(500), "source_unavailable", "source_unavailable"),
+    ] {
+        let server = FaultServer::start(served(signature)).await;
+        let adapters = allowed(&server).await;
+        let url = format!("http://{}/caps", server.address);
+        let add = async || {
+            let added = adapters.add_url(&acme, &alias("caps"), &url, None, None).await;
+            added.map_or_else(|error| error.code(), |_| "added")
+        };
+        assert_eq!((add().await, asked(&server)), ("added", 0), "nobody looks");
+        for (policy, expected) in [(SignaturePolicy::Optional, optional), (SignaturePolicy::Required, required)] {
+            adapters.set_signers(&acme, policy, &[], None).await.expect("set");
+            assert_eq!(add().await, expected, "{policy:?}");
+        }
+        assert!(asked(&server) >= 2);
+    }
+}
