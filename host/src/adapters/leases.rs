@@ -150,9 +150,10 @@ impl AdapterStore {
     /// # Errors
     /// [`AdapterError::NotFound`].
     pub async fn unpin(&self, tenant: &TenantId, alias: &AdapterAlias) -> Result<(), AdapterError> {
-        let digest = self.resolve(tenant, alias.as_str()).await?;
-        let digest = digest.ok_or_else(|| AdapterError::NotFound(alias.to_string()))?;
-        self.memory.unpin(&self.key(tenant, digest));
+        // Also where it may not be used any more.
+        let found = self.owners.find(tenant, alias.as_str()).await?;
+        let (_, record) = found.ok_or_else(|| AdapterError::NotFound(alias.to_string()))?;
+        self.memory.unpin(&self.key(tenant, record.digest));
         Ok(())
     }
 

@@ -35,7 +35,12 @@ async fn a_reader_takes_uses_and_loses_it() {
     assert_eq!(resolved.owners().get(&theirs.digest), Some(&acme));
     let lease = adapters.lease(&beta, theirs.digest).await.expect("a lease");
 
+    adapters.pin(&beta, &alias("loud")).await.expect("pinned");
+
     adapters.unshare(&acme, &alias("caps")).await.expect("unshared");
+    adapters.unpin(&beta, &alias("loud")).await.expect("what may not be used need not stay");
+    assert_eq!(adapters.pin(&beta, &alias("loud")).await.expect_err("no more").code(), "adapter_not_found");
+    assert_eq!(adapters.memory_stats().pinned_bytes, 0);
     assert_eq!(adapters.resolve(&beta, "loud").await.expect("resolve"), None);
     assert_eq!(adapters.lease(&beta, theirs.digest).await.expect_err("no more").code(), "adapter_not_found");
     let listed = adapters.list(&beta).await.expect("listed");
