@@ -23,7 +23,7 @@ mod signature;
 mod signers;
 mod source;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -186,11 +186,16 @@ impl ResolvedAdapters {
         &self.owners
     }
 
-    fn insert(&mut self, name: &str, record: &AliasRecord) {
-        self.digests.insert(name.to_owned(), record.digest);
-        if let Some(SharedBy { owner, .. }) = &record.shared_by {
-            self.owners.insert(record.digest, owner.clone());
-        }
+    fn new(tenant: &TenantId, found: Vec<(String, AliasRecord)>) -> Self {
+        let own = found.iter().filter(|(_, record)| record.shared_by.is_none());
+        let own: HashSet<Digest> = own.map(|(_, record)| record.digest).collect();
+        let owner = |(_, record): &(String, AliasRecord)| {
+            let SharedBy { owner, .. } = record.shared_by.as_ref().filter(|_| !own.contains(&record.digest))?;
+            Some((record.digest, owner.clone()))
+        };
+        let owners = found.iter().filter_map(owner).collect();
+        let digests = found.into_iter().map(|(name, record)| (name, record.digest)).collect();
+        Self { tenant: tenant.clone(), digests, owners }
     }
 
     /// The names and their content, in no order.
@@ -409,33 +414,29 @@ impl AdapterStore {
     /// # Errors
     /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
     pub async fn resolve_all(&self, tenant: &TenantId, names: &[String]) -> Result<ResolvedAdapters, AdapterError> {
-        let mut resolved = ResolvedAdapters { tenant: tenant.clone(), digests: HashMap::new(), owners: HashMap::new() };
+        let mut found = Vec::with_capacity(names.len());
         if names.len() <= RESOLVED_ONE_BY_ONE_MAX {
             for name in names {
-                if let Some((_, record)) = self.owners.find_usable(tenant, name).await? {
-                    resolved.insert(name, &record);
-                }
+                found.extend(self.owners.find_usable(tenant, name).await?.map(|(_, record)| (name.clone(), record)));
             }
-            return Ok(resolved);
+            return Ok(ResolvedAdapters::new(tenant, found));
         }
-        let (mut by_alias, mut by_digest) = (HashMap::new(), HashMap::new());
-        for (alias, record) in self.owners.list(tenant).await? {
-            if self.owners.is_usable(tenant, &record).await? {
-                let record = Arc::new(record);
-                by_digest.insert(record.digest, Arc::clone(&record));
-                by_alias.insert(alias.as_str().to_owned(), record);
-            }
-        }
+        let all: HashMap<_, _> = self.owners.list(tenant).await?.into_iter().collect();
+        let own = all.values().filter(|record| record.shared_by.is_none());
+        let own: HashMap<Digest, &AliasRecord> = own.map(|record| (record.digest, record)).collect();
         for name in names {
-            let found = match name.parse::<Digest>() {
-                Ok(digest) => by_digest.get(&digest),
-                Err(_) => by_alias.get(name),
-            };
-            if let Some(record) = found {
-                resolved.insert(name, record);
+            if let Some(record) = name.parse().ok().and_then(|digest: Digest| own.get(&digest)) {
+                found.push((name.clone(), (*record).clone()));
+                continue;
             }
+            let record = match name.parse::<AdapterAlias>().ok().and_then(|alias| all.get(&alias)) {
+                Some(record) if self.owners.is_usable(tenant, record).await? => Some(record.clone()),
+                Some(_) => None,
+                None => self.owners.find_usable(tenant, name).await?.map(|(_, record)| record),
+            };
+            found.extend(record.map(|record| (name.clone(), record)));
         }
-        Ok(resolved)
+        Ok(ResolvedAdapters::new(tenant, found))
     }
 
     /// Removes an alias. With the last alias of a digest goes the right to use it; leases that are out stay good.

@@ -11,7 +11,7 @@ use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelC
 use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use types::{Digest, PlanLimits};
+use types::{Digest, PlanLimits, TenantId};
 
 use crate::adapters::{self, AdapterDisk, AdapterInfo, AdapterStore, AdapterStoreConfig, LoadObserver};
 use crate::artifacts::Artifacts;
@@ -19,7 +19,7 @@ use crate::cli::COMPILE_COMMAND;
 use crate::config::{Config, KvSize};
 use crate::error::Error;
 use crate::http::{self, App, Listener, Serving, Tls};
-use crate::invoke::TenantSalts;
+use crate::invoke::{Handling, TenantSalts};
 use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
@@ -65,15 +65,18 @@ impl Host {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Where an adapter of the caller's own catalogue lies now.
-    pub(crate) fn residency(&self, info: &AdapterInfo) -> Residency {
-        match info.residency {
-            // A slot that another tenant's use filled must not show.
-            adapters::Residency::Storage => Residency::Storage,
-            adapters::Residency::Memory if self.engine.stats().resident_adapters.contains(&info.digest) => {
-                Residency::Device
-            }
-            adapters::Residency::Memory => Residency::Memory,
+    /// Where an adapter of the caller's own catalogue lies now. A slot that another tenant's use filled does not show.
+    pub(crate) fn residency(&self, tenant: &TenantId, info: &AdapterInfo) -> Residency {
+        if info.residency == adapters::Residency::Storage {
+            return Residency::Storage;
+        }
+        let stats = self.engine.stats();
+        let own = self.tenant_salts.terms(tenant, Handling::default()).tenant;
+        let mut filled = stats.resident_adapters.iter().zip(&stats.resident_fillers);
+        if filled.any(|(digest, filler)| (*digest, *filler) == (info.digest, own)) {
+            Residency::Device
+        } else {
+            Residency::Memory
         }
     }
 

@@ -39,7 +39,7 @@ fn a_reader_uses_what_is_shared_until_it_is_not() {
     // Not before it is taken: a name of the owner's is no name of the reader's.
     reader.post("/v1/chat/completions", &chat("caps")).expect_error(404, "model_not_found");
     let taken = reader.put("/v1/adapters/loud", &json!({"source": found["source"]})).expect(201).json();
-    let from = json!({"owner": "share-owner", "alias": "caps", "usable": true});
+    let from = json!({"owner": "share-owner", "name": "caps", "usable": true});
     assert_eq!((&taken["digest"], &taken["license"], &taken["shared_by"]), (&digest, &json!("Apache-2.0"), &from));
     let answer = reader.post("/v1/chat/completions", &chat("loud")).expect(200);
     assert_eq!(text(&answer.json()), text(&expected));
@@ -54,7 +54,12 @@ fn a_reader_uses_what_is_shared_until_it_is_not() {
     let export = owner.get("/v1/receipts/export").expect(200).text;
     assert!(!export.contains("share-reader") && !export.contains("\"owner\""), "{export}");
 
+    let shout = json!({"input": "hello", "max_tokens": 2});
+    reader.post("/v1/functions/shouts/invoke", &shout).expect(200);
     owner.delete("/v1/adapters/caps/readers").expect(204);
+    reader.post("/v1/functions/shouts/invoke", &shout).expect(200);
+    let half = json!({"method": "concatenate", "parents": [{"adapter": "loud", "weight": 0.5}]});
+    reader.post("/v1/adapters/half/derive", &half).expect_error(404, "adapter_not_found");
     owner.get("/v1/adapters/caps/readers").expect_error(404, "adapter_not_shared");
     reader.post("/v1/chat/completions", &chat("loud")).expect_error(404, "model_not_found");
     assert_eq!(reader.get("/v1/adapters/loud").expect(200).json()["shared_by"]["usable"], false);

@@ -79,7 +79,10 @@ pub enum AdapterError {
     #[error("this adapter is shared by `{0}`: who may read it is its owner's to say")]
     SharedByOther(TenantId),
     /// Nobody said under what readers may use it.
-    #[error("what `{0}` is licensed under is not known: send `license`, an SPDX identifier such as `Apache-2.0`")]
+    #[error(
+        "what `{0}` is licensed under is not known: send `license`, an SPDX identifier such as `Apache-2.0`, or derive it from \
+         adapters whose licences are known"
+    )]
     Unlicensed(AdapterAlias),
     /// It has another licence.
     #[error("the adapter is licensed under `{0}`: send this one, or none")]

@@ -76,7 +76,14 @@ impl AdapterStore {
         let mut is_new = false;
         // The cache runs one of these for a key at a time, and the next one if this is dropped.
         let add = async {
-            if self.owners.find_usable(tenant, alias.as_str()).await?.is_none() {
+            let found = self.owners.find(tenant, alias.as_str()).await?;
+            // An alias that is nothing but its source's may lead nowhere by now, where that was shared and is not.
+            let is_of_source = self.alias_of_source(url)? == *alias;
+            let is_there = match &found {
+                Some((_, record)) => !is_of_source || self.owners.is_usable(tenant, record).await?,
+                None => false,
+            };
+            if !is_there {
                 self.add_url(tenant, alias, url, credential, None).await?;
                 is_new = true;
             }

@@ -13,7 +13,7 @@ use model::{AdapterReport, CanonicalAdapter};
 use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
 
-use super::shares::{SharedBy, Shares};
+use super::shares::{Share, SharedBy, Shares};
 use super::{AdapterError, License, Lineage, SignatureState};
 use crate::registry::digest_text;
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
@@ -153,10 +153,26 @@ impl Owners {
 
     /// Whether what an alias of the tenant names is its own, or shared with it still.
     pub(super) async fn is_usable(&self, tenant: &TenantId, record: &AliasRecord) -> Result<bool, AdapterError> {
-        match &record.shared_by {
-            None => Ok(true),
-            Some(SharedBy { owner, .. }) => {
-                Ok(self.shares.permits(owner, record.digest, tenant).await? && self.owns(owner, record.digest).await?)
+        let Some(SharedBy { owner, .. }) = &record.shared_by else { return Ok(true) };
+        match self.shares.of(owner, record.digest, tenant).await? {
+            Some(share) => Ok(self.shared(owner, &share).await?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// What is shared, if its owner has it still, and what it is called: as it was shared, or by its digest.
+    pub(super) async fn shared(
+        &self,
+        owner: &TenantId,
+        share: &Share,
+    ) -> Result<Option<(String, AliasRecord)>, AdapterError> {
+        let found = self.read(&alias_key(owner, &share.alias)).await?.map(|(record, _)| record);
+        let is_it = |record: &AliasRecord| record.digest == share.digest && record.shared_by.is_none();
+        match found.filter(is_it) {
+            Some(record) => Ok(Some((share.alias.to_string(), record))),
+            None => {
+                let found = self.find_own(owner, share.digest).await?;
+                Ok(found.map(|(_, record)| (share.digest.to_string(), record)))
             }
         }
     }
@@ -174,13 +190,18 @@ impl Owners {
         }
     }
 
-    /// An alias of the tenant that names this digest, which it may use.
+    /// An alias of the tenant that names this digest, which it may use: its own, if it has one.
     pub(super) async fn find_digest(
         &self,
         tenant: &TenantId,
         digest: Digest,
     ) -> Result<Option<(AdapterAlias, AliasRecord)>, AdapterError> {
-        for (alias, record) in self.named(tenant, digest).await? {
+        let mut shared = Vec::new();
+        let own = self.find_named(tenant, digest, &mut shared).await?;
+        if own.is_some() {
+            return Ok(own);
+        }
+        for (alias, record) in shared {
             if self.is_usable(tenant, &record).await? {
                 return Ok(Some((alias, record)));
             }
@@ -194,23 +215,29 @@ impl Owners {
         tenant: &TenantId,
         digest: Digest,
     ) -> Result<Option<(AdapterAlias, AliasRecord)>, AdapterError> {
-        Ok(self.named(tenant, digest).await?.into_iter().find(|(_, record)| record.shared_by.is_none()))
+        self.find_named(tenant, digest, &mut Vec::new()).await
     }
 
-    /// The aliases of the tenant that name this digest.
-    async fn named(&self, tenant: &TenantId, digest: Digest) -> Result<Vec<(AdapterAlias, AliasRecord)>, AdapterError> {
-        let mut all = Vec::new();
+    /// An alias of the tenant that names this digest as its own; those that were looked at before and do not are added to `shared`.
+    async fn find_named(
+        &self,
+        tenant: &TenantId,
+        digest: Digest,
+        shared: &mut Vec<(AdapterAlias, AliasRecord)>,
+    ) -> Result<Option<(AdapterAlias, AliasRecord)>, AdapterError> {
         let prefix = format!("adapter-owners/{tenant}/{digest}/");
         for entry in self.store.scan(&prefix).await? {
             let bad = || AdapterError::BadRecord(entry.key.clone());
             let alias: AdapterAlias =
                 entry.key.strip_prefix(&prefix).and_then(|name| name.parse().ok()).ok_or_else(bad)?;
             let found = self.read(&alias_key(tenant, &alias)).await?;
-            if let Some((record, _)) = found.filter(|(record, _)| record.digest == digest) {
-                all.push((alias, record));
+            match found.filter(|(record, _)| record.digest == digest) {
+                Some((record, _)) if record.shared_by.is_none() => return Ok(Some((alias, record))),
+                Some((record, _)) => shared.push((alias, record)),
+                None => {}
             }
         }
-        Ok(all)
+        Ok(None)
     }
 
     /// The tenant's aliases, in order.

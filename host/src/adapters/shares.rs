@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use model::AdapterReport;
 use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
 
@@ -25,7 +26,9 @@ use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 /// How the source of a shared adapter begins; `OWNER/ALIAS` follows.
 const SCHEME: &str = "tenon://";
 /// Tenants that one share may name.
-pub const READERS_MAX: usize = 1000;
+pub const READERS_MAX: usize = 100;
+/// Adapters that one tenant may share.
+const SHARES_PER_TENANT_MAX: usize = 1000;
 /// Of an adapter whose licence nobody can say; to share it, its owner must.
 const UNKNOWN_LICENSE: &str = "unknown";
 
@@ -50,6 +53,8 @@ impl Readers {
 /// What an owner shares of its adapters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
+    /// Under this name, and by its digest. The owner's other names for it are its own.
+    pub alias: AdapterAlias,
     /// The content, which stays shared when the alias is moved, as long as another alias of the owner's names it.
     pub digest: Digest,
     /// What readers take it under.
@@ -65,9 +70,8 @@ pub struct SharedBy {
     /// The tenant.
     #[serde(with = "name_text")]
     pub owner: TenantId,
-    /// What the owner called it when it was taken.
-    #[serde(with = "name_text")]
-    pub alias: AdapterAlias,
+    /// What the owner shared it as, or its digest if that names something else by now.
+    pub name: String,
 }
 
 /// An adapter that a tenant may take.
@@ -90,6 +94,8 @@ pub struct SharedAdapter {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ShareRecord {
+    #[serde(with = "name_text")]
+    alias: AdapterAlias,
     license: License,
     /// `None` is everyone.
     readers: Option<BTreeSet<String>>,
@@ -112,30 +118,51 @@ impl Shares {
         found.map(|(value, _)| read(&key, digest, &value)).transpose()
     }
 
-    /// Whether the owner lets the tenant read this content.
-    pub(super) async fn permits(
+    /// What the owner lets the tenant read of this content.
+    pub(super) async fn of(
         &self,
         owner: &TenantId,
         digest: Digest,
         reader: &TenantId,
-    ) -> Result<bool, AdapterError> {
-        Ok(self.get(owner, digest).await?.is_some_and(|share| share.readers.include(reader)))
+    ) -> Result<Option<Share>, AdapterError> {
+        let found = self.get(owner, digest).await?;
+        Ok(found.filter(|share| owner != reader && share.readers.include(reader)))
     }
 
-    async fn set(&self, owner: &TenantId, share: &Share) -> Result<(), AdapterError> {
+    /// The version that it has now.
+    async fn set(&self, owner: &TenantId, share: &Share) -> Result<Version, AdapterError> {
         let key = key(owner, share.digest);
         let readers = match &share.readers {
             Readers::Everyone => None,
             Readers::Tenants(tenants) => Some(tenants.iter().map(ToString::to_string).collect()),
         };
-        let record = ShareRecord { license: share.license.clone(), readers };
-        let value = serde_json::to_vec(&record).map_err(|_| AdapterError::BadRecord(key.clone()))?;
-        self.swap(&key, Some(value.into())).await.map(|_| ())
+        let record = ShareRecord { alias: share.alias.clone(), license: share.license.clone(), readers };
+        let value: Bytes = serde_json::to_vec(&record).map_err(|_| AdapterError::BadRecord(key.clone()))?.into();
+        for _ in 0..SWAP_ATTEMPTS_MAX {
+            let found = self.version(owner, share.digest).await?;
+            if found.is_none() && self.store.scan(&format!("{PREFIX}{owner}/")).await?.len() >= SHARES_PER_TENANT_MAX {
+                let (what, max) = ("the number of shared adapters", SHARES_PER_TENANT_MAX as u64);
+                return Err(AdapterError::OverLimit { what, limit: "shares_per_tenant_max", max });
+            }
+            match self.store.swap(&key, found, Some(value.clone())).await {
+                Err(StoreError::Conflict { .. }) => {}
+                swapped => return Ok(swapped?),
+            }
+        }
+        Err(StoreError::contended(&key).into())
     }
 
     /// Whether there was one.
-    pub(super) async fn remove(&self, owner: &TenantId, digest: Digest) -> Result<bool, AdapterError> {
-        self.swap(&key(owner, digest), None).await
+    async fn remove(&self, owner: &TenantId, digest: Digest) -> Result<bool, AdapterError> {
+        let key = key(owner, digest);
+        for _ in 0..SWAP_ATTEMPTS_MAX {
+            let Some(found) = self.version(owner, digest).await? else { return Ok(false) };
+            match self.store.swap(&key, Some(found), None).await {
+                Err(StoreError::Conflict { .. }) => {}
+                swapped => return Ok(swapped.map(|_| true)?),
+            }
+        }
+        Err(StoreError::contended(&key).into())
     }
 
     /// Of the record, if there is one.
@@ -156,32 +183,18 @@ impl Shares {
         }
     }
 
-    /// Whether something was there before.
-    async fn swap(&self, key: &str, new: Option<Bytes>) -> Result<bool, AdapterError> {
-        for _ in 0..SWAP_ATTEMPTS_MAX {
-            let found = self.store.get(key).await?.map(|(_, version)| version);
-            if new.is_none() && found.is_none() {
-                return Ok(false);
-            }
-            match self.store.swap(key, found, new.clone()).await {
-                Err(StoreError::Conflict { .. }) => {}
-                swapped => return Ok(swapped.map(|_| found.is_some())?),
-            }
-        }
-        Err(StoreError::contended(key).into())
-    }
-
     /// What others let the tenant read.
     async fn of_reader(&self, reader: &TenantId) -> Result<Vec<(TenantId, Share)>, AdapterError> {
         let mut shares = Vec::new();
         for found in self.store.scan(PREFIX).await? {
-            let bad = || AdapterError::BadRecord(found.key.clone());
-            let (owner, digest) =
-                found.key.strip_prefix(PREFIX).and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
-            let (owner, digest) = (owner.parse().map_err(|_| bad())?, digest.parse().map_err(|_| bad())?);
-            let share = read(&found.key, digest, &found.value)?;
-            if owner != *reader && share.readers.include(reader) {
-                shares.push((owner, share));
+            let named = found.key.strip_prefix(PREFIX).and_then(|rest| rest.split_once('/'));
+            let named = named.and_then(|(owner, digest)| Some((owner.parse().ok()?, digest.parse().ok()?)));
+            let share = named.map(|(owner, digest)| Ok((owner, read(&found.key, digest, &found.value)?)));
+            match share.unwrap_or_else(|| Err(AdapterError::BadRecord(found.key.clone()))) {
+                Ok((owner, share)) if owner != *reader && share.readers.include(reader) => shares.push((owner, share)),
+                Ok(_) => {}
+                // One that its owner cannot be helped with here is not everybody's loss.
+                Err(error) => tracing::warn!(%error, "a share is passed over"),
             }
         }
         Ok(shares)
@@ -196,15 +209,15 @@ fn key(owner: &TenantId, digest: Digest) -> String {
 
 fn read(key: &str, digest: Digest, value: &[u8]) -> Result<Share, AdapterError> {
     let bad = || AdapterError::BadRecord(key.to_owned());
-    let ShareRecord { license, readers } = serde_json::from_slice(value).map_err(|_| bad())?;
+    let ShareRecord { alias, license, readers } = serde_json::from_slice(value).map_err(|_| bad())?;
     let tenants = |names: BTreeSet<String>| names.iter().map(|name| name.parse()).collect::<Result<_, _>>();
     let readers = readers.map(tenants).transpose().map_err(|_| bad())?;
-    Ok(Share { digest, license, readers: readers.map_or(Readers::Everyone, Readers::Tenants) })
+    Ok(Share { alias, digest, license, readers: readers.map_or(Readers::Everyone, Readers::Tenants) })
 }
 
 /// What a reader takes a shared adapter from.
-pub(crate) fn source(owner: &TenantId, alias: &AdapterAlias) -> String {
-    format!("{SCHEME}{owner}/{alias}")
+pub(crate) fn source(owner: &TenantId, name: &str) -> String {
+    format!("{SCHEME}{owner}/{name}")
 }
 
 /// Owner and name of a shared source; `None` for another kind of source.
@@ -223,11 +236,12 @@ fn parse(url: &str) -> Option<Result<(TenantId, &str), AdapterError>> {
 
 impl AdapterStore {
     /// Lets other tenants read what the alias names now, in place of who could read it before. A licence must be known: the
-    /// adapter's own, or `license` if it has none.
+    /// adapter's own, or `license` if it has none. One that was derived from what nobody has licensed has none to be given.
     ///
     /// # Errors
     /// [`AdapterError::NotFound`]; [`AdapterError::Unlicensed`]; [`AdapterError::OtherLicense`]; [`AdapterError::SharedByOther`] for an
-    /// alias of a shared adapter; [`AdapterError::OverLimit`] over [`READERS_MAX`]; [`AdapterError::Revocation`].
+    /// alias of a shared adapter; [`AdapterError::OverLimit`] over [`READERS_MAX`] or too many shares;
+    /// [`AdapterError::Revocation`].
     pub async fn share(
         &self,
         owner: &TenantId,
@@ -243,17 +257,21 @@ impl AdapterStore {
         }
         let record = self.own(owner, alias).await?;
         self.revocations.check(WHAT, record.digest)?;
-        let known = record.license.filter(|license| license.as_str() != UNKNOWN_LICENSE);
-        let license = match (known, license) {
+        let is_unknown =
+            |license: &Option<License>| license.as_ref().is_some_and(|said| said.as_str() == UNKNOWN_LICENSE);
+        if is_unknown(&record.license) || is_unknown(&license) {
+            return Err(AdapterError::Unlicensed(alias.clone()));
+        }
+        let license = match (record.license, license) {
             (Some(known), Some(said)) if known != said => return Err(AdapterError::OtherLicense(known)),
             (Some(license), _) | (None, Some(license)) => license,
             (None, None) => return Err(AdapterError::Unlicensed(alias.clone())),
         };
-        let share = Share { digest: record.digest, license, readers };
-        self.owners.shares.set(owner, &share).await?;
+        let share = Share { alias: alias.clone(), digest: record.digest, license, readers };
+        let written = self.owners.shares.set(owner, &share).await?;
         // Looked for after it was written: whoever gives the adapter up later removes the share.
         if !self.owners.owns(owner, record.digest).await? {
-            self.owners.shares.remove(owner, record.digest).await?;
+            self.owners.shares.remove_version(owner, record.digest, written).await?;
             return Err(AdapterError::NotFound(alias.to_string()));
         }
         Ok(share)
@@ -285,13 +303,13 @@ impl AdapterStore {
     /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
     pub async fn shared_with(&self, reader: &TenantId) -> Result<Vec<SharedAdapter>, AdapterError> {
         let mut found = Vec::new();
-        for (owner, Share { digest, license, .. }) in self.owners.shares.of_reader(reader).await? {
-            if let Some((alias, record)) = self.owners.find_own(&owner, digest).await? {
-                let AliasRecord { rank, modules, bytes, .. } = record;
-                found.push(SharedAdapter { from: SharedBy { owner, alias }, digest, rank, modules, bytes, license });
+        for (owner, share) in self.owners.shares.of_reader(reader).await? {
+            if let Some((name, record)) = self.owners.shared(&owner, &share).await? {
+                let (AliasRecord { rank, modules, bytes, .. }, Share { digest, license, .. }) = (record, share);
+                found.push(SharedAdapter { from: SharedBy { owner, name }, digest, rank, modules, bytes, license });
             }
         }
-        found.sort_by(|one, other| (&one.from.owner, &one.from.alias).cmp(&(&other.from.owner, &other.from.alias)));
+        found.sort_by(|one, other| (&one.from.owner, &one.from.name).cmp(&(&other.from.owner, &other.from.name)));
         Ok(found)
     }
 
@@ -319,8 +337,7 @@ impl AdapterStore {
                 "what a shared adapter is licensed under is its owner's to say; leave it out",
             ));
         }
-        let (found, license) = self.readable(tenant, &owner, name).await?;
-        let (from, record) = found;
+        let (name, record, license) = self.readable(tenant, &owner, name).await?;
         let digest = record.digest;
         if let Some(expected) = claims.digest.filter(|expected| *expected != digest) {
             return Err(AdapterError::DigestMismatch { expected, found: digest });
@@ -328,35 +345,41 @@ impl AdapterStore {
         self.check_signed(tenant, &record.signature).await?;
         self.check_room(tenant, alias).await?;
         self.revocations.check(WHAT, digest)?;
-        // What its owner made it of stays with its owner.
+        // What its owner made it of, and wrote beside it, stays with its owner.
+        let report =
+            record.report.map(|report| AdapterReport { base_model_name: None, warnings: Vec::new(), ..report });
         let record = AliasRecord {
+            report,
             license: Some(license),
             lineage: None,
-            shared_by: Some(SharedBy { owner, alias: from }),
+            shared_by: Some(SharedBy { owner, name }),
             ..record
         };
         Ok(Some(self.name(tenant, alias, record).await?))
     }
 
-    /// What the owner has under this name and lets the tenant read. All that it could fail for is one answer.
+    /// What the owner shares with the tenant under this name. All that it could fail for is one answer, after as many looks
+    /// into the store.
     async fn readable(
         &self,
         tenant: &TenantId,
         owner: &TenantId,
         name: &str,
-    ) -> Result<((AdapterAlias, AliasRecord), License), AdapterError> {
-        let found = match name.parse() {
-            Ok(digest) => self.owners.find_own(owner, digest).await?,
-            Err(_) => self.owners.find(owner, name).await?.filter(|(_, record)| record.shared_by.is_none()),
+    ) -> Result<(String, AliasRecord, License), AdapterError> {
+        let (digest, alias) = match name.parse() {
+            Ok(digest) => (Some(digest), None),
+            Err(_) => {
+                let found = self.owners.find(owner, name).await?.filter(|(_, record)| record.shared_by.is_none());
+                found.map_or((None, None), |(alias, record)| (Some(record.digest), Some(alias)))
+            }
         };
-        let share = match &found {
-            Some((_, record)) => self.owners.shares.get(owner, record.digest).await?,
-            None => None,
-        };
-        match (found, share.filter(|share| owner != tenant && share.readers.include(tenant))) {
-            (Some(found), Some(share)) => Ok((found, share.license)),
-            _ => Err(AdapterError::SharedNotFound),
-        }
+        let none = Digest::from_bytes([0; 32]);
+        let share = self.owners.shares.of(owner, digest.unwrap_or(none), tenant).await?;
+        let share = share.filter(|share| alias.is_none_or(|alias| alias == share.alias));
+        let share = share.ok_or(AdapterError::SharedNotFound)?;
+        let found = self.owners.shared(owner, &share).await?;
+        let (name, record) = found.ok_or(AdapterError::SharedNotFound)?;
+        Ok((name, record, share.license))
     }
 
     async fn check_signed(&self, tenant: &TenantId, signature: &SignatureState) -> Result<(), AdapterError> {

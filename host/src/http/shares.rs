@@ -38,7 +38,7 @@ pub(crate) async fn put(
     };
     let said = license(said.as_deref())?;
     let share = caller.host.adapters.share(&caller.principal.tenant, &alias, readers, said).await?;
-    Ok(Json(AdapterShare::new(&caller.principal.tenant, &alias, share)))
+    Ok(Json(AdapterShare::new(&caller.principal.tenant, share)))
 }
 
 /// Who may read what the alias names now.
@@ -50,7 +50,7 @@ pub(crate) async fn put(
 pub(crate) async fn show(caller: Caller, PathText(path): PathText) -> Result<Json<AdapterShare>, Error> {
     let alias = alias(&path)?;
     let share = caller.host.adapters.share_of(&caller.principal.tenant, &alias).await?;
-    Ok(Json(AdapterShare::new(&caller.principal.tenant, &alias, share)))
+    Ok(Json(AdapterShare::new(&caller.principal.tenant, share)))
 }
 
 /// Lets nobody else read what the alias names any more.

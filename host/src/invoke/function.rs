@@ -155,7 +155,7 @@ async fn session(
             alias: adapter.clone(),
             digest: info.digest,
             rank: info.rank,
-            residency: host.residency(&info),
+            residency: host.residency(&principal.tenant, &info),
         });
     }
     Ok(Session {

@@ -18,6 +18,8 @@ pub(crate) struct SlotLoad {
 #[derive(Clone, Copy, Debug)]
 struct Resident {
     digest: Digest,
+    /// Whose use filled the slot.
+    tenant: Digest,
     holders: u32,
     /// When it was last released, in releases.
     released: u64,
@@ -42,7 +44,12 @@ impl AdapterSlots {
     /// Holds a slot for each of these adapters, in their order; one that is named twice is held twice. What has to be
     /// loaded before the next step is added to `loads`. `None`, and nothing changed, if the slots that nobody holds
     /// are too few.
-    pub(crate) fn acquire(&mut self, wanted: &[Digest], loads: &mut Vec<SlotLoad>) -> Option<Vec<Slot>> {
+    pub(crate) fn acquire(
+        &mut self,
+        wanted: &[Digest],
+        tenant: Digest,
+        loads: &mut Vec<SlotLoad>,
+    ) -> Option<Vec<Slot>> {
         if !self.can_acquire(wanted) {
             return None;
         }
@@ -50,7 +57,7 @@ impl AdapterSlots {
         let missing: Vec<Digest> = wanted.iter().copied().filter(|digest| !self.hold(*digest)).collect();
         for digest in missing {
             if !self.hold(digest) {
-                loads.push(self.place(digest)?);
+                loads.push(self.place(digest, tenant)?);
             }
         }
         wanted.iter().map(|digest| self.slot_of(*digest)).collect()
@@ -90,6 +97,11 @@ impl AdapterSlots {
     /// Adapters in slots, held or idle, in order of slot.
     pub(crate) fn residents(&self) -> impl Iterator<Item = Digest> {
         self.slots.iter().flatten().map(|resident| resident.digest)
+    }
+
+    /// Whose use filled the slots of these, in the same order.
+    pub(crate) fn fillers(&self) -> impl Iterator<Item = Digest> {
+        self.slots.iter().flatten().map(|resident| resident.tenant)
     }
 
     /// Slots that somebody holds.
@@ -137,7 +149,7 @@ impl AdapterSlots {
     }
 
     /// Puts an adapter with one holder into an empty slot, or else into the idle one released longest ago.
-    fn place(&mut self, digest: Digest) -> Option<SlotLoad> {
+    fn place(&mut self, digest: Digest, tenant: Digest) -> Option<SlotLoad> {
         let open = self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none_or(|r| r.holders == 0));
         let unloads = &mut self.unloads;
         let (index, slot) = open.min_by_key(|(index, slot)| {
@@ -146,7 +158,7 @@ impl AdapterSlots {
         // One that is still to be emptied is emptied by the load.
         let waits = unloads.iter().position(|unload| *unload == slot_at(index));
         let evicts = slot.is_some() || waits.map(|at| unloads.swap_remove(at)).is_some();
-        *slot = Some(Resident { digest, holders: 1, released: 0, unload: false });
+        *slot = Some(Resident { digest, tenant, holders: 1, released: 0, unload: false });
         Some(SlotLoad { slot: slot_at(index), digest, evicts })
     }
 
@@ -171,7 +183,7 @@ mod tests {
 
     fn loaded(slots: &mut AdapterSlots, wanted: &[Digest]) -> (Option<Vec<Slot>>, Vec<SlotLoad>) {
         let mut loads = Vec::new();
-        (slots.acquire(wanted, &mut loads), loads)
+        (slots.acquire(wanted, Digest::of(b"tenant"), &mut loads), loads)
     }
 
     #[test]
@@ -187,6 +199,21 @@ mod tests {
         slots.release(&mut one, false);
         slots.check_integrity(two.iter()).expect("counted");
         assert_eq!((slots.used(), slots.residents().count()), (1, 2));
+    }
+
+    #[test]
+    fn a_slot_is_of_whoever_filled_it() {
+        let ([a], [acme, beta]) = (digests(["a"]), digests(["acme", "beta"]));
+        let mut slots = AdapterSlots::new(1);
+        let mut loads = Vec::new();
+        let mut first = slots.acquire(&[a], acme, &mut loads).expect("there is room");
+        let mut second = slots.acquire(&[a], beta, &mut loads).expect("it is there");
+        assert_eq!(slots.fillers().collect::<Vec<_>>(), [acme], "who uses what is there shows nothing");
+        slots.release(&mut first, true);
+        slots.release(&mut second, true);
+        assert_eq!(slots.fillers().count(), 0);
+        slots.acquire(&[a], beta, &mut loads).expect("there is room");
+        assert_eq!(slots.fillers().collect::<Vec<_>>(), [beta]);
     }
 
     #[test]

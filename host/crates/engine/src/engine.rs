@@ -302,6 +302,8 @@ impl<R: ModelRunner> Engine<R> {
         stats.adapter_slots_total = scheduler.slots().total();
         stats.resident_adapters.clear();
         stats.resident_adapters.extend(scheduler.slots().residents());
+        stats.resident_fillers.clear();
+        stats.resident_fillers.extend(scheduler.slots().fillers());
         stats.tokens_generated = counts.tokens_generated;
         stats.steps = counts.steps;
         stats.preemptions = scheduled.preemptions;

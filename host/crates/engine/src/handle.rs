@@ -37,6 +37,8 @@ pub struct EngineStats {
     pub adapter_slots_total: u32,
     /// Adapters in slots, held or idle, in order of slot.
     pub resident_adapters: Vec<Digest>,
+    /// [`Terms::tenant`](crate::Terms::tenant) of the use that filled the slot of each of these, in the same order.
+    pub resident_fillers: Vec<Digest>,
     /// Tokens generated since the start.
     pub tokens_generated: u64,
     /// Steps run since the start.

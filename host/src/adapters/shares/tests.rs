@@ -28,7 +28,7 @@ async fn a_reader_takes_uses_and_loses_it() {
     let theirs = add(&adapters, &acme, "caps", 0.5).await;
     share(&adapters, "caps", tenants(&["beta"])).await;
     let taken = take(&adapters, "beta", "loud", "tenon://acme/caps").await.expect("taken");
-    let from = SharedBy { owner: acme.clone(), alias: alias("caps") };
+    let from = SharedBy { owner: acme.clone(), name: "caps".to_owned() };
     assert_eq!((taken.digest, &taken.license), (theirs.digest, &Some(license("MIT"))));
     assert_eq!((&taken.shared_by, taken.is_usable), (&Some(from), true));
     let resolved = adapters.resolve_all(&beta, &["loud".to_owned()]).await.expect("resolved");
@@ -85,7 +85,7 @@ async fn who_is_no_reader_learns_nothing() {
     assert!(adapters.shared_with(&tenant("stranger")).await.expect("list").is_empty());
     assert!(adapters.shared_with(&acme).await.expect("list").is_empty(), "its own are its own");
     let [found] = adapters.shared_with(&tenant("beta")).await.expect("list").try_into().expect("one");
-    assert_eq!((found.digest, found.from.alias, found.license), (digest, alias("caps"), license("MIT")));
+    assert_eq!((found.digest, found.from.name.as_str(), found.license), (digest, "caps", license("MIT")));
     assert!(take(&adapters, "beta", "a", &format!("tenon://acme/{digest}")).await.is_ok(), "by its digest too");
 }
 
@@ -204,4 +204,100 @@ async fn who_asks_for_signatures_takes_what_is_signed_by_whom_it_trusts() {
     assert_eq!(error.code(), "adapter_signature_untrusted");
     adapters.set_signers(&beta, SignaturePolicy::Optional, &[], None).await.expect("set");
     take(&adapters, "beta", "loud", "tenon://acme/caps").await.expect("taken");
+}
+
+#[tokio::test]
+async fn an_owners_other_names_are_its_own() {
+    let adapters = in_memory().await;
+    let (acme, beta) = (tenant("acme"), tenant("beta"));
+    let theirs = add(&adapters, &acme, "caps", 0.5).await;
+    add(&adapters, &acme, "a-secret-project", 0.5).await;
+    share(&adapters, "caps", Readers::Everyone).await;
+    let name = async || {
+        let [found] = adapters.shared_with(&beta).await.expect("list").try_into().expect("one");
+        found.from.name
+    };
+    assert_eq!(name().await, "caps");
+    let error = take(&adapters, "beta", "a", "tenon://acme/a-secret-project").await.expect_err("no name of readers");
+    assert!(matches!(error, AdapterError::SharedNotFound), "{error:?}");
+    add(&adapters, &acme, "caps", 0.25).await;
+    assert_eq!(name().await, theirs.digest.to_string(), "the name means something else by now");
+    let taken = take(&adapters, "beta", "a", &format!("tenon://acme/{}", theirs.digest)).await.expect("taken");
+    assert_eq!(taken.shared_by.expect("shared").name, theirs.digest.to_string());
+}
+
+#[tokio::test]
+async fn what_is_not_licensed_is_not_shared_by_a_detour() {
+    let adapters = in_memory().await;
+    let acme = tenant("acme");
+    add(&adapters, &acme, "caps", 0.5).await;
+    let parents = [crate::adapters::NamedParent { adapter: "caps".to_owned(), weight: 0.5 }];
+    let recipe = model::DeriveRecipe {
+        method: model::DeriveMethod::Concatenate,
+        rank: None,
+        density: None,
+        majority_sign: None,
+        seed: None,
+        error_max: None,
+    };
+    let derived = adapters.derive(&acme, &alias("half"), recipe, &parents).await.expect("derived");
+    assert_eq!(derived.license, Some(license("unknown")));
+    for said in [None, Some(license("MIT")), Some(license("unknown"))] {
+        let error = adapters.share(&acme, &alias("half"), Readers::Everyone, said).await.expect_err("unknown");
+        assert_eq!(error.code(), "adapter_license_required");
+    }
+    let said = Some(license("unknown"));
+    let error = adapters.share(&acme, &alias("caps"), Readers::Everyone, said).await.expect_err("no licence");
+    assert_eq!(error.code(), "adapter_license_required");
+}
+
+#[tokio::test]
+async fn many_names_are_looked_up_as_few_are() {
+    let adapters = in_memory().await;
+    let (acme, beta) = (tenant("acme"), tenant("beta"));
+    let (one, two) = (add(&adapters, &acme, "one", 0.5).await, add(&adapters, &acme, "two", 0.25).await);
+    share(&adapters, "one", Readers::Everyone).await;
+    share(&adapters, "two", Readers::Everyone).await;
+    for name in ["one", "two"] {
+        take(&adapters, "beta", name, &format!("tenon://acme/{name}")).await.expect("taken");
+    }
+    // Its own copy of the second: nobody else's to withdraw, or to be named for it.
+    add(&adapters, &beta, "own", 0.25).await;
+    let few = ["one", "two", "own", &one.digest.to_string(), &two.digest.to_string(), "none"].map(str::to_owned);
+    let many: Vec<String> = few.iter().cloned().chain((0..20).map(|number| format!("none-{number}"))).collect();
+    let found = async |names: &[String]| {
+        let resolved = adapters.resolve_all(&beta, names).await.expect("resolved");
+        let mut found: Vec<_> = resolved.iter().map(|(name, digest)| (name.to_owned(), digest)).collect();
+        found.sort();
+        (found, resolved.owners().clone())
+    };
+    let (names, owners) = found(&few).await;
+    assert_eq!((names.len(), owners), (5, [(one.digest, acme.clone())].into()));
+    assert_eq!(found(&few).await, found(&many).await);
+    adapters.unshare(&acme, &alias("one")).await.expect("unshared");
+    adapters.unshare(&acme, &alias("two")).await.expect("unshared");
+    let (names, owners) = found(&few).await;
+    let left: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!((left.contains(&"own"), left.len(), owners.len()), (true, 2, 0), "{left:?}");
+    assert_eq!(found(&few).await, found(&many).await);
+}
+
+#[tokio::test]
+async fn an_alias_that_was_withdrawn_is_not_overwritten() {
+    let adapters = in_memory().await;
+    let (acme, beta) = (tenant("acme"), tenant("beta"));
+    add(&adapters, &acme, "caps", 0.5).await;
+    share(&adapters, "caps", Readers::Everyone).await;
+    let url = "tenon://acme/caps";
+    let of_source = adapters.alias_of_source(url).expect("a name");
+    for name in [alias("loud"), of_source.clone()] {
+        assert!(adapters.add_url_once(&beta, &name, url, None).await.expect("taken"), "{name}");
+        assert!(!adapters.add_url_once(&beta, &name, url, None).await.expect("there"), "{name}");
+    }
+    adapters.unshare(&acme, &alias("caps")).await.expect("unshared");
+    assert!(!adapters.add_url_once(&beta, &alias("loud"), url, None).await.expect("there"));
+    let error = adapters.add_url_once(&beta, &of_source, url, None).await.expect_err("asked again");
+    assert!(matches!(error, AdapterError::SharedNotFound), "{error:?}");
+    share(&adapters, "caps", Readers::Everyone).await;
+    assert!(adapters.resolve(&beta, "loud").await.expect("resolve").is_some(), "it comes back");
 }

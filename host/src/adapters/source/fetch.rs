@@ -161,7 +161,7 @@ impl Fetcher {
 
     /// `None` if there is none. A server that does not tell who asks what it has refuses what is not there, too.
     async fn signature(&self, remote: &dyn RemoteFolder) -> Result<Option<Bytes>, AdapterError> {
-        let wanted = Wanted { name: SIGNATURE, limit: "signature_bytes_max", bytes_max: SIGNATURE_BYTES_MAX };
+        let wanted = Wanted { name: SIGNATURE, limit: "adapter_signature_bytes_max", bytes_max: SIGNATURE_BYTES_MAX };
         match remote.file(&self.requests, wanted).await {
             Err(AdapterError::Source(SourceError::Missing { .. } | SourceError::Denied { .. })) => Ok(None),
             found => found.map(Some),

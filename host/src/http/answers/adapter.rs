@@ -41,8 +41,8 @@ pub(crate) struct Adapter {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SharedBy {
     owner: String,
-    /// What the owner called it when it was taken.
-    alias: String,
+    /// What the owner shared it as, or its digest.
+    name: String,
     /// Whether it may be used; not when it is shared no more.
     usable: bool,
 }
@@ -83,7 +83,7 @@ impl Adapter {
             signature: AdapterSignature::from(&info.signature),
             shared_by: info.shared_by.as_ref().map(|from| SharedBy {
                 owner: from.owner.to_string(),
-                alias: from.alias.to_string(),
+                name: from.name.clone(),
                 usable: info.is_usable,
             }),
         }

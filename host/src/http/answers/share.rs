@@ -1,7 +1,6 @@
 //! Shared adapters, as their owner and their readers see them. Not here: what a reader has taken (`adapter.rs`).
 
 use serde::Serialize;
-use types::AdapterAlias;
 use utoipa::ToSchema;
 
 use crate::adapters::{self, Readers, Share};
@@ -9,6 +8,7 @@ use crate::adapters::{self, Readers, Share};
 /// Who may read an adapter.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct AdapterShare {
+    /// What readers know it as.
     alias: String,
     /// What is shared: the content that the alias names now.
     #[schema(pattern = "^[0-9a-f]{64}$")]
@@ -25,13 +25,13 @@ pub(crate) struct AdapterShare {
 }
 
 impl AdapterShare {
-    pub(crate) fn new(owner: &types::TenantId, alias: &AdapterAlias, share: Share) -> Self {
-        let Share { digest, license, readers } = share;
+    pub(crate) fn new(owner: &types::TenantId, share: Share) -> Self {
+        let Share { alias, digest, license, readers } = share;
         let (everyone, tenants) = match readers {
             Readers::Everyone => (true, Vec::new()),
             Readers::Tenants(tenants) => (false, tenants.iter().map(ToString::to_string).collect()),
         };
-        let source = adapters::shared_source(owner, alias);
+        let source = adapters::shared_source(owner, alias.as_str());
         Self {
             alias: alias.to_string(),
             digest: digest.to_string(),
@@ -47,8 +47,8 @@ impl AdapterShare {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SharedAdapter {
     owner: String,
-    /// What its owner calls it.
-    alias: String,
+    /// What its owner shared it as, or its digest.
+    name: String,
     #[schema(pattern = "^[0-9a-f]{64}$")]
     digest: String,
     rank: u32,
@@ -66,9 +66,9 @@ impl From<adapters::SharedAdapter> for SharedAdapter {
     fn from(shared: adapters::SharedAdapter) -> Self {
         let adapters::SharedAdapter { from, digest, rank, modules, bytes, license } = shared;
         Self {
-            source: adapters::shared_source(&from.owner, &from.alias),
+            source: adapters::shared_source(&from.owner, &from.name),
             owner: from.owner.to_string(),
-            alias: from.alias.to_string(),
+            name: from.name,
             digest: digest.to_string(),
             rank,
             modules: modules.iter().map(types::Module::name).collect(),

@@ -33,8 +33,8 @@ pub(crate) struct NewReaders {
     #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     pub(crate) everyone: bool,
-    /// These tenants, 1 to 1,000.
-    #[schema(min_items = 1, max_items = 1000)]
+    /// These tenants, 1 to 100.
+    #[schema(min_items = 1, max_items = 100)]
     pub(crate) tenants: Option<Vec<String>>,
     /// What the adapter is licensed under, where that was not said before: an SPDX identifier, such as `Apache-2.0`.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$")]

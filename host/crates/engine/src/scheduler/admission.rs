@@ -88,7 +88,7 @@ impl<A> Scheduler<A> {
             return false;
         }
         let wanted: Vec<_> = sequence.wanted_adapters().collect();
-        let Some(slots) = self.slots.acquire(&wanted, &mut self.loads) else {
+        let Some(slots) = self.slots.acquire(&wanted, sequence.terms.tenant, &mut self.loads) else {
             release(&mut self.blocks, &mut self.slots, sequence, false);
             return false;
         };
