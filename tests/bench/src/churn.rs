@@ -61,8 +61,9 @@ const SLOTS: usize = 8;
 const KV_BLOCKS: usize = 256;
 /// The second half of the run may add or take this share of the memory, by the line through its samples.
 const GROWTH_MAX: f64 = 0.05;
-/// The first half fills what is bounded and not small: the 16 MiB that the host keeps of its database, with the receipts of some 4,000
-/// cycles, and what the allocator holds back for threads. Of a run whose second half begins before this, memory is not judged.
+/// The first half fills what is bounded and not small: the 16 MiB that the host keeps of its database, with the receipts of some
+/// 4,000 cycles, and what the allocator holds back for threads. Of a run whose second half begins before this, memory is not
+/// judged.
 const FILLING_CYCLES: usize = 6_000;
 /// After the last answer everything must be given back within this time.
 const IDLE_MAX: Duration = Duration::from_secs(20);
