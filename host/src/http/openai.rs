@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
 use serde_json::{Value, json};
-use types::{FunctionName, InvocationRequest, Plan, Prompt};
+use types::{FunctionName, InvocationRequest, Plan, PlanError, Prompt};
 
 use super::answers::List;
 use super::auth::Caller;
@@ -179,7 +179,8 @@ async fn answer(caller: Caller, asked: Asked) -> Result<Response, Error> {
             echoes.push(echo.clone());
         }
     }
-    let generations = invoke::invoke_all(&caller.host, invocations).await?;
+    let invoked = invoke::invoke_all(&caller.host, invocations).await;
+    let generations = invoked.map_err(|error| told_of_model(error, &model, &common.model))?;
     let format = OpenAiFormat::new(kind, caller.host, &common, choices, logprobs.is_some(), echoes);
     if common.stream {
         return Ok(stream::events(generations, format));
@@ -203,6 +204,18 @@ async fn model_of(caller: &Caller, model: &str) -> Result<Model, Error> {
         Ok(_) => Ok(Model::Function(name)),
         Err(RegistryError::UnknownFunction(_)) => Err(unknown(model)),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// An adapter that is removed between the look at its name and its use is a model that is not there, as it is a moment later.
+fn told_of_model(error: Error, model: &Model, name: &str) -> Error {
+    match (model, &error) {
+        (Model::Adapter, Error::Plan { source: PlanError::AdapterNotGranted(gone), by_caller: true })
+            if gone == name =>
+        {
+            unknown(name)
+        }
+        _ => error,
     }
 }
 
@@ -241,4 +254,26 @@ fn target(model: &Model, common: &CommonBody, prompt: Prompt, logprobs: Option<u
 
 fn shorten(name: &str) -> String {
     name.chars().take(96).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_that_goes_while_it_is_asked_for_is_no_model() {
+        let not_granted =
+            |by_caller| Error::Plan { source: PlanError::AdapterNotGranted("gone".to_owned()), by_caller };
+        let code = |error, model: &Model, name: &str| told_of_model(error, model, name).code().to_owned();
+        assert_eq!(code(not_granted(true), &Model::Adapter, "gone"), "model_not_found");
+        // One of `adapters`, and what a plugin wrote, is told as it was.
+        for (error, model, name) in [
+            (not_granted(true), Model::Adapter, "other"),
+            (not_granted(true), Model::Base, "gone"),
+            (not_granted(false), Model::Adapter, "gone"),
+        ] {
+            assert_eq!(code(error, &model, name), "adapter_not_granted");
+        }
+        assert_eq!(code(Error::Deadline, &Model::Adapter, "gone"), "deadline_exceeded");
+    }
 }
