@@ -242,9 +242,9 @@ fn pieces(
                 prepare(&at, &mut ahead);
                 let next = nexts.next().unwrap_or_default();
                 if at.rows.len() > STREAMED_ROWS_MAX {
-                    ahead.push(next);
+                    ahead.stream(next);
                 }
-                multiply(isa, at.matrix, at.panel, x, &at.rows, &mut ahead, &mut results);
+                multiply(isa, at.matrix, at.panel, x, &at.rows, &ahead, &mut results);
                 consume(worker, &at, &mut results);
             }
         }
@@ -318,7 +318,7 @@ fn multiply(
     panel: usize,
     x: &QuantisedRows,
     rows: &Range<usize>,
-    ahead: &mut Ahead,
+    ahead: &Ahead,
     results: &mut Results,
 ) {
     let (weights, count) = (matrix.panel(panel), rows.len());

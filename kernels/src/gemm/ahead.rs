@@ -3,36 +3,54 @@
 
 use std::mem::MaybeUninit;
 
-/// Lines that are fetched during one piece at most.
+/// Single lines that are fetched during one piece at most.
 const LINES_MAX: usize = 1024;
 /// Bytes of a cache line.
-const LINE_BYTES: usize = 64;
+pub(super) const LINE_BYTES: usize = 64;
 
-/// Addresses of cache lines, the one that is wanted first in front.
+/// Addresses of cache lines, the one that is wanted first in front; and one stream of memory, for which a list would cost more
+/// than what it is for.
 pub(crate) struct Ahead {
     /// Not filled: that took 2 % of a step.
     lines: [MaybeUninit<*const u8>; LINES_MAX],
     /// How many are written.
     len: usize,
+    stream: *const u8,
+    stream_lines: usize,
+}
+
+/// What is fetched in each of so many steps. The addresses need not be of memory.
+pub(super) struct Pace<'a> {
+    /// The lines that are still to be fetched.
+    pub(super) lines: &'a [*const u8],
+    /// How many of them in a step.
+    pub(super) lines_each: usize,
+    /// The next line of the stream.
+    pub(super) stream: *const u8,
+    /// How many in a step: it may go on behind its end.
+    pub(super) stream_each: usize,
 }
 
 impl Ahead {
     /// Nothing.
     #[inline]
     pub(crate) fn new() -> Self {
-        Self { lines: [const { MaybeUninit::uninit() }; LINES_MAX], len: 0 }
+        Self { lines: [const { MaybeUninit::uninit() }; LINES_MAX], len: 0, stream: std::ptr::null(), stream_lines: 0 }
     }
 
+    #[inline]
     pub(crate) fn clear(&mut self) {
-        self.len = 0;
+        (self.len, self.stream_lines) = (0, 0);
     }
 
     /// Adds these bytes, or of many the first.
+    #[inline]
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.push_lines(bytes.as_ptr(), bytes.len().div_ceil(LINE_BYTES));
     }
 
     /// Adds lines from an address on, which need not be one of memory: it is never read.
+    #[inline]
     pub(crate) fn push_lines(&mut self, first: *const u8, count: usize) {
         let room = &mut self.lines[self.len..];
         let count = count.min(room.len());
@@ -42,18 +60,20 @@ impl Ahead {
         self.len += count;
     }
 
-    /// The lines, the last one repeated until there are as many for each of `steps` steps.
-    pub(crate) fn lines(&mut self, steps: usize) -> &[*const u8] {
-        let steps = steps.max(1);
-        let wanted = self.len.next_multiple_of(steps);
-        if wanted > LINES_MAX {
-            self.len = LINES_MAX / steps * steps;
-        } else if let Some(last) = self.len.checked_sub(1).map(|last| self.lines[last]) {
-            self.lines[self.len..wanted].fill(last);
-            self.len = wanted;
-        }
+    /// Says which bytes are the stream.
+    pub(crate) fn stream(&mut self, bytes: &[u8]) {
+        (self.stream, self.stream_lines) = (bytes.as_ptr(), bytes.len().div_ceil(LINE_BYTES));
+    }
+
+    /// How it all is fetched in this many steps.
+    pub(super) fn pace(&self, steps: usize) -> Pace<'_> {
         let lines = &self.lines[..self.len];
-        // SAFETY: the first `len` are written, by `push_lines` and here.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len()) }
+        Pace {
+            // SAFETY: the first `len` are written, by `push_lines`.
+            lines: unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len()) },
+            lines_each: self.len.div_ceil(steps.max(1)),
+            stream: self.stream,
+            stream_each: self.stream_lines.div_ceil(steps.max(1)),
+        }
     }
 }

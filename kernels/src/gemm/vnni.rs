@@ -6,7 +6,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Ahead, Results};
+use super::ahead::{Ahead, LINE_BYTES, Pace};
+use super::Results;
 use crate::packed::{Layout, PANEL};
 use crate::quantised_rows::{BLOCK_WORDS, PANEL_ROWS, Words};
 
@@ -25,7 +26,7 @@ pub(super) unsafe fn integers<F: Layout>(
     weights: &[u8],
     x: &[u32],
     rows: usize,
-    ahead: &mut Ahead,
+    ahead: &Ahead,
     results: &mut Results,
 ) {
     assert!((1..=PANEL_ROWS).contains(&rows));
@@ -36,12 +37,11 @@ pub(super) unsafe fn integers<F: Layout>(
     macro_rules! tiles {
         ($($both:literal)*, $($one:literal)*) => {
             match rows {
-                $($both => tile::<F, $both, 2>(panel, x, blocks, 0, ahead.lines(blocks), results),)*
+                $($both => tile::<F, $both, 2>(panel, x, blocks, 0, &mut ahead.pace(blocks), results),)*
                 $($one => {
-                    let lines = ahead.lines(2 * blocks);
-                    let (now, later) = lines.split_at(lines.len() / 2);
-                    tile::<F, $one, 1>(panel, x, blocks, 0, now, results);
-                    tile::<F, $one, 1>(panel, x, blocks, 1, later, results);
+                    let mut pace = ahead.pace(2 * blocks);
+                    tile::<F, $one, 1>(panel, x, blocks, 0, &mut pace, results);
+                    tile::<F, $one, 1>(panel, x, blocks, 1, &mut pace, results);
                 })*
                 _ => {}
             }
@@ -132,16 +132,15 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
     mut x: *const u32,
     blocks: usize,
     first: usize,
-    ahead: &[*const u8],
+    pace: &mut Pace<'_>,
     results: &mut Results,
 ) {
     let shape = F::SHAPE;
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-    let ahead_each = ahead.len() / blocks.max(1);
-    let mut ahead = ahead.as_ptr();
+    let Pace { lines, lines_each, stream, stream_each } = pace;
     // SAFETY: `weights` and `x` walk over `blocks` blocks and their headers, and each offset is within one of them: see
-    // `packed/layout.rs` and `quantised_rows.rs`. A row of results has 32 values. `ahead` walks over as many lines for each block;
-    // fetching them reads nothing.
+    // `packed/layout.rs` and `quantised_rows.rs`. A row of results has 32 values. Fetching a line reads
+    // nothing.
     unsafe {
         for _ in 0..blocks / shape.shared {
             let header = weights;
@@ -150,10 +149,15 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                 if VECTORS == 2 {
                     fetch::<F>(weights.wrapping_add(NEAR_BYTES));
                 }
-                for _ in 0..ahead_each {
-                    _mm_prefetch::<_MM_HINT_T1>(ahead.read().cast());
-                    ahead = ahead.add(1);
+                for _ in 0..*stream_each {
+                    _mm_prefetch::<_MM_HINT_T1>(stream.cast());
+                    *stream = stream.wrapping_add(LINE_BYTES);
                 }
+                let (now, later) = lines.split_at((*lines_each).min(lines.len()));
+                for line in now {
+                    _mm_prefetch::<_MM_HINT_T1>(line.cast());
+                }
+                *lines = later;
                 let codes = weights.add(first * shape.codes_bytes());
                 let scales = weights.add(2 * shape.codes_bytes());
                 let mut dots = [[_mm512_setzero_si512(); VECTORS]; ROWS];
