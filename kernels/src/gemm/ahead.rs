@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 /// Single lines that are fetched during one piece at most.
 const LINES_MAX: usize = 1024;
 /// Bytes of a cache line.
-pub(super) const LINE_BYTES: usize = 64;
+pub(crate) const LINE_BYTES: usize = 64;
 
 /// Addresses of cache lines, the one that is wanted first in front; and one stream of memory, for which a list would cost more
 /// than what it is for.
@@ -17,6 +17,19 @@ pub(crate) struct Ahead {
     len: usize,
     stream: *const u8,
     stream_lines: usize,
+}
+
+/// Fetches a few lines at once into the second-level cache. They need not be of memory.
+#[inline]
+pub(crate) fn fetch_lines(first: *const u8, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..count {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which has no effect but on the cache, at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(line * LINE_BYTES).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (first, count);
 }
 
 /// What is fetched in each of so many steps. The addresses need not be of memory.

@@ -6,8 +6,8 @@
 
 use std::arch::x86_64::*;
 
-use super::ahead::{Ahead, LINE_BYTES, Pace};
 use super::Results;
+use super::ahead::{Ahead, LINE_BYTES, Pace};
 use crate::packed::{Layout, PANEL};
 use crate::quantised_rows::{BLOCK_WORDS, PANEL_ROWS, Words};
 
@@ -22,13 +22,7 @@ const NEAR_BYTES: usize = 4096;
 ///
 /// # Panics
 /// If the lengths do not belong together.
-pub(super) unsafe fn integers<F: Layout>(
-    weights: &[u8],
-    x: &[u32],
-    rows: usize,
-    ahead: &Ahead,
-    results: &mut Results,
-) {
+pub(super) unsafe fn integers<F: Layout>(weights: &[u8], x: &[u32], rows: usize, ahead: &Ahead, results: &mut Results) {
     assert!((1..=PANEL_ROWS).contains(&rows));
     let blocks = x.len() / (rows * BLOCK_WORDS);
     assert!(x.len() == blocks * rows * BLOCK_WORDS && blocks.is_multiple_of(F::SHAPE.shared));
