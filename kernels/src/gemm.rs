@@ -243,7 +243,7 @@ fn pieces(
                 if at.rows.len() > STREAMED_ROWS_MAX {
                     ahead.stream(next);
                 }
-                multiply(isa, at.matrix, at.panel, x, &at.rows, &ahead, &mut results);
+                multiply(isa, at.matrix, at.panel, x, &at.rows, &mut ahead, &mut results);
                 consume(worker, &at, &mut results);
             }
         }
@@ -317,7 +317,7 @@ fn multiply(
     panel: usize,
     x: &QuantisedRows,
     rows: &Range<usize>,
-    ahead: &Ahead,
+    ahead: &mut Ahead,
     results: &mut Results,
 ) {
     let (weights, count) = (matrix.panel(panel), rows.len());

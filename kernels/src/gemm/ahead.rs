@@ -1,6 +1,7 @@
 //! What will be read soon, fetched at an even pace while something is computed: fetched all at once it would fill the
 //! machine's queue of misses and be waited for. Not here: what that is.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 /// Single lines that are fetched during one piece at most.
@@ -34,14 +35,15 @@ pub(crate) fn fetch_lines(first: *const u8, count: usize) {
 
 /// What is fetched in each of so many steps. The addresses need not be of memory.
 pub(super) struct Pace<'a> {
-    /// The lines that are still to be fetched.
-    pub(super) lines: &'a [*const u8],
+    /// The next line of the list, which has `lines_each` for each step that is left.
+    pub(super) lines: *const *const u8,
     /// How many of them in a step.
     pub(super) lines_each: usize,
     /// The next line of the stream.
     pub(super) stream: *const u8,
     /// How many in a step: it may go on behind its end.
     pub(super) stream_each: usize,
+    _list: PhantomData<&'a Ahead>,
 }
 
 impl Ahead {
@@ -78,15 +80,23 @@ impl Ahead {
         (self.stream, self.stream_lines) = (bytes.as_ptr(), bytes.len().div_ceil(LINE_BYTES));
     }
 
-    /// How it all is fetched in this many steps.
-    pub(super) fn pace(&self, steps: usize) -> Pace<'_> {
-        let lines = &self.lines[..self.len];
+    /// How it all is fetched in this many steps; the last line of the list again and again until there are as many for each.
+    pub(super) fn pace(&mut self, steps: usize) -> Pace<'_> {
+        let steps = steps.max(1);
+        let wanted = self.len.next_multiple_of(steps);
+        if wanted > LINES_MAX {
+            self.len = LINES_MAX / steps * steps;
+        } else if let Some(last) = self.len.checked_sub(1).map(|last| self.lines[last]) {
+            self.lines[self.len..wanted].fill(last);
+            self.len = wanted;
+        }
         Pace {
-            // SAFETY: the first `len` are written, by `push_lines`.
-            lines: unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len()) },
-            lines_each: self.len.div_ceil(steps.max(1)),
+            // The first `len` are written, by `push_lines` and here.
+            lines: self.lines.as_ptr().cast(),
+            lines_each: self.len / steps,
             stream: self.stream,
-            stream_each: self.stream_lines.div_ceil(steps.max(1)),
+            stream_each: self.stream_lines.div_ceil(steps),
+            _list: PhantomData,
         }
     }
 }

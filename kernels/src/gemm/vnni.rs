@@ -22,7 +22,13 @@ const NEAR_BYTES: usize = 4096;
 ///
 /// # Panics
 /// If the lengths do not belong together.
-pub(super) unsafe fn integers<F: Layout>(weights: &[u8], x: &[u32], rows: usize, ahead: &Ahead, results: &mut Results) {
+pub(super) unsafe fn integers<F: Layout>(
+    weights: &[u8],
+    x: &[u32],
+    rows: usize,
+    ahead: &mut Ahead,
+    results: &mut Results,
+) {
     assert!((1..=PANEL_ROWS).contains(&rows));
     let blocks = x.len() / (rows * BLOCK_WORDS);
     assert!(x.len() == blocks * rows * BLOCK_WORDS && blocks.is_multiple_of(F::SHAPE.shared));
@@ -131,10 +137,10 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
 ) {
     let shape = F::SHAPE;
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-    let Pace { lines, lines_each, stream, stream_each } = pace;
+    let Pace { mut lines, lines_each, mut stream, stream_each, .. } = *pace;
     // SAFETY: `weights` and `x` walk over `blocks` blocks and their headers, and each offset is within one of them: see
-    // `packed/layout.rs` and `quantised_rows.rs`. A row of results has 32 values. Fetching a line reads
-    // nothing.
+    // `packed/layout.rs` and `quantised_rows.rs`. A row of results has 32 values. `lines` walks over `lines_each`
+    // for each of the steps that the pace is for, fetching them reads nothing.
     unsafe {
         for _ in 0..blocks / shape.shared {
             let header = weights;
@@ -143,15 +149,14 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                 if VECTORS == 2 {
                     fetch::<F>(weights.wrapping_add(NEAR_BYTES));
                 }
-                for _ in 0..*stream_each {
+                for _ in 0..stream_each {
                     _mm_prefetch::<_MM_HINT_T1>(stream.cast());
-                    *stream = stream.wrapping_add(LINE_BYTES);
+                    stream = stream.wrapping_add(LINE_BYTES);
                 }
-                let (now, later) = lines.split_at((*lines_each).min(lines.len()));
-                for line in now {
-                    _mm_prefetch::<_MM_HINT_T1>(line.cast());
+                for _ in 0..lines_each {
+                    _mm_prefetch::<_MM_HINT_T1>(lines.read().cast());
+                    lines = lines.add(1);
                 }
-                *lines = later;
                 let codes = weights.add(first * shape.codes_bytes());
                 let scales = weights.add(2 * shape.codes_bytes());
                 let mut dots = [[_mm512_setzero_si512(); VECTORS]; ROWS];
@@ -171,6 +176,7 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                 x = x.add(ROWS * BLOCK_WORDS);
             }
         }
+        (pace.lines, pace.stream) = (lines, stream);
         for (results, sums) in results.iter_mut().zip(sums) {
             for (vector, sum) in sums.into_iter().enumerate() {
                 _mm512_storeu_ps(results.as_mut_ptr().add((first + vector) * 16), sum);

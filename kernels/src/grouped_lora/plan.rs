@@ -136,7 +136,10 @@ impl LoraScratch {
     pub fn upcoming<'a>(&mut self, groups: impl IntoIterator<Item = &'a LoraGroup>) {
         self.next.clear();
         for group in groups {
-            group.bookkeeping(|first, bytes| fetch_lines(first, bytes.div_ceil(LINE_BYTES)));
+            // Of one only: of many it would be a burst.
+            if self.next.is_empty() {
+                group.bookkeeping(|first, bytes| fetch_lines(first, bytes.div_ceil(LINE_BYTES)));
+            }
             let bytes = group.beginning();
             let (first, start) = (bytes.as_ptr().addr(), self.next.last().map_or(0, |last| last.end));
             if self.next.last().is_none_or(|last| last.first != first) {
