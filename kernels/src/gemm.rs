@@ -21,7 +21,7 @@ mod vnni;
 
 use std::ops::Range;
 
-pub(crate) use ahead::Ahead;
+pub(crate) use ahead::{Ahead, LINE_BYTES, fetch_lines};
 use place::{Place, fetch, write};
 
 use crate::isa::Level;
@@ -57,9 +57,8 @@ pub(crate) struct PieceAt<'a> {
     /// The number of the panel of rows.
     pub(crate) row_panel: usize,
     pub(crate) outputs: &'a Range<usize>,
-    /// The number of the piece, and how many there are.
+    /// The number of the piece.
     pub(crate) number: usize,
-    pub(crate) count: usize,
 }
 
 /// Nothing.
@@ -237,12 +236,12 @@ fn pieces(
             let mut nexts = next.chunks(next.len().div_ceil(last_rows - first_rows).next_multiple_of(64).max(64));
             for row_panel_index in first_rows..last_rows {
                 (at.row_panel, at.rows) = (row_panel_index, row_panel(rows, row_panel_index));
-                at.piece = (panel * row_panels + row_panel_index, panels * row_panels);
+                at.piece = panel * row_panels + row_panel_index;
                 ahead.clear();
                 prepare(&at, &mut ahead);
                 let next = nexts.next().unwrap_or_default();
                 if at.rows.len() > STREAMED_ROWS_MAX {
-                    ahead.push(next);
+                    ahead.stream(next);
                 }
                 multiply(isa, at.matrix, at.panel, x, &at.rows, &mut ahead, &mut results);
                 consume(worker, &at, &mut results);
@@ -264,14 +263,14 @@ struct Located<'a> {
     /// The number of its panel of rows, and these.
     row_panel: usize,
     rows: Range<usize>,
-    /// The number of the piece, and how many there are.
-    piece: (usize, usize),
+    /// The number of the piece.
+    piece: usize,
 }
 
 impl Located<'_> {
     fn piece_at(&self, matrices: usize) -> PieceAt<'_> {
-        let (number, count) = self.piece;
-        PieceAt { matrix: self.index, matrices, row_panel: self.row_panel, outputs: &self.outputs, number, count }
+        let Self { index: matrix, row_panel, outputs, piece: number, .. } = self;
+        PieceAt { matrix: *matrix, matrices, row_panel: *row_panel, outputs, number: *number }
     }
 }
 
@@ -281,7 +280,7 @@ fn locate<'a>(matrices: &[&'a PackedMatrix], mut panel: usize) -> Option<Located
     for (index, matrix) in matrices.iter().enumerate() {
         if panel < matrix.panels() {
             let outputs = panel * PANEL..matrix.outputs().min((panel + 1) * PANEL);
-            return Some(Located { matrix, index, column, panel, outputs, row_panel: 0, rows: 0..0, piece: (0, 0) });
+            return Some(Located { matrix, index, column, panel, outputs, row_panel: 0, rows: 0..0, piece: 0 });
         }
         panel -= matrix.panels();
         column += matrix.outputs();

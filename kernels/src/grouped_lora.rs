@@ -23,22 +23,24 @@ mod shrink;
 mod tests;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::expand::{Growth, Shrunk, expand, grow};
 pub use self::pack::{LoraGroup, LoraTermHead, LoraTermParts};
 use self::pack::{Panel, Term};
 pub use self::plan::LoraScratch;
-use self::plan::{Add, Item, Next, Piece, recycled};
+use self::plan::{Add, Item, Next, Part, Piece, recycled};
 use self::shrink::{Inputs, round, shrink};
-use crate::gemm::{Ahead, Beside, PieceAt, Results, matmul_beside, matmul_packed};
+use crate::gemm::{Ahead, Beside, LINE_BYTES, PieceAt, Results, fetch_lines, matmul_beside, matmul_packed};
 use crate::packed::PANEL;
 use crate::pool::SharedMut;
-use crate::quantised_rows::PANEL_ROWS;
+use crate::quantised_rows::{PANEL_ROWS, row_panels};
 use crate::{Isa, PackedMatrix, QuantisedRows, Team};
 
 /// Modules that may share an input.
 pub const SLOTS_MAX: usize = 8;
+/// Lines up to which they are fetched all at once before a piece; more go at an even pace within it, which costs a list.
+const LINES_AT_ONCE: usize = 40;
 /// Turns of waiting after which a thread offers its core to others: the one that it waits for may have none.
 const SPINS_MAX: u32 = 1 << 9;
 
@@ -79,9 +81,12 @@ pub fn matmul_lora(
     scratch.plan(runs, x.rows());
     let mut adds = recycled(std::mem::take(&mut scratch.adds));
     scratch.plan_adds(runs, matrices.len(), &mut adds);
-    let LoraScratch { pieces, items, adds_of, next, sums, shrunk, ready, .. } = &mut *scratch;
+    let LoraScratch { pieces, parts, items, adds_of, next, sums, shrunk, waiting, .. } = &mut *scratch;
     let (sums, shrunk) = (SharedMut::new(sums), SharedMut::new(shrunk));
-    let terms = Terms { isa, runs, x, pieces, items, adds: &adds, adds_of, next, sums, shrunk, ready };
+    let product_pieces = matrices.iter().map(|matrix| matrix.panels()).sum::<usize>() * row_panels(x.rows());
+    let next_each = next.last().map_or(0, |last| last.end).div_ceil(product_pieces.max(1));
+    let terms =
+        Terms { isa, runs, x, pieces, parts, items, adds: &adds, adds_of, next, sums, shrunk, waiting, next_each };
     matmul_beside(team, isa, matrices, x, out, accumulate, &terms);
     scratch.adds = recycled(adds);
     scratch.next.clear();
@@ -93,6 +98,7 @@ struct Terms<'a> {
     runs: &'a [LoraRun<'a>],
     x: &'a QuantisedRows,
     pieces: &'a [Piece],
+    parts: &'a [Part],
     items: &'a [Item],
     adds: &'a [Add<'a>],
     adds_of: &'a [Range<usize>],
@@ -101,28 +107,34 @@ struct Terms<'a> {
     sums: SharedMut<'a, f32>,
     /// The same in int8.
     shrunk: SharedMut<'a, u32>,
-    ready: &'a [AtomicBool],
+    /// Of each piece, how many of its parts are not shrunk.
+    waiting: &'a [AtomicUsize],
+    /// Lines of what the next operation begins with that are fetched with each piece.
+    next_each: usize,
 }
 
 impl Beside for Terms<'_> {
     fn tiles(&self) -> usize {
-        self.pieces.len()
+        self.parts.len()
     }
 
     fn tile(&self, index: usize) {
+        let part = &self.parts[index];
         // Also if this one panics: the operation ends with that panic, and nobody may wait for it for ever.
-        let _ready = Ready(&self.ready[index]);
-        let piece = &self.pieces[index];
+        let _ready = Ready(&self.waiting[part.piece]);
+        let piece = &self.pieces[part.piece];
         let words = self.x.words(&piece.panel);
-        let (panel_rows, first) = (piece.panel.len(), piece.rows.start - piece.panel.start);
+        let (panel_rows, first) = (piece.panel.len(), piece.rows.start - piece.panel.start + part.rows.start);
         for item in &self.items[piece.items.clone()] {
             let run = &self.runs[item.run];
             let lanes = run.group.factors.len();
-            // SAFETY: an item's parts are its own, a piece's items are one tile's, and nobody reads them before it is ready.
-            let (sums, shrunk) =
-                unsafe { (self.sums.slice(item.sums.clone()), self.shrunk.slice(item.shrunk.clone())) };
+            let own = |of: &Range<usize>, each| of.start + part.rows.start * each..of.start + part.rows.end * each;
+            // SAFETY: an item's places are its own, rows of it are one tile's, and nobody reads them before all are ready.
+            let (sums, shrunk) = unsafe {
+                (self.sums.slice(own(&item.sums, lanes)), self.shrunk.slice(own(&item.shrunk, run.group.row_words)))
+            };
             for panel in run.group.panels.iter().filter(|panel| is_enabled(run, panel)) {
-                let inputs = Inputs { words, panel_rows, first, rows: piece.rows.len() };
+                let inputs = Inputs { words, panel_rows, first, rows: part.rows.len() };
                 let sums = &mut sums[panel.first_lane..];
                 shrink(self.isa, (run.group.a(*panel), panel.lanes), inputs, sums, lanes);
             }
@@ -131,15 +143,26 @@ impl Beside for Terms<'_> {
     }
 
     fn ahead(&self, at: &PieceAt<'_>, ahead: &mut Ahead) {
-        // One that began in an earlier piece has been fetched for that.
+        // An equal share of what the next operation begins with, behind B. One that began in an earlier piece of rows has been
+        // fetched for that.
+        let mut line = at.number * self.next_each;
+        let last = self.next.last().map_or(0, |last| last.end).min(line + self.next_each);
+        if let ([], [add]) | ([_], [add]) = (self.next, self.adds_of(at))
+            && add.lines(at.outputs) + self.next_each <= LINES_AT_ONCE
+        {
+            if add.begins {
+                let b = add.b(at.outputs);
+                fetch_lines(b.codes.as_ptr(), b.codes.len().div_ceil(LINE_BYTES));
+                fetch_lines(b.scales.as_ptr(), b.scales.len().div_ceil(LINE_BYTES));
+            }
+            self.next.iter().for_each(|next| fetch_lines(next.line(line), last.saturating_sub(line)));
+            return;
+        }
         for add in self.adds_of(at).iter().filter(|add| add.begins) {
             let b = add.b(at.outputs);
             ahead.push(b.codes);
             ahead.push(b.scales);
         }
-        // An equal share of what the next operation begins with.
-        let lines = self.next.last().map_or(0, |last| last.end);
-        let (mut line, last) = (lines * at.number / at.count, lines * (at.number + 1) / at.count);
         for next in &self.next[self.next.partition_point(|next| next.end <= line)..] {
             let end = next.end.min(last);
             if line < end {
@@ -154,7 +177,7 @@ impl Beside for Terms<'_> {
         while let [first, ..] = rest {
             let (adds, others) = rest.split_at(rest.iter().take_while(|add| add.piece == first.piece).count());
             rest = others;
-            wait_for(&self.ready[first.piece]);
+            wait_for(&self.waiting[first.piece]);
             let results = &mut results[first.rows.clone()];
             if adds.iter().any(|add| add.growth.is_some()) {
                 self.add_grown(adds, at.outputs, results);
@@ -196,19 +219,19 @@ impl Terms<'_> {
 }
 
 /// Says so at its end.
-struct Ready<'a>(&'a AtomicBool);
+struct Ready<'a>(&'a AtomicUsize);
 
 impl Drop for Ready<'_> {
     fn drop(&mut self) {
         // Release: what was written is seen by whoever sees this.
-        self.0.store(true, Ordering::Release);
+        self.0.fetch_sub(1, Ordering::Release);
     }
 }
 
 /// Whoever makes it ready has begun, as its tile is before all that wait, and waits for nobody.
-fn wait_for(ready: &AtomicBool) {
+fn wait_for(waiting: &AtomicUsize) {
     let mut spins = 0;
-    while !ready.load(Ordering::Acquire) {
+    while waiting.load(Ordering::Acquire) > 0 {
         spins += 1;
         if spins < SPINS_MAX { std::hint::spin_loop() } else { std::thread::yield_now() }
     }

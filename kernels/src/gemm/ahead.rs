@@ -1,38 +1,71 @@
 //! What will be read soon, fetched at an even pace while something is computed: fetched all at once it would fill the
 //! machine's queue of misses and be waited for. Not here: what that is.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-/// Lines that are fetched during one piece at most.
+/// Single lines that are fetched during one piece at most.
 const LINES_MAX: usize = 1024;
 /// Bytes of a cache line.
-const LINE_BYTES: usize = 64;
+pub(crate) const LINE_BYTES: usize = 64;
 
-/// Addresses of cache lines, the one that is wanted first in front.
+/// Addresses of cache lines, the one that is wanted first in front; and one stream of memory, for which a list would cost more
+/// than what it is for.
 pub(crate) struct Ahead {
     /// Not filled: that took 2 % of a step.
     lines: [MaybeUninit<*const u8>; LINES_MAX],
     /// How many are written.
     len: usize,
+    stream: *const u8,
+    stream_lines: usize,
+}
+
+/// Fetches a few lines at once into the second-level cache. They need not be of memory.
+#[inline]
+pub(crate) fn fetch_lines(first: *const u8, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..count {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which has no effect but on the cache, at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(line * LINE_BYTES).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (first, count);
+}
+
+/// What is fetched in each of so many steps. The addresses need not be of memory.
+pub(super) struct Pace<'a> {
+    /// The next line of the list, which has `lines_each` for each step that is left.
+    pub(super) lines: *const *const u8,
+    /// How many of them in a step.
+    pub(super) lines_each: usize,
+    /// The next line of the stream.
+    pub(super) stream: *const u8,
+    /// How many in a step: it may go on behind its end.
+    pub(super) stream_each: usize,
+    _list: PhantomData<&'a Ahead>,
 }
 
 impl Ahead {
     /// Nothing.
     #[inline]
     pub(crate) fn new() -> Self {
-        Self { lines: [const { MaybeUninit::uninit() }; LINES_MAX], len: 0 }
+        Self { lines: [const { MaybeUninit::uninit() }; LINES_MAX], len: 0, stream: std::ptr::null(), stream_lines: 0 }
     }
 
+    #[inline]
     pub(crate) fn clear(&mut self) {
-        self.len = 0;
+        (self.len, self.stream_lines) = (0, 0);
     }
 
     /// Adds these bytes, or of many the first.
+    #[inline]
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.push_lines(bytes.as_ptr(), bytes.len().div_ceil(LINE_BYTES));
     }
 
     /// Adds lines from an address on, which need not be one of memory: it is never read.
+    #[inline]
     pub(crate) fn push_lines(&mut self, first: *const u8, count: usize) {
         let room = &mut self.lines[self.len..];
         let count = count.min(room.len());
@@ -42,8 +75,13 @@ impl Ahead {
         self.len += count;
     }
 
-    /// The lines, the last one repeated until there are as many for each of `steps` steps.
-    pub(crate) fn lines(&mut self, steps: usize) -> &[*const u8] {
+    /// Says which bytes are the stream.
+    pub(crate) fn stream(&mut self, bytes: &[u8]) {
+        (self.stream, self.stream_lines) = (bytes.as_ptr(), bytes.len().div_ceil(LINE_BYTES));
+    }
+
+    /// How it all is fetched in this many steps; the last line of the list again and again until there are as many for each.
+    pub(super) fn pace(&mut self, steps: usize) -> Pace<'_> {
         let steps = steps.max(1);
         let wanted = self.len.next_multiple_of(steps);
         if wanted > LINES_MAX {
@@ -52,8 +90,13 @@ impl Ahead {
             self.lines[self.len..wanted].fill(last);
             self.len = wanted;
         }
-        let lines = &self.lines[..self.len];
-        // SAFETY: the first `len` are written, by `push_lines` and here.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len()) }
+        Pace {
+            // The first `len` are written, by `push_lines` and here.
+            lines: self.lines.as_ptr().cast(),
+            lines_each: self.len / steps,
+            stream: self.stream,
+            stream_each: self.stream_lines.div_ceil(steps),
+            _list: PhantomData,
+        }
     }
 }

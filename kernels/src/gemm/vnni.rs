@@ -6,7 +6,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Ahead, Results};
+use super::Results;
+use super::ahead::{Ahead, LINE_BYTES, Pace};
 use crate::packed::{Layout, PANEL};
 use crate::quantised_rows::{BLOCK_WORDS, PANEL_ROWS, Words};
 
@@ -36,12 +37,11 @@ pub(super) unsafe fn integers<F: Layout>(
     macro_rules! tiles {
         ($($both:literal)*, $($one:literal)*) => {
             match rows {
-                $($both => tile::<F, $both, 2>(panel, x, blocks, 0, ahead.lines(blocks), results),)*
+                $($both => tile::<F, $both, 2>(panel, x, blocks, 0, &mut ahead.pace(blocks), results),)*
                 $($one => {
-                    let lines = ahead.lines(2 * blocks);
-                    let (now, later) = lines.split_at(lines.len() / 2);
-                    tile::<F, $one, 1>(panel, x, blocks, 0, now, results);
-                    tile::<F, $one, 1>(panel, x, blocks, 1, later, results);
+                    let mut pace = ahead.pace(2 * blocks);
+                    tile::<F, $one, 1>(panel, x, blocks, 0, &mut pace, results);
+                    tile::<F, $one, 1>(panel, x, blocks, 1, &mut pace, results);
                 })*
                 _ => {}
             }
@@ -132,16 +132,15 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
     mut x: *const u32,
     blocks: usize,
     first: usize,
-    ahead: &[*const u8],
+    pace: &mut Pace<'_>,
     results: &mut Results,
 ) {
     let shape = F::SHAPE;
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-    let ahead_each = ahead.len() / blocks.max(1);
-    let mut ahead = ahead.as_ptr();
+    let Pace { mut lines, lines_each, mut stream, stream_each, .. } = *pace;
     // SAFETY: `weights` and `x` walk over `blocks` blocks and their headers, and each offset is within one of them: see
-    // `packed/layout.rs` and `quantised_rows.rs`. A row of results has 32 values. `ahead` walks over as many lines for each block;
-    // fetching them reads nothing.
+    // `packed/layout.rs` and `quantised_rows.rs`. A row of results has 32 values. `lines` walks over `lines_each`
+    // for each of the steps that the pace is for, fetching them reads nothing.
     unsafe {
         for _ in 0..blocks / shape.shared {
             let header = weights;
@@ -150,9 +149,13 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                 if VECTORS == 2 {
                     fetch::<F>(weights.wrapping_add(NEAR_BYTES));
                 }
-                for _ in 0..ahead_each {
-                    _mm_prefetch::<_MM_HINT_T1>(ahead.read().cast());
-                    ahead = ahead.add(1);
+                for _ in 0..stream_each {
+                    _mm_prefetch::<_MM_HINT_T1>(stream.cast());
+                    stream = stream.wrapping_add(LINE_BYTES);
+                }
+                for _ in 0..lines_each {
+                    _mm_prefetch::<_MM_HINT_T1>(lines.read().cast());
+                    lines = lines.add(1);
                 }
                 let codes = weights.add(first * shape.codes_bytes());
                 let scales = weights.add(2 * shape.codes_bytes());
@@ -173,6 +176,7 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                 x = x.add(ROWS * BLOCK_WORDS);
             }
         }
+        (pace.lines, pace.stream) = (lines, stream);
         for (results, sums) in results.iter_mut().zip(sums) {
             for (vector, sum) in sums.into_iter().enumerate() {
                 _mm512_storeu_ps(results.as_mut_ptr().add((first + vector) * 16), sum);

@@ -3,10 +3,13 @@
 //! bits for every number of rows and instruction set.
 
 use super::pack::{BLOCK_WORDS, Codes, SCALE_BYTES, VECTOR, VECTOR_BYTES, ZERO};
-use super::plan::PIECE_ROWS_MAX;
 use crate::Isa;
 use crate::isa::{Level, multiversion};
 use crate::packed::PANEL;
+use crate::quantised_rows::PANEL_ROWS;
+
+/// Rows at once: 6 of 2 vectors in two kinds of sums leave registers for B.
+const ROWS_AT_ONCE: usize = 6;
 
 /// What DoRA needs beside B h: weight · growth · plain + (growth + 1) · B h.
 pub(super) struct Growth<'a> {
@@ -38,8 +41,7 @@ pub(super) fn expand(isa: Isa, b: Codes<'_>, h: Shrunk<'_>, y: &mut [[f32; PANEL
     let tile_bytes = h.rank_words * VECTOR_BYTES;
     let tiles = if b.codes.len() == tile_bytes { 1 } else { PANEL / VECTOR };
     assert!(b.codes.len() == tiles * tile_bytes && b.scales.len() == tiles * h.blocks() * VECTOR * SCALE_BYTES);
-    // 6 rows of 2 vectors in two kinds of sums leave registers for B.
-    assert!((1..=PIECE_ROWS_MAX).contains(&y.len()));
+    assert!((1..=PANEL_ROWS).contains(&y.len()));
     assert!(h.words.len() >= (y.len() - 1) * h.stride + h.rank_words + 2 * h.blocks());
     match isa.level() {
         // SAFETY: this level exists only where `Isa::available` (isa.rs) found the features that `vector` enables; the lengths
@@ -98,24 +100,28 @@ mod vector {
     use std::arch::x86_64::*;
 
     use super::super::shrink::widened;
-    use super::{BLOCK_WORDS, Codes, PANEL, SCALE_BYTES, Shrunk, VECTOR, VECTOR_BYTES};
+    use super::{BLOCK_WORDS, Codes, PANEL, ROWS_AT_ONCE, SCALE_BYTES, Shrunk, VECTOR, VECTOR_BYTES};
 
     /// # Safety
     /// The machine has the features, and the lengths are as `super::expand` asserts.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     pub(super) unsafe fn expand(b: Codes<'_>, h: Shrunk<'_>, tiles: usize, y: &mut [[f32; PANEL]]) {
         macro_rules! for_rows {
-            ($tiles:literal: $($rows:literal)*) => {
-                match y.len() {
+            ($h:ident, $y:ident, $tiles:literal: $($rows:literal)*) => {
+                match $y.len() {
                     // SAFETY: the caller's promise.
-                    $($rows => unsafe { rows::<$tiles, $rows>(b, h, y) },)*
+                    $($rows => unsafe { rows::<$tiles, $rows>(b, $h, $y) },)*
                     _ => {}
                 }
             };
         }
-        match tiles {
-            2 => for_rows!(2: 1 2 3 4 5 6),
-            _ => for_rows!(1: 1 2 3 4 5 6),
+        let each = y.len().div_ceil(y.len().div_ceil(ROWS_AT_ONCE));
+        for (index, y) in y.chunks_mut(each).enumerate() {
+            let h = Shrunk { words: &h.words[index * each * h.stride..], ..h };
+            match tiles {
+                2 => for_rows!(h, y, 2: 1 2 3 4 5 6),
+                _ => for_rows!(h, y, 1: 1 2 3 4 5 6),
+            }
         }
     }
 

@@ -86,6 +86,8 @@ pub struct LoraGroup {
     pub(super) factors: Vec<f32>,
     /// Words of a row of what A makes of x, rounded: see [`Term::first_word`].
     pub(super) row_words: usize,
+    /// Bytes of A.
+    a_bytes: usize,
     values: Values,
 }
 
@@ -230,7 +232,8 @@ impl LoraGroup {
             terms.push(term);
         }
         let values = Values::Own(Arc::new(Memory::new(0)), 0..0);
-        Some((Self { inputs, panels, terms, factors, row_words, values }, bytes))
+        let a_bytes = terms.iter().map(|term| term.at[0]).min().unwrap_or_default();
+        Some((Self { inputs, panels, terms, factors, row_words, a_bytes, values }, bytes))
     }
 
     /// Its terms, as [`Self::mapped`] takes them.
@@ -305,8 +308,14 @@ impl LoraGroup {
 
     /// The bytes that a step reads first: A.
     pub(super) fn beginning(&self) -> &[u8] {
-        let end = self.terms.iter().map(|term| term.at[0]).min().unwrap_or_default();
-        &self.values()[..end]
+        &self.values()[..self.a_bytes]
+    }
+
+    /// Tells where what lies apart from the values is, and how many bytes of it.
+    pub(super) fn bookkeeping(&self, mut each: impl FnMut(*const u8, usize)) {
+        each(self.panels.as_ptr().cast(), size_of_val(self.panels.as_slice()));
+        each(self.terms.as_ptr().cast(), size_of_val(self.terms.as_slice()));
+        each(self.factors.as_ptr().cast(), size_of_val(self.factors.as_slice()));
     }
 
     /// Its codes and scales.

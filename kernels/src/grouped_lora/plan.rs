@@ -2,29 +2,32 @@
 //! whose bits do not depend on any of this.
 
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 
 use super::pack::{Codes, SCALE_BYTES, VECTOR, VECTOR_BYTES};
 use super::{LoraGroup, LoraRun};
 use crate::Buffer;
+use crate::gemm::{LINE_BYTES, fetch_lines};
 use crate::quantised_rows::{PANEL_ROWS, row_panel};
 
 /// What an item's numbers begin at a multiple of: a cache line, so that threads write to different ones.
 const ALIGNMENT: usize = 16;
-/// Bytes of a cache line.
-const LINE_BYTES: usize = 64;
-/// Rows of a piece at most. Half a panel, so that two threads share the beginning of an operation.
-pub(super) const PIECE_ROWS_MAX: usize = PANEL_ROWS / 2;
+/// Rows of a part at most: half a panel, so that two threads share the beginning of an operation.
+const PART_ROWS_MAX: usize = PANEL_ROWS / 2;
 
 /// Memory of [`matmul_lora`](super::matmul_lora), kept from call to call.
 #[derive(Default)]
 pub struct LoraScratch {
+    /// The runs' rows, and how many there are in all, that the pieces, the parts and the items' runs are for: the operations of
+    /// a step have the same, and terms of other sizes.
+    planned: (Vec<Range<usize>>, usize),
     /// Where runs begin and end.
     cuts: Vec<usize>,
     /// Of each run, the furthest end up to it.
     reach: Vec<usize>,
     /// In the order of their rows.
     pub(super) pieces: Vec<Piece>,
+    pub(super) parts: Vec<Part>,
     pub(super) items: Vec<Item>,
     /// Without any: kept for its memory.
     pub(super) adds: Vec<Add<'static>>,
@@ -36,8 +39,8 @@ pub struct LoraScratch {
     pub(super) sums: Buffer<f32>,
     /// The same in int8: `[rows, row_words]`.
     pub(super) shrunk: Buffer<u32>,
-    /// Of each piece, whether all its items are shrunk.
-    pub(super) ready: Vec<AtomicBool>,
+    /// Of each piece, how many of its parts are not shrunk.
+    pub(super) waiting: Vec<AtomicUsize>,
 }
 
 /// Rows of one panel of activations that are all under the same runs.
@@ -49,6 +52,13 @@ pub(super) struct Piece {
     panel_number: usize,
     /// Into the items: its runs, in their order.
     pub(super) items: Range<usize>,
+}
+
+/// Some rows of a piece, which one thread shrinks.
+pub(super) struct Part {
+    pub(super) piece: usize,
+    /// Counted from the piece's first.
+    pub(super) rows: Range<usize>,
 }
 
 /// A run on a piece.
@@ -81,6 +91,12 @@ pub(super) struct Add<'a> {
 }
 
 impl Add<'_> {
+    /// Cache lines of the part of B that makes these outputs, about.
+    pub(super) fn lines(&self, outputs: &Range<usize>) -> usize {
+        let tiles = outputs.len().div_ceil(VECTOR);
+        tiles * self.rank_words + (tiles * self.tile_scales).div_ceil(LINE_BYTES)
+    }
+
     /// The part of B that makes these outputs.
     pub(super) fn b(&self, outputs: &Range<usize>) -> Codes<'_> {
         let tiles = outputs.start / VECTOR..outputs.end.div_ceil(VECTOR);
@@ -120,6 +136,10 @@ impl LoraScratch {
     pub fn upcoming<'a>(&mut self, groups: impl IntoIterator<Item = &'a LoraGroup>) {
         self.next.clear();
         for group in groups {
+            // Of one only: of many it would be a burst.
+            if self.next.is_empty() {
+                group.bookkeeping(|first, bytes| fetch_lines(first, bytes.div_ceil(LINE_BYTES)));
+            }
             let bytes = group.beginning();
             let (first, start) = (bytes.as_ptr().addr(), self.next.last().map_or(0, |last| last.end));
             if self.next.last().is_none_or(|last| last.first != first) {
@@ -130,11 +150,42 @@ impl LoraScratch {
 
     /// Makes pieces and items of `rows` rows, and the place for what is shrunk.
     pub(super) fn plan(&mut self, runs: &[LoraRun<'_>], rows: usize) {
-        let Self { cuts, reach, pieces, items, sums, shrunk, ready, row_panels, .. } = self;
+        let (runs_rows, planned_rows) = &self.planned;
+        if *planned_rows != rows || !runs_rows.iter().eq(runs.iter().map(|run| &run.rows)) {
+            self.cut(runs, rows);
+        }
+        let Self { pieces, parts, items, sums, shrunk, waiting, .. } = self;
+        let (mut sums_end, mut shrunk_end) = (0, 0);
+        let place = |end: &mut usize, len: usize| {
+            let start = *end;
+            *end += len.next_multiple_of(ALIGNMENT);
+            start..start + len
+        };
+        for piece in &*pieces {
+            for item in &mut items[piece.items.clone()] {
+                let group = runs[item.run].group;
+                item.sums = place(&mut sums_end, piece.rows.len() * group.factors.len());
+                item.shrunk = place(&mut shrunk_end, piece.rows.len() * group.row_words);
+            }
+        }
+        sums.resize(sums_end);
+        shrunk.resize(shrunk_end);
+        waiting.iter_mut().for_each(|waiting| *waiting.get_mut() = 0);
+        parts.iter().for_each(|part| *waiting[part.piece].get_mut() += 1);
+    }
+
+    /// Makes the pieces, their parts, and the items without their places.
+    fn cut(&mut self, runs: &[LoraRun<'_>], rows: usize) {
+        let Self { planned, cuts, reach, pieces, parts, items, waiting, row_panels, .. } = self;
+        planned.0.clear();
+        planned.0.extend(runs.iter().map(|run| run.rows.clone()));
+        planned.1 = rows;
         cuts.clear();
         reach.clear();
         pieces.clear();
+        parts.clear();
         items.clear();
+        waiting.clear();
         *row_panels = crate::quantised_rows::row_panels(rows);
         let mut furthest = 0;
         for run in runs {
@@ -147,12 +198,7 @@ impl LoraScratch {
         cuts.dedup();
         let is_sorted = runs.is_sorted_by_key(|run| run.rows.start);
 
-        let (mut sums_end, mut shrunk_end, mut panel) = (0, 0, 0);
-        let part = |end: &mut usize, len: usize| {
-            let start = *end;
-            *end += len.next_multiple_of(ALIGNMENT);
-            start..start + len
-        };
+        let mut panel = 0;
         for between in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
             // The runs that may be over these rows.
             let first = reach.partition_point(|reach| *reach <= between.start);
@@ -165,23 +211,15 @@ impl LoraScratch {
             while row_panel(rows, panel).end <= between.start {
                 panel += 1;
             }
-            let count = between.len().div_ceil(PIECE_ROWS_MAX);
-            let cut = |index: usize| between.start + between.len() * index / count;
-            for rows_of_piece in (0..count).map(|index| cut(index)..cut(index + 1)) {
-                let first_item = items.len();
-                items.extend(runs_over.clone().map(|run| {
-                    let group = runs[run].group;
-                    let sums = part(&mut sums_end, rows_of_piece.len() * group.factors.len());
-                    Item { run, sums, shrunk: part(&mut shrunk_end, rows_of_piece.len() * group.row_words) }
-                }));
-                let items = first_item..items.len();
-                pieces.push(Piece { rows: rows_of_piece, panel: row_panel(rows, panel), panel_number: panel, items });
-            }
+            let count = between.len().div_ceil(PART_ROWS_MAX);
+            let cut = |index: usize| between.len() * index / count;
+            parts.extend((0..count).map(|index| Part { piece: pieces.len(), rows: cut(index)..cut(index + 1) }));
+            waiting.push(AtomicUsize::new(0));
+            let first_item = items.len();
+            items.extend(runs_over.map(|run| Item { run, sums: 0..0, shrunk: 0..0 }));
+            let items = first_item..items.len();
+            pieces.push(Piece { rows: between, panel: row_panel(rows, panel), panel_number: panel, items });
         }
-        sums.resize(sums_end);
-        shrunk.resize(shrunk_end);
-        ready.clear();
-        ready.resize_with(pieces.len(), AtomicBool::default);
     }
 
     /// Makes a list of what is added to each matrix for each panel of rows.

@@ -394,13 +394,13 @@ fn values_that_are_not_those_of_the_terms_are_not_mapped() {
 
 #[test]
 fn nobody_waits_for_ever_for_a_tile_that_panics() {
-    let ready = AtomicBool::new(false);
+    let waiting = AtomicUsize::new(1);
     let panicked = std::panic::catch_unwind(|| {
-        let _ready = Ready(&ready);
+        let _ready = Ready(&waiting);
         panic!("a tile");
     });
     assert!(panicked.is_err());
-    wait_for(&ready);
+    wait_for(&waiting);
 }
 
 #[test]
