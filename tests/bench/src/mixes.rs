@@ -99,7 +99,7 @@ fn tax(
     });
     let name = format!("adapter tax: extra time of {batch} distinct adapters over their read floor");
     report.bar(&name, Bound::AtMost(TAX_BAR), extra.ok_or("no rounds"));
-    let ratio = Spread::of_median_ratio(&beside_shared, shared).map(|ratio| ratio.widened_by(control));
+    let ratio = Spread::of_median_ratio(&beside_shared, shared).map(|ratio| ratio.widened_by(control.of_mean()));
     let name = format!("one shared adapter at batch {batch}: share of base tokens/s");
     report.bar(&name, Bound::AtLeast(SHARED_BAR), ratio.ok_or("no rounds"));
     Ok(())
