@@ -1,9 +1,9 @@
 //! Adapters of tenants: fetch, verify, keep, pack into host memory, lend out.
 //!
-//! Reading order: `owners` (whose, under which alias), `source` (where the files come from), `signature` and `signers` (who may
-//! sign them), `leases` (how one is lent), `loads` (the work that is under way), `first_use` (what is named by where it lies),
-//! `memory` and `residents` (what is packed), `disk` (what was packed before), `derive` (new ones out of others), `shares` (what
-//! other tenants may read).
+//! Reading order: `owners` (whose, under which alias), `shares` (what other tenants may read), `resolved` (what a request may use),
+//! `source` (where the files come from), `signature` and `signers` (who may sign them), `leases` (how one is lent), `loads` (the
+//! work that is under way), `first_use` (what is named by where it lies), `memory` and `residents` (what is packed), `disk` (what
+//! was packed before), `derive` (new ones out of others).
 //! A digest is not a permission: ownership is checked per tenant on each use, and nothing tells an adapter of another tenant from
 //! one that is not there. Not here: the format of an adapter (`model`), the slots of the runner (`engine`).
 
@@ -18,12 +18,12 @@ mod loads;
 mod memory;
 mod owners;
 mod residents;
+mod resolved;
 mod shares;
 mod signature;
 mod signers;
 mod source;
 
-use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -52,15 +52,13 @@ pub use leases::{LoadObserver, LoadTimes, LoadedFrom};
 pub use license::{Claims, License, LicenseError};
 pub use memory::{AdapterLease, AdapterMemoryStats, Residency};
 pub use residents::{Evictions, ReleasePolicy};
+pub use resolved::ResolvedAdapters;
 pub(crate) use shares::source as shared_source;
 pub use shares::{READERS_MAX, Readers, Share, SharedAdapter, SharedBy};
 pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
 pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
 pub use source::{AllowedOrigin, Credential, OriginError, SourceError, SourcesConfig};
 pub(crate) use source::{CONFIG, SIGNATURE, WEIGHTS};
-
-/// Up to here names are looked up one by one; beyond, one listing is cheaper.
-const RESOLVED_ONE_BY_ONE_MAX: usize = 16;
 
 /// Loads that were hinted at and have not ended; further hints are dropped.
 const PREFETCHES_MAX: usize = 32;
@@ -161,47 +159,6 @@ pub struct AdapterInfo {
     pub shared_by: Option<SharedBy>,
     /// Whether it may be used: not if its owner shares it no more.
     pub is_usable: bool,
-}
-
-/// Names that were resolved for one request of one tenant: the proof of ownership that the request goes on with. Not to be kept
-/// longer than the request.
-#[derive(Clone, Debug)]
-pub struct ResolvedAdapters {
-    tenant: TenantId,
-    digests: HashMap<String, Digest>,
-    /// Of those that are other tenants'.
-    owners: HashMap<Digest, TenantId>,
-}
-
-impl ResolvedAdapters {
-    /// The content behind one of the names.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<Digest> {
-        self.digests.get(name).copied()
-    }
-
-    /// Whose those are that other tenants share.
-    #[must_use]
-    pub const fn owners(&self) -> &HashMap<Digest, TenantId> {
-        &self.owners
-    }
-
-    fn new(tenant: &TenantId, found: Vec<(String, AliasRecord)>) -> Self {
-        let own = found.iter().filter(|(_, record)| record.shared_by.is_none());
-        let own: HashSet<Digest> = own.map(|(_, record)| record.digest).collect();
-        let owner = |(_, record): &(String, AliasRecord)| {
-            let SharedBy { owner, .. } = record.shared_by.as_ref().filter(|_| !own.contains(&record.digest))?;
-            Some((record.digest, owner.clone()))
-        };
-        let owners = found.iter().filter_map(owner).collect();
-        let digests = found.into_iter().map(|(name, record)| (name, record.digest)).collect();
-        Self { tenant: tenant.clone(), digests, owners }
-    }
-
-    /// The names and their content, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, Digest)> {
-        self.digests.iter().map(|(name, digest)| (name.as_str(), *digest))
-    }
 }
 
 /// Adapters, by tenant.
@@ -399,44 +356,6 @@ impl AdapterStore {
         let Some((alias, record)) = self.owners.find(tenant, alias_or_digest).await? else { return Ok(None) };
         let is_usable = self.owners.is_usable(tenant, &record).await?;
         Ok(Some(self.described(tenant, alias, record, is_usable)))
-    }
-
-    /// The content behind an alias or digest, if the tenant may use it.
-    ///
-    /// # Errors
-    /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
-    pub async fn resolve(&self, tenant: &TenantId, alias_or_digest: &str) -> Result<Option<Digest>, AdapterError> {
-        Ok(self.owners.find_usable(tenant, alias_or_digest).await?.map(|(_, record)| record.digest))
-    }
-
-    /// The same for many names at once, as what one request may use. Names that the tenant may not use are missing from it.
-    ///
-    /// # Errors
-    /// [`AdapterError::Store`], [`AdapterError::BadRecord`].
-    pub async fn resolve_all(&self, tenant: &TenantId, names: &[String]) -> Result<ResolvedAdapters, AdapterError> {
-        let mut found = Vec::with_capacity(names.len());
-        if names.len() <= RESOLVED_ONE_BY_ONE_MAX {
-            for name in names {
-                found.extend(self.owners.find_usable(tenant, name).await?.map(|(_, record)| (name.clone(), record)));
-            }
-            return Ok(ResolvedAdapters::new(tenant, found));
-        }
-        let all: HashMap<_, _> = self.owners.list(tenant).await?.into_iter().collect();
-        let own = all.values().filter(|record| record.shared_by.is_none());
-        let own: HashMap<Digest, &AliasRecord> = own.map(|record| (record.digest, record)).collect();
-        for name in names {
-            if let Some(record) = name.parse().ok().and_then(|digest: Digest| own.get(&digest)) {
-                found.push((name.clone(), (*record).clone()));
-                continue;
-            }
-            let record = match name.parse::<AdapterAlias>().ok().and_then(|alias| all.get(&alias)) {
-                Some(record) if self.owners.is_usable(tenant, record).await? => Some(record.clone()),
-                Some(_) => None,
-                None => self.owners.find_usable(tenant, name).await?.map(|(_, record)| record),
-            };
-            found.extend(record.map(|record| (name.clone(), record)));
-        }
-        Ok(ResolvedAdapters::new(tenant, found))
     }
 
     /// Removes an alias. With the last alias of a digest goes the right to use it; leases that are out stay good.
