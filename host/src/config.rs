@@ -16,6 +16,7 @@ use plugin::PluginLimits;
 use types::{Blame, PlanLimits};
 
 use crate::adapters::SourcesConfig;
+use crate::quotas::Quota;
 
 pub use model::Precision;
 pub use raw::{RawAdapterSources, RawConfig, RawLimits, RawTls};
@@ -74,6 +75,8 @@ pub struct Config {
     pub plugin_limits: PluginLimits,
     /// Plugin instances at once.
     pub plugin_instances_max: u32,
+    /// What every tenant may use that has no quota of its own.
+    pub tenant_quota: Quota,
     /// What one connection may do.
     pub http_limits: HttpLimits,
     /// TLS of the listener; plain HTTP without it.

@@ -8,6 +8,7 @@ use types::{Blame, PlanError};
 use crate::adapters::AdapterError;
 use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
+use crate::quotas::QuotaError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
 use crate::revocation::RevocationError;
@@ -105,6 +106,9 @@ pub enum Error {
     /// Tenants and keys.
     #[error(transparent)]
     Tenant(#[from] TenantError),
+    /// Quotas.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// Secrets.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -175,6 +179,7 @@ impl Error {
             Self::Registry(error) => error.code(),
             Self::Revocation(error) => error.code(),
             Self::Tenant(error) => error.code(),
+            Self::Quota(error) => error.code(),
             Self::Secret(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
@@ -206,6 +211,7 @@ impl Error {
             Self::Registry(error) => error.blame(),
             Self::Revocation(error) => error.blame(),
             Self::Tenant(error) => error.blame(),
+            Self::Quota(error) => error.blame(),
             Self::Secret(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
@@ -236,7 +242,7 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         let known = match self {
             Self::Submit(error) => error.retry_after(),
-            Self::Cold { retry_after, .. } => Some(*retry_after),
+            Self::Cold { retry_after, .. } | Self::Quota(QuotaError::UsedUp { retry_after, .. }) => Some(*retry_after),
             Self::WithReceipt { source, .. } => source.retry_after(),
             _ => None,
         };

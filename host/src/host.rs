@@ -22,6 +22,7 @@ use crate::http::{self, App, Listener, Serving, Tls};
 use crate::invoke::{Handling, TenantSalts};
 use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
+use crate::quotas::Quotas;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
 use crate::registry::Registry;
 use crate::revocation::{Revocation, Revocations};
@@ -35,6 +36,7 @@ const PLUGIN_CACHE_BYTES_MAX: u64 = 256 << 20;
 /// Every part of a running host.
 pub(crate) struct Host {
     pub(crate) tenants: Tenants,
+    pub(crate) quotas: Quotas,
     pub(crate) registry: Registry,
     pub(crate) artifacts: Artifacts,
     pub(crate) plugins: PluginHost,
@@ -105,6 +107,7 @@ impl Host {
             tenants.create_dev_key(&path).await?;
             say(Said::DevelopmentKey { path: &path });
         }
+        let quotas = Quotas::open(store.clone(), config.tenant_quota).await?;
         let revocations = Revocations::open(store.clone()).await?;
         let artifacts = Artifacts::new(store.clone());
         let registry = Registry::new(store.clone());
@@ -157,6 +160,7 @@ impl Host {
         let receipts = ReceiptLog::open(store.database(), key, node_name())?;
         let host = Self {
             tenants,
+            quotas,
             registry,
             artifacts,
             plugins,

@@ -21,6 +21,7 @@ mod openapi;
 mod operations;
 mod pace;
 mod pins;
+mod quotas;
 mod receipts;
 mod revocations;
 mod secrets;
@@ -174,6 +175,8 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/v1/usage", Needs(Receipts), get(usage::show)),
         route("/v1/tenants", Needs(Admin), post(admin::create_tenant).get(admin::list_tenants)),
         route("/v1/tenants/{tenant}/signers", Needs(Admin), get(admin::signers).put(admin::set_signers)),
+        route("/v1/tenants/{tenant}/quota", Needs(Admin), get(quotas::show).put(quotas::put).delete(quotas::remove)),
+        route("/v1/quota", Needs(Invoke), get(quotas::own)),
         route("/v1/keys", Needs(Admin), post(admin::create_key)),
         route("/v1/revocations", Needs(Admin), get(revocations::list)),
         route("/v1/revocations/{digest}", Needs(Admin), put(revocations::put)),

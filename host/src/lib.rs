@@ -13,6 +13,7 @@ mod key_file;
 // State: what lasts, and what is made of it.
 pub mod adapters;
 pub mod artifacts;
+pub mod quotas;
 pub mod registry;
 pub mod revocation;
 pub mod secrets;

@@ -139,7 +139,7 @@ fn every_command_speaks_json() {
     std::fs::write(&secret, r#"{"origin": "https://example.org", "token": "t"}"#).unwrap();
     let secret = secret.to_str().unwrap();
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 30] = [
+    let commands: [(&str, Vec<&str>, &str); 31] = [
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
@@ -167,6 +167,7 @@ fn every_command_speaks_json() {
         ("tenant create", vec!["json-tenant"], "/name"),
         ("tenant list", vec![], "/data/0/name"),
         ("tenant signers", vec!["json-tenant", "--policy", "optional"], "/revision"),
+        ("tenant quota", vec!["json-tenant", "--requests-per-minute-max", "100"], "/quota/requests_per_minute_max"),
         ("key create", vec!["--tenant", "json-tenant"], "/key"),
         ("key revoke", vec![&key], "/revoked"),
         ("completions", vec!["bash"], "/script"),

@@ -29,6 +29,7 @@ mod not_http;
 mod openai;
 mod operations;
 mod plugins;
+mod quotas;
 mod receipts;
 mod revocation;
 mod s3;

@@ -14,6 +14,7 @@ use types::PlanLimits;
 use super::raw::{RawConfig, RawLimits, RawTls};
 use super::sources::{Settings, refuse};
 use super::{Config, ConfigError, HttpLimits, KvSize, TlsFiles};
+use crate::quotas::Quota;
 
 /// A day: no limit in milliseconds is longer.
 const MS_MAX: u64 = 86_400_000;
@@ -71,6 +72,7 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
         drain: checks.milliseconds("drain_ms_max", raw.drain_ms_max, Duration::from_secs(30), 0)?,
         plan_limits: checks.plan_limits(&raw.limits)?,
         http_limits: checks.http_limits(&raw.limits)?,
+        tenant_quota: checks.tenant_quota(&raw.limits)?,
         tls: checks.tls(&raw.tls)?,
         plugin_limits: checks.plugin_limits(&raw.limits)?,
         plugin_instances_max: checks.number(
@@ -302,6 +304,30 @@ impl Checks<'_> {
                 1..=1 << 20,
             )?,
             choices_max: self.number("limits.choices_max", raw.choices_max, default.choices_max.into(), 1..=256)?,
+        })
+    }
+
+    fn tenant_quota(&self, raw: &RawLimits) -> Result<Quota, ConfigError> {
+        let count = |key: &str, value: Option<u64>| {
+            value.map(|max| self.number(key, Some(max), max, 1..=u32::MAX.into())).transpose()
+        };
+        let bytes = |key: &str, value: Option<u64>| {
+            value.map(|max| self.number(key, Some(max), max, 1..=BYTES_MAX)).transpose()
+        };
+        Ok(Quota {
+            requests_per_minute_max: count(
+                "limits.tenant_requests_per_minute_max",
+                raw.tenant_requests_per_minute_max,
+            )?,
+            tokens_per_minute_max: count("limits.tenant_tokens_per_minute_max", raw.tenant_tokens_per_minute_max)?,
+            body_bytes_per_minute_max: bytes(
+                "limits.tenant_body_bytes_per_minute_max",
+                raw.tenant_body_bytes_per_minute_max,
+            )?,
+            concurrent_requests_max: count(
+                "limits.tenant_concurrent_requests_max",
+                raw.tenant_concurrent_requests_max,
+            )?,
         })
     }
 

@@ -189,4 +189,12 @@ pub struct RawLimits {
     pub plugin_log_bytes_max: Option<u64>,
     /// Lines of log of one request.
     pub plugin_log_lines_max: Option<u64>,
+    /// Requests of a tenant to functions and models in a minute.
+    pub tenant_requests_per_minute_max: Option<u64>,
+    /// Tokens of a tenant's prompts and answers in a minute.
+    pub tenant_tokens_per_minute_max: Option<u64>,
+    /// Bytes of the bodies of a tenant's requests in a minute.
+    pub tenant_body_bytes_per_minute_max: Option<u64>,
+    /// Requests of a tenant to functions and models at once.
+    pub tenant_concurrent_requests_max: Option<u64>,
 }

@@ -36,7 +36,7 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "body_timeout" => StatusCode::REQUEST_TIMEOUT,
         "uri_too_long" => StatusCode::URI_TOO_LONG,
         "headers_too_large" => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        "queue_full" => StatusCode::TOO_MANY_REQUESTS,
+        "queue_full" | "quota_exceeded" => StatusCode::TOO_MANY_REQUESTS,
         "storage_full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => match (error.blame(), error) {
             (Blame::Caller, Error::Rejected { .. } | Error::Adapter(_) | Error::Plugin(_)) => {

@@ -15,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    App, Route, adapters, admin, error, functions, invoke, logs, lorax, operations, pins, receipts, revocations,
-    secrets, shares, usage, vllm,
+    App, Route, adapters, admin, error, functions, invoke, logs, lorax, operations, pins, quotas, receipts,
+    revocations, secrets, shares, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -73,6 +73,10 @@ use super::{
         admin::list_tenants,
         admin::signers,
         admin::set_signers,
+        quotas::show,
+        quotas::put,
+        quotas::remove,
+        quotas::own,
         admin::create_key,
         admin::revoke_key,
         revocations::list,

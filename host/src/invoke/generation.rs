@@ -11,7 +11,7 @@ use engine::{Activation, GenerationError, Terms, TokenEvent, TokenStream};
 use model::TextDecoder;
 use types::{
     Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, PlanEntry, PlanError,
-    Usage, ValidPlan,
+    TenantId, Usage, ValidPlan,
 };
 
 use super::Stages;
@@ -99,6 +99,7 @@ pub(crate) struct Head {
 pub(crate) struct Generation {
     pub(crate) head: Arc<Head>,
     host: Arc<Host>,
+    tenant: TenantId,
     log: Option<InvocationLog>,
     receipt: Option<OpenReceipt>,
     source: Option<Source>,
@@ -144,6 +145,7 @@ impl Generation {
             record::subject(host, request, parts.function.as_ref(), plan.composition(), owners)
         };
         let mut receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
+        host.quotas.charge_tokens(&principal.tenant, u32::try_from(parts.prompt.tokens.len()).unwrap_or(u32::MAX));
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?.out_of(parts.rights.grants.adapters());
         let progress = progress.met_cold(parts.cold.as_ref());
@@ -179,6 +181,7 @@ impl Generation {
         Ok(Self {
             head: Arc::new(head),
             host: Arc::clone(host),
+            tenant: principal.tenant.clone(),
             log: parts.function.as_ref().map(|call| call.log.clone()),
             receipt: Some(receipt),
             source: Some(Source {
@@ -237,6 +240,7 @@ impl Generation {
         Ok(Self {
             head: Arc::new(head),
             host: Arc::clone(host),
+            tenant: principal.tenant.clone(),
             log: None,
             receipt: None,
             source: None,
@@ -292,6 +296,7 @@ impl Generation {
         match source.tokens.recv().await {
             Some(TokenEvent::Token { id, logprob, top }) => {
                 self.progress.count_token(&self.host.metrics);
+                self.host.quotas.charge_tokens(&self.tenant, 1);
                 source.course.push(id);
                 let text = source.decoder.push(id);
                 source.pending.push(TokenOut { id, logprob, top }, text.len());

@@ -234,7 +234,7 @@ impl PluginHost {
         if Digest::of(&component) != digest {
             return Err(PluginError::Internal(format!("the stored plugin {digest} is damaged")));
         }
-        let artefact = self.shared.compiler.compile(&component).await?;
+        let (artefact, _) = self.shared.compiler.compile(&component).await?;
         let (prepared, artefact) = self.link(artefact).await?;
         let artefacts = Arc::clone(&self.shared.artefacts);
         if let Err(error) = blocking(move || artefacts.write(digest, &artefact)).await? {

@@ -18,6 +18,7 @@ mod artefacts;
 mod bindings;
 mod child;
 mod compile;
+mod confine;
 mod convert;
 mod deserialize;
 mod imports;

@@ -99,6 +99,7 @@ fn add_errors(operation: &mut Operation, dialect: Dialect) {
         add(operation, "408", "The body came too slowly");
         add(operation, "410", "An adapter or a plugin that it needs was revoked");
         add(operation, "413", "The body is too large");
+        add(operation, "429", "A quota of the tenant is used up, or its share of the queue");
     }
 }
 

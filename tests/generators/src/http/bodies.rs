@@ -26,6 +26,13 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         Kind::Readers => readers(draw),
         Kind::Promote => Json::object([("version", number(draw, &["1", "2"]))]),
         Kind::Tenant => Json::object([("name", draw.pick(&["one", "two", "A.b"]).into())]),
+        // Large ones only: the requests that follow are to be answered, not refused.
+        Kind::Quota => Json::object([
+            ("requests_per_minute_max", number(draw, &["4294967295", "null"])),
+            ("tokens_per_minute_max", number(draw, &["4294967295", "null"])),
+            ("body_bytes_per_minute_max", number(draw, &["1099511627776", "null"])),
+            ("concurrent_requests_max", number(draw, &["4294967295", "null"])),
+        ]),
         Kind::Key => key(draw),
         Kind::Revocation => Json::object([("reason", Json::Text(draw.text()))]),
         Kind::Secret => Json::object([
