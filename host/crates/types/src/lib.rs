@@ -17,7 +17,7 @@ mod valid_plan;
 
 pub use blame::Blame;
 pub use chat::{Chat, ChatMessage, ToolCall};
-pub use composition::{Composition, CompositionPart, LayerRange, Module, ModuleSet};
+pub use composition::{Composition, CompositionPart, LayerRange, Module, ModuleSet, OutputRange};
 pub use digest::{Digest, DigestError};
 pub use hook::{Action, Chunk, ChunkToken, Decision, Ending, HookUsage, InvocationRequest, Message, Rejection};
 pub use ids::{AdapterAlias, FunctionName, NameError, SecretName, TenantId};
