@@ -7,8 +7,8 @@
         def compose(self, request: Request) -> Plan:
             return Plan(chat("Be polite.", request.text)).adapter("manners", 0.8)
 
-`python -m tenon_sdk build app.py -o plugin.wasm` makes the component; it imports nothing but `tenon:plugin/*`. The module is
-run when the component is built, and what it made then is there for each request: each has a fresh copy of that state.
+`python -m tenon_sdk build app.py -o plugin.wasm` makes the component; it imports `tenon:plugin/*` and an inert WASI. The module is run
+when the component is built, and what it made then is there for each request: each has a fresh copy of that state.
 
 Not here: anything of the host. The WIT in `wit/` is the only link.
 """
