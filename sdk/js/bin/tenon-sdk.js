@@ -141,6 +141,7 @@ async function main() {
 try {
   process.exitCode = await main();
 } catch (error) {
-  console.error(error instanceof Failure || /** @type {any} */ (error)?.code?.startsWith?.("ERR_PARSE_ARGS") ? `error: ${error.message}` : error);
+  const known = error instanceof Failure || (error instanceof TypeError && "code" in error);
+  console.error(known ? `error: ${error.message}` : error);
   process.exitCode = 1;
 }

@@ -49,7 +49,8 @@ export function texts(name, value) {
 
 /** @param {string} name @param {any} value @returns {Raw} */
 function object(name, value) {
-  return typeof value === "object" && value !== null && !Array.isArray(value) ? value : wrong(name, "an object", value);
+  const is = typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Promise);
+  return is ? value : wrong(name, "an object", value);
 }
 
 /** @param {string} name @param {any} value @returns {number} */
