@@ -53,7 +53,7 @@ def build(sources: list[Path], output: Path, contract: Path) -> None:
         core = Path(made) / "core.wasm"
         run(*tool("wit-bindgen"), "c", str(contract), "--world", "policy", "--out-dir", str(generated))
         include = ["-I", str(generated), "-I", str(HERE)]
-        objects = []
+        objects: list[str] = []
         # Apart, since the generated text is not ours to keep free of warnings.
         for source in [*sources, generated / "policy.c"]:
             compiled = Path(made) / f"{len(objects)}.o"
