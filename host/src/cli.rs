@@ -8,6 +8,7 @@ mod failure;
 mod functions;
 mod local;
 mod output;
+mod project;
 mod receipts;
 mod remote;
 mod secrets;
@@ -46,6 +47,12 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed or the host refused; 2
 enum Command {
     /// Serve the base over HTTP until SIGTERM or SIGINT
     Serve(Box<ServeArgs>),
+    /// Write the project of a new plugin
+    New(project::NewArgs),
+    /// Make the component of a plugin's project
+    Build(project::BuildArgs),
+    /// Say what a component imports, exports and weighs
+    Inspect(project::InspectArgs),
     /// Upload a plugin and deploy a function of it
     Deploy(client::DeployArgs),
     /// Invoke a function and print its answer as it comes
@@ -173,6 +180,9 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Compile => return plugin::compiler_main(),
         Command::Serve(arguments) => serve(*arguments, printer),
+        Command::New(arguments) => project::new(arguments, printer),
+        Command::Build(arguments) => project::build(arguments, printer),
+        Command::Inspect(arguments) => project::inspect(arguments, printer),
         Command::Deploy(arguments) => block_on(client::deploy(arguments, printer)),
         Command::Invoke(arguments) => block_on(client::invoke(arguments, printer)),
         Command::Versions(arguments) => block_on(functions::versions(arguments, printer)),
