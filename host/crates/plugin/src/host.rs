@@ -21,16 +21,25 @@ use crate::deserialize::OwnArtefact;
 use crate::state::InstanceState;
 use crate::threads::GuestThreads;
 use crate::ticker::Ticker;
-use crate::{PluginError, PluginInstance, PluginLimits, Session, sandbox};
+use crate::{OwnLimits, PluginError, PluginInstance, PluginLimits, Session, sandbox};
 
-/// What a component may import; the linker decides about versions and functions. The `wasi` ones are inert.
-const IMPORT_PREFIXES: [&str; 12] = [
+/// What a component may import; the linker decides about versions and functions. The second half of `wasi` is inert.
+const IMPORT_PREFIXES: [&str; 21] = [
     "tenon:plugin/types@",
     "tenon:plugin/catalog@",
     "tenon:plugin/log@",
     "tenon:plugin/clock@",
     "tenon:plugin/random@",
     "tenon:plugin/config@",
+    "tenon:plugin/secrets@",
+    "tenon:plugin/tokenizer@",
+    "wasi:config/store@",
+    "wasi:keyvalue/store@",
+    "wasi:keyvalue/atomics@",
+    "wasi:keyvalue/batch@",
+    "wasi:logging/logging@",
+    "wasi:http/types@",
+    "wasi:http/outgoing-handler@",
     "wasi:cli/",
     "wasi:clocks/",
     "wasi:filesystem/",
@@ -106,6 +115,16 @@ pub struct PluginStats {
 struct Prepared {
     plugin: PolicyPre<InstanceState>,
     bytes: u32,
+}
+
+impl Shared {
+    /// The limits of one request: those of every plugin, narrowed by the function's own.
+    pub(crate) fn limits_of(&self, session: &Session) -> Arc<PluginLimits> {
+        if session.limits == OwnLimits::default() {
+            return Arc::clone(&self.limits);
+        }
+        Arc::new(self.limits.narrowed(&session.limits))
+    }
 }
 
 impl fmt::Debug for PluginHost {

@@ -30,8 +30,11 @@ mod threads;
 mod ticker;
 
 pub use calls::PluginInstance;
-pub use capability::{CapabilityError, Catalog, CatalogEntry, Clock, LogLevel, LogSink, Residency, Session};
+pub use capability::{
+    BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink, Nothing,
+    Outbound, OutboundBounds, OutboundError, Residency, Secrets, Session, Tokenizer, Versioned, Written,
+};
 pub use child::compiler_main;
 pub use error::PluginError;
 pub use host::{CompilerCommand, ComponentSource, PluginHost, PluginHostConfig, PluginStats};
-pub use limits::PluginLimits;
+pub use limits::{OwnLimits, PluginLimits};
