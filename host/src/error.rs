@@ -8,6 +8,7 @@ use types::{Blame, PlanError};
 use crate::adapters::AdapterError;
 use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
+use crate::keyvalue::KeyValueError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
 use crate::revocation::RevocationError;
@@ -108,6 +109,9 @@ pub enum Error {
     /// Secrets.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// Key-value buckets.
+    #[error(transparent)]
+    KeyValue(#[from] KeyValueError),
     /// Pointers.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -176,6 +180,7 @@ impl Error {
             Self::Revocation(error) => error.code(),
             Self::Tenant(error) => error.code(),
             Self::Secret(error) => error.code(),
+            Self::KeyValue(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
             Self::Config(error) => error.code(),
@@ -207,6 +212,7 @@ impl Error {
             Self::Revocation(error) => error.blame(),
             Self::Tenant(error) => error.blame(),
             Self::Secret(error) => error.blame(),
+            Self::KeyValue(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),

@@ -17,14 +17,16 @@ const INCREMENT_ATTEMPTS_MAX: u32 = 16;
 
 /// An open bucket.
 #[derive(Clone, Debug)]
-pub(crate) struct Bucket {
+#[allow(unreachable_pub, reason = "the generated bindings name it")]
+pub struct Bucket {
     name: String,
     access: BucketAccess,
 }
 
 /// The state of a key. It holds no value: a guest may have many of these.
 #[derive(Clone, Debug)]
-pub(crate) struct Cas {
+#[allow(unreachable_pub, reason = "the generated bindings name it")]
+pub struct Cas {
     bucket: Bucket,
     key: String,
     version: Option<u64>,

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use plugin::{
-    CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, LogLevel, LogSink, PluginError,
+    CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, LogLevel, LogSink, Nothing, OwnLimits,
+    PluginError,
     PluginHost, PluginHostConfig, PluginInstance, PluginLimits, Residency, Session,
 };
 use tempfile::TempDir;
@@ -166,6 +167,11 @@ pub(crate) fn session() -> Session {
         log: Arc::new(Kept::default()),
         clock: Arc::new(Still),
         config: Vec::new(),
+        keyvalue: Arc::new(Nothing),
+        secrets: Arc::new(Nothing),
+        outbound: Arc::new(Nothing),
+        tokenizer: Arc::new(Nothing),
+        limits: OwnLimits::default(),
         seed: 7,
     }
 }
