@@ -187,7 +187,7 @@ async fn what_is_over_a_limit_is_refused_and_changes_nothing() {
         value_bytes_max: 16,
         bucket_keys_max: 2,
         tenant_buckets_max: 2,
-        tenant_bytes_max: 40,
+        tenant_bytes_max: 38,
         page_keys_max: 10,
     };
     let store = store(limits);
