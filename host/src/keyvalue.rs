@@ -250,10 +250,7 @@ impl KeyValues {
         over("the key's length in bytes", key.len(), "kv_key_bytes_max", self.limits.key_bytes_max)
     }
 
-    async fn read<T: Send + 'static>(
-        &self,
-        work: impl Fn(&Database) -> Attempt<T> + Send + 'static,
-    ) -> Answer<T> {
+    async fn read<T: Send + 'static>(&self, work: impl Fn(&Database) -> Attempt<T> + Send + 'static) -> Answer<T> {
         let database = Arc::clone(&self.database);
         blocking(move || database.read(work)).await
     }
@@ -272,7 +269,11 @@ impl KeyValues {
                 let transaction = database.begin_write()?;
                 let outcome = work(&transaction)?;
                 // What was refused changed nothing.
-                if outcome.is_ok() { transaction.commit()? } else { transaction.abort()? }
+                if outcome.is_ok() {
+                    transaction.commit()?
+                } else {
+                    transaction.abort()?
+                }
                 Ok(outcome)
             })
         })
@@ -302,12 +303,7 @@ fn read_value(database: &Database, place: &BucketPlace, key: &str) -> Result<Opt
     }))
 }
 
-fn read_keys(
-    database: &Database,
-    place: &BucketPlace,
-    after: &str,
-    keys_max: usize,
-) -> Result<KeyPage, redb::Error> {
+fn read_keys(database: &Database, place: &BucketPlace, after: &str, keys_max: usize) -> Result<KeyPage, redb::Error> {
     let values = match database.begin_read()?.open_table(VALUES) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(KeyPage::default()),
         values => values?,
@@ -452,7 +448,13 @@ impl Change {
         for (what, value, before, limit, max) in [
             ("the number of keys in the bucket", keys, held.0, "kv_bucket_keys_max", limits.bucket_keys_max),
             ("the number of buckets", bucket_count, in_all.0, "kv_tenant_buckets_max", limits.tenant_buckets_max),
-            ("what the tenant's buckets hold in bytes", bytes_in_all, in_all.1, "kv_tenant_bytes_max", limits.tenant_bytes_max),
+            (
+                "what the tenant's buckets hold in bytes",
+                bytes_in_all,
+                in_all.1,
+                "kv_tenant_bytes_max",
+                limits.tenant_bytes_max,
+            ),
         ] {
             if grows && value > max && value > before {
                 return Ok(Err(KeyValueError::OverLimit { what, limit, max }));

@@ -21,8 +21,8 @@ use crate::adapters::{SignaturePolicy, SignerKey, Signers};
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{
-    FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestCold, ManifestGrants, ManifestLimits,
-    ManifestRelease, ManifestSwitch,
+    FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestCold, ManifestGrants, ManifestLimits, ManifestRelease,
+    ManifestSwitch,
 };
 use crate::tenants::{KeyInfo, Right, Rights};
 

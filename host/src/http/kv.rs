@@ -193,9 +193,14 @@ fn expected(headers: &HeaderMap) -> Result<Expected, Error> {
         (None, Some("*")) => Ok(Expected::Absent),
         (Some(tag), None) => {
             let version = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).and_then(|tag| tag.parse().ok());
-            let bad = || Error::invalid("invalid_request", "if-match", "send one ETag as it was answered, with its quotes");
+            let bad =
+                || Error::invalid("invalid_request", "if-match", "send one ETag as it was answered, with its quotes");
             Ok(Expected::Version(version.ok_or_else(bad)?))
         }
-        _ => Err(Error::invalid("invalid_request", "if-none-match", "send `If-Match: \"VERSION\"` or `If-None-Match: *`")),
+        _ => Err(Error::invalid(
+            "invalid_request",
+            "if-none-match",
+            "send `If-Match: \"VERSION\"` or `If-None-Match: *`",
+        )),
     }
 }

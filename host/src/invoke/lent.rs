@@ -29,7 +29,13 @@ pub(super) struct FunctionBuckets {
 }
 
 impl FunctionBuckets {
-    pub(super) fn new(host: &Arc<Host>, tenant: &TenantId, function: &FunctionName, life: u32, grants: &ManifestGrants) -> Self {
+    pub(super) fn new(
+        host: &Arc<Host>,
+        tenant: &TenantId,
+        function: &FunctionName,
+        life: u32,
+        grants: &ManifestGrants,
+    ) -> Self {
         let place = |scope, bucket| match scope {
             ManifestScope::Function => BucketPlace::of_function(tenant.clone(), function, life, bucket),
             ManifestScope::Tenant => BucketPlace::of_tenant(tenant.clone(), bucket),
@@ -99,7 +105,8 @@ pub(super) struct FunctionSecrets {
 impl Secrets for FunctionSecrets {
     async fn get(&self, name: &str) -> Result<String, CapabilityError> {
         let shown = shown(name);
-        let denied = || CapabilityError::Denied(format!("the secret `{shown}`: the manifest's grants.secrets does not name it"));
+        let denied =
+            || CapabilityError::Denied(format!("the secret `{shown}`: the manifest's grants.secrets does not name it"));
         if !self.granted.iter().any(|granted| granted == name) {
             return Err(denied());
         }
@@ -109,7 +116,9 @@ impl Secrets for FunctionSecrets {
             Ok(_) => Err(CapabilityError::Denied(format!(
                 "the secret `{shown}` is for sources of adapters; set it as {{\"value\": …}}"
             ))),
-            Err(SecretError::NotFound(_)) => Err(CapabilityError::Failed(format!("there is no secret `{shown}`; set it first"))),
+            Err(SecretError::NotFound(_)) => {
+                Err(CapabilityError::Failed(format!("there is no secret `{shown}`; set it first")))
+            }
             Err(error) => {
                 tracing::error!(%error, "a plugin's secret");
                 Err(CapabilityError::Failed(format!("the secret `{shown}` cannot be opened")))

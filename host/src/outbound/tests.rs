@@ -10,11 +10,8 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-const BOUNDS: OutboundBounds = OutboundBounds {
-    time: Duration::from_secs(20),
-    response_bytes_max: 1000,
-    headers_bytes_max: 1000,
-};
+const BOUNDS: OutboundBounds =
+    OutboundBounds { time: Duration::from_secs(20), response_bytes_max: 1000, headers_bytes_max: 1000 };
 
 fn allows(grant: &str, url: &str) -> bool {
     let grant: HttpGrant = grant.parse().expect(grant);

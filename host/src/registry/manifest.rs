@@ -61,7 +61,9 @@ impl ManifestError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::BadAdapter(_) | Self::BadFallback(_) | Self::BadGrant { .. } | Self::ZeroLimit(_) => "invalid_manifest",
+            Self::BadAdapter(_) | Self::BadFallback(_) | Self::BadGrant { .. } | Self::ZeroLimit(_) => {
+                "invalid_manifest"
+            }
             Self::OverLimit { .. } => "limit_exceeded",
         }
     }

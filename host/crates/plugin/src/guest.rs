@@ -284,6 +284,9 @@ fn explain_trap(call: &'static str, error: &wasmtime::Error) -> PluginError {
         if cause.contains("fuel allocated for hostcalls") {
             return PluginError::Limit { call, limit: "transfer_bytes_max" };
         }
+        if cause.contains("total size of fields exceeds limit") {
+            return PluginError::Limit { call, limit: "http_headers_bytes_max" };
+        }
         if cause.contains("handle limit exceeded") || matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
             return PluginError::Limit { call, limit: "handles_max" };
         }

@@ -23,7 +23,7 @@ use crate::threads::GuestThreads;
 use crate::ticker::Ticker;
 use crate::{OwnLimits, PluginError, PluginInstance, PluginLimits, Session, sandbox};
 
-/// What a component may import; the linker decides about versions and functions. The second half of `wasi` is inert.
+/// What a component may import; the linker decides about versions and functions. Those from `wasi:cli` on are inert.
 const IMPORT_PREFIXES: [&str; 21] = [
     "tenon:plugin/types@",
     "tenon:plugin/catalog@",
@@ -33,13 +33,13 @@ const IMPORT_PREFIXES: [&str; 21] = [
     "tenon:plugin/config@",
     "tenon:plugin/secrets@",
     "tenon:plugin/tokenizer@",
-    "wasi:config/store@",
-    "wasi:keyvalue/store@",
-    "wasi:keyvalue/atomics@",
-    "wasi:keyvalue/batch@",
-    "wasi:logging/logging@",
-    "wasi:http/types@",
-    "wasi:http/outgoing-handler@",
+    "wasi:config/store@0.2.0-rc.1",
+    "wasi:keyvalue/store@0.2.0-draft2",
+    "wasi:keyvalue/atomics@0.2.0-draft2",
+    "wasi:keyvalue/batch@0.2.0-draft2",
+    "wasi:logging/logging@0.1.0-draft",
+    "wasi:http/types@0.2.",
+    "wasi:http/outgoing-handler@0.2.",
     "wasi:cli/",
     "wasi:clocks/",
     "wasi:filesystem/",

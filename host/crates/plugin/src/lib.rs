@@ -31,8 +31,8 @@ mod ticker;
 
 pub use calls::PluginInstance;
 pub use capability::{
-    BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink, Nothing,
-    Outbound, OutboundBounds, OutboundError, Residency, Secrets, Session, Tokenizer, Versioned, Written,
+    BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
+    Nothing, Outbound, OutboundBounds, OutboundError, Residency, Secrets, Session, Tokenizer, Versioned, Written,
 };
 pub use child::compiler_main;
 pub use error::PluginError;

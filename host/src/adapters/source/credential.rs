@@ -69,7 +69,9 @@ impl Credential {
                 return Err(AdapterError::BadSource("the secret holds S3 keys, and this source needs a token"));
             }
             Self::Value { .. } => {
-                return Err(AdapterError::BadSource("the secret is a value for plugins, and this source needs a token"));
+                return Err(AdapterError::BadSource(
+                    "the secret is a value for plugins, and this source needs a token",
+                ));
             }
         };
         if !is_same_origin(origin, url) {

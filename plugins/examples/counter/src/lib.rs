@@ -12,7 +12,8 @@ impl Policy for Counter {
     fn route(request: &Request) -> Result<Decision> {
         let limit = config::get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(LIMIT_DEFAULT);
         let user = request.parameter("user").unwrap_or("anonymous");
-        let visits = Bucket::open("visits")?.update(user, |before| Ok((count(before)? + 1).to_string().into_bytes()))?;
+        let visits =
+            Bucket::open("visits")?.update(user, |before| Ok((count(before)? + 1).to_string().into_bytes()))?;
         if count(Some(&visits))? > limit {
             let reason = format!("{user} has used up {limit} visits");
             return Ok(Decision::Reject(Rejection { code: "used_up".to_owned(), reason }));
@@ -46,7 +47,9 @@ mod tests {
         assert_eq!(harness.route::<Counter>(&asked), Ok(Decision::Serve));
         assert_eq!(harness.stored("visits", "ann"), Some(b"2".to_vec()));
         let full = Harness::new().config("limit", "2").value("visits", "ann", b"2");
-        assert!(matches!(full.route::<Counter>(&asked), Ok(Decision::Reject(rejection)) if rejection.code == "used_up"));
+        assert!(
+            matches!(full.route::<Counter>(&asked), Ok(Decision::Reject(rejection)) if rejection.code == "used_up")
+        );
         assert_eq!(full.route::<Counter>(&request("hi")), Ok(Decision::Serve), "another user");
     }
 

@@ -38,7 +38,8 @@ fn grown(text: &str) -> String {
 
 fn done(command: &str) -> Result<String> {
     let words: Vec<&str> = command.split(' ').collect();
-    let text = |value: Option<Vec<u8>>| value.map_or("nothing".to_owned(), |v| String::from_utf8_lossy(&v).into_owned());
+    let text =
+        |value: Option<Vec<u8>>| value.map_or("nothing".to_owned(), |v| String::from_utf8_lossy(&v).into_owned());
     Ok(match words.as_slice() {
         ["kv-open", bucket] => format!("{:?}", Bucket::open(bucket).map(drop)?),
         ["kv-get", bucket, key] => text(Bucket::open(bucket)?.get(&grown(key))?),

@@ -84,13 +84,7 @@ impl KeyValue for Nothing {
         Err(CapabilityError::Denied(bucket.to_owned()))
     }
 
-    async fn write(
-        &self,
-        bucket: &str,
-        _: &str,
-        _: Expected,
-        _: Option<Bytes>,
-    ) -> Result<Written, CapabilityError> {
+    async fn write(&self, bucket: &str, _: &str, _: Expected, _: Option<Bytes>) -> Result<Written, CapabilityError> {
         Err(CapabilityError::Denied(bucket.to_owned()))
     }
 

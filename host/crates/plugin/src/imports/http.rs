@@ -58,9 +58,12 @@ impl WasiHttpHooks for Sender {
                 let text = format!("over the limit http_requests_max of {} requests", limits.http_requests_max);
                 return Err(Error::InternalError(Some(text)));
             }
-            send(&*outbound, request, options, &limits).await.inspect_err(|(_, line)| {
-                log.write(LogLevel::Warn, &format!("an outgoing request failed: {line}"));
-            }).map_err(|(error, _)| error)
+            send(&*outbound, request, options, &limits)
+                .await
+                .inspect_err(|(_, line)| {
+                    log.write(LogLevel::Warn, &format!("an outgoing request failed: {line}"));
+                })
+                .map_err(|(error, _)| error)
         })
     }
 
@@ -85,11 +88,8 @@ async fn send(
     }
     let body = collected(body, limits.http_request_bytes_max).await?;
     let time = time(options, limits);
-    let bounds = OutboundBounds {
-        time,
-        response_bytes_max: limits.http_response_bytes_max,
-        headers_bytes_max: headers_max,
-    };
+    let bounds =
+        OutboundBounds { time, response_bytes_max: limits.http_response_bytes_max, headers_bytes_max: headers_max };
     let sent = outbound.send(Request::from_parts(parts, body), bounds);
     let answer = tokio::time::timeout(time, sent).await;
     let answer = answer.unwrap_or_else(|_| Err(OutboundError::Timeout(time.as_millis())));
@@ -142,4 +142,3 @@ fn to_wasi(error: &OutboundError) -> Error {
         OutboundError::Failed(_) => Error::DestinationUnavailable,
     }
 }
-

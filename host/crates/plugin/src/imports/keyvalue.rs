@@ -217,7 +217,8 @@ impl InstanceState {
         value: Option<Bytes>,
     ) -> Result<Written, Error> {
         if bucket.access == BucketAccess::ReadOnly {
-            let line = format!("a write to the bucket `{}` is denied: the manifest's grants.kv lets it be read", bucket.name);
+            let line =
+                format!("a write to the bucket `{}` is denied: the manifest's grants.kv lets it be read", bucket.name);
             self.log_line(LogLevel::Warn, &line);
             return Err(Error::AccessDenied);
         }

@@ -81,7 +81,7 @@ impl Secrets for OneSecret {
     async fn get(&self, name: &str) -> Result<String, CapabilityError> {
         match name {
             "key" => Ok("s3cret".to_owned()),
-            _ => plugin::Nothing.get(name).await,
+            _ => Secrets::get(&plugin::Nothing, name).await,
         }
     }
 }
@@ -112,17 +112,21 @@ impl Outbound for Web {
         let _pending = Pending(Arc::clone(&self.pending));
         let answer = http::Response::builder().header("x-was", "here").header("connection", "close");
         match request.uri().host() {
-            Some("echo") => {
+            Some("long") if bounds.response_bytes_max < 1000 => {
+                let max = bounds.response_bytes_max;
+                Err(OutboundError::Limit { limit: "http_response_bytes_max", max })
+            }
+            Some("echo" | "long") => {
                 let headers = request.headers().iter().map(|(name, value)| format!("{name}={value:?}"));
                 let headers: Vec<String> = headers.collect();
                 let (method, uri, body) = (request.method(), request.uri(), String::from_utf8_lossy(request.body()));
                 Ok(answer.body(format!("{method} {uri} {headers:?} {body}").into()).expect("an answer"))
             }
-            Some("moved") => Ok(answer.status(302).header("location", "http://169.254.169.254/").body(Bytes::new()).expect("an answer")),
-            Some("long") => {
-                let max = bounds.response_bytes_max;
-                Err(OutboundError::Limit { limit: "http_response_bytes_max", max })
-            }
+            Some("moved") => Ok(answer
+                .status(302)
+                .header("location", "http://169.254.169.254/")
+                .body(Bytes::new())
+                .expect("an answer")),
             Some("silent") => {
                 tokio::time::sleep(Duration::from_secs(3600)).await;
                 Err(OutboundError::Failed("never"))
@@ -144,11 +148,11 @@ impl Tokenizer for ByteTokens {
 
     async fn decode(&self, tokens: Vec<u32>, bytes_max: usize) -> Result<String, CapabilityError> {
         // As a token of a vocabulary may stand for a long text.
-        let text = tokens.iter().map(|token| "x".repeat(*token as usize)).collect::<String>();
-        if text.len() > bytes_max {
+        let bytes = tokens.iter().map(|token| *token as usize).sum();
+        if bytes > bytes_max {
             return Err(CapabilityError::Limit("tokenizer_bytes_max".into()));
         }
-        Ok(text)
+        Ok("x".repeat(bytes))
     }
 }
 

@@ -96,8 +96,15 @@ async fn each_limit_is_met_and_named() {
 async fn without_it_the_same_guest_does_not_meet_it() {
     let setup = Setup::with(PluginLimits { call_cpu_ms_max: 500, start_cpu_ms_max: 500, ..limits() });
     // These guests go on until some limit ends them.
-    let endless = ["memory_bytes_max", "call_cpu_ms_max", "call_wall_ms_max", "start_cpu_ms_max", "log_bytes_max",
-        "log_lines_max", "host_calls_max"];
+    let endless = [
+        "memory_bytes_max",
+        "call_cpu_ms_max",
+        "call_wall_ms_max",
+        "start_cpu_ms_max",
+        "log_bytes_max",
+        "log_lines_max",
+        "host_calls_max",
+    ];
     for case in cases().iter().filter(|case| !endless.contains(&case.limit)) {
         let said = told(&setup, case, OwnLimits::default()).await;
         // It asks for too much on purpose as well.

@@ -6,9 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use plugin::{
-    CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, LogLevel, LogSink, Nothing, OwnLimits,
-    PluginError,
-    PluginHost, PluginHostConfig, PluginInstance, PluginLimits, Residency, Session,
+    CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, LogLevel, LogSink, Nothing,
+    OwnLimits, PluginError, PluginHost, PluginHostConfig, PluginInstance, PluginLimits, Residency, Session,
 };
 use tempfile::TempDir;
 use types::{Digest, InvocationRequest};
