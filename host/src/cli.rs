@@ -6,6 +6,7 @@ mod client;
 mod doctor;
 mod failure;
 mod functions;
+mod kv;
 mod local;
 mod output;
 mod project;
@@ -70,10 +71,15 @@ enum Command {
         #[command(subcommand)]
         command: adapters::AdapterCommand,
     },
-    /// Secrets that open private sources of adapters: set, list, remove
+    /// Secrets of private sources of adapters, and of plugins: set, list, remove
     Secret {
         #[command(subcommand)]
         command: secrets::SecretCommand,
+    },
+    /// Key-value buckets: list, get, put, delete
+    Kv {
+        #[command(subcommand)]
+        command: kv::KvCommand,
     },
     /// Receipts: show, verify
     Receipt {
@@ -191,6 +197,7 @@ pub fn main() -> ExitCode {
         Command::Revoke(arguments) => block_on(adapters::revoke(arguments, printer)),
         Command::Adapter { command } => block_on(adapters::run(command, printer)),
         Command::Secret { command } => block_on(secrets::run(command, printer)),
+        Command::Kv { command } => block_on(kv::run(command, printer)),
         Command::Receipt { command } => block_on(receipts::run(command, printer)),
         Command::Usage(arguments) => block_on(usage::run(arguments, printer)),
         Command::Tenant { command } => block_on(local::tenant(command, printer)),

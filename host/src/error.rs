@@ -8,6 +8,7 @@ use types::{Blame, PlanError};
 use crate::adapters::AdapterError;
 use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
+use crate::keyvalue::KeyValueError;
 use crate::quotas::QuotaError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
@@ -112,6 +113,9 @@ pub enum Error {
     /// Secrets.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// Key-value buckets.
+    #[error(transparent)]
+    KeyValue(#[from] KeyValueError),
     /// Pointers.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -181,6 +185,7 @@ impl Error {
             Self::Tenant(error) => error.code(),
             Self::Quota(error) => error.code(),
             Self::Secret(error) => error.code(),
+            Self::KeyValue(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
             Self::Config(error) => error.code(),
@@ -213,6 +218,7 @@ impl Error {
             Self::Tenant(error) => error.blame(),
             Self::Quota(error) => error.blame(),
             Self::Secret(error) => error.blame(),
+            Self::KeyValue(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),

@@ -20,8 +20,10 @@ use crate::config::{Config, KvSize};
 use crate::error::Error;
 use crate::http::{self, App, Listener, Serving, Tls};
 use crate::invoke::{Handling, TenantSalts};
+use crate::keyvalue::KeyValues;
 use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
+use crate::outbound::WebClient;
 use crate::quotas::Quotas;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
 use crate::registry::Registry;
@@ -44,6 +46,8 @@ pub(crate) struct Host {
     pub(crate) adapters: AdapterStore,
     pub(crate) revocations: Revocations,
     pub(crate) secrets: Secrets,
+    pub(crate) keyvalue: KeyValues,
+    pub(crate) outbound: WebClient,
     pub(crate) base: Arc<Base>,
     pub(crate) engine: EngineHandle<LoraAdapter>,
     pub(crate) tenant_salts: TenantSalts,
@@ -168,6 +172,8 @@ impl Host {
             adapters,
             revocations,
             secrets,
+            keyvalue: KeyValues::new(store.database(), config.keyvalue_limits),
+            outbound: WebClient::new(config.plugin_http.clone()),
             base,
             engine,
             tenant_salts: TenantSalts::new()?,

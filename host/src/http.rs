@@ -12,6 +12,7 @@ mod functions;
 #[cfg(feature = "in-process")]
 mod in_process;
 mod invoke;
+mod kv;
 mod listen;
 mod logs;
 mod lorax;
@@ -158,6 +159,9 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/v1/adapters/{alias}/derive", Needs(Adapters), post(adapters::derive::derive)),
         route("/v1/secrets", Needs(Adapters), get(secrets::list)),
         route("/v1/secrets/{name}", Needs(Adapters), put(secrets::put).delete(secrets::remove)),
+        route("/v1/kv", Needs(Deploy), get(kv::buckets)),
+        route("/v1/kv/{bucket}", Needs(Deploy), get(kv::keys).delete(kv::remove_bucket)),
+        route("/v1/kv/{bucket}/{key}", Needs(Deploy), get(kv::get).put(kv::put).delete(kv::remove)),
         route("/v1/models", Needs(Invoke), get(openai::models)),
         route("/v1/models/{id}", Needs(Invoke), get(openai::model)),
         route("/v1/completions", Needs(Invoke), post(openai::completions)),

@@ -24,7 +24,8 @@ pub use error::RegistryError;
 pub use live::{LIVE_CHANGES_MAX, LiveChange, LiveHistory};
 pub(crate) use manifest::digest_text;
 pub use manifest::{
-    Manifest, ManifestCold, ManifestError, ManifestFallback, ManifestLimits, ManifestRelease, ManifestSwitch,
+    Manifest, ManifestAccess, ManifestBucket, ManifestCold, ManifestError, ManifestFallback, ManifestGrants,
+    ManifestLimits, ManifestRelease, ManifestScope, ManifestSwitch,
 };
 
 /// Functions of one tenant.

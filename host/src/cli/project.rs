@@ -146,6 +146,7 @@ fn sdk_folder(sdk: &Path) -> Result<PathBuf, Error> {
     if is_plain {
         return Ok(found);
     }
-    let message = format!("the path {} has characters that package tools read differently: use another", found.display());
+    let message =
+        format!("the path {} has characters that package tools read differently: use another", found.display());
     Err(Error::invalid("invalid_request", "sdk", message))
 }

@@ -1,6 +1,7 @@
 //! Fills in defaults and checks values: settings in, [`Config`] out. Not here: where settings come from.
 
 mod adapter_sources;
+mod plugin_imports;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -81,6 +82,8 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             256,
             1..=4096,
         )?,
+        plugin_http: checks.plugin_http(&raw.plugin_http)?,
+        keyvalue_limits: checks.keyvalue_limits(&raw.limits)?,
         log: checks.log(&raw)?,
     })
 }
@@ -233,6 +236,13 @@ impl Checks<'_> {
             )?,
             held_bytes_max: size("limits.held_bytes_max", raw.held_bytes_max, default.held_bytes_max)?,
             answer_bytes_max: size("limits.answer_bytes_max", raw.answer_bytes_max, default.answer_bytes_max)?,
+            kv_blocks_max: self.number(
+                "limits.kv_blocks_max",
+                raw.kv_blocks_max,
+                default.kv_blocks_max.into(),
+                1..=u32::MAX.into(),
+            )?,
+            cold_bytes_max: raw.cold_bytes_max.unwrap_or(default.cold_bytes_max),
             deadline_ms_max: self.number(
                 "limits.deadline_ms_max",
                 raw.deadline_ms_max,
@@ -396,7 +406,7 @@ impl Checks<'_> {
                 default.log_lines_max.into(),
                 0..=1 << 30,
             )?,
-            ..default
+            ..self.plugin_imports(raw, default)?
         })
     }
 

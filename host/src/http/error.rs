@@ -25,9 +25,8 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "unauthorized" => StatusCode::UNAUTHORIZED,
         "forbidden" => StatusCode::FORBIDDEN,
         "not_found" | "function_not_found" | "version_not_found" | "plugin_not_found" | "model_not_found"
-        | "tenant_not_found" | "key_not_found" | "adapter_not_found" | "adapter_not_shared" | "secret_not_found" => {
-            StatusCode::NOT_FOUND
-        }
+        | "tenant_not_found" | "key_not_found" | "adapter_not_found" | "adapter_not_shared" | "secret_not_found"
+        | "kv_key_not_found" => StatusCode::NOT_FOUND,
         "revoked" => StatusCode::GONE,
         "conflict" | "tenant_exists" => StatusCode::CONFLICT,
         "body_too_large" | "plugin_too_large" | "adapter_too_large" => StatusCode::PAYLOAD_TOO_LARGE,

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    App, Route, adapters, admin, error, functions, invoke, logs, lorax, operations, pins, quotas, receipts,
+    App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, quotas, receipts,
     revocations, secrets, shares, usage, vllm,
 };
 
@@ -54,6 +54,12 @@ use super::{
         secrets::list,
         secrets::put,
         secrets::remove,
+        kv::buckets,
+        kv::keys,
+        kv::remove_bucket,
+        kv::get,
+        kv::put,
+        kv::remove,
         super::openai::models,
         super::openai::model,
         super::openai::completions,

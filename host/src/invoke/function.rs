@@ -13,6 +13,7 @@ use plugin::{
 use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
 
 use super::grants::ResolvedGrants;
+use super::lent::{self, Lent};
 use super::post::over;
 use super::{Draft, Routed, seed};
 use crate::adapters::ResolvedAdapters;
@@ -62,6 +63,7 @@ async fn route_live(
     request: &mut InvocationRequest,
     started: Instant,
 ) -> Result<Routed, Error> {
+    let lent = lent::lent(host, &principal.tenant, &live);
     let FunctionVersion { function: name, version, manifest, .. } = live;
     host.revocations.check("the plugin", manifest.plugin)?;
     request.function = name.to_string();
@@ -73,7 +75,7 @@ async fn route_live(
     let grants = grants.with_templates(&manifest.templates);
     let plugin_seed = seed::random()?;
     let live = (&name, &*manifest, &grants);
-    let session = session(host, principal, live, plugin_seed, started, log.clone()).await?;
+    let session = session(host, principal, live, lent, plugin_seed, started, log.clone()).await?;
     let source = StoredComponents(host.artifacts.clone());
     let mut instance = host.plugins.start(manifest.plugin, &source, session).await?;
     let begun = Instant::now();
@@ -141,6 +143,7 @@ async fn session(
     host: &Arc<Host>,
     principal: &Principal,
     (name, manifest, grants): (&FunctionName, &Manifest, &ResolvedGrants),
+    lent: Lent,
     seed: u64,
     started: Instant,
     log: InvocationLog,
@@ -163,6 +166,11 @@ async fn session(
         log: Arc::new(FunctionLog { tenant: principal.tenant.to_string(), function: name.to_string(), log }),
         clock: Arc::new(RequestClock(started)),
         config: manifest.config.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        keyvalue: lent.keyvalue,
+        secrets: lent.secrets,
+        outbound: lent.outbound,
+        tokenizer: lent.tokenizer,
+        limits: manifest.limits.plugin(),
         seed,
     })
 }

@@ -51,8 +51,14 @@ pub(crate) fn component(folder: &Path, output: Option<&Path>) -> Result<Value, E
         Language::Rust => rust(&folder, &output)?,
         Language::Python => {
             let python = virtual_environment(&folder)?;
-            let arguments: [&OsStr; 6] =
-                ["-m".as_ref(), "tenon_sdk".as_ref(), "build".as_ref(), "app.py".as_ref(), "-o".as_ref(), output.as_ref()];
+            let arguments: [&OsStr; 6] = [
+                "-m".as_ref(),
+                "tenon_sdk".as_ref(),
+                "build".as_ref(),
+                "app.py".as_ref(),
+                "-o".as_ref(),
+                output.as_ref(),
+            ];
             run(&folder, &python, &arguments, "its message says what is wrong with app.py")?;
         }
         Language::Js | Language::Ts => node(&folder, language, &output)?,
@@ -89,9 +95,10 @@ fn rust(folder: &Path, output: &Path) -> Result<(), Error> {
         let message = "cargo made no module: Cargo.toml needs `crate-type = [\"cdylib\"]`";
         Error::invalid("build_failed", "", message)
     })?;
-    let encoded = ComponentEncoder::default().validate(true).module(&read(&module)?).and_then(|encoder| encoder.encode());
-    let component =
-        encoded.map_err(|error| Error::invalid("build_failed", "", format!("no component of this module: {error:#}")))?;
+    let encoded =
+        ComponentEncoder::default().validate(true).module(&read(&module)?).and_then(|mut encoder| encoder.encode());
+    let component = encoded
+        .map_err(|error| Error::invalid("build_failed", "", format!("no component of this module: {error:#}")))?;
     write(output, &component)
 }
 

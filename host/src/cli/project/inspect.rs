@@ -36,7 +36,8 @@ pub(crate) fn inspect(arguments: InspectArgs, printer: Printer) -> Result<(), Fa
 pub(super) fn described(bytes: &[u8]) -> Result<Value, Error> {
     let invalid = |reason: String| Error::invalid("plugin_invalid", "component", reason);
     if bytes.starts_with(b"\0asm\x01\0\0\0") {
-        let reason = "it is a core module; make a component of it with `wasm-tools component new`, or with `tenon build`";
+        let reason =
+            "it is a core module; make a component of it with `wasm-tools component new`, or with `tenon build`";
         return Err(invalid(reason.into()));
     }
     let decoded = wit_component::decode(bytes).map_err(|error| invalid(format!("it is no component: {error:#}")))?;
@@ -52,7 +53,10 @@ pub(super) fn described(bytes: &[u8]) -> Result<Value, Error> {
         problems.push(format!("it has {} bytes, more than the {max} that a host takes", bytes.len()));
     }
     problems.extend(
-        imports.iter().filter(|name| !plugin::may_be_imported(name)).map(|name| format!("no host has its import `{name}`")),
+        imports
+            .iter()
+            .filter(|name| !plugin::may_be_imported(name))
+            .map(|name| format!("no host has its import `{name}`")),
     );
     if !exports.iter().any(|name| name.starts_with(HOOKS)) {
         problems.push(format!("it does not export `{HOOKS}…`, which is what a host calls"));
@@ -65,7 +69,12 @@ pub(super) fn described(bytes: &[u8]) -> Result<Value, Error> {
 
 pub(super) fn text(found: &Value) -> String {
     let mut lines = vec![
-        format!("{}: {} bytes of at most {}", field(found, "component"), cell(found, "bytes"), cell(found, "bytes_max")),
+        format!(
+            "{}: {} bytes of at most {}",
+            field(found, "component"),
+            cell(found, "bytes"),
+            cell(found, "bytes_max")
+        ),
         format!("digest {}", field(found, "digest")),
     ];
     for (what, list) in [("imports", "imports"), ("exports", "exports"), ("problem:", "problems")] {
