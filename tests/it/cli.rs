@@ -139,7 +139,7 @@ fn every_command_speaks_json() {
     std::fs::write(&secret, r#"{"origin": "https://example.org", "token": "t"}"#).unwrap();
     let secret = secret.to_str().unwrap();
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 30] = [
+    let commands: [(&str, Vec<&str>, &str); 34] = [
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
@@ -161,6 +161,10 @@ fn every_command_speaks_json() {
         ("secret set", vec!["json-secret", secret], "/kept"),
         ("secret list", vec![], "/data/0/name"),
         ("secret remove", vec!["json-secret"], "/removed"),
+        ("kv put", vec!["json-bucket", "a/key", secret, "--expect", "absent"], "/version"),
+        ("kv list", vec!["json-bucket"], "/keys/0"),
+        ("kv get", vec!["json-bucket", "a/key"], "/value"),
+        ("kv delete", vec!["json-bucket", "a/key"], "/removed"),
         ("receipt show", vec![&receipt], "/receipt/id"),
         ("receipt verify", vec![&receipt], "/head/digest"),
         ("usage", vec![], "/total/requests"),
