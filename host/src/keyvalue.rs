@@ -13,8 +13,11 @@ use types::{Blame, BucketName, FunctionName, TenantId};
 
 use crate::store::{StateDatabase, StoreError};
 
-/// (tenant, scope, bucket, key) -> (version, value). The scope is empty, or `FUNCTION/LIFE`.
-const VALUES: TableDefinition<'_, (&str, &str, &str, &str), (u64, &[u8])> = TableDefinition::new("kv_values");
+/// Tenant, scope, bucket, key. The scope is empty, or `FUNCTION/LIFE`.
+type ValueKey<'a> = (&'a str, &'a str, &'a str, &'a str);
+
+/// To version and value.
+const VALUES: TableDefinition<'_, ValueKey<'_>, (u64, &[u8])> = TableDefinition::new("kv_values");
 /// (tenant, scope, bucket) -> (keys, bytes of keys and values).
 const BUCKETS: TableDefinition<'_, (&str, &str, &str), (u64, u64)> = TableDefinition::new("kv_buckets");
 /// tenant -> (buckets, bytes of keys and values).
@@ -123,7 +126,7 @@ impl BucketPlace {
         Self { tenant, scope: format!("{function}/{life}"), bucket }
     }
 
-    fn key<'a>(&'a self, key: &'a str) -> (&'a str, &'a str, &'a str, &'a str) {
+    fn key<'a>(&'a self, key: &'a str) -> ValueKey<'a> {
         (self.tenant.as_str(), &self.scope, self.bucket.as_str(), key)
     }
 

@@ -22,11 +22,7 @@ use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError};
 
 pub use error::RegistryError;
 pub use live::{LIVE_CHANGES_MAX, LiveChange, LiveHistory};
-pub(crate) use manifest::digest_text;
-pub use manifest::{
-    Manifest, ManifestAccess, ManifestBucket, ManifestCold, ManifestError, ManifestFallback, ManifestGrants,
-    ManifestLimits, ManifestRelease, ManifestScope, ManifestSwitch,
-};
+pub use manifest::*;
 
 /// Functions of one tenant.
 pub const FUNCTIONS_PER_TENANT_MAX: usize = 10_000;

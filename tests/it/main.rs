@@ -17,6 +17,7 @@ mod crash;
 mod derive;
 mod doctor;
 mod functions;
+mod grants;
 mod hang_ups;
 mod hostile;
 mod hostile_adapters;

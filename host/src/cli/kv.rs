@@ -64,7 +64,8 @@ pub(crate) struct KeyArgs {
     /// The bucket
     bucket: String,
     /// The key
-    key: String,
+    #[arg(value_name = "KEY")]
+    entry: String,
     /// The function whose own bucket it is
     #[arg(long, value_name = "NAME")]
     function: Option<String>,
@@ -73,7 +74,7 @@ pub(crate) struct KeyArgs {
 impl KeyArgs {
     fn path(&self) -> String {
         let function = self.function.as_deref().map(|name| format!("?function={}", segment(name)));
-        format!("/v1/kv/{}/{}{}", segment(&self.bucket), segment(&self.key), function.unwrap_or_default())
+        format!("/v1/kv/{}/{}{}", segment(&self.bucket), segment(&self.entry), function.unwrap_or_default())
     }
 }
 
@@ -116,12 +117,13 @@ pub(crate) async fn run(command: KvCommand, printer: Printer) -> Result<(), Fail
             };
             let answer = remote.send(call.body(read(&file)?)).await?;
             let version = version(&answer);
-            printer.result(&json!({"key": key.key, "kept": true, "version": version}), |_| format!("{} kept", key.key))
+            printer
+                .result(&json!({"key": key.entry, "kept": true, "version": version}), |_| format!("{} kept", key.entry))
         }
         KvCommand::Delete { key, connection } => {
             let remote = Remote::new(&connection)?;
             remote.send(remote.call(Method::DELETE, &key.path())).await?;
-            printer.result(&json!({"key": key.key, "removed": true}), |_| format!("{} removed", key.key))
+            printer.result(&json!({"key": key.entry, "removed": true}), |_| format!("{} removed", key.entry))
         }
     }
 }
@@ -133,8 +135,8 @@ async fn get(key: &KeyArgs, connection: &Connection, printer: Printer) -> Result
     let value = answer.bytes().await.map_err(broken)?;
     if printer.json {
         let value = match std::str::from_utf8(&value) {
-            Ok(text) => json!({"key": key.key, "version": version, "value": text}),
-            Err(_) => json!({"key": key.key, "version": version, "value_base64": STANDARD.encode(&value)}),
+            Ok(text) => json!({"key": key.entry, "version": version, "value": text}),
+            Err(_) => json!({"key": key.entry, "version": version, "value_base64": STANDARD.encode(&value)}),
         };
         return printer.result(&value, |_| String::new());
     }
