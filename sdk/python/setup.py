@@ -19,7 +19,9 @@ class BuildWithContract(build_py):
             return  # the package lies in the repository and finds the contract there
         if not CONTRACT.is_dir():
             raise SystemExit("the contract is not there: build the package from its repository")
-        shutil.copytree(CONTRACT, Path(self.build_lib) / "tenon_sdk" / "wit", dirs_exist_ok=True)
+        place = Path(self.build_lib) / "tenon_sdk" / "wit"
+        shutil.rmtree(place, ignore_errors=True)  # an earlier build's
+        shutil.copytree(CONTRACT, place)
 
 
 setup(cmdclass={"build_py": BuildWithContract})

@@ -1,5 +1,6 @@
 //! The command line as users and operators type it, against a running host.
 
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::{Value, json};
@@ -153,7 +154,7 @@ fn projects_are_made_built_and_looked_at() {
     }
     // What is there is left alone; what is no name is no folder.
     let refused = |arguments: &[&str], code: &str, part: &str| {
-        let typed: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+        let typed: Vec<&str> = ["--json"].into_iter().chain(arguments.iter().copied()).collect();
         let output = run_tenon(&typed);
         let error: Value = serde_json::from_slice(&output.stderr).expect("JSON");
         let message = error["error"]["message"].as_str().unwrap().to_owned();

@@ -12,12 +12,14 @@ TOKENS_DEFAULT = 48
 WORDS_OF_A_DATE_MAX = 6
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 REVIEWED = ("review", "i bought", "i like", "i love", "i hate", "the movie", "the service")
+# Compiled when the component is built, not in each request.
+WORD = re.compile(r"[^\W_]+")
 ASKING = ("what", "who", "why", "how", "where", "when", "give me", "tell me", "can you")
 
 
 def is_date(text: str) -> bool:
     """A short text with a year or day in digits, and a month's name or number."""
-    words = re.findall(r"[^\W_]+", text)
+    words = WORD.findall(text)
     has_month = any(word.startswith(MONTHS) for word in words)
     numbers = sum(word[0] in "0123456789" for word in words)
     return len(words) <= WORDS_OF_A_DATE_MAX and (has_month and numbers >= 1 or numbers >= 3)

@@ -41,8 +41,9 @@ async function build(source, output, folder, { engine, optSize, minify }) {
   const module = join(folder, "plugin.js");
   await bundle({
     stdin: {
-      contents: `import policy from ${JSON.stringify(resolve(source))};
-import { hooksOf } from ${JSON.stringify(component)};
+      // In this order: what the SDK puts in place of the clock and the dice is there when the plugin is loaded.
+      contents: `import { hooksOf } from ${JSON.stringify(component)};
+import policy from ${JSON.stringify(resolve(source))};
 export const hooks = hooksOf(policy);`,
       resolveDir: dirname(resolve(source)),
       sourcefile: "entry.js",
@@ -141,7 +142,9 @@ async function main() {
 try {
   process.exitCode = await main();
 } catch (error) {
+  const isOfEsbuild = error instanceof Error && "errors" in error;
   const known = error instanceof Failure || (error instanceof TypeError && "code" in error);
-  console.error(known ? `error: ${error.message}` : error);
+  // esbuild has said what is wrong already.
+  console.error(known ? `error: ${error.message}` : isOfEsbuild ? "error: it cannot be bundled (see above)" : error);
   process.exitCode = 1;
 }

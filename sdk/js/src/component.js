@@ -8,10 +8,13 @@ import * as log from "tenon:plugin/log@0.1.0";
 import * as random from "tenon:plugin/random@0.1.0";
 
 import { HostError, PluginError } from "./errors.js";
+import { useHostsClockAndRandom } from "./globals.js";
 import { withHost } from "./host.js";
 import { lowerActions, lowerDecision, lowerEnding, lowerPlan, text, texts, u32 } from "./lower.js";
 import { policyOf } from "./policy.js";
 import { Request } from "./request.js";
+
+useHostsClockAndRandom();
 
 /**
  * What an import answers; its error as `HostError`.

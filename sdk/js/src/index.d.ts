@@ -352,7 +352,7 @@ export const log: {
   error(message: string): void;
 };
 
-/** A coarse clock. `Date` is not there in a component. */
+/** A coarse clock; in a component, `Date` shows it too. */
 export const clock: {
   /** Milliseconds since this request began, in steps of 10. */
   elapsedMs(): number;
@@ -360,7 +360,7 @@ export const clock: {
   unixSeconds(): number;
 };
 
-/** Random numbers, repeatable from the seed in the receipt. `Math.random` says the same in every request. */
+/** Random numbers, repeatable from the seed in the receipt; in a component, `Math.random` draws them too. */
 export const random: {
   /** Random bytes, at most 65536 in one request, over all calls. */
   bytes(count: number): Uint8Array;

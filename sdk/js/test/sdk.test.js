@@ -142,3 +142,20 @@ test("what is exported is a policy", () => {
   assert.throws(() => new Harness().compose(/** @type {any} */ ({}), request()), /default export must be a policy/);
   assert.throws(() => new Harness().compose(/** @type {any} */ (undefined), request()), /default export must be a policy/);
 });
+
+test("the clock and the dice of a component are the host's", async () => {
+  const before = { Date: globalThis.Date, now: Date.now, random: Math.random };
+  const { useHostsClockAndRandom } = await import("../src/globals.js");
+  useHostsClockAndRandom();
+  try {
+    const route = () => Decision.answer(`${Date.now()} ${new Date().toISOString()} ${new Date(0).getTime()} ${Math.random() < 1}`);
+    const policy = { route, compose: () => new Plan(Prompt.text("")) };
+    const decision = new Harness().elapsedMs(1500).route(/** @type {any} */ (policy), request());
+    assert.deepEqual(decision, Decision.answer("1767225601500 2026-01-01T00:00:01.500Z 0 true"));
+    assert.throws(() => Date.now(), /there is no host here/);
+  } finally {
+    globalThis.Date = before.Date;
+    Date.now = before.now;
+    Math.random = before.random;
+  }
+});

@@ -74,4 +74,6 @@ def run(command: list[str]) -> None:
     """Runs it. What it says is told if it fails."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise BuildError(f"{Path(command[0]).name} failed:\n{(done.stdout + done.stderr).strip()}")
+        # Behind the module's own traceback comes the tool's, which helps nobody here.
+        said = (done.stdout + done.stderr).split("Stack backtrace:")[0].split("\nCaused by:")[0]
+        raise BuildError(f"{Path(command[0]).name} failed:\n{said.partition('AssertionError: ')[2].strip() or said.strip()}")

@@ -1,4 +1,4 @@
-"""A coarse clock. Python's own (`time`, `datetime.now`) is not there in a component."""
+"""A coarse clock; in a component, `time.time()` and `datetime.now()` show it too."""
 
 from ._host import host
 

@@ -1,5 +1,5 @@
-"""Random numbers, repeatable from the seed in the receipt. Python's own `random` says the same in every request of a
-component, as its seed was taken when it was built: give it one, `random.Random(tenon_sdk.random.next())`.
+"""Random numbers, repeatable from the seed in the receipt. In a component, `os.urandom` and `secrets` draw from the host too; in
+tests give Python's own generator a seed: `random.Random(tenon_sdk.random.next())`.
 """
 
 import builtins
