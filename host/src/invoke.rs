@@ -3,11 +3,14 @@
 //!
 //! Not here: JSON and HTTP types, and how any stage does its work.
 
+mod called;
 mod cold;
+mod copy;
 mod course;
 mod function;
 mod generation;
 mod grants;
+mod hand_over;
 mod pending;
 mod post;
 mod prompt;
@@ -17,8 +20,10 @@ mod stop;
 mod template;
 mod terms;
 
+pub use hand_over::HandOverError;
 pub(crate) use template::check_templates;
 
+pub(crate) use called::Called;
 pub(crate) use generation::{AdapterUse, Ended, Generation, Head, Piece, TokenOut};
 pub(crate) use terms::{Handling, TenantSalts};
 
@@ -28,7 +33,7 @@ use std::time::{Duration, Instant};
 use engine::{Activation, Continuation, Submission, Terms, TokenStream};
 use futures::future::{join_all, try_join_all};
 use model::LoraAdapter;
-use types::{Digest, FunctionName, InvocationRequest, Plan, PlanLimits, ValidPlan};
+use types::{Digest, InvocationRequest, Plan, PlanLimits, ValidPlan};
 
 use crate::adapters::AdapterLease;
 use crate::error::Error;
@@ -37,6 +42,7 @@ use crate::logs::InvocationLog;
 use crate::registry::ManifestRelease;
 use crate::tenants::Principal;
 use cold::Resident;
+use copy::Tap;
 use course::Rights;
 use function::FunctionCall;
 use grants::ResolvedGrants;
@@ -59,8 +65,8 @@ pub(crate) struct Invocation {
 /// Who decides what is generated.
 #[derive(Clone)]
 pub(crate) enum Target {
-    /// The live version of a function.
-    Function(FunctionName),
+    /// A function, one of whose versions was chosen.
+    Function(Box<Called>),
     /// The caller, who wrote a plan.
     Plan(Box<Plan>),
 }
@@ -96,6 +102,8 @@ struct Prepared {
     handling: Handling,
     /// Of the function, if one is invoked.
     log: Option<InvocationLog>,
+    /// If the request gets a copy.
+    tap: Option<Tap>,
     work: Work,
 }
 
@@ -165,12 +173,25 @@ fn all_or_error(started: Vec<Result<Generation, Error>>) -> Result<Vec<Generatio
 
 /// Everything before the engine: the plugin, the plan's check, adapters, the prompt as tokens.
 async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, Error> {
+    let tap = Tap::new(host, &invocation);
+    match prepare_tapped(host, invocation).await {
+        Ok(prepared) => Ok(Prepared { tap, ..prepared }),
+        Err(error) => {
+            if let Some(tap) = tap {
+                tap.failed(&error);
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn prepare_tapped(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, Error> {
     let started = Instant::now();
     let Invocation { principal, mut request, target, choice, handling } = invocation;
     let from_plugin = matches!(target, Target::Function(_));
     let routed = match target {
         Target::Plan(plan) => Routed::Draft(Box::new(direct(host, &principal, *plan).await?)),
-        Target::Function(name) => function::route(host, &principal, &name, &mut request, started).await?,
+        Target::Function(called) => function::route(host, &principal, &called, &mut request, started).await?,
     };
     let plugin = if from_plugin { started.elapsed() } else { Duration::ZERO };
     let stages = Stages { started, plugin, adapters: Duration::ZERO };
@@ -183,7 +204,7 @@ async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, E
             (log, Work::Generate(Box::new(parts)))
         }
     };
-    Ok(Prepared { principal, request, handling, log, work })
+    Ok(Prepared { principal, request, handling, log, tap: None, work })
 }
 
 /// A plan that the caller wrote: it may name every adapter of its tenant.
@@ -205,7 +226,9 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
     let templates = function.as_ref().map(|call| &call.manifest.templates);
     let prompt = prompt::tokenise(host, plan.prompt(), templates).await?;
     let activations = activations(&leases, &prompt.tokens);
-    let seed = seed::of_choice(plan.sampling().seed, choice)?;
+    // Drawn with a copy's randomness, where there is a copy; other choices have none.
+    let drawn = function.as_ref().and_then(|call| call.draw).filter(|_| choice == 0);
+    let seed = seed::of_choice(plan.sampling().seed.or(drawn), choice)?;
     Ok(generation::Parts {
         post: PostState::new(&limits),
         aliases: grants.aliases(),
@@ -255,7 +278,7 @@ fn lent(leases: &[AdapterLease]) -> impl Iterator<Item = (Digest, Arc<LoraAdapte
 
 impl Queued {
     async fn start(self, host: &Arc<Host>) -> Result<Generation, Error> {
-        let Prepared { principal, request, log, work, handling } = self.prepared;
+        let Prepared { principal, request, log, work, handling, tap } = self.prepared;
         let started = match (work, self.tokens) {
             (Work::Answer { call, text, stages }, _) => {
                 Generation::answered(host, &principal, &request, *call, text, stages).await
@@ -266,7 +289,8 @@ impl Queued {
             }
             (Work::Generate(_), None) => Err(Error::Internal("a request was not submitted".into())),
         };
-        started.inspect_err(|error| function::log_failure(log.as_ref(), error))
+        let started = started.inspect_err(|error| function::log_failure(log.as_ref(), error))?;
+        Ok(started.heard_by(tap))
     }
 }
 

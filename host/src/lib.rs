@@ -16,6 +16,7 @@ pub mod artifacts;
 pub mod registry;
 pub mod revocation;
 pub mod secrets;
+mod shadows;
 pub mod store;
 pub mod tenants;
 
@@ -25,6 +26,7 @@ pub mod metrics;
 pub mod receipt;
 
 pub use error::Error;
+pub use invoke::HandOverError;
 /// For tests and fuzz targets.
 #[cfg(feature = "in-process")]
 #[doc(hidden)]

@@ -4,10 +4,12 @@
 mod adapter;
 mod lineage;
 mod revoked;
+mod rollout;
 mod share;
 
 pub(crate) use adapter::{Adapter, AdapterReport};
 pub(crate) use revoked::Revoked;
+pub(crate) use rollout::{CanarySet, LiveMove, RolloutCard, ShadowAnswer, ShadowSet};
 pub(crate) use share::{AdapterShare, SharedAdapter};
 
 use std::collections::BTreeMap;
@@ -21,7 +23,7 @@ use crate::adapters::{SignaturePolicy, SignerKey, Signers};
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{
-    FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestCold, ManifestLimits, ManifestRelease, ManifestSwitch,
+    FunctionInfo, FunctionVersion, Manifest, ManifestCold, ManifestLimits, ManifestRelease, ManifestSwitch,
 };
 use crate::tenants::{KeyInfo, Right, Rights};
 
@@ -105,6 +107,7 @@ pub(crate) struct Version {
     #[schema(pattern = "^[0-9a-f]{64}$")]
     plugin: String,
     adapters: Vec<String>,
+    functions: Vec<String>,
     templates: BTreeMap<String, String>,
     config: BTreeMap<String, String>,
     limits: ManifestLimits,
@@ -122,12 +125,13 @@ pub(crate) struct Version {
 impl From<&FunctionVersion> for Version {
     fn from(record: &FunctionVersion) -> Self {
         // Taken apart, so that a field that is added there is missed here by the compiler.
-        let Manifest { plugin, adapters, templates, config, limits, cold, release, switch, description } =
+        let Manifest { plugin, adapters, functions, templates, config, limits, cold, release, switch, description } =
             Manifest::clone(&record.manifest);
         let (plugin, version, created_unix_ms) = (plugin.to_string(), record.version, record.created_unix_ms);
         Self {
             plugin,
             adapters,
+            functions,
             templates,
             config,
             limits,
@@ -148,6 +152,12 @@ pub(crate) struct LiveVersion {
     pub(crate) version: Version,
     pub(crate) name: String,
     pub(crate) live: u32,
+    /// The version that answers a share of the callers.
+    #[schema(required)]
+    pub(crate) canary: Option<RolloutCard>,
+    /// The version that gets copies.
+    #[schema(required)]
+    pub(crate) shadow: Option<RolloutCard>,
 }
 
 /// Every version of a function.
@@ -162,26 +172,14 @@ pub(crate) struct Versions {
     pub(crate) latest: u32,
     /// Where a rollback goes: what was live before the live one was for the first time.
     pub(crate) previous: Option<u32>,
-    /// The last changes of the live version, the oldest first.
+    /// The version that answers a share of the callers.
+    #[schema(required)]
+    pub(crate) canary: Option<RolloutCard>,
+    /// The version that gets copies.
+    #[schema(required)]
+    pub(crate) shadow: Option<RolloutCard>,
+    /// What was done, the oldest first: the last 32 changes of the live version, and the last 32 of everything else.
     pub(crate) history: Vec<LiveMove>,
-}
-
-/// One change of the live version.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct LiveMove {
-    /// What was live before.
-    from: Option<u32>,
-    to: u32,
-    /// Milliseconds since 1970-01-01 UTC.
-    time_unix_ms: u64,
-    /// The identifier of the key that asked for it.
-    by: String,
-}
-
-impl From<&LiveChange> for LiveMove {
-    fn from(change: &LiveChange) -> Self {
-        Self { from: change.from, to: change.to, time_unix_ms: change.time_unix_ms, by: change.by.clone() }
-    }
 }
 
 /// Lines of a function's log.

@@ -295,4 +295,10 @@ mod tests {
     use super::rejection_code;
 
     #[test]
-    fn a_plugin_cannot_forge_a_c
+    fn a_plugin_cannot_forge_a_code_of_the_host() {
+        assert_eq!(rejection_code("too_rude"), "rejected_too_rude");
+        assert_eq!(rejection_code("unauthorized"), "rejected_unauthorized");
+        assert_eq!(rejection_code("Bad Code\n"), "rejected");
+        assert_eq!(rejection_code(""), "rejected");
+    }
+}

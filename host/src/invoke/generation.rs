@@ -16,6 +16,7 @@ use types::{
 
 use super::Stages;
 use super::cold::Cold;
+use super::copy::Tap;
 use super::course::{Course, Rights};
 use super::function::{FunctionCall, log_failure};
 use super::pending::PendingTokens;
@@ -28,7 +29,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::logs::InvocationLog;
 use crate::metrics::PluginCall;
-use crate::receipt::{self, Claims, Final, OpenReceipt, Started};
+use crate::receipt::{self, Claims, Final, OpenReceipt, Started, Subject};
 use crate::tenants::Principal;
 
 /// One token as the HTTP surface shows it.
@@ -100,7 +101,10 @@ pub(crate) struct Generation {
     pub(crate) head: Arc<Head>,
     host: Arc<Host>,
     log: Option<InvocationLog>,
+    /// None of a copy's answer, which nobody gets, and when it is closed.
     receipt: Option<OpenReceipt>,
+    /// Hears what is sent, if the request gets a copy.
+    tap: Option<Tap>,
     source: Option<Source>,
     ready: VecDeque<Piece>,
     /// To be told after what is ready.
@@ -143,9 +147,11 @@ impl Generation {
             let (plan, owners) = (&parts.plan, parts.rights.grants.adapters().owners());
             record::subject(host, request, parts.function.as_ref(), plan.composition(), owners)
         };
-        let mut receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
+        let is_copy = parts.function.as_ref().is_some_and(|call| call.is_copy);
+        let mut receipt = open_receipt(host, principal, subject, is_copy).await?;
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?.out_of(parts.rights.grants.adapters());
+        let progress = progress.by(parts.function.as_ref());
         let progress = progress.met_cold(parts.cold.as_ref());
         let activations = parts.activations.clone();
         let progress = progress.generated_by(composition, activations, parts.plan.sampling(), parts.seed);
@@ -153,11 +159,14 @@ impl Generation {
         let post_process = parts.plan.post_process();
         // Nothing was sent, should the caller leave, or the plugin fail, before the first chunk.
         let unanswered = receipt::Outcome { answer: None, ..progress.outcome() };
-        *receipt.draft() = Final { ending: receipt::Ending::Cancelled, outcome: unanswered.clone() };
+        if let Some(receipt) = receipt.as_mut() {
+            *receipt.draft() = Final { ending: receipt::Ending::Cancelled, outcome: unanswered.clone() };
+        }
         if let (true, Some(call)) = (post_process, parts.function.as_mut())
             && let Err(error) = call.instance.open_post_processor(request).await
         {
             let error = Error::from(error);
+            let Some(receipt) = receipt else { return Err(error) };
             let ending = receipt::Ending::Failed(error.code().to_owned());
             let id = receipt.id().to_string();
             receipt.finish(Final { ending, outcome: unanswered }).await?;
@@ -170,7 +179,7 @@ impl Generation {
         });
         let head = Head {
             request_id: request.id.clone(),
-            receipt_id: receipt.id().to_string(),
+            receipt_id: receipt.as_ref().map(|receipt| receipt.id().to_string()).unwrap_or_default(),
             function,
             adapters: adapters.collect(),
             prompt_tokens: parts.prompt.tokens.clone(),
@@ -180,7 +189,8 @@ impl Generation {
             head: Arc::new(head),
             host: Arc::clone(host),
             log: parts.function.as_ref().map(|call| call.log.clone()),
-            receipt: Some(receipt),
+            receipt,
+            tap: None,
             source: Some(Source {
                 tokens,
                 decoder: host.base.tokenizer().decoder(),
@@ -218,13 +228,15 @@ impl Generation {
         stages: Stages,
     ) -> Result<Self, Error> {
         let subject = record::subject(host, request, Some(&call), &Composition::default(), &HashMap::new());
-        let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
-        let receipt_id = receipt.id().to_string();
+        let receipt = open_receipt(host, principal, subject, call.is_copy).await?;
+        let receipt_id = receipt.as_ref().map(|receipt| receipt.id().to_string()).unwrap_or_default();
         let asked = Rendered { tokens: Vec::new(), committed: request.input_json.clone().into_bytes() };
-        let mut progress = Progress::new(stages, &asked)?;
+        let mut progress = Progress::new(stages, &asked)?.by(Some(&call));
         progress.answered(&text);
-        let outcome = receipt::Outcome { finish: Some(FinishReason::Stop), ..progress.outcome() };
-        receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
+        if let Some(receipt) = receipt {
+            let outcome = receipt::Outcome { finish: Some(FinishReason::Stop), ..progress.outcome() };
+            receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
+        }
         let (reason, usage) = (FinishReason::Stop, Usage::default());
         let ended = Ended { reason, by_stop_string: false, usage, metadata: Vec::new() };
         let head = Head {
@@ -239,6 +251,7 @@ impl Generation {
             host: Arc::clone(host),
             log: None,
             receipt: None,
+            tap: None,
             source: None,
             ready: VecDeque::from([Piece::Text { text, tokens: Vec::new() }, Piece::End(ended)]),
             failed: None,
@@ -247,14 +260,24 @@ impl Generation {
         })
     }
 
+    /// The same, listened to.
+    pub(super) fn heard_by(mut self, tap: Option<Tap>) -> Self {
+        self.tap = tap;
+        self
+    }
+
     /// The next piece; `None` after the last. After an error there is nothing more.
     pub(crate) async fn next(&mut self) -> Option<Result<Piece, Error>> {
         loop {
             if let Some(piece) = self.ready.pop_front() {
                 self.commit(&piece);
+                self.tell(&piece);
                 return Some(Ok(piece));
             }
             if let Some(error) = self.failed.take() {
+                if let Some(tap) = self.tap.take() {
+                    tap.failed(&error);
+                }
                 return Some(Err(error));
             }
             self.source.as_ref()?;
@@ -269,6 +292,15 @@ impl Generation {
     fn commit(&mut self, piece: &Piece) {
         if let (Piece::Text { text, .. }, Some(_)) = (piece, &self.receipt) {
             self.progress.answered(text);
+        }
+    }
+
+    /// Has a copy begin once the last piece is taken. Of an answer that nobody reads to its end there is none.
+    fn tell(&mut self, piece: &Piece) {
+        match (piece, self.tap.as_mut()) {
+            (Piece::Text { text, .. }, Some(tap)) => tap.hear(text),
+            (Piece::End(ended), Some(_)) => self.tap.take().into_iter().for_each(|tap| tap.ended(ended)),
+            (_, None) => {}
         }
     }
 
@@ -421,6 +453,19 @@ impl Generation {
             }
         }
     }
+}
+
+/// The receipt of an answer, durable; none of a copy's, which nobody gets.
+async fn open_receipt(
+    host: &Arc<Host>,
+    principal: &Principal,
+    subject: Subject,
+    is_copy: bool,
+) -> Result<Option<OpenReceipt>, Error> {
+    if is_copy {
+        return Ok(None);
+    }
+    Ok(Some(host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?))
 }
 
 impl Drop for Generation {

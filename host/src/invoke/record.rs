@@ -213,4 +213,14 @@ pub(crate) fn subject(
         function: function.and_then(|call| call.chain.first().cloned()),
         base: host.base.digest(),
         runner: "cpu".to_owned(),
-        precision: host.precision.clon
+        precision: host.precision.clone(),
+        adapters: parts(composition, owners).collect(),
+    }
+}
+
+fn parts<'a>(
+    composition: &'a Composition,
+    owners: &'a HashMap<Digest, TenantId>,
+) -> impl Iterator<Item = AdapterPart> + 'a {
+    composition.parts().iter().map(|part| AdapterPart::from(part).shared_by(owners.get(&part.adapter)))
+}
