@@ -26,8 +26,8 @@ pub mod metrics;
 pub mod receipt;
 
 pub use error::Error;
-pub use invoke::HandOverError;
 /// For tests and fuzz targets.
 #[cfg(feature = "in-process")]
 #[doc(hidden)]
 pub use http::{Answer, InProcess};
+pub use invoke::HandOverError;

@@ -139,10 +139,13 @@ fn every_command_speaks_json() {
     std::fs::write(&secret, r#"{"origin": "https://example.org", "token": "t"}"#).unwrap();
     let secret = secret.to_str().unwrap();
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 30] = [
+    let commands: [(&str, Vec<&str>, &str); 33] = [
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
+        ("versions", vec!["json-f", "--history"], "/history/1/kind"),
+        ("canary", vec!["json-f", "1", "--percent", "0.5"], "/canary/percent"),
+        ("shadow", vec!["json-f", "1"], "/shadow/percent"),
         ("rollback", vec!["json-f"], "/live"),
         ("invoke", vec!["json-f", "7 May 1990", "--max-tokens", "2"], "/output"),
         ("logs", vec!["json-f"], "/data/0/message"),

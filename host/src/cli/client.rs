@@ -23,6 +23,9 @@ pub(crate) struct DeployArgs {
     /// An adapter that the function may use: alias or digest; may be repeated
     #[arg(long = "adapter", value_name = "NAME")]
     adapters: Vec<String>,
+    /// A function that the plugin may hand requests over to; may be repeated
+    #[arg(long = "function", value_name = "NAME")]
+    functions: Vec<String>,
     /// Configuration for the plugin, NAME=VALUE; may be repeated
     #[arg(long = "config", value_name = "NAME=VALUE")]
     config: Vec<String>,
@@ -54,7 +57,8 @@ pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<()
         let (name, value) = name_value(pair, "config")?;
         config.insert(name.to_owned(), value.into());
     }
-    let manifest = json!({"plugin": plugin, "adapters": arguments.adapters, "config": config, "templates": templates});
+    let (adapters, functions) = (&arguments.adapters, &arguments.functions);
+    let manifest = json!({"plugin": plugin, "adapters": adapters, "functions": functions, "config": config, "templates": templates});
     let path = format!("/v1/functions/{}", segment(&arguments.name));
     let mut put = remote.json(remote.call(Method::PUT, &path).json(&manifest)).await?;
     let version = put.get("version").cloned().unwrap_or_default();

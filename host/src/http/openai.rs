@@ -12,8 +12,8 @@ use types::{FunctionName, InvocationRequest, Plan, PlanError, Prompt};
 
 use super::answers::List;
 use super::auth::Caller;
-use super::wire::{self, ChatBody, CommonBody, CompletionBody, PathText, RawBody};
 use super::sticky::{Sticky, with_version};
+use super::wire::{self, ChatBody, CommonBody, CompletionBody, PathText, RawBody};
 use super::{App, RequestId, openapi, stream};
 use crate::error::Error;
 use crate::invoke::{self, Called, Invocation, Target};

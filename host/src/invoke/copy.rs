@@ -82,7 +82,8 @@ impl Tap {
             async move {
                 let _place = place;
                 let time_max = Duration::from_millis(host.plan_limits.deadline_ms_max.into());
-                let Ok((answer, prompt_tokens)) = tokio::time::timeout(time_max, answer(&host, invocation)).await else {
+                let Ok((answer, prompt_tokens)) = tokio::time::timeout(time_max, answer(&host, invocation)).await
+                else {
                     return host.shadows.count_dropped(&owner, shadow_version, Dropped::CutOff);
                 };
                 let comparison = Comparison::new(request_id, (primary_version, primary), (shadow_version, answer));
@@ -121,9 +122,8 @@ fn answer(host: &Arc<Host>, invocation: Invocation) -> Pin<Box<dyn Future<Output
     let host = Arc::clone(host);
     Box::pin(async move {
         let (started, mut listener) = (Instant::now(), host.shadows.listener());
-        let failed = |listener: Listener, error: &Error| {
-            listener.end(None, 0, Some(error.code().to_owned()), started.elapsed())
-        };
+        let failed =
+            |listener: Listener, error: &Error| listener.end(None, 0, Some(error.code().to_owned()), started.elapsed());
         let mut generation = match invoke(&host, invocation).await {
             Ok(generation) => generation,
             Err(error) => return (failed(listener, &error), 0),

@@ -27,7 +27,9 @@ impl Handling {
     /// `priority` is vLLM's: a larger one is served later. Nobody pushes ahead of others: it is at least 0.
     pub(crate) fn new(priority: Option<i64>, speculation: Option<bool>) -> Result<Self, Error> {
         match u8::try_from(priority.unwrap_or(0)) {
-            Ok(yields) if yields <= 100 => Ok(Self { yields, speculation: speculation.unwrap_or(true), is_copy: false }),
+            Ok(yields) if yields <= 100 => {
+                Ok(Self { yields, speculation: speculation.unwrap_or(true), is_copy: false })
+            }
             _ => {
                 let message = "priority is 0 to 100: a larger one is served later, and nobody goes before the others";
                 Err(Error::invalid("invalid_request", "priority", message))

@@ -159,7 +159,8 @@ mod tests {
 
     #[test]
     fn records_of_before_there_were_kinds_are_read() {
-        let old = r#"[{"from":null,"to":1,"time_unix_ms":5,"by":"key_1"},{"from":1,"to":2,"time_unix_ms":6,"by":"key_2"}]"#;
+        let old =
+            r#"[{"from":null,"to":1,"time_unix_ms":5,"by":"key_1"},{"from":1,"to":2,"time_unix_ms":6,"by":"key_2"}]"#;
         let history: LiveHistory = serde_json::from_str(old).expect("an old record");
         assert_eq!(history.before(2), Some(1));
         let last = history.iter().last().expect("two");

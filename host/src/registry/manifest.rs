@@ -48,7 +48,9 @@ impl ManifestError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::BadAdapter(_) | Self::BadFunction(_) | Self::BadFallback(_) | Self::ZeroLimit(_) => "invalid_manifest",
+            Self::BadAdapter(_) | Self::BadFunction(_) | Self::BadFallback(_) | Self::ZeroLimit(_) => {
+                "invalid_manifest"
+            }
             Self::OverLimit { .. } => "limit_exceeded",
         }
     }

@@ -37,7 +37,8 @@ impl Share {
         let points = percent * 100.0;
         let whole = points.round();
         // 0.07 * 100 is not 7: what f64 makes of a step of 0.01 is far closer to it than any finer step.
-        if !points.is_finite() || (points - whole).abs() > 1e-6 || !(1.0..=f64::from(ALL_BASIS_POINTS)).contains(&whole) {
+        if !points.is_finite() || (points - whole).abs() > 1e-6 || !(1.0..=f64::from(ALL_BASIS_POINTS)).contains(&whole)
+        {
             return Err(ShareError);
         }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number of 1 to 10,000")]
@@ -137,9 +138,9 @@ fn caller_bucket(tenant: &TenantId, function: &FunctionName, life: u32, version:
 impl Head {
     /// The version for a caller, and whether it is the canary.
     fn version_for(&self, tenant: &TenantId, function: &FunctionName, live: u32, sticky: &str) -> (u32, bool) {
-        let canary = self.canary.filter(|canary| {
-            canary.share.has(caller_bucket(tenant, function, self.first, canary.version, sticky))
-        });
+        let canary = self
+            .canary
+            .filter(|canary| canary.share.has(caller_bucket(tenant, function, self.first, canary.version, sticky)));
         canary.map_or((live, false), |canary| (canary.version, true))
     }
 }

@@ -43,7 +43,9 @@ fn told(changes: &[LiveChange]) -> Vec<(ChangeKind, Option<u32>, u32)> {
 
 #[test]
 fn percentages_have_steps_of_a_hundredth() {
-    for (percent, points) in [(0.01, 1), (0.07, 7), (0.29, 29), (1.1, 110), (33.33, 3333), (99.99, 9999), (100.0, 10_000)] {
+    for (percent, points) in
+        [(0.01, 1), (0.07, 7), (0.29, 29), (1.1, 110), (33.33, 3333), (99.99, 9999), (100.0, 10_000)]
+    {
         let share = share(percent);
         assert_eq!(u16::from(share), points);
         assert!((share.percent() - percent).abs() < 1e-9);
