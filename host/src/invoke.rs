@@ -23,7 +23,7 @@ mod terms;
 pub use hand_over::HandOverError;
 pub(crate) use template::check_templates;
 
-pub(crate) use called::Called;
+pub(crate) use called::{Called, check_sticky};
 pub(crate) use generation::{AdapterUse, Ended, Generation, Head, Piece, TokenOut};
 pub(crate) use terms::{Handling, TenantSalts};
 

@@ -20,7 +20,7 @@ use crate::invoke::{self, AdapterUse, Called, Ended, Head, Invocation, Target, T
 
 /// Invokes a function: its live version, or the canary for the canary's callers.
 #[utoipa::path(post, path = "/v1/functions/{name}/invoke", tag = "functions", request_body = InvokeBody,
-    params(("x-tenon-sticky" = Option<String>, Header, description = "By what a canary knows the caller, 1 to 256 characters; without it, by its API key", min_length = 1, max_length = 256, pattern = "^[!-~]+$")),
+    params(("x-tenon-sticky" = Option<String>, Header, description = "By what a canary knows the caller, 1 to 256 characters; without it, by its API key", min_length = 1, max_length = 256)),
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
             headers(("x-tenon-receipt" = String, description = "The receipt's identifier"), ("x-tenon-function-version" = u32, description = "The version that was called; with errors too")),

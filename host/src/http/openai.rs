@@ -71,7 +71,7 @@ fn unknown(model: &str) -> Error {
 
 /// Chat completions.
 #[utoipa::path(post, path = "/v1/chat/completions", tag = "openai", operation_id = "chat_completion", request_body = ChatBody,
-    params(("x-tenon-sticky" = Option<String>, Header, description = "By what a function's canary knows the caller; without it, by its API key", min_length = 1, max_length = 256, pattern = "^[!-~]+$")),
+    params(("x-tenon-sticky" = Option<String>, Header, description = "By what a function's canary knows the caller; without it, by its API key", min_length = 1, max_length = 256)),
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
             headers(("x-tenon-receipt" = String, description = "The receipts' identifiers, one for each choice")),
@@ -102,7 +102,7 @@ pub(crate) async fn chat(
 
 /// Completions, with prompts as text or token ids.
 #[utoipa::path(post, path = "/v1/completions", tag = "openai", operation_id = "completion", request_body = CompletionBody,
-    params(("x-tenon-sticky" = Option<String>, Header, description = "By what a function's canary knows the caller; without it, by its API key", min_length = 1, max_length = 256, pattern = "^[!-~]+$")),
+    params(("x-tenon-sticky" = Option<String>, Header, description = "By what a function's canary knows the caller; without it, by its API key", min_length = 1, max_length = 256)),
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
             headers(("x-tenon-receipt" = String, description = "The receipts' identifiers, one for each choice")),

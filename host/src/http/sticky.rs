@@ -7,6 +7,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse as _, Response};
 
 use crate::error::Error;
+use crate::invoke;
 
 /// By what canaries know a caller; without it, by its API key.
 const STICKY: HeaderName = HeaderName::from_static("x-tenon-sticky");
@@ -22,13 +23,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Sticky {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
         let mut values = parts.headers.get_all(STICKY).iter();
         let (first, second) = (values.next(), values.next());
-        let message = "x-tenon-sticky is one header of visible ASCII characters";
-        let refused = || Error::invalid("invalid_request", "x-tenon-sticky", message);
-        if second.is_some() {
-            return Err(refused());
+        let Some(first) = first else { return Ok(Self(None)) };
+        match first.to_str() {
+            Ok(text) if second.is_none() => {
+                invoke::check_sticky(text)?;
+                Ok(Self(Some(text.to_owned())))
+            }
+            _ => {
+                let message = "x-tenon-sticky is one header of visible ASCII characters";
+                Err(Error::invalid("invalid_request", "x-tenon-sticky", message))
+            }
         }
-        let text = first.map(|value| value.to_str().map(str::to_owned).map_err(|_| refused()));
-        text.transpose().map(Self)
     }
 }
 

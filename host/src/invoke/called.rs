@@ -30,6 +30,18 @@ pub(crate) struct Called {
     pub(super) is_copy: bool,
 }
 
+/// Refuses a sticky key that is empty or too long.
+///
+/// # Errors
+/// `invalid_request`.
+pub(crate) fn check_sticky(sticky: &str) -> Result<(), Error> {
+    if (1..=STICKY_BYTES_MAX).contains(&sticky.len()) {
+        return Ok(());
+    }
+    let message = format!("a sticky key has 1 to {STICKY_BYTES_MAX} bytes (sticky_bytes_max)");
+    Err(Error::invalid("invalid_request", "sticky", message))
+}
+
 impl Called {
     /// Looks a function up for a caller, who is known by a sticky key of its own or else by its API key.
     ///
@@ -42,10 +54,7 @@ impl Called {
         sticky: Option<String>,
         request_id: &str,
     ) -> Result<Self, Error> {
-        if sticky.as_ref().is_some_and(|sticky| sticky.is_empty() || sticky.len() > STICKY_BYTES_MAX) {
-            let message = format!("a sticky key has 1 to {STICKY_BYTES_MAX} bytes (sticky_bytes_max)");
-            return Err(Error::invalid("invalid_request", "sticky", message));
-        }
+        sticky.as_deref().map_or(Ok(()), check_sticky)?;
         let sticky = sticky.unwrap_or_else(|| principal.key_id.as_str().to_owned());
         let chosen = host.registry.choose(&principal.tenant, name, &sticky, request_id).await?;
         let draw = chosen.shadow.is_some().then(seed::random).transpose()?;
