@@ -91,7 +91,8 @@ fn callers_are_known_by_header_then_by_body_then_by_key_on_every_route() {
         let refused = client.post_with("/v1/completions", header, &refused).expect_error(400, "unsupported");
         assert_eq!(refused.version.as_deref(), Some(version), "an error tells it too");
     }
-    let by_key = |client: &Client| client.post("/v1/functions/known/invoke", &json!({"input": "a"})).expect(200).version;
+    let by_key =
+        |client: &Client| client.post("/v1/functions/known/invoke", &json!({"input": "a"})).expect(200).version;
     let first = by_key(&client);
     assert!((0..5).all(|_| by_key(&client) == first), "one key is one caller");
     let versions: BTreeMap<_, u32> = (0..12).fold(BTreeMap::new(), |mut counts, _| {

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::plugins::{server_with_limits, wait_until_idle};
-use tests::{Client, Options, Server, guest, shared_server};
+
+use tests::{Client, Options, Server, guest, server_with_limits, shared_server, wait_until_idle};
 
 fn put(client: &Client, function: &str, config: &Value) {
     let plugin = client.upload_plugin(guest("decide"));
@@ -100,7 +100,10 @@ fn generated_answers_are_compared_with_the_same_randomness() {
     assert_eq!(comparison["verdict"], json!("equal"), "{comparison}");
     assert_eq!(comparison["shadow"]["finish_reason"], comparison["primary"]["finish_reason"]);
     let tokens = &answer.json()["usage"]["completion_tokens"];
-    assert_eq!((&comparison["shadow"]["completion_tokens"], &comparison["primary"]["completion_tokens"]), (tokens, tokens));
+    assert_eq!(
+        (&comparison["shadow"]["completion_tokens"], &comparison["primary"]["completion_tokens"]),
+        (tokens, tokens)
+    );
     assert!(comparison["shadow"]["duration_ms"].as_f64().unwrap() > 0.0);
     deploy(&client, "shadow-other", &json!({}), &json!({"prompt": "Count to ten."}));
     let streamed = json!({"input": "What is the capital of France?", "max_tokens": 12, "stream": true});
@@ -196,7 +199,7 @@ fn a_busy_host_makes_no_copies() {
     let arguments = ["--threads", "1"].map(str::to_owned).to_vec();
     let Some(server) = Server::start(test, Options { arguments, ..Options::default() }) else { return };
     let client = server.client();
-    deploy(&client, "busy", &json!({}), &json!({}));
+    deploy(&client, "busy", &json!({"answer": "quick"}), &json!({"answer": "quick"}));
     let long = json!({"model": "base", "prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": true, "stream": true,
         "n": 8});
     std::thread::scope(|scope| {
@@ -207,8 +210,7 @@ fn a_busy_host_makes_no_copies() {
             assert!(started.elapsed() < Duration::from_secs(60), "the queue does not fill");
             std::thread::sleep(Duration::from_millis(10));
         }
-        let quick = json!({"model": "busy", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1});
-        client.post("/v1/chat/completions", &quick).expect(200);
+        client.post("/v1/functions/busy/invoke", &json!({"input": "a"})).expect(200);
         let report = settled(&client, "busy", 1);
         assert_eq!(report["dropped"]["busy"], json!(1), "{report}");
         crowd.into_iter().for_each(|caller| drop(caller.join()));

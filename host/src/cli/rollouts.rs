@@ -13,16 +13,16 @@ pub(crate) struct CanaryArgs {
     /// Name of the function
     name: String,
     /// The version that is to answer a share of the callers; without it, the canary is shown
-    #[arg(requires = "percent")]
-    version: Option<u32>,
+    #[arg(value_name = "VERSION", requires = "percent")]
+    target: Option<u32>,
     /// Of the callers, more than 0, in steps of 0.01; a larger share only adds callers
-    #[arg(long, value_name = "PERCENT", requires = "version")]
+    #[arg(long, value_name = "PERCENT", requires = "target")]
     percent: Option<f64>,
     /// Only if this version is live
-    #[arg(long, value_name = "VERSION", requires = "version")]
+    #[arg(long, value_name = "VERSION", requires = "target")]
     expect: Option<u32>,
     /// Have the live version answer all callers
-    #[arg(long, conflicts_with = "version")]
+    #[arg(long, conflicts_with = "target")]
     off: bool,
     #[command(flatten)]
     connection: Connection,
@@ -31,12 +31,12 @@ pub(crate) struct CanaryArgs {
 /// Sets, ends or shows the canary.
 pub(crate) async fn canary(arguments: CanaryArgs, printer: Printer) -> Result<(), Failure> {
     let remote = Remote::new(&arguments.connection)?;
-    let CanaryArgs { name, version, percent, expect, off, .. } = arguments;
+    let CanaryArgs { name, target, percent, expect, off, .. } = arguments;
     let path = format!("/v1/functions/{}", segment(&name));
     let canary = if off {
         remote.send(remote.call(Method::DELETE, &format!("{path}/canary"))).await?;
         Value::Null
-    } else if let Some(version) = version {
+    } else if let Some(version) = target {
         let body = json!({"version": version, "percent": percent, "expect": expect});
         let set = remote.json(remote.call(Method::PUT, &format!("{path}/canary")).json(&body)).await?;
         set.get("canary").cloned().unwrap_or_default()
@@ -56,15 +56,16 @@ pub(crate) struct ShadowArgs {
     /// Name of the function
     name: String,
     /// The version that is to get copies; without it, what came of them is shown
-    version: Option<u32>,
+    #[arg(value_name = "VERSION")]
+    target: Option<u32>,
     /// Of the requests, more than 0, in steps of 0.01; all if absent
-    #[arg(long, value_name = "PERCENT", requires = "version")]
+    #[arg(long, value_name = "PERCENT", requires = "target")]
     percent: Option<f64>,
     /// Only if this version is live
-    #[arg(long, value_name = "VERSION", requires = "version")]
+    #[arg(long, value_name = "VERSION", requires = "target")]
     expect: Option<u32>,
     /// Send no more copies
-    #[arg(long, conflicts_with = "version")]
+    #[arg(long, conflicts_with = "target")]
     off: bool,
     #[command(flatten)]
     connection: Connection,
@@ -73,13 +74,13 @@ pub(crate) struct ShadowArgs {
 /// Sets or ends the shadow, or shows what came of it.
 pub(crate) async fn shadow(arguments: ShadowArgs, printer: Printer) -> Result<(), Failure> {
     let remote = Remote::new(&arguments.connection)?;
-    let ShadowArgs { name, version, percent, expect, off, .. } = arguments;
+    let ShadowArgs { name, target, percent, expect, off, .. } = arguments;
     let path = format!("/v1/functions/{}/shadow", segment(&name));
     if off {
         remote.send(remote.call(Method::DELETE, &path)).await?;
         return printer.result(&json!({"name": name, "shadow": null}), |_| format!("{name}: no shadow"));
     }
-    if let Some(version) = version {
+    if let Some(version) = target {
         let body = json!({"version": version, "percent": percent, "expect": expect});
         let set = remote.json(remote.call(Method::PUT, &path).json(&body)).await?;
         return printer.result(&set, |set| format!("{name}: {}", shadow_text(set)));

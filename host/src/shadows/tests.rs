@@ -92,7 +92,7 @@ async fn places_are_few_and_closing_cuts_off_what_runs() {
         let _place = place;
         std::future::pending::<()>().await;
     };
-    shadows.spawn(endless, || drop(cut.send(())));
+    shadows.spawn(endless, || cut.send(()).expect("somebody listens"));
     tokio::time::timeout(Duration::from_secs(20), shadows.close()).await.expect("it does not wait for copies");
     assert_eq!(was_cut.await, Ok(()));
     assert!(shadows.place().is_none(), "no copy begins any more");
