@@ -126,7 +126,7 @@ fn promoting_a_canary_ends_it_and_history_says_who_when_and_what() {
     promote(1, 2).expect(200);
     let versions = client.get("/v1/functions/history/versions").expect(200).json();
     assert_eq!((&versions["canary"], &versions["shadow"]), (&Value::Null, &Value::Null));
-    let told: Vec<_> = versions["history"].as_array().unwrap().iter().collect();
+    let told: Vec<_> = versions["changes"].as_array().unwrap().iter().collect();
     let kinds: Vec<_> = told.iter().map(|one| (one["kind"].as_str().unwrap(), one["to"].as_u64().unwrap())).collect();
     let expected = [
         ("deploy", 1),

@@ -143,7 +143,7 @@ fn every_command_speaks_json() {
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
-        ("versions", vec!["json-f", "--history"], "/history/1/kind"),
+        ("versions", vec!["json-f", "--history"], "/changes/1/kind"),
         ("canary", vec!["json-f", "1", "--percent", "0.5"], "/canary/percent"),
         ("shadow", vec!["json-f", "1"], "/shadow/percent"),
         ("rollback", vec!["json-f"], "/live"),

@@ -85,6 +85,25 @@ fn the_other_function_generates_under_its_own_manifest() {
 }
 
 #[test]
+fn the_other_functions_canary_knows_the_caller() {
+    let Some(server) = shared_server("the_other_functions_canary_knows_the_caller") else { return };
+    let client = server.client();
+    for _ in 0..2 {
+        deploy(&client, "behind", &json!({"answer": "{version}"}), &[]);
+    }
+    deploy(&client, "before", &json!({"hand-over": "behind"}), &["behind"]);
+    client.put("/v1/functions/behind/canary", &json!({"version": 2, "percent": 50})).expect(200);
+    let said = |function: &str, caller: u32| {
+        let body = json!({"input": "a", "sticky": format!("caller {caller}")});
+        client.post(&format!("/v1/functions/{function}/invoke"), &body).expect(200).json()["output"].clone()
+    };
+    let directly: Vec<_> = (0..20).map(|caller| said("behind", caller)).collect();
+    assert!(directly.contains(&json!("1")) && directly.contains(&json!("2")), "{directly:?}");
+    let handed_over: Vec<_> = (0..20).map(|caller| said("before", caller)).collect();
+    assert_eq!(handed_over, directly, "a caller has one version of a function, however it gets there");
+}
+
+#[test]
 fn a_loop_is_cut_and_the_error_names_the_limit() {
     let Some(server) = shared_server("a_loop_is_cut_and_the_error_names_the_limit") else { return };
     let client = server.client();

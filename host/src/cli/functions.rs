@@ -64,7 +64,7 @@ fn history_text(found: &Value) -> String {
         let plugin = short(text(one, "plugin"));
         vec![when, kind, cell(one, "to"), cell(one, "from"), cell(one, "percent"), plugin, text(one, "by").to_owned()]
     };
-    table(&std::iter::once(head).chain(items(found, "history").map(row)).collect::<Vec<_>>())
+    table(&std::iter::once(head).chain(items(found, "changes").map(row)).collect::<Vec<_>>())
 }
 
 #[derive(Debug, Args)]

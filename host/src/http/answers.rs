@@ -178,8 +178,10 @@ pub(crate) struct Versions {
     /// The version that gets copies.
     #[schema(required)]
     pub(crate) shadow: Option<RolloutCard>,
-    /// What was done, the oldest first: the last 32 changes of the live version, and the last 32 of everything else.
+    /// The last changes of the live version, the oldest first.
     pub(crate) history: Vec<LiveMove>,
+    /// The same and what else was done: deployments, canaries, shadows.
+    pub(crate) changes: Vec<LiveMove>,
 }
 
 /// Lines of a function's log.

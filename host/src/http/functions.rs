@@ -100,9 +100,20 @@ pub(crate) async fn versions(caller: Caller, PathText(path): PathText) -> Result
     let Live { live, latest, history, canary, shadow, changes, .. } = host.registry.live(tenant, &name).await?;
     let versions = host.registry.versions(tenant, &name).await?;
     let (list, previous) = (List::new(versions.iter().map(Version::from).collect()), history.before(live));
-    let history = changes.iter().map(LiveMove::from).collect();
+    let (history, changes) =
+        (history.iter().map(LiveMove::from).collect(), changes.iter().map(LiveMove::from).collect());
     let (canary, shadow) = (canary.as_ref().map(RolloutCard::from), shadow.as_ref().map(RolloutCard::from));
-    Ok(Json(Versions { list, name: name.as_str().to_owned(), live, latest, previous, canary, shadow, history }))
+    Ok(Json(Versions {
+        list,
+        name: name.as_str().to_owned(),
+        live,
+        latest,
+        previous,
+        canary,
+        shadow,
+        history,
+        changes,
+    }))
 }
 
 /// Makes a version live, also an older one; with `expect`, only if that one is live now. It is canary and shadow no more.

@@ -109,6 +109,8 @@ pub(crate) struct Generation {
     ready: VecDeque<Piece>,
     /// To be told after what is ready.
     failed: Option<Error>,
+    /// A copy's tokens are in no metric of what callers were answered.
+    is_copy: bool,
     /// Whether pieces reach the caller as they come; if not, nothing of an answer that fails does.
     is_streamed: bool,
     progress: Progress,
@@ -213,6 +215,7 @@ impl Generation {
             }),
             ready: VecDeque::new(),
             failed: None,
+            is_copy,
             is_streamed: request.stream,
             progress,
         })
@@ -255,6 +258,7 @@ impl Generation {
             source: None,
             ready: VecDeque::from([Piece::Text { text, tokens: Vec::new() }, Piece::End(ended)]),
             failed: None,
+            is_copy: call.is_copy,
             is_streamed: request.stream,
             progress,
         })
@@ -323,7 +327,7 @@ impl Generation {
         let Some(source) = self.source.as_mut() else { return Ok(()) };
         match source.tokens.recv().await {
             Some(TokenEvent::Token { id, logprob, top }) => {
-                self.progress.count_token(&self.host.metrics);
+                self.progress.count_token((!self.is_copy).then_some(&*self.host.metrics));
                 source.course.push(id);
                 let text = source.decoder.push(id);
                 source.pending.push(TokenOut { id, logprob, top }, text.len());
@@ -341,7 +345,9 @@ impl Generation {
             }
             Some(TokenEvent::Finished { reason, usage, queued }) => {
                 self.progress.queued = queued;
-                self.host.metrics.queued(queued);
+                if !self.is_copy {
+                    self.host.metrics.queued(queued);
+                }
                 let rest = source.decoder.finish();
                 let (mut text, stopped) = source.stop.push(&rest);
                 if !stopped {
@@ -430,7 +436,9 @@ impl Generation {
             let outcome = receipt::Outcome { finish: Some(reason), ..self.progress.outcome() };
             receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
         }
-        self.host.metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
+        if !self.is_copy {
+            self.host.metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
+        }
         self.ready.push_back(Piece::End(Ended { reason, by_stop_string, usage, metadata: ending.metadata }));
         Ok(())
     }

@@ -120,16 +120,16 @@ impl Progress {
         })
     }
 
-    /// One more token came from the engine.
-    pub(crate) fn count_token(&mut self, metrics: &Metrics) {
+    /// One more token came from the engine; it is in these metrics, if in any.
+    pub(crate) fn count_token(&mut self, metrics: Option<&Metrics>) {
         self.completion_tokens = self.completion_tokens.saturating_add(1);
         let now = Instant::now();
         match self.last_token.replace(now) {
-            Some(last) => metrics.inter_token(now - last),
+            Some(last) => metrics.into_iter().for_each(|metrics| metrics.inter_token(now - last)),
             None => {
                 let first = self.stages.started.elapsed();
                 self.first_token = Some(first);
-                metrics.first_token(first);
+                metrics.into_iter().for_each(|metrics| metrics.first_token(first));
             }
         }
     }
