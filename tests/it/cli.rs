@@ -254,6 +254,55 @@ fn a_rollback_goes_back_and_back_and_a_late_one_is_refused() {
 }
 
 #[test]
+fn canaries_and_shadows_are_set_shown_and_ended() {
+    let Some(server) = shared_server("canaries_and_shadows_are_set_shown_and_ended") else { return };
+    let client = server.client();
+    let plugin = client.upload_plugin(guest("decide"));
+    for answer in ["one", "two"] {
+        let manifest = json!({"plugin": plugin, "config": {"answer": answer}});
+        client.put("/v1/functions/beside", &manifest).expect(201);
+    }
+    let says = |arguments: &[&str]| printed(&run(server, arguments)).trim().to_owned();
+    let refused = |arguments: &[&str], status: i32| {
+        let output = run(server, arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(says(&["canary", "beside"]), "beside: no canary");
+    assert_eq!(says(&["canary", "beside", "2", "--percent", "0.5"]), "beside: version 2 for 0.5 % of the callers");
+    assert_eq!(says(&["canary", "beside"]), "beside: version 2 for 0.5 % of the callers");
+    assert_eq!(says(&["shadow", "beside", "2"]), "beside: version 2 gets 100.0 % of the requests");
+    let table = says(&["versions", "beside"]);
+    assert!(table.contains("latest,canary 0.5 %,shadow 100.0 %"), "{table}");
+    refused(&["canary", "beside", "2"], 2);
+    refused(&["canary", "beside", "--percent", "5"], 2);
+    refused(&["canary", "beside", "--off", "2", "--percent", "5"], 2);
+    assert!(refused(&["canary", "beside", "2", "--percent", "101"], 1).contains("at most 100"));
+    assert!(refused(&["canary", "beside", "2", "--percent", "1", "--expect", "2"], 1).contains("is live"));
+    assert!(refused(&["shadow", "beside", "1"], 1).contains("has all callers already"));
+    let started = std::time::Instant::now();
+    let report = loop {
+        client.post("/v1/functions/beside/invoke", &json!({"input": "a", "sticky": "a"})).expect(200);
+        let report = says(&["shadow", "beside"]);
+        if report.contains("req_") {
+            break report;
+        }
+        assert!(started.elapsed().as_secs() < 60, "no copy was compared: {report}");
+    };
+    assert!(
+        report.contains("different") && report.contains("1: stop 3 B") && report.contains("2: stop 3 B"),
+        "{report}"
+    );
+    assert_eq!(says(&["shadow", "beside", "--off"]), "beside: no shadow");
+    assert_eq!(says(&["canary", "beside", "--off"]), "beside: no canary");
+    let history = says(&["versions", "beside", "--history"]);
+    for kind in ["deploy", "canary set", "shadow set", "shadow ended", "canary ended"] {
+        assert!(history.contains(kind), "{kind}: {history}");
+    }
+    assert_eq!(history.lines().count(), 7, "{history}");
+}
+
+#[test]
 fn logs_follow_a_function_until_it_is_gone() {
     use std::io::{BufRead as _, BufReader};
     let Some(server) = shared_server("logs_follow_a_function_until_it_is_gone") else { return };
