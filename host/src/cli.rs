@@ -12,6 +12,7 @@ mod output;
 mod project;
 mod receipts;
 mod remote;
+mod rollouts;
 mod secrets;
 mod usage;
 
@@ -62,6 +63,10 @@ enum Command {
     Versions(functions::VersionsArgs),
     /// Make an earlier version of a function live
     Rollback(functions::RollbackArgs),
+    /// Have a version answer a share of a function's callers
+    Canary(rollouts::CanaryArgs),
+    /// Send copies of a function's requests to a version, and compare its answers
+    Shadow(rollouts::ShadowArgs),
     /// Print what a function's plugin said, and which invocations failed
     Logs(functions::LogsArgs),
     /// Revoke an adapter or a plugin by its digest, for all tenants and for good
@@ -193,6 +198,8 @@ pub fn main() -> ExitCode {
         Command::Invoke(arguments) => block_on(client::invoke(arguments, printer)),
         Command::Versions(arguments) => block_on(functions::versions(arguments, printer)),
         Command::Rollback(arguments) => block_on(functions::rollback(arguments, printer)),
+        Command::Canary(arguments) => block_on(rollouts::canary(arguments, printer)),
+        Command::Shadow(arguments) => block_on(rollouts::shadow(arguments, printer)),
         Command::Logs(arguments) => block_on(functions::logs(arguments, printer)),
         Command::Revoke(arguments) => block_on(adapters::revoke(arguments, printer)),
         Command::Adapter { command } => block_on(adapters::run(command, printer)),

@@ -8,6 +8,7 @@ use types::{Blame, PlanError};
 use crate::adapters::AdapterError;
 use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
+use crate::invoke::HandOverError;
 use crate::keyvalue::KeyValueError;
 use crate::quotas::QuotaError;
 use crate::receipt::ReceiptError;
@@ -69,6 +70,9 @@ pub enum Error {
         /// Who wrote it.
         by_caller: bool,
     },
+    /// From one function to another.
+    #[error(transparent)]
+    HandOver(#[from] HandOverError),
     /// The sandbox.
     #[error(transparent)]
     Plugin(#[from] plugin::PluginError),
@@ -172,6 +176,7 @@ impl Error {
             Self::Rejected { code, .. } => code,
             Self::Unavailable(_) => "unavailable",
             Self::Plan { source, .. } => source.code(),
+            Self::HandOver(error) => error.code(),
             Self::Plugin(error) => error.code(),
             Self::Submit(error) => error.code(),
             Self::Deadline => "deadline_exceeded",
@@ -208,6 +213,7 @@ impl Error {
             Self::Unavailable(_) | Self::Deadline | Self::Cold { .. } => Blame::Capacity,
             Self::Plan { by_caller: true, .. } => Blame::Caller,
             Self::Plan { source, .. } => source.blame(),
+            Self::HandOver(error) => error.blame(),
             Self::Plugin(error) => error.blame(),
             Self::Submit(error) => error.blame(),
             Self::Model(error) => error.blame(),

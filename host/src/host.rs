@@ -29,6 +29,7 @@ use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
 use crate::registry::Registry;
 use crate::revocation::{Revocation, Revocations};
 use crate::secrets::Secrets;
+use crate::shadows::Shadows;
 use crate::store::EmbeddedStore;
 use crate::tenants::Tenants;
 
@@ -54,6 +55,7 @@ pub(crate) struct Host {
     pub(crate) receipts: ReceiptLog,
     pub(crate) receipt_keys: PublicKeys,
     pub(crate) logs: FunctionLogs,
+    pub(crate) shadows: Shadows,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) precision: String,
     draining: AtomicBool,
@@ -180,6 +182,7 @@ impl Host {
             receipts,
             receipt_keys,
             logs: FunctionLogs::new(LogLimits::default()),
+            shadows: Shadows::new()?,
             metrics: Arc::clone(metrics),
             precision: config.precision.to_string(),
             draining: AtomicBool::new(false),
@@ -311,9 +314,10 @@ enum Stage {
     Cutting,
 }
 
-/// Takes it down: work on adapters ends, generations are cut, receipts become durable.
+/// Takes it down: copies of requests are cut off, work on adapters ends, generations are cut, receipts become durable.
 pub(crate) async fn close(running: Running) -> Result<(), Error> {
     let Running { host, engine } = running;
+    host.shadows.close().await;
     host.adapters.close().await;
     let stopped = tokio::task::spawn_blocking(move || {
         if let Err(error) = engine.abort() {

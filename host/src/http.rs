@@ -25,8 +25,10 @@ mod pins;
 mod quotas;
 mod receipts;
 mod revocations;
+mod rollouts;
 mod secrets;
 mod shares;
+mod sticky;
 mod stream;
 mod tls;
 mod usage;
@@ -141,6 +143,12 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         ),
         route("/v1/functions/{name}/versions", Needs(Deploy), get(functions::versions)),
         route("/v1/functions/{name}/promote", Needs(Deploy), post(functions::promote)),
+        route("/v1/functions/{name}/canary", Needs(Deploy), put(rollouts::put_canary).delete(rollouts::end_canary)),
+        route(
+            "/v1/functions/{name}/shadow",
+            Needs(Deploy),
+            put(rollouts::put_shadow).get(rollouts::show_shadow).delete(rollouts::end_shadow),
+        ),
         route("/v1/functions/{name}/logs", Needs(Deploy), get(logs::read)),
         route("/v1/functions/{name}/invoke", Needs(Invoke), post(invoke::invoke)),
         route("/v1/adapters", Needs(Adapters), get(adapters::list)),

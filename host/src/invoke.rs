@@ -3,11 +3,14 @@
 //!
 //! Not here: JSON and HTTP types, and how any stage does its work.
 
+mod called;
 mod cold;
+mod copy;
 mod course;
 mod function;
 mod generation;
 mod grants;
+mod hand_over;
 mod lent;
 mod pending;
 mod post;
@@ -18,8 +21,10 @@ mod stop;
 mod template;
 mod terms;
 
+pub use hand_over::HandOverError;
 pub(crate) use template::check_templates;
 
+pub(crate) use called::{Called, check_sticky};
 pub(crate) use generation::{AdapterUse, Ended, Generation, Head, Piece, TokenOut};
 pub(crate) use terms::{Handling, TenantSalts};
 
@@ -29,7 +34,7 @@ use std::time::{Duration, Instant};
 use engine::{Activation, Continuation, Submission, Terms, TokenStream};
 use futures::future::{join_all, try_join_all};
 use model::LoraAdapter;
-use types::{Digest, FunctionName, InvocationRequest, Plan, PlanError, PlanLimits, ValidPlan};
+use types::{Digest, InvocationRequest, Plan, PlanError, PlanLimits, ValidPlan};
 
 use crate::adapters::AdapterLease;
 use crate::error::Error;
@@ -38,6 +43,7 @@ use crate::logs::InvocationLog;
 use crate::registry::ManifestRelease;
 use crate::tenants::Principal;
 use cold::{ColdBounds, Resident};
+use copy::Tap;
 use course::Rights;
 use function::FunctionCall;
 use grants::ResolvedGrants;
@@ -60,8 +66,8 @@ pub(crate) struct Invocation {
 /// Who decides what is generated.
 #[derive(Clone)]
 pub(crate) enum Target {
-    /// The live version of a function.
-    Function(FunctionName),
+    /// A function, one of whose versions was chosen.
+    Function(Box<Called>),
     /// The caller, who wrote a plan.
     Plan(Box<Plan>),
 }
@@ -97,6 +103,8 @@ struct Prepared {
     handling: Handling,
     /// Of the function, if one is invoked.
     log: Option<InvocationLog>,
+    /// If the request gets a copy.
+    tap: Option<Tap>,
     work: Work,
 }
 
@@ -166,12 +174,25 @@ fn all_or_error(started: Vec<Result<Generation, Error>>) -> Result<Vec<Generatio
 
 /// Everything before the engine: the plugin, the plan's check, adapters, the prompt as tokens.
 async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, Error> {
+    let tap = Tap::new(host, &invocation);
+    match prepare_tapped(host, invocation).await {
+        Ok(prepared) => Ok(Prepared { tap, ..prepared }),
+        Err(error) => {
+            if let Some(tap) = tap {
+                tap.failed(&error);
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn prepare_tapped(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, Error> {
     let started = Instant::now();
     let Invocation { principal, mut request, target, choice, handling } = invocation;
     let from_plugin = matches!(target, Target::Function(_));
     let routed = match target {
         Target::Plan(plan) => Routed::Draft(Box::new(direct(host, &principal, *plan).await?)),
-        Target::Function(name) => function::route(host, &principal, &name, &mut request, started).await?,
+        Target::Function(called) => function::route(host, &principal, &called, &mut request, started).await?,
     };
     let plugin = if from_plugin { started.elapsed() } else { Duration::ZERO };
     let stages = Stages { started, plugin, adapters: Duration::ZERO };
@@ -184,7 +205,7 @@ async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, E
             (log, Work::Generate(Box::new(parts)))
         }
     };
-    Ok(Prepared { principal, request, handling, log, work })
+    Ok(Prepared { principal, request, handling, log, tap: None, work })
 }
 
 /// A plan that the caller wrote: it may name every adapter of its tenant.
@@ -209,7 +230,9 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
     let within = check_kv_blocks(host, prompt.tokens.len(), plan.output_tokens_max(), &limits);
     within.map_err(|source| Error::Plan { source, by_caller })?;
     let activations = activations(&leases, &prompt.tokens);
-    let seed = seed::of_choice(plan.sampling().seed, choice)?;
+    // Drawn with a copy's randomness, where there is a copy; other choices have none.
+    let drawn = function.as_ref().and_then(|call| call.draw).filter(|_| choice == 0);
+    let seed = seed::of_choice(plan.sampling().seed.or(drawn), choice)?;
     Ok(generation::Parts {
         post: PostState::new(&limits),
         aliases: grants.aliases(),
@@ -271,7 +294,7 @@ fn lent(leases: &[AdapterLease]) -> impl Iterator<Item = (Digest, Arc<LoraAdapte
 
 impl Queued {
     async fn start(self, host: &Arc<Host>) -> Result<Generation, Error> {
-        let Prepared { principal, request, log, work, handling } = self.prepared;
+        let Prepared { principal, request, log, work, handling, tap } = self.prepared;
         let started = match (work, self.tokens) {
             (Work::Answer { call, text, stages }, _) => {
                 Generation::answered(host, &principal, &request, *call, text, stages).await
@@ -282,7 +305,8 @@ impl Queued {
             }
             (Work::Generate(_), None) => Err(Error::Internal("a request was not submitted".into())),
         };
-        started.inspect_err(|error| function::log_failure(log.as_ref(), error))
+        let started = started.inspect_err(|error| function::log_failure(log.as_ref(), error))?;
+        Ok(started.heard_by(tap))
     }
 }
 

@@ -19,6 +19,7 @@ pub mod quotas;
 pub mod registry;
 pub mod revocation;
 pub mod secrets;
+mod shadows;
 pub mod store;
 pub mod tenants;
 
@@ -32,3 +33,4 @@ pub use error::Error;
 #[cfg(feature = "in-process")]
 #[doc(hidden)]
 pub use http::{Answer, InProcess};
+pub use invoke::HandOverError;

@@ -1,4 +1,5 @@
-//! Functions: names with immutable versions and a `live` pointer, and the plugins that a tenant may deploy.
+//! Functions: names with immutable versions, pointers to those that answer (`head.rs`, `rollout.rs`), and the plugins that a
+//! tenant may deploy.
 //!
 //! All of it is keyed by tenant; what another tenant has cannot be told from what is not there. Not here: the bytes of plugins
 //! (`artifacts`), checks of a plan against a manifest (`types::ValidPlan`).
@@ -8,8 +9,10 @@
 //! was deleted, because receipts cite it.
 
 mod error;
+mod head;
 mod live;
 mod manifest;
+mod rollout;
 
 use std::sync::Arc;
 
@@ -21,8 +24,11 @@ use types::{Digest, FunctionName, TenantId};
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError};
 
 pub use error::RegistryError;
-pub use live::{LIVE_CHANGES_MAX, LiveChange, LiveHistory};
+use head::Head;
+use live::By;
+pub use live::{ChangeKind, LIVE_CHANGES_MAX, LiveChange, LiveHistory};
 pub use manifest::*;
+pub use rollout::{Beside, Chosen, Rollout, Share, ShareError};
 
 /// Functions of one tenant.
 pub const FUNCTIONS_PER_TENANT_MAX: usize = 10_000;
@@ -68,6 +74,12 @@ pub struct Live {
     pub life: u32,
     /// The changes that led there.
     pub history: LiveHistory,
+    /// The version that answers a share of the callers.
+    pub canary: Option<Rollout>,
+    /// The version that gets copies.
+    pub shadow: Option<Rollout>,
+    /// Everything that was done, the oldest first.
+    pub changes: Vec<LiveChange>,
 }
 
 /// A function as a listing shows it.
@@ -79,54 +91,6 @@ pub struct FunctionInfo {
     pub live: u32,
     /// The newest version.
     pub latest: u32,
-}
-
-/// The versions `first ..= latest` exist, but for `missing`; a deleted function has none (`first` is past `latest`) and keeps its
-/// numbers.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Head {
-    first: u32,
-    latest: u32,
-    live: Option<u32>,
-    /// Numbers below `latest` that were taken and never noted: their writers are at work still, or died. A version whose writer
-    /// died was acknowledged to nobody, and must not turn up later.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    missing: Vec<u32>,
-    #[serde(default)]
-    history: LiveHistory,
-}
-
-impl Head {
-    fn new() -> Self {
-        Self { first: 1, latest: 0, live: None, missing: Vec::new(), history: LiveHistory::default() }
-    }
-
-    fn set_live(&mut self, version: u32, by: &str) {
-        self.history.push(self.live, version, by);
-        self.live = Some(version);
-    }
-
-    fn has(&self, version: u32) -> bool {
-        self.first <= version && version <= self.latest && !self.missing.contains(&version)
-    }
-
-    fn note(&mut self, version: u32, by: &str) {
-        // Below `first`: the function was deleted in the meantime, and this version with it.
-        if version < self.first {
-            return;
-        }
-        self.missing.retain(|missing| *missing != version);
-        self.missing.extend(self.latest + 1..version);
-        self.latest = self.latest.max(version);
-        if self.live.is_none() {
-            self.set_live(version, by);
-        }
-    }
-
-    fn count(&self) -> u32 {
-        (self.latest + 1).saturating_sub(self.first)
-    }
 }
 
 type VersionKey = (TenantId, FunctionName, u32);
@@ -214,6 +178,7 @@ impl Registry {
         self.check_room(tenant, function).await?;
         let stored = StoredVersion { created_unix_ms: unix_ms(), manifest };
         let version = self.write_version(tenant, function, &stored).await?;
+        let by = By { key: by, plugin: stored.manifest.plugin };
         let life = self.note_version(tenant, function, version, by).await?.first;
         let StoredVersion { created_unix_ms, manifest } = stored;
         let manifest = Arc::new(manifest);
@@ -264,7 +229,7 @@ impl Registry {
         tenant: &TenantId,
         function: &FunctionName,
         version: u32,
-        by: &str,
+        by: By<'_>,
     ) -> Result<Head, RegistryError> {
         self.change_head(tenant, function, |head| {
             head.note(version, by);
@@ -328,11 +293,14 @@ impl Registry {
     pub async fn live(&self, tenant: &TenantId, function: &FunctionName) -> Result<Live, RegistryError> {
         let head = self.existing_head(tenant, function).await?;
         let live = head.live.ok_or_else(|| RegistryError::UnknownFunction(function.clone()))?;
-        Ok(Live { live, latest: head.latest, life: head.first, history: head.history })
+        let changes = head.all_changes();
+        let Head { latest, first: life, history, canary, shadow, .. } = head;
+        Ok(Live { live, latest, life, history, canary, shadow, changes })
     }
 
     /// Makes a version live, a newer or an older one, on behalf of the key `by`. Requests in flight keep theirs. With
-    /// `expect`, only if that version is live now: of two who roll back at once, one is refused.
+    /// `expect`, only if that version is live now: of two who roll back at once, one is refused. If it was the canary or the
+    /// shadow, it is that no more.
     ///
     /// # Errors
     /// [`RegistryError::UnknownFunction`], [`RegistryError::UnknownVersion`], [`RegistryError::LiveChanged`].
@@ -345,17 +313,11 @@ impl Registry {
         by: &str,
     ) -> Result<FunctionVersion, RegistryError> {
         let promoted = self.get_version(tenant, function, version).await?;
+        let plugin = promoted.manifest.plugin;
         self.change_head(tenant, function, |head| {
-            if !head.has(version) {
-                return Err(RegistryError::UnknownVersion { function: function.clone(), version });
-            }
-            if let (Some(expected), Some(live)) = (expect, head.live)
-                && expected != live
-            {
-                return Err(RegistryError::LiveChanged { function: function.clone(), expected, live });
-            }
+            head.expect(function, version, expect)?;
             if head.live != Some(version) {
-                head.set_live(version, by);
+                head.promote(version, By { key: by, plugin });
             }
             Ok(())
         })
@@ -375,8 +337,7 @@ impl Registry {
                     return Err(RegistryError::UnknownFunction(function.clone()));
                 }
                 removed = head.first..=head.latest;
-                (head.first, head.live, head.history) = (head.latest + 1, None, LiveHistory::default());
-                head.missing.clear();
+                head.delete();
                 Ok(())
             })
             .await?;

@@ -184,7 +184,7 @@ fn plans_that_are_refused() {
         ("empty-prompt", "invalid_plan", "prompt"),
         ("long-prompt", "limit_exceeded", "prompt_bytes_max"),
         ("constraint", "unsupported", "constraint"),
-        ("hand-over", "unsupported", "handing over"),
+        ("hand-over", "hand_over_not_granted", "may not hand over"),
     ];
     // A caller's own max_tokens would lower the budget.
     let invoke = |text: &str| client.post("/v1/functions/bad-plan/invoke", &json!({"input": text}));

@@ -130,7 +130,8 @@ fn shaped_project(folder: &Path, component: &str) -> PathBuf {
     std::fs::write(project.join("requirements.txt"), "tenon-sdk").unwrap();
     std::fs::write(project.join(".venv").join(".tenon-installed"), "tenon-sdk").unwrap();
     let python = programs.join("python");
-    std::fs::write(&python, format!("#!/bin/sh\necho building\ntest \"$2\" = tenon_sdk && cp '{component}' \"$6\"\n")).unwrap();
+    std::fs::write(&python, format!("#!/bin/sh\necho building\ntest \"$2\" = tenon_sdk && cp '{component}' \"$6\"\n"))
+        .unwrap();
     std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
     project
 }
@@ -139,12 +140,17 @@ fn shaped_project(folder: &Path, component: &str) -> PathBuf {
 fn projects_are_made_built_and_looked_at() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let into = folder.path().to_str().unwrap();
-    for (lang, source) in
-        [("rust", "src/lib.rs"), ("python", "app.py"), ("js", "src/plugin.js"), ("ts", "src/plugin.ts"), ("c", "plugin.c")]
-    {
+    for (lang, source) in [
+        ("rust", "src/lib.rs"),
+        ("python", "app.py"),
+        ("js", "src/plugin.js"),
+        ("ts", "src/plugin.ts"),
+        ("c", "plugin.c"),
+    ] {
         let name = format!("one-{lang}");
-        let made: Value = serde_json::from_str(&printed(&run_tenon(&["new", &name, "--lang", lang, "--into", into, "--json"])))
-            .expect("JSON");
+        let made: Value =
+            serde_json::from_str(&printed(&run_tenon(&["new", &name, "--lang", lang, "--into", into, "--json"])))
+                .expect("JSON");
         let project = folder.path().join(&name);
         assert!(project.join(source).is_file() && project.join(".gitignore").is_file(), "{made}");
         for file in made["files"].as_array().expect("files") {
@@ -172,7 +178,8 @@ fn projects_are_made_built_and_looked_at() {
     let component = folder.path().join("component.wasm");
     std::fs::write(&component, guest("echo")).unwrap();
     let project = shaped_project(folder.path(), component.to_str().unwrap());
-    let built: Value = serde_json::from_str(&printed(&run_tenon(&["build", project.to_str().unwrap(), "--json"]))).unwrap();
+    let built: Value =
+        serde_json::from_str(&printed(&run_tenon(&["build", project.to_str().unwrap(), "--json"]))).unwrap();
     assert_eq!((&built["language"], &built["problems"]), (&json!("python"), &json!([])), "{built}");
     assert_eq!(std::fs::read(project.join("plugin.wasm")).unwrap(), guest("echo"));
     let unknown = "(component (import \"wasi:sockets/raw@9.0.0\" (instance)))";
@@ -212,13 +219,16 @@ fn every_command_speaks_json() {
     let shaped = shaped_project(folder.path(), plugin);
     let shaped = shaped.to_str().unwrap();
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 38] = [
+    let commands: [(&str, Vec<&str>, &str); 41] = [
         ("new", vec!["json-project", "--lang", "c", "--into", into], "/files/0"),
         ("build", vec![shaped], "/component"),
         ("inspect", vec![plugin], "/imports/0"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
+        ("versions", vec!["json-f", "--history"], "/changes/1/kind"),
+        ("canary", vec!["json-f", "1", "--percent", "0.5"], "/canary/percent"),
+        ("shadow", vec!["json-f", "1"], "/shadow/percent"),
         ("rollback", vec!["json-f"], "/live"),
         ("invoke", vec!["json-f", "7 May 1990", "--max-tokens", "2"], "/output"),
         ("logs", vec!["json-f"], "/data/0/message"),
@@ -329,6 +339,55 @@ fn a_rollback_goes_back_and_back_and_a_late_one_is_refused() {
     assert_eq!(moves, [(0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 3)]);
     let by = server.key().split('_').nth(1).unwrap().to_owned();
     assert_eq!(history["history"][5]["by"], json!(by));
+}
+
+#[test]
+fn canaries_and_shadows_are_set_shown_and_ended() {
+    let Some(server) = shared_server("canaries_and_shadows_are_set_shown_and_ended") else { return };
+    let client = server.client();
+    let plugin = client.upload_plugin(guest("decide"));
+    for answer in ["one", "two"] {
+        let manifest = json!({"plugin": plugin, "config": {"answer": answer}});
+        client.put("/v1/functions/beside", &manifest).expect(201);
+    }
+    let says = |arguments: &[&str]| printed(&run(server, arguments)).trim().to_owned();
+    let refused = |arguments: &[&str], status: i32| {
+        let output = run(server, arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(says(&["canary", "beside"]), "beside: no canary");
+    assert_eq!(says(&["canary", "beside", "2", "--percent", "0.5"]), "beside: version 2 for 0.5 % of the callers");
+    assert_eq!(says(&["canary", "beside"]), "beside: version 2 for 0.5 % of the callers");
+    assert_eq!(says(&["shadow", "beside", "2"]), "beside: version 2 gets 100.0 % of the requests");
+    let table = says(&["versions", "beside"]);
+    assert!(table.contains("latest,canary 0.5 %,shadow 100.0 %"), "{table}");
+    refused(&["canary", "beside", "2"], 2);
+    refused(&["canary", "beside", "--percent", "5"], 2);
+    refused(&["canary", "beside", "--off", "2", "--percent", "5"], 2);
+    assert!(refused(&["canary", "beside", "2", "--percent", "101"], 1).contains("at most 100"));
+    assert!(refused(&["canary", "beside", "2", "--percent", "1", "--expect", "2"], 1).contains("is live"));
+    assert!(refused(&["shadow", "beside", "1"], 1).contains("has all callers already"));
+    let started = std::time::Instant::now();
+    let report = loop {
+        client.post("/v1/functions/beside/invoke", &json!({"input": "a", "sticky": "a"})).expect(200);
+        let report = says(&["shadow", "beside"]);
+        if report.contains("req_") {
+            break report;
+        }
+        assert!(started.elapsed().as_secs() < 60, "no copy was compared: {report}");
+    };
+    assert!(
+        report.contains("different") && report.contains("1: stop 3 B") && report.contains("2: stop 3 B"),
+        "{report}"
+    );
+    assert_eq!(says(&["shadow", "beside", "--off"]), "beside: no shadow");
+    assert_eq!(says(&["canary", "beside", "--off"]), "beside: no canary");
+    let history = says(&["versions", "beside", "--history"]);
+    for kind in ["deploy", "canary set", "shadow set", "shadow ended", "canary ended"] {
+        assert!(history.contains(kind), "{kind}: {history}");
+    }
+    assert_eq!(history.lines().count(), 7, "{history}");
 }
 
 #[test]

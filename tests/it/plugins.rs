@@ -53,7 +53,7 @@ fn an_invalid_plan_is_refused() {
         ("long-prompt", "limit_exceeded"),
         ("entries", "limit_exceeded"),
         ("constraint", "unsupported"),
-        ("hand-over", "unsupported"),
+        ("hand-over", "hand_over_not_granted"),
         ("template", "unknown_template"),
     ];
     check(&server.client(), "bad-plan", &cases);

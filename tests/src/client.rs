@@ -34,6 +34,8 @@ pub struct Answer {
     pub request: Option<String>,
     /// `x-tenon-receipt`.
     pub receipt: Option<String>,
+    /// `x-tenon-function-version`.
+    pub version: Option<String>,
     /// `retry-after`.
     pub retry_after: Option<String>,
     /// `content-type`.
@@ -308,6 +310,16 @@ impl Client {
         stay();
     }
 
+    /// `POST` of JSON with one more header.
+    ///
+    /// # Panics
+    /// If the server does not answer.
+    #[must_use]
+    pub fn post_with(&self, path: &str, header: (&str, &str), body: &Value) -> Answer {
+        let request = self.request(Method::POST, path).header("content-type", "application/json");
+        answer(request.header(header.0, header.1).body(body.to_string()).send().expect("the server answers"))
+    }
+
     fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Answer {
         let mut request = self.request(method, path);
         if let Some(body) = body {
@@ -332,17 +344,26 @@ impl Client {
 
 impl Answer {
     fn none(error: &reqwest::Error) -> Self {
-        let (request, receipt, retry_after, content_type) = (None, None, None, String::new());
-        Self { status: 0, request, receipt, retry_after, content_type, text: error.to_string() }
+        let (request, receipt, version, retry_after) = (None, None, None, None);
+        Self { status: 0, request, receipt, version, retry_after, content_type: String::new(), text: error.to_string() }
     }
 }
 
 fn answer(response: Response) -> Answer {
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let (request, receipt) = (header("x-request-id"), header("x-tenon-receipt"));
+    let version = header("x-tenon-function-version");
     let (retry_after, content_type) = (header("retry-after"), header("content-type").unwrap_or_default());
     let status = response.status().as_u16();
-    Answer { status, request, receipt, retry_after, content_type, text: response.text().expect("a whole body") }
+    Answer {
+        status,
+        request,
+        receipt,
+        version,
+        retry_after,
+        content_type,
+        text: response.text().expect("a whole body"),
+    }
 }
 
 /// The token ids of a completion.

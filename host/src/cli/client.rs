@@ -26,6 +26,9 @@ pub(crate) struct DeployArgs {
     /// An adapter that the function may use: alias or digest; may be repeated
     #[arg(long = "adapter", value_name = "NAME")]
     adapters: Vec<String>,
+    /// A function that the plugin may hand requests over to; may be repeated
+    #[arg(long = "function", value_name = "NAME")]
+    functions: Vec<String>,
     /// Configuration for the plugin, NAME=VALUE; may be repeated
     #[arg(long = "config", value_name = "NAME=VALUE")]
     config: Vec<String>,
@@ -61,6 +64,11 @@ pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<()
     for pair in &arguments.config {
         let (name, value) = name_value(pair, "config")?;
         set(&mut manifest, "config", name, value.to_owned());
+    }
+    for name in arguments.functions {
+        if let Some(list) = manifest.entry("functions").or_insert_with(|| json!([])).as_array_mut() {
+            list.push(name.into());
+        }
     }
     let path = format!("/v1/functions/{}", segment(&arguments.name));
     let mut put = remote.json(remote.call(Method::PUT, &path).json(&manifest)).await?;

@@ -23,6 +23,9 @@ const RETRIES_MAX: u32 = 60;
 pub(crate) struct VersionsArgs {
     /// Name of the function
     name: String,
+    /// What was done in place of what is there: deployments, promotions, rollbacks, canaries, shadows
+    #[arg(long)]
+    history: bool,
     #[command(flatten)]
     connection: Connection,
 }
@@ -31,7 +34,7 @@ pub(crate) struct VersionsArgs {
 pub(crate) async fn versions(arguments: VersionsArgs, printer: Printer) -> Result<(), Failure> {
     let path = format!("/v1/functions/{}/versions", segment(&arguments.name));
     let found = Remote::new(&arguments.connection)?.get(&path).await?;
-    printer.result(&found, versions_text)?;
+    printer.result(&found, if arguments.history { history_text } else { versions_text })?;
     Ok(())
 }
 
@@ -39,13 +42,29 @@ fn versions_text(found: &Value) -> String {
     let head = ["VERSION", "", "PLUGIN", "ADAPTERS", "CREATED"].map(str::to_owned).to_vec();
     let row = |one: &Value| {
         let is = |name: &str| found.get(name).is_some_and(|version| Some(version) == one.get("version"));
-        let marks = [("live", is("live")), ("latest", is("latest")), ("previous", is("previous"))];
-        let marks: Vec<&str> = marks.iter().filter(|(_, holds)| *holds).map(|(mark, _)| *mark).collect();
+        let marks = ["live", "latest", "previous"].into_iter().filter(|name| is(name)).map(str::to_owned);
+        let beside = ["canary", "shadow"].into_iter().filter_map(|name| {
+            let beside = found.get(name).filter(|beside| beside.get("version") == one.get("version"))?;
+            beside.is_object().then(|| format!("{name} {} %", cell(beside, "percent")))
+        });
+        let marks: Vec<String> = marks.chain(beside).collect();
         let adapters: Vec<&str> = items(one, "adapters").filter_map(Value::as_str).collect();
         let created = one.get("created_unix_ms").and_then(Value::as_u64).unwrap_or_default();
         vec![cell(one, "version"), marks.join(","), short(text(one, "plugin")), adapters.join(","), time(created)]
     };
     table(&std::iter::once(head).chain(items(found, "data").map(row)).collect::<Vec<_>>())
+}
+
+fn history_text(found: &Value) -> String {
+    let head = ["TIME", "WHAT", "VERSION", "FROM", "PERCENT", "PLUGIN", "KEY"].map(str::to_owned).to_vec();
+    let row = |one: &Value| {
+        let when = time(one.get("time_unix_ms").and_then(Value::as_u64).unwrap_or_default());
+        let kind = text(one, "kind");
+        let kind = if kind.is_empty() { "live".to_owned() } else { kind.replace('_', " ") };
+        let plugin = short(text(one, "plugin"));
+        vec![when, kind, cell(one, "to"), cell(one, "from"), cell(one, "percent"), plugin, text(one, "by").to_owned()]
+    };
+    table(&std::iter::once(head).chain(items(found, "changes").map(row)).collect::<Vec<_>>())
 }
 
 #[derive(Debug, Args)]

@@ -4,10 +4,12 @@
 mod adapter;
 mod lineage;
 mod revoked;
+mod rollout;
 mod share;
 
 pub(crate) use adapter::{Adapter, AdapterReport};
 pub(crate) use revoked::Revoked;
+pub(crate) use rollout::{CanarySet, LiveMove, RolloutCard, ShadowAnswer, ShadowSet};
 pub(crate) use share::{AdapterShare, SharedAdapter};
 
 use std::collections::BTreeMap;
@@ -21,7 +23,7 @@ use crate::adapters::{SignaturePolicy, SignerKey, Signers};
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{
-    FunctionInfo, FunctionVersion, LiveChange, Manifest, ManifestCold, ManifestGrants, ManifestLimits, ManifestRelease,
+    FunctionInfo, FunctionVersion, Manifest, ManifestCold, ManifestGrants, ManifestLimits, ManifestRelease,
     ManifestSwitch,
 };
 use crate::tenants::{KeyInfo, Right, Rights};
@@ -106,6 +108,7 @@ pub(crate) struct Version {
     #[schema(pattern = "^[0-9a-f]{64}$")]
     plugin: String,
     adapters: Vec<String>,
+    functions: Vec<String>,
     templates: BTreeMap<String, String>,
     config: BTreeMap<String, String>,
     grants: ManifestGrants,
@@ -124,12 +127,24 @@ pub(crate) struct Version {
 impl From<&FunctionVersion> for Version {
     fn from(record: &FunctionVersion) -> Self {
         // Taken apart, so that a field that is added there is missed here by the compiler.
-        let Manifest { plugin, adapters, templates, config, grants, limits, cold, release, switch, description } =
-            Manifest::clone(&record.manifest);
+        let Manifest {
+            plugin,
+            adapters,
+            functions,
+            templates,
+            config,
+            grants,
+            limits,
+            cold,
+            release,
+            switch,
+            description,
+        } = Manifest::clone(&record.manifest);
         let (plugin, version, created_unix_ms) = (plugin.to_string(), record.version, record.created_unix_ms);
         Self {
             plugin,
             adapters,
+            functions,
             templates,
             config,
             grants,
@@ -151,6 +166,12 @@ pub(crate) struct LiveVersion {
     pub(crate) version: Version,
     pub(crate) name: String,
     pub(crate) live: u32,
+    /// The version that answers a share of the callers.
+    #[schema(required)]
+    pub(crate) canary: Option<RolloutCard>,
+    /// The version that gets copies.
+    #[schema(required)]
+    pub(crate) shadow: Option<RolloutCard>,
 }
 
 /// Every version of a function.
@@ -165,26 +186,16 @@ pub(crate) struct Versions {
     pub(crate) latest: u32,
     /// Where a rollback goes: what was live before the live one was for the first time.
     pub(crate) previous: Option<u32>,
+    /// The version that answers a share of the callers.
+    #[schema(required)]
+    pub(crate) canary: Option<RolloutCard>,
+    /// The version that gets copies.
+    #[schema(required)]
+    pub(crate) shadow: Option<RolloutCard>,
     /// The last changes of the live version, the oldest first.
     pub(crate) history: Vec<LiveMove>,
-}
-
-/// One change of the live version.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct LiveMove {
-    /// What was live before.
-    from: Option<u32>,
-    to: u32,
-    /// Milliseconds since 1970-01-01 UTC.
-    time_unix_ms: u64,
-    /// The identifier of the key that asked for it.
-    by: String,
-}
-
-impl From<&LiveChange> for LiveMove {
-    fn from(change: &LiveChange) -> Self {
-        Self { from: change.from, to: change.to, time_unix_ms: change.time_unix_ms, by: change.by.clone() }
-    }
+    /// The same and what else was done: deployments, canaries, shadows.
+    pub(crate) changes: Vec<LiveMove>,
 }
 
 /// Lines of a function's log.

@@ -6,7 +6,9 @@ use axum::http::StatusCode;
 use types::FunctionName;
 
 use super::App;
-use super::answers::{Deployed, FunctionCard, List, LiveMove, LiveVersion, Plugin, Promoted, Version, Versions};
+use super::answers::{
+    Deployed, FunctionCard, List, LiveMove, LiveVersion, Plugin, Promoted, RolloutCard, Version, Versions,
+};
 use super::auth::Caller;
 use super::wire::{self, PathText, Promote, RawBody};
 use super::{openai, openapi};
@@ -82,24 +84,39 @@ pub(crate) async fn list(caller: Caller) -> Result<Json<List<FunctionCard>>, Err
     responses((status = 200, description = "The live version", body = LiveVersion)))]
 pub(crate) async fn show(caller: Caller, PathText(path): PathText) -> Result<Json<LiveVersion>, Error> {
     let name = name(&path)?;
-    let live = caller.host.registry.get_live(&caller.principal.tenant, &name).await?;
-    Ok(Json(LiveVersion { version: Version::from(&live), name: name.as_str().to_owned(), live: live.version }))
+    let (registry, tenant) = (&caller.host.registry, &caller.principal.tenant);
+    let Live { live, canary, shadow, .. } = registry.live(tenant, &name).await?;
+    let version = Version::from(&registry.get_version(tenant, &name, live).await?);
+    let (canary, shadow) = (canary.as_ref().map(RolloutCard::from), shadow.as_ref().map(RolloutCard::from));
+    Ok(Json(LiveVersion { version, name: name.as_str().to_owned(), live, canary, shadow }))
 }
 
-/// Every version with its manifest, which is live, which were and by whose key.
+/// Every version with its manifest, which is live, canary and shadow, and what was done by whose key.
 #[utoipa::path(get, path = "/v1/functions/{name}/versions", tag = "functions",
     responses((status = 200, description = "All", body = Versions)))]
 pub(crate) async fn versions(caller: Caller, PathText(path): PathText) -> Result<Json<Versions>, Error> {
     let name = name(&path)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
-    let Live { live, latest, history, .. } = host.registry.live(tenant, &name).await?;
+    let Live { live, latest, history, canary, shadow, changes, .. } = host.registry.live(tenant, &name).await?;
     let versions = host.registry.versions(tenant, &name).await?;
     let (list, previous) = (List::new(versions.iter().map(Version::from).collect()), history.before(live));
-    let history = history.iter().map(LiveMove::from).collect();
-    Ok(Json(Versions { list, name: name.as_str().to_owned(), live, latest, previous, history }))
+    let (history, changes) =
+        (history.iter().map(LiveMove::from).collect(), changes.iter().map(LiveMove::from).collect());
+    let (canary, shadow) = (canary.as_ref().map(RolloutCard::from), shadow.as_ref().map(RolloutCard::from));
+    Ok(Json(Versions {
+        list,
+        name: name.as_str().to_owned(),
+        live,
+        latest,
+        previous,
+        canary,
+        shadow,
+        history,
+        changes,
+    }))
 }
 
-/// Makes a version live, also an older one; with `expect`, only if that one is live now.
+/// Makes a version live, also an older one; with `expect`, only if that one is live now. It is canary and shadow no more.
 #[utoipa::path(post, path = "/v1/functions/{name}/promote", tag = "functions", request_body = Promote,
     responses((status = 200, description = "Live", body = Promoted), (status = 409, description = "Another caller was faster")))]
 pub(crate) async fn promote(
@@ -124,5 +141,6 @@ pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<S
     host.keyvalue.remove_function(tenant, &name).await?;
     // Should this not be reached: a successor's log is another one all the same.
     host.logs.remove(tenant, &name, successor);
+    host.shadows.remove(tenant, &name);
     Ok(StatusCode::NO_CONTENT)
 }

@@ -10,17 +10,20 @@ use types::{FunctionName, Usage};
 use super::answers::FunctionResult;
 use super::auth::Caller;
 use super::openapi;
+use super::sticky::{Sticky, with_version};
 use super::stream::{self, Format};
 use super::wire::{self, InvokeBody, PathText, RawBody};
 use super::{RequestId, functions};
 use crate::error::Error;
-use crate::invoke::{self, AdapterUse, Ended, Head, Invocation, Target, TokenOut};
+use crate::host::Host;
+use crate::invoke::{self, AdapterUse, Called, Ended, Head, Invocation, Target, TokenOut};
 
-/// Invokes the live version of a function.
+/// Invokes a function: its live version, or the canary for the canary's callers.
 #[utoipa::path(post, path = "/v1/functions/{name}/invoke", tag = "functions", request_body = InvokeBody,
+    params(("x-tenon-sticky" = Option<String>, Header, description = "By what a canary knows the caller, 1 to 256 characters; without it, by its API key", min_length = 1, max_length = 256)),
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
-            headers(("x-tenon-receipt" = String, description = "The receipt's identifier")),
+            headers(("x-tenon-receipt" = String, description = "The receipt's identifier"), ("x-tenon-function-version" = u32, description = "The version that was called; with errors too")),
             content((FunctionResult = "application/json"), (openapi::Event = "text/event-stream"))),
         (status = 422, description = "The plugin refused"),
         (status = 429, description = "Too much at once"),
@@ -29,17 +32,25 @@ use crate::invoke::{self, AdapterUse, Ended, Head, Invocation, Target, TokenOut}
 pub(crate) async fn invoke(
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
+    Sticky(sticky): Sticky,
     PathText(name): PathText,
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
     let name: FunctionName = functions::name(&name)?;
     let body = wire::parse::<InvokeBody>(body)?;
     let handling = body.handling()?;
+    let sticky = sticky.or_else(|| body.sticky.clone());
     let request = body.request(&id)?;
-    let is_stream = request.stream;
-    let target = Target::Function(name);
+    let called = Called::look_up(&caller.host, &caller.principal, &name, sticky, &id).await?;
+    let version = called.version.version;
+    let target = Target::Function(Box::new(called));
     let invocation = Invocation { principal: caller.principal, request, target, choice: 0, handling };
-    let generation = invoke::invoke(&caller.host, invocation).await?;
+    Ok(with_version(answer(&caller.host, invocation).await, version))
+}
+
+async fn answer(host: &Arc<Host>, invocation: Invocation) -> Result<Response, Error> {
+    let is_stream = invocation.request.stream;
+    let generation = invoke::invoke(host, invocation).await?;
     if is_stream {
         return Ok(stream::events(vec![generation], NativeFormat));
     }

@@ -12,10 +12,11 @@ use types::{FunctionName, InvocationRequest, Plan, PlanError, Prompt};
 
 use super::answers::List;
 use super::auth::Caller;
+use super::sticky::{Sticky, with_version};
 use super::wire::{self, ChatBody, CommonBody, CompletionBody, PathText, RawBody};
 use super::{App, RequestId, openapi, stream};
 use crate::error::Error;
-use crate::invoke::{self, Invocation, Target};
+use crate::invoke::{self, Called, Invocation, Target};
 use crate::registry::RegistryError;
 use format::{Kind, OpenAiFormat};
 
@@ -70,6 +71,7 @@ fn unknown(model: &str) -> Error {
 
 /// Chat completions.
 #[utoipa::path(post, path = "/v1/chat/completions", tag = "openai", operation_id = "chat_completion", request_body = ChatBody,
+    params(("x-tenon-sticky" = Option<String>, Header, description = "By what a function's canary knows the caller; without it, by its API key", min_length = 1, max_length = 256)),
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
             headers(("x-tenon-receipt" = String, description = "The receipts' identifiers, one for each choice")),
@@ -82,6 +84,7 @@ pub(crate) async fn chat(
     State(app): State<App>,
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
+    Sticky(sticky): Sticky,
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
     let body: ChatBody = wire::parse(body)?;
@@ -93,12 +96,13 @@ pub(crate) async fn chat(
     let uses_tools = !chat.tools.is_empty() || chat.messages.iter().any(|message| !message.tool_calls.is_empty());
     let request = wire::chat_request(&id, wire::plain_messages(&chat), stream, common.max_tokens()?);
     let question = Question { request, prompt: Prompt::Chat(chat), echo: String::new() };
-    let asked = Asked { kind: Kind::Chat, questions: vec![question], choices, common, logprobs, uses_tools };
+    let asked = Asked { kind: Kind::Chat, questions: vec![question], sticky, choices, common, logprobs, uses_tools };
     answer(caller, asked).await
 }
 
 /// Completions, with prompts as text or token ids.
 #[utoipa::path(post, path = "/v1/completions", tag = "openai", operation_id = "completion", request_body = CompletionBody,
+    params(("x-tenon-sticky" = Option<String>, Header, description = "By what a function's canary knows the caller; without it, by its API key", min_length = 1, max_length = 256)),
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `[DONE]`",
             headers(("x-tenon-receipt" = String, description = "The receipts' identifiers, one for each choice")),
@@ -111,6 +115,7 @@ pub(crate) async fn completions(
     State(app): State<App>,
     caller: Caller,
     Extension(RequestId(id)): Extension<RequestId>,
+    Sticky(sticky): Sticky,
     RawBody(body): RawBody,
 ) -> Result<Response, Error> {
     let body: CompletionBody = wire::parse(body)?;
@@ -132,13 +137,16 @@ pub(crate) async fn completions(
         Question { request, prompt, echo }
     };
     let questions = prompts.into_iter().map(question).collect();
-    answer(caller, Asked { kind: Kind::Completion, questions, choices, common, logprobs, uses_tools: false }).await
+    let kind = Kind::Completion;
+    answer(caller, Asked { kind, questions, sticky, choices, common, logprobs, uses_tools: false }).await
 }
 
 /// A request in the form that both routes share.
 struct Asked {
     kind: Kind,
     questions: Vec<Question>,
+    /// By what a canary knows the caller.
+    sticky: Option<String>,
     /// Of each question.
     choices: u32,
     common: CommonBody,
@@ -158,14 +166,22 @@ struct Question {
 enum Model {
     Base,
     Adapter,
-    Function(FunctionName),
+    Function(Box<Called>),
 }
 
 async fn answer(caller: Caller, asked: Asked) -> Result<Response, Error> {
-    let model = model_of(&caller, &asked.common.model).await?;
-    if matches!(model, Model::Function(_)) {
-        refuse_with_function(&asked)?;
-    }
+    let id = asked.questions.first().map(|question| question.request.id.clone()).unwrap_or_default();
+    let model = model_of(&caller, &asked.common.model, asked.sticky.clone(), &id).await?;
+    let Model::Function(called) = &model else { return answer_by(caller, asked, model).await };
+    let version = called.version.version;
+    let answer = match refuse_with_function(&asked) {
+        Ok(()) => answer_by(caller, asked, model).await,
+        Err(error) => Err(error),
+    };
+    Ok(with_version(answer, version))
+}
+
+async fn answer_by(caller: Caller, asked: Asked, model: Model) -> Result<Response, Error> {
     let Asked { kind, questions, choices, common, logprobs, .. } = asked;
     let handling = common.handling()?;
     let mut invocations = Vec::new();
@@ -191,7 +207,7 @@ async fn answer(caller: Caller, asked: Asked) -> Result<Response, Error> {
 }
 
 /// The base, then an adapter, then a function.
-async fn model_of(caller: &Caller, model: &str) -> Result<Model, Error> {
+async fn model_of(caller: &Caller, model: &str, sticky: Option<String>, request_id: &str) -> Result<Model, Error> {
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
     if model == BASE || model == host.base.name() {
         return Ok(Model::Base);
@@ -200,10 +216,10 @@ async fn model_of(caller: &Caller, model: &str) -> Result<Model, Error> {
         return Ok(Model::Adapter);
     }
     let name: FunctionName = model.parse().map_err(|_| unknown(model))?;
-    match host.registry.get_live(tenant, &name).await {
-        Ok(_) => Ok(Model::Function(name)),
-        Err(RegistryError::UnknownFunction(_)) => Err(unknown(model)),
-        Err(error) => Err(error.into()),
+    match Called::look_up(host, &caller.principal, &name, sticky, request_id).await {
+        Ok(called) => Ok(Model::Function(Box::new(called))),
+        Err(Error::Registry(RegistryError::UnknownFunction(_))) => Err(unknown(model)),
+        Err(error) => Err(error),
     }
 }
 
@@ -248,7 +264,7 @@ fn target(model: &Model, common: &CommonBody, prompt: Prompt, logprobs: Option<u
     match model {
         Model::Base => common.plan(prompt, None, logprobs).map(plan),
         Model::Adapter => common.plan(prompt, Some(&common.model), logprobs).map(plan),
-        Model::Function(name) => Ok(Target::Function(name.clone())),
+        Model::Function(called) => Ok(Target::Function(called.clone())),
     }
 }
 

@@ -16,7 +16,7 @@ use utoipa::OpenApi;
 
 use super::{
     App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, quotas, receipts,
-    revocations, secrets, shares, usage, vllm,
+    revocations, rollouts, secrets, shares, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -38,6 +38,11 @@ use super::{
         functions::delete,
         functions::versions,
         functions::promote,
+        rollouts::put_canary,
+        rollouts::end_canary,
+        rollouts::put_shadow,
+        rollouts::show_shadow,
+        rollouts::end_shadow,
         logs::read,
         invoke::invoke,
         adapters::list,

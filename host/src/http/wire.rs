@@ -7,6 +7,7 @@ mod invoke;
 mod messages;
 mod openai;
 mod refused;
+mod rollout;
 
 pub(crate) use admin::{
     AdapterSource, Derivation, NewKey, NewReaders, NewSecret, NewSigners, NewTenant, Promote, RevocationBody,
@@ -15,6 +16,7 @@ pub(crate) use invoke::{InvokeBody, chat_request, text_request};
 pub(crate) use messages::plain_messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};
 pub(crate) use refused::{Asks, unsupported};
+pub(crate) use rollout::{NewCanary, NewShadow};
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::StatusCode;

@@ -1,5 +1,5 @@
-//! Stages 2 and 3: the function's live version, and its plugin's `route` and `compose`. Not here: the sandbox, which is
-//! the crate `plugin`, and the check of the plan.
+//! Stages 2 and 3: the version that was chosen of a function, its plugin's `route` and `compose`, and those of the functions that
+//! it hands over to. Not here: the choice (`called.rs`), the sandbox, which is the crate `plugin`, and the check of the plan.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,16 +12,19 @@ use plugin::{
 };
 use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
 
+use super::called::Called;
 use super::grants::ResolvedGrants;
+use super::hand_over::Journey;
 use super::lent::{self, Lent};
 use super::post::over;
-use super::{Draft, Routed, seed};
+use super::{Draft, Routed, hand_over, seed};
 use crate::adapters::ResolvedAdapters;
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::error::Error;
 use crate::host::Host;
 use crate::logs::{InvocationLog, Level, LogOwner};
 use crate::metrics::PluginCall;
+use crate::receipt::FunctionRef;
 use crate::registry::{FunctionVersion, Manifest, ManifestCold};
 use crate::tenants::Principal;
 
@@ -32,21 +35,53 @@ pub(crate) struct FunctionCall {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) instance: PluginInstance,
     pub(crate) log: InvocationLog,
+    /// The functions that took part, from the one that was called to this one.
+    pub(crate) chain: Vec<FunctionRef>,
+    /// As [`Called`] has them.
+    pub(crate) draw: Option<u64>,
+    pub(crate) is_copy: bool,
 }
 
-/// Asks the live version's plugin what to do.
+impl FunctionCall {
+    /// The functions that the request was handed over to, in order.
+    pub(crate) fn handed_over(&self) -> Vec<FunctionRef> {
+        self.chain.iter().skip(1).cloned().collect()
+    }
+}
+
+/// What became of a request in one function.
+enum Step {
+    Routed(Routed),
+    HandOver(FunctionVersion),
+}
+
+/// Asks the plugin of the version that was chosen what to do, then those that the request is handed over to.
 pub(crate) async fn route(
     host: &Arc<Host>,
     principal: &Principal,
-    name: &FunctionName,
+    called: &Called,
     request: &mut InvocationRequest,
     started: Instant,
 ) -> Result<Routed, Error> {
     check_request(request, &host.plan_limits).map_err(|source| Error::Plan { source, by_caller: true })?;
-    let live = host.registry.get_live(&principal.tenant, name).await?;
-    let log = host.logs.invocation(LogOwner::new(&principal.tenant, name, live.life), live.version, &request.id);
-    let routed = route_live(host, principal, live, log.clone(), request, started).await;
-    routed.inspect_err(|error| log_failure(Some(&log), error))
+    let (asked, log_name) = (request.max_tokens, called.log_name(&request.id));
+    let (mut journey, mut version) = (Journey::new(started), called.version.clone());
+    loop {
+        // Each function narrows what the caller asked for, not what another one left of it.
+        request.max_tokens = asked;
+        let owner = LogOwner::new(&principal.tenant, &version.function, version.life);
+        let log = host.logs.invocation(owner, version.version, &log_name);
+        journey.enter(&version);
+        if let Some(FunctionRef { name, version, .. }) = journey.predecessor() {
+            log.write(Level::Info, &format!("handed over by `{name}` version {version}"));
+        }
+        let step = step(host, principal, called, version, &mut journey, log.clone(), request).await;
+        version = match step.inspect_err(|error| log_failure(Some(&log), error))? {
+            Step::Routed(routed) => return Ok(routed),
+            Step::HandOver(next) => next,
+        };
+        log.write(Level::Info, &format!("handed over to `{}` version {}", version.function, version.version));
+    }
 }
 
 /// Notes in the function's log, if there is a function, that an invocation failed.
@@ -55,16 +90,17 @@ pub(crate) fn log_failure(log: Option<&InvocationLog>, error: &Error) {
     log.write(Level::Error, &format!("the invocation failed: {}: {}", error.code(), error.public_message()));
 }
 
-async fn route_live(
+async fn step(
     host: &Arc<Host>,
     principal: &Principal,
-    live: FunctionVersion,
+    called: &Called,
+    version: FunctionVersion,
+    journey: &mut Journey,
     log: InvocationLog,
     request: &mut InvocationRequest,
-    started: Instant,
-) -> Result<Routed, Error> {
-    let lent = lent::lent(host, &principal.tenant, &live);
-    let FunctionVersion { function: name, version, manifest, .. } = live;
+) -> Result<Step, Error> {
+    let lent = lent::lent(host, &principal.tenant, &version);
+    let FunctionVersion { function: name, version, manifest, .. } = version;
     host.revocations.check("the plugin", manifest.plugin)?;
     request.function = name.to_string();
     request.version = version;
@@ -73,16 +109,17 @@ async fn route_live(
     request.max_tokens = request.max_tokens.map(|asked| asked.min(limits.output_tokens_max));
     let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
     let grants = grants.with_templates(&manifest.templates);
-    let plugin_seed = seed::random()?;
-    let live = (&name, &*manifest, &grants);
-    let session = session(host, principal, live, lent, plugin_seed, started, log.clone()).await?;
+    let plugin_seed = called.draw.map_or_else(seed::random, Ok)?;
+    let function = (&name, &*manifest, &grants);
+    let session = session(host, principal, function, lent, plugin_seed, journey.started, log.clone()).await?;
     let source = StoredComponents(host.artifacts.clone());
-    let mut instance = host.plugins.start(manifest.plugin, &source, session).await?;
+    let mut instance = host.plugins.start_after(journey.cpu_used, manifest.plugin, &source, session).await?;
     let begun = Instant::now();
     let decision = instance.route(request).await;
     host.metrics.plugin_call(PluginCall::route, decision.is_ok(), begun.elapsed());
     let decision = decision?;
-    let mut call = FunctionCall { name, version, manifest, instance, log };
+    let (chain, draw, is_copy) = (journey.chain.clone(), called.draw, called.is_copy);
+    let mut call = FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy };
     match decision {
         Decision::Serve => {
             let begun = Instant::now();
@@ -90,23 +127,26 @@ async fn route_live(
             host.metrics.plugin_call(PluginCall::compose, plan.is_ok(), begun.elapsed());
             let mut plan = plan?;
             plan.cold = plan.cold.or_else(|| call.manifest.cold.as_ref().map(ManifestCold::policy));
+            journey.shorten(&mut plan, limits.deadline_ms_max)?;
             let default = limits.output_tokens_default.min(limits.output_tokens_max);
             if let Some(max_tokens) = request.max_tokens {
                 plan.token_budget = Some(plan.token_budget.unwrap_or(default).min(max_tokens));
             }
-            Ok(Routed::Draft(Box::new(Draft { plan, grants, limits, function: Some(call) })))
+            let draft = Draft { plan, grants, limits, function: Some(call) };
+            Ok(Step::Routed(Routed::Draft(Box::new(draft))))
         }
         Decision::Answer(text) if text.len() > limits.answer_bytes_max => {
             Err(over("the plugin's answer in bytes", text.len(), "answer_bytes_max", limits.answer_bytes_max))
         }
-        Decision::Answer(text) => Ok(Routed::Answer(Box::new(call), text)),
+        Decision::Answer(text) => Ok(Step::Routed(Routed::Answer(Box::new(call), text))),
         Decision::Reject(rejection) => Err(Error::Rejected {
             code: rejection_code(&rejection.code),
             reason: rejection.reason.chars().take(1024).collect(),
         }),
-        Decision::HandOver(_) => {
-            let source = PlanError::Unsupported("handing over to another function");
-            Err(Error::Plan { source, by_caller: false })
+        Decision::HandOver(to) => {
+            journey.cpu_used = call.instance.cpu_used();
+            let from = (&call.name, &*call.manifest);
+            hand_over::next(host, principal, from, &to, called, journey).await.map(Step::HandOver)
         }
     }
 }

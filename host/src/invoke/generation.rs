@@ -16,6 +16,7 @@ use types::{
 
 use super::Stages;
 use super::cold::Cold;
+use super::copy::Tap;
 use super::course::{Course, Rights};
 use super::function::{FunctionCall, log_failure};
 use super::pending::PendingTokens;
@@ -28,7 +29,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::logs::InvocationLog;
 use crate::metrics::PluginCall;
-use crate::receipt::{self, Claims, Final, OpenReceipt, Started};
+use crate::receipt::{self, Claims, Final, OpenReceipt, Started, Subject};
 use crate::tenants::Principal;
 
 /// One token as the HTTP surface shows it.
@@ -101,11 +102,16 @@ pub(crate) struct Generation {
     host: Arc<Host>,
     tenant: TenantId,
     log: Option<InvocationLog>,
+    /// None of a copy's answer, which nobody gets, and when it is closed.
     receipt: Option<OpenReceipt>,
+    /// Hears what is sent, if the request gets a copy.
+    tap: Option<Tap>,
     source: Option<Source>,
     ready: VecDeque<Piece>,
     /// To be told after what is ready.
     failed: Option<Error>,
+    /// A copy's tokens are in no metric of what callers were answered.
+    is_copy: bool,
     /// Whether pieces reach the caller as they come; if not, nothing of an answer that fails does.
     is_streamed: bool,
     progress: Progress,
@@ -144,10 +150,15 @@ impl Generation {
             let (plan, owners) = (&parts.plan, parts.rights.grants.adapters().owners());
             record::subject(host, request, parts.function.as_ref(), plan.composition(), owners)
         };
-        let mut receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
-        host.quotas.charge_tokens(&principal.tenant, u32::try_from(parts.prompt.tokens.len()).unwrap_or(u32::MAX));
+        let is_copy = parts.function.as_ref().is_some_and(|call| call.is_copy);
+        let mut receipt = open_receipt(host, principal, subject, is_copy).await?;
+        if !is_copy {
+            let tokens = u32::try_from(parts.prompt.tokens.len()).unwrap_or(u32::MAX);
+            host.quotas.charge_tokens(&principal.tenant, tokens);
+        }
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?.out_of(parts.rights.grants.adapters());
+        let progress = progress.by(parts.function.as_ref());
         let progress = progress.met_cold(parts.cold.as_ref());
         let activations = parts.activations.clone();
         let progress = progress.generated_by(composition, activations, parts.plan.sampling(), parts.seed);
@@ -155,11 +166,14 @@ impl Generation {
         let post_process = parts.plan.post_process();
         // Nothing was sent, should the caller leave, or the plugin fail, before the first chunk.
         let unanswered = receipt::Outcome { answer: None, ..progress.outcome() };
-        *receipt.draft() = Final { ending: receipt::Ending::Cancelled, outcome: unanswered.clone() };
+        if let Some(receipt) = receipt.as_mut() {
+            *receipt.draft() = Final { ending: receipt::Ending::Cancelled, outcome: unanswered.clone() };
+        }
         if let (true, Some(call)) = (post_process, parts.function.as_mut())
             && let Err(error) = call.instance.open_post_processor(request).await
         {
             let error = Error::from(error);
+            let Some(receipt) = receipt else { return Err(error) };
             let ending = receipt::Ending::Failed(error.code().to_owned());
             let id = receipt.id().to_string();
             receipt.finish(Final { ending, outcome: unanswered }).await?;
@@ -172,7 +186,7 @@ impl Generation {
         });
         let head = Head {
             request_id: request.id.clone(),
-            receipt_id: receipt.id().to_string(),
+            receipt_id: receipt.as_ref().map(|receipt| receipt.id().to_string()).unwrap_or_default(),
             function,
             adapters: adapters.collect(),
             prompt_tokens: parts.prompt.tokens.clone(),
@@ -183,7 +197,8 @@ impl Generation {
             host: Arc::clone(host),
             tenant: principal.tenant.clone(),
             log: parts.function.as_ref().map(|call| call.log.clone()),
-            receipt: Some(receipt),
+            receipt,
+            tap: None,
             source: Some(Source {
                 tokens,
                 decoder: host.base.tokenizer().decoder(),
@@ -206,6 +221,7 @@ impl Generation {
             }),
             ready: VecDeque::new(),
             failed: None,
+            is_copy,
             is_streamed: request.stream,
             progress,
         })
@@ -221,13 +237,15 @@ impl Generation {
         stages: Stages,
     ) -> Result<Self, Error> {
         let subject = record::subject(host, request, Some(&call), &Composition::default(), &HashMap::new());
-        let receipt = host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?;
-        let receipt_id = receipt.id().to_string();
+        let receipt = open_receipt(host, principal, subject, call.is_copy).await?;
+        let receipt_id = receipt.as_ref().map(|receipt| receipt.id().to_string()).unwrap_or_default();
         let asked = Rendered { tokens: Vec::new(), committed: request.input_json.clone().into_bytes() };
-        let mut progress = Progress::new(stages, &asked)?;
+        let mut progress = Progress::new(stages, &asked)?.by(Some(&call));
         progress.answered(&text);
-        let outcome = receipt::Outcome { finish: Some(FinishReason::Stop), ..progress.outcome() };
-        receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
+        if let Some(receipt) = receipt {
+            let outcome = receipt::Outcome { finish: Some(FinishReason::Stop), ..progress.outcome() };
+            receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
+        }
         let (reason, usage) = (FinishReason::Stop, Usage::default());
         let ended = Ended { reason, by_stop_string: false, usage, metadata: Vec::new() };
         let head = Head {
@@ -243,12 +261,20 @@ impl Generation {
             tenant: principal.tenant.clone(),
             log: None,
             receipt: None,
+            tap: None,
             source: None,
             ready: VecDeque::from([Piece::Text { text, tokens: Vec::new() }, Piece::End(ended)]),
             failed: None,
+            is_copy: call.is_copy,
             is_streamed: request.stream,
             progress,
         })
+    }
+
+    /// The same, listened to.
+    pub(super) fn heard_by(mut self, tap: Option<Tap>) -> Self {
+        self.tap = tap;
+        self
     }
 
     /// The next piece; `None` after the last. After an error there is nothing more.
@@ -256,9 +282,13 @@ impl Generation {
         loop {
             if let Some(piece) = self.ready.pop_front() {
                 self.commit(&piece);
+                self.tell(&piece);
                 return Some(Ok(piece));
             }
             if let Some(error) = self.failed.take() {
+                if let Some(tap) = self.tap.take() {
+                    tap.failed(&error);
+                }
                 return Some(Err(error));
             }
             self.source.as_ref()?;
@@ -273,6 +303,15 @@ impl Generation {
     fn commit(&mut self, piece: &Piece) {
         if let (Piece::Text { text, .. }, Some(_)) = (piece, &self.receipt) {
             self.progress.answered(text);
+        }
+    }
+
+    /// Has a copy begin once the last piece is taken. Of an answer that nobody reads to its end there is none.
+    fn tell(&mut self, piece: &Piece) {
+        match (piece, self.tap.as_mut()) {
+            (Piece::Text { text, .. }, Some(tap)) => tap.hear(text),
+            (Piece::End(ended), Some(_)) => self.tap.take().into_iter().for_each(|tap| tap.ended(ended)),
+            (_, None) => {}
         }
     }
 
@@ -295,8 +334,11 @@ impl Generation {
         let Some(source) = self.source.as_mut() else { return Ok(()) };
         match source.tokens.recv().await {
             Some(TokenEvent::Token { id, logprob, top }) => {
-                self.progress.count_token(&self.host.metrics);
-                self.host.quotas.charge_tokens(&self.tenant, 1);
+                self.progress.count_token((!self.is_copy).then_some(&*self.host.metrics));
+                // A copy is nothing that the caller asked for.
+                if !self.is_copy {
+                    self.host.quotas.charge_tokens(&self.tenant, 1);
+                }
                 source.course.push(id);
                 let text = source.decoder.push(id);
                 source.pending.push(TokenOut { id, logprob, top }, text.len());
@@ -314,7 +356,9 @@ impl Generation {
             }
             Some(TokenEvent::Finished { reason, usage, queued }) => {
                 self.progress.queued = queued;
-                self.host.metrics.queued(queued);
+                if !self.is_copy {
+                    self.host.metrics.queued(queued);
+                }
                 let rest = source.decoder.finish();
                 let (mut text, stopped) = source.stop.push(&rest);
                 if !stopped {
@@ -403,7 +447,9 @@ impl Generation {
             let outcome = receipt::Outcome { finish: Some(reason), ..self.progress.outcome() };
             receipt.finish(Final { ending: receipt::Ending::Finished, outcome }).await?;
         }
-        self.host.metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
+        if !self.is_copy {
+            self.host.metrics.tokens(usage.prompt_tokens, usage.completion_tokens);
+        }
         self.ready.push_back(Piece::End(Ended { reason, by_stop_string, usage, metadata: ending.metadata }));
         Ok(())
     }
@@ -426,6 +472,19 @@ impl Generation {
             }
         }
     }
+}
+
+/// The receipt of an answer, durable; none of a copy's, which nobody gets.
+async fn open_receipt(
+    host: &Arc<Host>,
+    principal: &Principal,
+    subject: Subject,
+    is_copy: bool,
+) -> Result<Option<OpenReceipt>, Error> {
+    if is_copy {
+        return Ok(None);
+    }
+    Ok(Some(host.receipts.start(Started { tenant: principal.tenant.clone(), subject }).await?))
 }
 
 impl Drop for Generation {

@@ -42,6 +42,8 @@ pub(crate) struct Progress {
     before: Vec<AdapterUse>,
     /// The first token that the composition acts on.
     since: u32,
+    /// The functions that the request was handed over to.
+    handed_over: Vec<FunctionRef>,
     /// Whose adapters are that other tenants share.
     owners: HashMap<Digest, TenantId>,
 }
@@ -66,8 +68,14 @@ impl Progress {
             cold: None,
             before: Vec::new(),
             since: 0,
+            handed_over: Vec::new(),
             owners: HashMap::new(),
         })
+    }
+
+    /// The same, answered by this function.
+    pub(crate) fn by(self, function: Option<&FunctionCall>) -> Self {
+        Self { handed_over: function.map(FunctionCall::handed_over).unwrap_or_default(), ..self }
     }
 
     /// The same, whose adapters were not all in memory.
@@ -112,16 +120,16 @@ impl Progress {
         })
     }
 
-    /// One more token came from the engine.
-    pub(crate) fn count_token(&mut self, metrics: &Metrics) {
+    /// One more token came from the engine; it is in these metrics, if in any.
+    pub(crate) fn count_token(&mut self, metrics: Option<&Metrics>) {
         self.completion_tokens = self.completion_tokens.saturating_add(1);
         let now = Instant::now();
         match self.last_token.replace(now) {
-            Some(last) => metrics.inter_token(now - last),
+            Some(last) => metrics.into_iter().for_each(|metrics| metrics.inter_token(now - last)),
             None => {
                 let first = self.stages.started.elapsed();
                 self.first_token = Some(first);
-                metrics.first_token(first);
+                metrics.into_iter().for_each(|metrics| metrics.first_token(first));
             }
         }
     }
@@ -155,6 +163,7 @@ impl Progress {
         let Usage { prompt_tokens, completion_tokens } = self.usage();
         let uses = self.uses(prompt_tokens.saturating_add(completion_tokens));
         Outcome {
+            handed_over: self.handed_over.clone(),
             composition: self.before.iter().cloned().chain(uses).collect(),
             sampling: self.sampling.clone(),
             tokens: TokenCounts::from(self.usage()),
@@ -205,11 +214,8 @@ pub(crate) fn subject(
 ) -> Subject {
     Subject {
         request: request.id.clone(),
-        function: function.map(|call| FunctionRef {
-            name: call.name.clone(),
-            version: call.version,
-            plugin: call.manifest.plugin,
-        }),
+        // The one that was called; the outcome has those that it was handed over to.
+        function: function.and_then(|call| call.chain.first().cloned()),
         base: host.base.digest(),
         runner: "cpu".to_owned(),
         precision: host.precision.clone(),

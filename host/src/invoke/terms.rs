@@ -13,11 +13,13 @@ pub(crate) struct Handling {
     pub(crate) yields: u8,
     /// Whether tokens may be guessed and verified.
     pub(crate) speculation: bool,
+    /// A shadow's copy, which nobody waits for: it gives way to everything, on nobody's share.
+    pub(crate) is_copy: bool,
 }
 
 impl Default for Handling {
     fn default() -> Self {
-        Self { yields: 0, speculation: true }
+        Self { yields: 0, speculation: true, is_copy: false }
     }
 }
 
@@ -25,7 +27,9 @@ impl Handling {
     /// `priority` is vLLM's: a larger one is served later. Nobody pushes ahead of others: it is at least 0.
     pub(crate) fn new(priority: Option<i64>, speculation: Option<bool>) -> Result<Self, Error> {
         match u8::try_from(priority.unwrap_or(0)) {
-            Ok(yields) if yields <= 100 => Ok(Self { yields, speculation: speculation.unwrap_or(true) }),
+            Ok(yields) if yields <= 100 => {
+                Ok(Self { yields, speculation: speculation.unwrap_or(true), is_copy: false })
+            }
             _ => {
                 let message = "priority is 0 to 100: a larger one is served later, and nobody goes before the others";
                 Err(Error::invalid("invalid_request", "priority", message))
@@ -53,10 +57,12 @@ impl TenantSalts {
     /// How this tenant's request is served.
     pub(crate) fn terms(&self, tenant: &TenantId, handling: Handling) -> Terms {
         let of = |domain| Digest::of_parts(domain, [self.secret.as_slice(), tenant.as_str().as_bytes()]);
+        // What is computed for copies is not held against the tenant's own requests.
+        let turn = if handling.is_copy { "tenon 2026-11 engine tenant, copies" } else { "tenon 2026-11 engine tenant" };
         Terms {
-            tenant: of("tenon 2026-11 engine tenant"),
+            tenant: of(turn),
             kv_salt: of("tenon 2026-11 kv salt"),
-            priority: 0i8.saturating_sub_unsigned(handling.yields),
+            priority: if handling.is_copy { i8::MIN } else { 0i8.saturating_sub_unsigned(handling.yields) },
             speculation: handling.speculation,
             author: None,
             unload: false,
@@ -78,8 +84,13 @@ mod tests {
         }
         let salts = TenantSalts::new().expect("randomness");
         let tenant: TenantId = "one".parse().expect("a name");
-        let priority = |yields| salts.terms(&tenant, Handling { yields, speculation: true }).priority;
+        let priority = |yields| salts.terms(&tenant, Handling { yields, ..Handling::default() }).priority;
         assert!(priority(100) < priority(1) && priority(1) < priority(0));
+        let copy = salts.terms(&tenant, Handling { is_copy: true, ..Handling::default() });
+        assert!(copy.priority < priority(100), "behind whoever steps back furthest");
+        let own = salts.terms(&tenant, Handling::default());
+        assert_ne!(copy.tenant, own.tenant, "on nobody's share");
+        assert_eq!(copy.kv_salt, own.kv_salt);
     }
 
     #[test]

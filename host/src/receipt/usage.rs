@@ -25,7 +25,7 @@ const USAGE: TableDefinition<'_, (&str, i32, u8, &str), Counts> = TableDefinitio
 pub enum Part {
     /// All of the day.
     Total,
-    /// Of one function, whichever version.
+    /// Of one function, whichever version: of the one that answered, if the request was handed over.
     Function(FunctionName),
     /// With one adapter, whatever else was composed with it.
     Adapter(Digest),
@@ -230,7 +230,10 @@ impl<'txn> UsageTable<'txn> {
 /// The rows that a receipt belongs to, each once.
 fn parts(receipt: &Receipt) -> Vec<Part> {
     let mut parts = vec![Part::Total, Part::Base(receipt.subject.base)];
-    parts.extend(receipt.subject.function.iter().map(|function| Part::Function(function.name.clone())));
+    // Of those that a request was handed through, the last one answered.
+    let handed_over = receipt.outcome.iter().flat_map(|outcome| &outcome.handed_over);
+    let answered = receipt.subject.function.iter().chain(handed_over).next_back();
+    parts.extend(answered.map(|function| Part::Function(function.name.clone())));
     parts.extend(receipt.subject.adapters.iter().map(|part| Part::Adapter(part.adapter)));
     parts.sort();
     parts.dedup();

@@ -29,6 +29,14 @@ pub enum RegistryError {
         /// What is.
         live: u32,
     },
+    /// What is live is neither canary nor shadow.
+    #[error("version {version} of `{function}` is live: it has all callers already")]
+    IsLive {
+        /// The function.
+        function: FunctionName,
+        /// The version.
+        version: u32,
+    },
     /// Not uploaded, or not by this tenant.
     #[error("there is no plugin {0}; upload it first")]
     UnknownPlugin(Digest),
@@ -61,6 +69,7 @@ impl RegistryError {
             Self::UnknownFunction(_) => "function_not_found",
             Self::UnknownVersion { .. } => "version_not_found",
             Self::LiveChanged { .. } => "conflict",
+            Self::IsLive { .. } => "version_is_live",
             Self::UnknownPlugin(_) => "plugin_not_found",
             Self::Manifest(error) => error.code(),
             Self::OverLimit { .. } => "limit_exceeded",
@@ -74,7 +83,7 @@ impl RegistryError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::UnknownFunction(_) | Self::UnknownVersion { .. } | Self::UnknownPlugin(_) => Blame::Caller,
-            Self::LiveChanged { .. } => Blame::Caller,
+            Self::LiveChanged { .. } | Self::IsLive { .. } => Blame::Caller,
             Self::Manifest(error) => error.blame(),
             Self::OverLimit { .. } => Blame::Caller,
             Self::BadRecord(_) => Blame::Host,

@@ -1,24 +1,70 @@
-//! Which version was live when, and who made it so: what a rollback goes by. Not here: how the pointer is swapped.
+//! What was done to a function and by whom: which version was live when (what a rollback goes by), deployments, canaries and
+//! shadows. Not here: how the pointers are swapped.
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
+use types::Digest;
+use utoipa::ToSchema;
 
-/// Changes of one function's live version that are remembered.
+use super::rollout::Share;
+
+/// Changes of one function's live version that are remembered; and as many of everything else.
 pub const LIVE_CHANGES_MAX: usize = 32;
 
-/// One change of the live version.
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// A version was added; the first one became live.
+    Deploy,
+    /// A later version became live.
+    Promote,
+    /// An earlier version became live.
+    Rollback,
+    /// A version got a share of the callers.
+    CanarySet,
+    /// It has none any more.
+    CanaryEnded,
+    /// A version got copies of requests.
+    ShadowSet,
+    /// It gets none any more.
+    ShadowEnded,
+}
+
+/// On whose behalf a version is pointed at, and what is behind it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct By<'a> {
+    /// The identifier of the key that asked for it.
+    pub(super) key: &'a str,
+    /// The plugin of the version.
+    pub(super) plugin: Digest,
+}
+
+/// One change. Those that were noted before there were kinds are changes of the live version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LiveChange {
-    /// What was live before; nothing at the first deployment.
+    /// What the pointer was at before; nothing at the first deployment, and where there was no pointer.
     pub from: Option<u32>,
-    /// What is live since.
+    /// The version that it is about.
     pub to: u32,
     /// When, in milliseconds since 1970-01-01 UTC.
     pub time_unix_ms: u64,
     /// The identifier of the key that asked for it.
     pub by: String,
+    /// What was done; not noted in old records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ChangeKind>,
+    /// The plugin of that version; not noted in old records.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_digest")]
+    pub plugin: Option<Digest>,
+    /// How many callers or requests, of canaries and shadows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
+    /// Counts the changes of a function from 1; 0 in old records, which came before all others.
+    #[serde(default)]
+    pub number: u64,
 }
 
 /// Changes, the oldest first.
@@ -27,11 +73,15 @@ pub struct LiveChange {
 pub struct LiveHistory(VecDeque<LiveChange>);
 
 impl LiveHistory {
-    pub(super) fn push(&mut self, from: Option<u32>, to: u32, by: &str) {
+    pub(super) fn push(&mut self, change: LiveChange) {
         if self.0.len() >= LIVE_CHANGES_MAX {
             self.0.pop_front();
         }
-        self.0.push_back(LiveChange { from, to, time_unix_ms: super::unix_ms(), by: by.to_owned() });
+        self.0.push_back(change);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The changes that are remembered.
@@ -47,6 +97,25 @@ impl LiveHistory {
     }
 }
 
+/// `types` knows no serialisation: a digest is its text.
+mod optional_digest {
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+    use types::Digest;
+
+    #[expect(clippy::ref_option, reason = "serde asks for a reference")]
+    pub(super) fn serialize<S: Serializer>(digest: &Option<Digest>, serializer: S) -> Result<S::Ok, S::Error> {
+        match digest {
+            Some(digest) => serializer.collect_str(digest),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Digest>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(de::Error::custom)).transpose()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,9 +123,18 @@ mod tests {
     fn of(versions: &[u32]) -> LiveHistory {
         let mut history = LiveHistory::default();
         let mut from = None;
-        for version in versions {
-            history.push(from, *version, "key");
-            from = Some(*version);
+        for to in versions {
+            history.push(LiveChange {
+                from,
+                to: *to,
+                time_unix_ms: 1,
+                by: "key".into(),
+                kind: Some(ChangeKind::Promote),
+                plugin: Some(Digest::of(b"plugin")),
+                share: None,
+                number: 1,
+            });
+            from = Some(*to);
         }
         history
     }
@@ -77,5 +155,17 @@ mod tests {
         let history = of(&versions);
         assert_eq!(history.iter().count(), LIVE_CHANGES_MAX);
         assert_eq!((history.before(100), history.before(69), history.before(68)), (Some(99), Some(68), None));
+    }
+
+    #[test]
+    fn records_of_before_there_were_kinds_are_read() {
+        let old =
+            r#"[{"from":null,"to":1,"time_unix_ms":5,"by":"key_1"},{"from":1,"to":2,"time_unix_ms":6,"by":"key_2"}]"#;
+        let history: LiveHistory = serde_json::from_str(old).expect("an old record");
+        assert_eq!(history.before(2), Some(1));
+        let last = history.iter().last().expect("two");
+        assert_eq!((last.kind, last.plugin, last.number), (None, None, 0));
+        let written = serde_json::to_string(&of(&[1, 2])).expect("written");
+        assert_eq!(serde_json::from_str::<LiveHistory>(&written).expect("read again"), of(&[1, 2]));
     }
 }

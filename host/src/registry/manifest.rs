@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use types::{AdapterAlias, Blame, ColdPolicy, Digest, PlanEntry};
+use types::{AdapterAlias, Blame, ColdPolicy, Digest, FunctionName, PlanEntry};
 use utoipa::ToSchema;
 
 use crate::adapters::ReleasePolicy;
@@ -26,6 +26,9 @@ pub enum ManifestError {
     /// Neither a digest nor an alias.
     #[error("`{0}` in the manifest's adapters is neither a digest nor an alias")]
     BadAdapter(String),
+    /// No function's name.
+    #[error("`{0}` in the manifest's functions is no name of a function")]
+    BadFunction(String),
     /// A fallback of other adapters than the manifest's, or with a weight that is no number.
     #[error("the fallback `{0}` is none of the manifest's adapters, or its weight is not finite")]
     BadFallback(String),
@@ -61,9 +64,11 @@ impl ManifestError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::BadAdapter(_) | Self::BadFallback(_) | Self::BadGrant { .. } | Self::ZeroLimit(_) => {
-                "invalid_manifest"
-            }
+            Self::BadAdapter(_)
+            | Self::BadFunction(_)
+            | Self::BadFallback(_)
+            | Self::BadGrant { .. }
+            | Self::ZeroLimit(_) => "invalid_manifest",
             Self::OverLimit { .. } => "limit_exceeded",
         }
     }
@@ -86,6 +91,9 @@ pub struct Manifest {
     /// Adapters that the function may use: aliases (resolved at each request) or digests.
     #[serde(default)]
     pub adapters: Vec<String>,
+    /// Functions of the tenant that the plugin may hand a request over to; looked up at each request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub functions: Vec<String>,
     /// Prompt templates by name: text in which `{{ name }}` stands for an argument.
     #[serde(default)]
     pub templates: BTreeMap<String, String>,
@@ -212,6 +220,7 @@ impl Manifest {
         Self {
             plugin,
             adapters: Vec::new(),
+            functions: Vec::new(),
             templates: BTreeMap::new(),
             config: BTreeMap::new(),
             grants: ManifestGrants::default(),
@@ -230,6 +239,7 @@ impl Manifest {
     pub fn check(&self) -> Result<(), ManifestError> {
         let counts = [
             ("the number of adapters", self.adapters.len()),
+            ("the number of functions", self.functions.len()),
             ("the number of templates", self.templates.len()),
             ("the number of configuration entries", self.config.len()),
         ];
@@ -241,6 +251,9 @@ impl Manifest {
             if name.parse::<Digest>().is_err() && name.parse::<AdapterAlias>().is_err() {
                 return Err(ManifestError::BadAdapter(name.chars().take(96).collect()));
             }
+        }
+        if let Some(bad) = self.functions.iter().find(|name| name.parse::<FunctionName>().is_err()) {
+            return Err(ManifestError::BadFunction(bad.chars().take(96).collect()));
         }
         if let Some(ManifestCold::Fallback(fallback)) = &self.cold {
             at_most("the number of fallback adapters", fallback.len(), "manifest_entries_max", MANIFEST_ENTRIES_MAX)?;
@@ -257,7 +270,7 @@ impl Manifest {
     #[must_use]
     pub fn text_bytes(&self) -> usize {
         let maps = self.templates.iter().chain(&self.config).map(|(name, text)| name.len() + text.len());
-        let adapters = self.adapters.iter().map(String::len);
+        let adapters = self.adapters.iter().chain(&self.functions).map(String::len);
         let fallback = match &self.cold {
             Some(ManifestCold::Fallback(fallback)) => fallback.as_slice(),
             _ => &[],
@@ -356,6 +369,9 @@ mod tests {
         assert_eq!(code(|manifest| manifest.adapters = vec!["caps".into(), "a".repeat(64)]), "accepted");
         assert_eq!(code(|manifest| manifest.adapters = vec!["../caps".into()]), "invalid_manifest");
         assert_eq!(code(|manifest| manifest.adapters = vec!["caps".into(); 1025]), "limit_exceeded");
+        assert_eq!(code(|manifest| manifest.functions = vec!["other-one".into()]), "accepted");
+        assert_eq!(code(|manifest| manifest.functions = vec!["../other".into()]), "invalid_manifest");
+        assert_eq!(code(|manifest| manifest.functions = vec!["other".into(); 1025]), "limit_exceeded");
         assert_eq!(code(|manifest| manifest.description = "x".repeat(MANIFEST_BYTES_MAX)), "limit_exceeded");
         assert_eq!(code(|manifest| manifest.limits.output_tokens_max = Some(0)), "invalid_manifest");
     }

@@ -20,6 +20,10 @@ fn stored(description: &str) -> StoredVersion {
     StoredVersion { created_unix_ms: 1, manifest: manifest(description) }
 }
 
+fn by() -> By<'static> {
+    By { key: "key", plugin: Digest::of(b"plugin") }
+}
+
 async fn registry() -> (Registry, TenantId) {
     let registry = Registry::new(Arc::new(MemoryStore::default()));
     let acme = tenant("acme");
@@ -137,7 +141,7 @@ async fn a_number_whose_writer_died_is_passed_over() {
         registry.versions(&acme, &f).await.expect("versions").iter().map(|found| found.version).collect()
     };
     assert_eq!(numbers().await, [1, 3], "it does not turn up with the next one");
-    registry.note_version(&acme, &f, 2, "key").await.expect("its writer was only slow");
+    registry.note_version(&acme, &f, 2, by()).await.expect("its writer was only slow");
     assert_eq!(numbers().await, [1, 2, 3]);
     assert_eq!(registry.get_live(&acme, &f).await.expect("live").version, 1);
 }
@@ -149,7 +153,7 @@ async fn a_delete_between_the_steps_of_a_deploy_wins() {
     let slow = registry.write_version(&acme, &f, &stored("slow")).await.expect("write");
     registry.put_version(&acme, &f, manifest("fast"), "key").await.expect("put");
     registry.delete(&acme, &f).await.expect("delete");
-    registry.note_version(&acme, &f, slow, "key").await.expect("too late is no error");
+    registry.note_version(&acme, &f, slow, by()).await.expect("too late is no error");
     assert_eq!(registry.get_live(&acme, &f).await.expect_err("gone").code(), "function_not_found");
     assert_eq!(registry.put_version(&acme, &f, manifest("next"), "key").await.expect("put").version, 3);
 }
@@ -230,4 +234,25 @@ async fn records_of_before_there_were_times_are_read() {
     let live = registry.get_live(&acme, &f).await.expect("live");
     assert_eq!((live.manifest.description.as_str(), live.created_unix_ms), ("old", 0));
     assert_eq!(registry.live(&acme, &f).await.expect("live").history.before(1), None);
+}
+
+#[tokio::test]
+async fn heads_of_before_there_were_kinds_are_read_and_go_on() {
+    let store = Arc::new(MemoryStore::default());
+    let (acme, f) = (tenant("acme"), function("f"));
+    let head = br#"{"first":1,"latest":2,"live":2,"history":[{"from":null,"to":1,"time_unix_ms":7,"by":"one"},
+        {"from":1,"to":2,"time_unix_ms":8,"by":"two"}]}"#;
+    store.swap("functions/acme/f", None, Some(Bytes::from_static(head))).await.expect("written");
+    let registry = Registry::new(store);
+    registry.record_plugin(&acme, Digest::of(b"plugin")).await.expect("record");
+    for number in [1, 2] {
+        let value = record("manifest", &stored("old")).expect("json");
+        registry.store.swap(&version_key(&acme, &f, number), None, Some(value)).await.expect("written");
+    }
+    assert_eq!(registry.live(&acme, &f).await.expect("live").history.before(2), Some(1));
+    registry.promote(&acme, &f, 1, Some(2), "three").await.expect("rolled back");
+    let live = registry.live(&acme, &f).await.expect("live");
+    let told: Vec<_> = live.changes.iter().map(|change| (change.kind, change.to, change.by.as_str())).collect();
+    assert_eq!(told, [(None, 1, "one"), (None, 2, "two"), (Some(ChangeKind::Rollback), 1, "three")]);
+    assert_eq!(live.changes[2].plugin, Some(Digest::of(b"plugin")));
 }

@@ -44,6 +44,7 @@ enum Kind {
     Invoke,
     Manifest,
     Promote,
+    Rollout,
     Adapter,
     Derivation,
     Readers,
@@ -78,6 +79,11 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("POST", "/v1/tenants", Kind::Tenant),
     ("GET", "/v1/functions/{}", Kind::None),
     ("GET", "/v1/functions/{}/versions", Kind::None),
+    ("PUT", "/v1/functions/{}/canary", Kind::Rollout),
+    ("DELETE", "/v1/functions/{}/canary", Kind::None),
+    ("PUT", "/v1/functions/{}/shadow", Kind::Rollout),
+    ("GET", "/v1/functions/{}/shadow", Kind::None),
+    ("DELETE", "/v1/functions/{}/shadow", Kind::None),
     ("DELETE", "/v1/functions/{}", Kind::None),
     ("GET", "/v1/functions", Kind::None),
     ("GET", "/v1/adapters/{}", Kind::None),
@@ -198,6 +204,9 @@ fn spoil(request: &mut Request, draw: &mut Draw<'_>) {
         ("connection", "upgrade"),
         ("range", "bytes=0-1"),
         ("x-http-method-override", "DELETE"),
+        ("x-tenon-sticky", ""),
+        ("x-tenon-sticky", "caller\u{e9}"),
+        ("x-tenon-sticky", "caller"),
     ];
     match draw.below(8) {
         0 => {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use types::{Action, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
@@ -38,9 +39,10 @@ impl PluginInstance {
         plugin: PolicyPre<InstanceState>,
         session: Session,
         permit: OwnedSemaphorePermit,
+        cpu_used: Duration,
     ) -> Result<Self, PluginError> {
         let of_guest = Arc::clone(&shared);
-        let starting = async move { Guest::start(of_guest, &plugin, session, permit).await.map(Box::new) };
+        let starting = async move { Guest::start(of_guest, &plugin, session, permit, cpu_used).await.map(Box::new) };
         let guest = shared.threads.run(starting).await??;
         Ok(Self { guest: Some(guest), shared })
     }
@@ -87,6 +89,12 @@ impl PluginInstance {
     /// What the call ran into.
     pub async fn finish(&mut self, usage: HookUsage) -> Result<Ending, PluginError> {
         self.run("post-processor.finish", move |guest| Box::pin(guest.finish(usage))).await
+    }
+
+    /// CPU time that the request has used in all instances so far: what its next instance begins with, if it is handed over.
+    #[must_use]
+    pub fn cpu_used(&self) -> Duration {
+        self.guest.as_ref().map_or(Duration::ZERO, |guest| guest.cpu_used())
     }
 
     /// Log lines that were dropped because they were over a limit of the request; none are known of an abandoned guest.

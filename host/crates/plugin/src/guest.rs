@@ -51,9 +51,10 @@ impl Guest {
         plugin: &PolicyPre<InstanceState>,
         session: Session,
         permit: OwnedSemaphorePermit,
+        cpu_used: Duration,
     ) -> Result<Self, PluginError> {
         let limits = shared.limits_of(&session);
-        let meter = Arc::new(CpuMeter::new(Duration::from_millis(limits.request_cpu_ms_max)));
+        let meter = Arc::new(CpuMeter::new(Duration::from_millis(limits.request_cpu_ms_max)).after(cpu_used));
         let mut store = new_store(&shared, session, &limits, &meter);
         let running = shared.ticker.running();
         let cpu_max = Duration::from_millis(limits.start_cpu_ms_max);
@@ -132,6 +133,11 @@ impl Guest {
         let ending = self.end(name, outcome)?;
         self.at_most(name, ending.actions.len().max(ending.metadata.len()).max(ending.claims.len()))?;
         Ok(convert::ending_from_wit(ending))
+    }
+
+    /// CPU time that the request has used in all instances so far.
+    pub(crate) fn cpu_used(&self) -> Duration {
+        self.meter.used()
     }
 
     /// Log lines that were dropped because they were over a limit of the request.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -203,10 +204,24 @@ impl PluginHost {
         source: &dyn ComponentSource,
         session: Session,
     ) -> Result<PluginInstance, PluginError> {
+        self.start_after(Duration::ZERO, digest, source, session).await
+    }
+
+    /// The same for a request that has used so much CPU time already, in instances of other functions.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_after(
+        &self,
+        cpu_used: Duration,
+        digest: Digest,
+        source: &dyn ComponentSource,
+        session: Session,
+    ) -> Result<PluginInstance, PluginError> {
         let prepared = self.prepared(digest, source).await?;
         let busy = PluginError::Busy { limit: "instances_max" };
         let permit = Arc::clone(&self.shared.instances).try_acquire_owned().map_err(|_| busy)?;
-        PluginInstance::start(Arc::clone(&self.shared), prepared.plugin, session, permit).await
+        PluginInstance::start(Arc::clone(&self.shared), prepared.plugin, session, permit, cpu_used).await
     }
 
     pub(crate) fn engine(&self) -> &Engine {

@@ -50,6 +50,17 @@ impl CpuMeter {
         Self { request_max_ns: nanoseconds(request_max), ..Self::default() }
     }
 
+    /// The same for a request that has used so much already, in other instances.
+    pub(crate) fn after(self, used: Duration) -> Self {
+        Self { earlier_ns: AtomicU64::new(nanoseconds(used)), ..self }
+    }
+
+    /// Used so far by all calls of the request.
+    pub(crate) fn used(&self) -> Duration {
+        let last_ns = self.used_before_poll_ns.load(Ordering::Relaxed);
+        Duration::from_nanos(self.earlier_ns.load(Ordering::Relaxed).saturating_add(last_ns))
+    }
+
     /// Whether no further call may begin. A call that ends within its first epoch is never looked at.
     pub(crate) fn is_used_up(&self) -> bool {
         let last_ns = self.used_before_poll_ns.load(Ordering::Relaxed);

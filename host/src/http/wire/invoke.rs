@@ -23,6 +23,9 @@ pub(crate) struct InvokeBody {
     pub(crate) stream: bool,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
+    /// By what a canary knows the caller, in place of the header `x-tenon-sticky`; without both, by its API key.
+    #[schema(min_length = 1, max_length = 256)]
+    pub(crate) sticky: Option<String>,
     /// A larger one is served later; 0 to 100.
     priority: Option<i64>,
     /// Whether tokens may be guessed and verified; the answer is the same.

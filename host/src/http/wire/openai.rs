@@ -455,7 +455,7 @@ mod tests {
         assert_eq!(handling(""), Handling::default());
         assert_eq!(handling(r#", "priority": null, "speculation": null"#), Handling::default());
         let asked = handling(r#", "priority": 7, "speculation": false"#);
-        assert_eq!(asked, Handling { yields: 7, speculation: false });
+        assert_eq!(asked, Handling { yields: 7, speculation: false, is_copy: false });
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         Kind::Derivation => derivation(draw),
         Kind::Readers => readers(draw),
         Kind::Promote => Json::object([("version", number(draw, &["1", "2"]))]),
+        Kind::Rollout => rollout(draw),
         Kind::Tenant => Json::object([("name", draw.pick(&["one", "two", "A.b"]).into())]),
         // Large ones only: the requests that follow are to be answered, not refused.
         Kind::Quota => Json::object([
@@ -45,6 +46,17 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         json.mutate(draw);
     }
     Some((b"application/json".to_vec(), json.into_bytes(draw)))
+}
+
+fn rollout(draw: &mut Draw<'_>) -> Json {
+    let mut body = Json::object([("version", number(draw, &["1", "2", "0"]))]);
+    if !draw.one_in(4) {
+        body.set("percent", number(draw, &["10", "100", "0.01", "0", "100.01", "-1", "1e300", "0.001"]));
+    }
+    if draw.one_in(3) {
+        body.set("expect", number(draw, &["1", "2"]));
+    }
+    body
 }
 
 fn readers(draw: &mut Draw<'_>) -> Json {
@@ -190,6 +202,9 @@ fn invoke(draw: &mut Draw<'_>) -> Json {
         body.set("priority", number(draw, &["0", "7", "100", "101", "-1"]));
         body.set("speculation", draw.pick(&[true, false]).into());
     }
+    if draw.one_in(6) {
+        body.set("sticky", Json::Text(draw.text()));
+    }
     body
 }
 
@@ -327,6 +342,9 @@ fn manifest(draw: &mut Draw<'_>) -> Json {
     let mut body = Json::object([("plugin", plugin.into())]);
     if draw.one_in(3) {
         body.set("adapters", Json::texts((0..draw.below(3)).map(|_| draw.pick(&["tiny", "one", "", "none"]))));
+    }
+    if draw.one_in(6) {
+        body.set("functions", Json::texts((0..draw.below(3)).map(|_| draw.pick(&["echo", "one", "", "a/b"]))));
     }
     if draw.one_in(3) {
         let templates = (0..draw.below(3)).map(|_| {
