@@ -141,4 +141,9 @@ impl Plan {
             constraint: None,
             cold: None,
             deadline_ms: None,
-      
+            token_budget: None,
+            prefetch: Vec::new(),
+            post_process: false,
+        }
+    }
+}

@@ -39,7 +39,12 @@ fn what_is_not_granted_is_refused() {
 
 #[test]
 fn what_is_not_there_yet_is_unsupported() {
-    assert_eq!(code(|plan| plan.constraint = Some(Constraint::Regex("a+".into()))), "unsupported");
+    assert_eq!(code(|plan| plan.constraint = Some(Constraint::Regex("a".repeat((64 << 10) + 1)))), "limit_exceeded");
+    let forever = |plan: &mut Plan| {
+        plan.constraint = Some(Constraint::Regex("a+".into()));
+        plan.stop.ignore_eos = true;
+    };
+    assert_eq!(code(forever), "invalid_plan");
     let span = Span::Output { first: 0, end: None };
     let entry = PlanEntry { span, ..PlanEntry::whole("mine", 1.0) };
     assert_eq!(code(|plan| plan.composition.push(entry)), "unsupported");
