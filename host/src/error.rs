@@ -1,6 +1,7 @@
 //! The host's one error: what went wrong, whose fault it is, and the stable word for programs. Each part of the host has
 //! an enum of its own; they meet here. Not here: HTTP status codes, which `http/error.rs` derives from the blame.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use types::{Blame, PlanError};
@@ -64,6 +65,14 @@ pub enum Error {
     Plan {
         /// What is wrong.
         source: PlanError,
+        /// Who wrote it.
+        by_caller: bool,
+    },
+    /// What an answer was to match; `by_caller` if the caller wrote it and not a plugin.
+    #[error("{source}")]
+    Constraint {
+        /// What is wrong.
+        source: Arc<model::ConstraintError>,
         /// Who wrote it.
         by_caller: bool,
     },
@@ -164,6 +173,7 @@ impl Error {
             Self::Rejected { code, .. } => code,
             Self::Unavailable(_) => "unavailable",
             Self::Plan { source, .. } => source.code(),
+            Self::Constraint { source, .. } => source.code(),
             Self::Plugin(error) => error.code(),
             Self::Submit(error) => error.code(),
             Self::Deadline => "deadline_exceeded",
@@ -198,6 +208,10 @@ impl Error {
             Self::Unavailable(_) | Self::Deadline | Self::Cold { .. } => Blame::Capacity,
             Self::Plan { by_caller: true, .. } => Blame::Caller,
             Self::Plan { source, .. } => source.blame(),
+            Self::Constraint { source, by_caller } => match source.blame() {
+                Blame::Caller if !by_caller => Blame::Function,
+                blame => blame,
+            },
             Self::Plugin(error) => error.blame(),
             Self::Submit(error) => error.blame(),
             Self::Model(error) => error.blame(),
@@ -265,7 +279,7 @@ fn plan_field(error: &PlanError) -> Option<&'static str> {
 }
 
 /// What a plan's check calls a value, and the field that it came from.
-const FIELDS: [(&str, &str); 21] = [
+const FIELDS: [(&str, &str); 22] = [
     ("temperature", "temperature"),
     ("top_p", "top_p"),
     ("min_p", "min_p"),
@@ -278,6 +292,7 @@ const FIELDS: [(&str, &str); 21] = [
     ("a bias of logit_bias", "logit_bias"),
     ("max_tokens", "max_tokens"),
     ("the token budget", "max_tokens"),
+    ("ignore_eos", "ignore_eos"),
     ("the number of stop conditions", "stop"),
     ("a stop string's length", "stop"),
     ("the number of composition entries", "adapters"),

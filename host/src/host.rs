@@ -17,6 +17,7 @@ use crate::adapters::{self, AdapterDisk, AdapterInfo, AdapterStore, AdapterStore
 use crate::artifacts::Artifacts;
 use crate::cli::COMPILE_COMMAND;
 use crate::config::{Config, KvSize};
+use crate::constraints::Constraints;
 use crate::error::Error;
 use crate::http::{self, App, Listener, Serving, Tls};
 use crate::invoke::{Handling, TenantSalts};
@@ -43,6 +44,7 @@ pub(crate) struct Host {
     pub(crate) revocations: Revocations,
     pub(crate) secrets: Secrets,
     pub(crate) base: Arc<Base>,
+    pub(crate) constraints: Constraints,
     pub(crate) engine: EngineHandle<LoraAdapter>,
     pub(crate) tenant_salts: TenantSalts,
     pub(crate) receipts: ReceiptLog,
@@ -164,6 +166,7 @@ impl Host {
             adapters,
             revocations,
             secrets,
+            constraints: Constraints::new(Arc::clone(&base))?,
             base,
             engine,
             tenant_salts: TenantSalts::new()?,

@@ -3,6 +3,7 @@
 
 mod admin;
 mod composition;
+mod constraint;
 mod invoke;
 mod messages;
 mod openai;
@@ -11,6 +12,7 @@ mod refused;
 pub(crate) use admin::{
     AdapterSource, Derivation, NewKey, NewReaders, NewSecret, NewSigners, NewTenant, Promote, RevocationBody,
 };
+pub(crate) use constraint::ResponseFormat;
 pub(crate) use invoke::{InvokeBody, chat_request, text_request};
 pub(crate) use messages::plain_messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};
