@@ -91,10 +91,8 @@ impl Constraints {
                 let compiler = match compiler.get() {
                     Some(compiler) => compiler,
                     None => {
-                        made = ConstraintCompiler::new(&base).map_err(|error| ConstraintError::Invalid {
-                            kind,
-                            reason: error.to_string(),
-                        })?;
+                        made = ConstraintCompiler::new(&base)
+                            .map_err(|error| ConstraintError::Invalid { kind, reason: error.to_string() })?;
                         compiler.get_or_init(|| made)
                     }
                 };

@@ -8,7 +8,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use types::{CompositionPart, Constraint, Digest, FinishReason, FunctionName, LayerRange, ModuleSet, Sampling, TenantId, Usage};
+use types::{
+    CompositionPart, Constraint, Digest, FinishReason, FunctionName, LayerRange, ModuleSet, Sampling, TenantId, Usage,
+};
 use utoipa::ToSchema;
 
 use super::{Commitment, ReceiptError};

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use types::{CompositionPart, Digest};
 
 use crate::{
-    Batch, BatchSequence, ModelRunner, RunnerError, RunnerShape, SampleRequest, SampledToken, Slot, TokenMask, is_allowed,
+    Batch, BatchSequence, ModelRunner, RunnerError, RunnerShape, SampleRequest, SampledToken, Slot, TokenMask,
+    is_allowed,
 };
 
 /// An adapter that is a number.

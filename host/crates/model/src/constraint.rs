@@ -128,8 +128,7 @@ impl ConstraintCompiler {
         thread::scope(|scope| {
             let compiling = thread::Builder::new().name("constraint".into()).stack_size(STACK_BYTES);
             let compiling = compiling.spawn_scoped(scope, || self.compile_here(constraint));
-            let panicked =
-                |_| ConstraintError::Invalid { kind: constraint.kind(), reason: "it cannot be read".into() };
+            let panicked = |_| ConstraintError::Invalid { kind: constraint.kind(), reason: "it cannot be read".into() };
             compiling.map_err(ConstraintError::Thread)?.join().map_err(panicked)?
         })
     }

@@ -173,7 +173,10 @@ mod tests {
     fn read(fields: &str) -> Result<Option<Constraint>, (String, String)> {
         let fields: ConstraintFields = serde_json::from_str(fields).expect("read");
         let told = |error: Error| (error.code().to_owned(), error.param().unwrap_or_default().to_owned());
-        assert_eq!(fields.asks(), fields.constraint().is_ok_and(|found| found.is_some()) || fields.constraint().is_err());
+        assert_eq!(
+            fields.asks(),
+            fields.constraint().is_ok_and(|found| found.is_some()) || fields.constraint().is_err()
+        );
         fields.constraint().map_err(told)
     }
 
@@ -227,11 +230,7 @@ mod tests {
             ),
             (r#"{"guided_choice": []}"#, "invalid_request", "guided_choice"),
             (r#"{"guided_regex": "a", "guided_grammar": "b"}"#, "invalid_request", "guided_grammar"),
-            (
-                r#"{"response_format": {"type": "json_object"}, "guided_json": {}}"#,
-                "invalid_request",
-                "guided_json",
-            ),
+            (r#"{"response_format": {"type": "json_object"}, "guided_json": {}}"#, "invalid_request", "guided_json"),
             (r#"{"structured_outputs": {"regex": "a", "json": {}}}"#, "invalid_request", "structured_outputs"),
             (
                 r#"{"structured_outputs": {"structural_tag": {"a": 1}}}"#,

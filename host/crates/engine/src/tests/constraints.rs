@@ -22,7 +22,9 @@ impl OutputConstraint for Rhythm {
         drop(thread::spawn(move || {
             thread::sleep(Duration::from_micros(200));
             let mut words = vec![0; 2];
-            (0..VOCABULARY).filter(|id| id % 3 == this.tokens % 3).for_each(|id| words[id as usize / 32] |= 1 << (id % 32));
+            (0..VOCABULARY)
+                .filter(|id| id % 3 == this.tokens % 3)
+                .for_each(|id| words[id as usize / 32] |= 1 << (id % 32));
             late.fill((this.fails_after != Some(this.tokens)).then_some(words));
         }));
         mask

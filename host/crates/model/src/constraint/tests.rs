@@ -9,8 +9,33 @@ use super::*;
 /// Tokens that overlap, begin and end inside characters, say nothing, or say what is not UTF-8. The last one ends a text, and so
 /// does the one before it.
 const TOKENS: [&[u8]; 27] = [
-    b"a", b"b", b"c", b"ab", b"bc", b"abc", b"aab", b"cc", b"\xc3", b"\xa9", b"\xc3\xa9", b"a\xc3", b"\xa9b", b"\xa9\xc3",
-    b"\"", b"{", b"}", b"\"a\"", b":", b"{\"", b"\":", b"\xff", b"\xe2\x82", b"\xac", b"", b"<end>", b"<stop>",
+    b"a",
+    b"b",
+    b"c",
+    b"ab",
+    b"bc",
+    b"abc",
+    b"aab",
+    b"cc",
+    b"\xc3",
+    b"\xa9",
+    b"\xc3\xa9",
+    b"a\xc3",
+    b"\xa9b",
+    b"\xa9\xc3",
+    b"\"",
+    b"{",
+    b"}",
+    b"\"a\"",
+    b":",
+    b"{\"",
+    b"\":",
+    b"\xff",
+    b"\xe2\x82",
+    b"\xac",
+    b"",
+    b"<end>",
+    b"<stop>",
 ];
 const EOS: [u32; 2] = [26, 25];
 
@@ -92,8 +117,11 @@ fn compare(constraint: &Constraint, language: &Language, tokens_max: usize) {
             let Some(&id) = allowed.get(random as usize % allowed.len().max(1)) else { break };
             text.extend_from_slice(TOKENS[id as usize]);
             tokens.push(id);
-            let expected =
-                if language.has(&text) && !language.goes_on_after(&text) { OutputState::Complete } else { OutputState::Open };
+            let expected = if language.has(&text) && !language.goes_on_after(&text) {
+                OutputState::Complete
+            } else {
+                OutputState::Open
+            };
             assert_eq!(output.push(id), Ok(expected), "{constraint:?} after {text:?}");
             if expected == OutputState::Complete {
                 break;
@@ -105,7 +133,8 @@ fn compare(constraint: &Constraint, language: &Language, tokens_max: usize) {
 #[test]
 fn a_token_is_allowed_if_the_text_with_it_begins_a_match() {
     let letters = ["a", "b", "c", "é", "€"];
-    for text in ["a+b", "(ab|abc)*c", "é{2,3}", "(a|é)+€?", "[^ab]c{1,2}", "(ab)?(bc)?", "aab|abc", "a.c", "(?i:AB)c"] {
+    for text in ["a+b", "(ab|abc)*c", "é{2,3}", "(a|é)+€?", "[^ab]c{1,2}", "(ab)?(bc)?", "aab|abc", "a.c", "(?i:AB)c"]
+    {
         // A text that is longer than what the walk can reach has all its beginnings here.
         compare(&regex(text), &Language::of_regex(text, &letters, 6), 2);
     }
@@ -203,12 +232,11 @@ fn bombs() -> Vec<Constraint> {
         format!(r##"{{"$ref": "#/$defs/d0", "$defs": {{{} "d{count}": {{}}}}}}"##, defs.collect::<String>())
     };
     let crossed = |count: usize| -> String {
-        let all = (0..count).map(|n| format!(r#"{{"anyOf": [{{"minimum": {n}}}, {{"minLength": {n}}}, {{"pattern": "a{n}"}}]}}"#));
+        let all = (0..count)
+            .map(|n| format!(r#"{{"anyOf": [{{"minimum": {n}}}, {{"minLength": {n}}}, {{"pattern": "a{n}"}}]}}"#));
         format!(r#"{{"allOf": [{}]}}"#, all.collect::<Vec<_>>().join(","))
     };
-    let nested = |depth: usize| -> String {
-        format!("{}{}{}", r#"{"items": "#.repeat(depth), "{}", "}".repeat(depth))
-    };
+    let nested = |depth: usize| -> String { format!("{}{}{}", r#"{"items": "#.repeat(depth), "{}", "}".repeat(depth)) };
     vec![
         grammar(&rules(4000)),
         grammar(&tokens(3000)),
