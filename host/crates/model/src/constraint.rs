@@ -33,7 +33,9 @@ const MESSAGE_CHARACTERS_MAX: usize = 400;
 const STACK_BYTES: usize = 256 << 20;
 /// States of a lexer, 1 to 2 KiB each.
 const LEXER_STATES_MAX: usize = 20_000;
-/// Work on one mask, in the library's units: at about 14 a microsecond this is 4 ms.
+/// Work on reading one, in the library's units.
+const READ_LEXER_FUEL: u64 = 300_000;
+/// Work on one mask, in the same units: at about 14 a microsecond this is 4 ms.
 const MASK_LEXER_FUEL: u64 = 50_000;
 /// The same of the parser, at about 20 a microsecond: 2 ms.
 const MASK_ITEMS_MAX: usize = 40_000;
@@ -110,6 +112,7 @@ impl ConstraintCompiler {
             .map_err(|error| ModelError::Unsupported(format!("tokens for constraints: {error}")))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
+            initial_lexer_fuel: READ_LEXER_FUEL,
             step_lexer_fuel: MASK_LEXER_FUEL,
             step_max_items: MASK_ITEMS_MAX,
             max_lexer_states: LEXER_STATES_MAX,
@@ -198,6 +201,9 @@ impl CompiledConstraint {
 fn told(message: &dyn Display) -> String {
     let message = message.to_string();
     let message = message.split("\n<").next().unwrap_or_default().trim();
+    if message.contains("panic: ") {
+        return "it cannot be read".to_owned();
+    }
     message.chars().take(MESSAGE_CHARACTERS_MAX).collect()
 }
 
