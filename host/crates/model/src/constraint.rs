@@ -33,12 +33,16 @@ const MESSAGE_CHARACTERS_MAX: usize = 400;
 const STACK_BYTES: usize = 256 << 20;
 /// States of a lexer, 1 to 2 KiB each.
 const LEXER_STATES_MAX: usize = 20_000;
+/// Memory of a lexer: what grows beyond it is refused, or given up.
+const LEXER_BYTES_MAX: u64 = 32 << 20;
 /// Work on reading one, in the library's units.
 const READ_LEXER_FUEL: u64 = 300_000;
 /// Work on one mask, in the same units: at about 14 a microsecond this is 4 ms.
 const MASK_LEXER_FUEL: u64 = 50_000;
-/// The same of the parser, at about 20 a microsecond: 2 ms.
-const MASK_ITEMS_MAX: usize = 40_000;
+/// The same of the parser, at about 20 a microsecond at best: 0.5 ms, and up to 5 ms.
+const MASK_ITEMS_MAX: usize = 10_000;
+/// What is told then.
+const TOO_LARGE: &str = "it takes too much memory; make it simpler";
 /// Whitespace between the parts of a JSON text, at most; without a bound a small model may write nothing else.
 const JSON_WHITESPACE: &str = r"[ \n\r\t]{1,20}";
 
@@ -151,7 +155,11 @@ impl ConstraintCompiler {
         let first = Matcher::new(Ok(fresh.clone())).compute_mask_or_eos();
         let first = first.map_err(|error| ConstraintError::Unsatisfiable { kind, reason: told(&error) })?;
         let first = Arc::new(TokenMask::known(first.into()));
-        Ok(CompiledConstraint { kind, fresh: Mutex::new(fresh), first, broken: AtomicBool::new(false) })
+        let compiled = CompiledConstraint { kind, fresh: Mutex::new(fresh), first, broken: AtomicBool::new(false) };
+        if compiled.is_too_large() {
+            return Err(invalid(&TOO_LARGE));
+        }
+        Ok(compiled)
     }
 }
 
@@ -188,6 +196,11 @@ impl CompiledConstraint {
     pub fn bytes(&self) -> u64 {
         let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
         fresh.parser.lexer_stats().num_bytes as u64
+    }
+
+    /// Whether it has grown beyond what one may take.
+    fn is_too_large(&self) -> bool {
+        self.bytes() > LEXER_BYTES_MAX
     }
 
     /// Whether it is to be read again before it is used again.

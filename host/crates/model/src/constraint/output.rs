@@ -9,7 +9,7 @@ use llguidance::Matcher;
 use llguidance::api::StopReason;
 
 use super::workers::Job;
-use super::{CompiledConstraint, MaskWorkers, told};
+use super::{CompiledConstraint, MaskWorkers, TOO_LARGE, told};
 
 pub(super) struct Output {
     compiled: Arc<CompiledConstraint>,
@@ -17,6 +17,8 @@ pub(super) struct Output {
     matcher: Arc<Mutex<Matcher>>,
     /// What may come first, while nothing came.
     first: Option<Arc<TokenMask>>,
+    /// What was asked for last, if somebody has to find it out.
+    asked: Option<Arc<TokenMask>>,
     workers: Arc<MaskWorkers>,
 }
 
@@ -27,7 +29,7 @@ impl Output {
         first: Option<Arc<TokenMask>>,
         workers: Arc<MaskWorkers>,
     ) -> Self {
-        Self { compiled, matcher: Arc::new(Mutex::new(matcher)), first, workers }
+        Self { compiled, matcher: Arc::new(Mutex::new(matcher)), first, asked: None, workers }
     }
 }
 
@@ -37,14 +39,21 @@ impl OutputConstraint for Output {
             return first;
         }
         let mask = Arc::new(TokenMask::default());
-        self.workers.find_out(Job::new(Arc::clone(&self.matcher), Arc::clone(&mask)));
+        self.asked = Some(Arc::clone(&mask));
+        let job = Job::new(Arc::clone(&self.compiled), Arc::clone(&self.matcher), Arc::clone(&mask));
+        self.workers.find_out(job);
         mask
     }
 
     fn push(&mut self, id: u32) -> Result<OutputState, String> {
         self.first = None;
+        let is_lost = self.asked.take().is_some_and(|mask| mask.wait().is_none());
         let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
         match matcher.consume_token(id) {
+            Ok(()) if is_lost => {
+                self.compiled.broken.store(true, Ordering::Relaxed);
+                Err(TOO_LARGE.to_owned())
+            }
             Ok(()) if matcher.stop_reason() == StopReason::NotStopped => Ok(OutputState::Open),
             Ok(()) => Ok(OutputState::Complete),
             Err(error) => {

@@ -138,16 +138,18 @@ fn compare(constraint: &Constraint, language: &Language, tokens_max: usize) {
 
 #[test]
 fn a_token_is_allowed_if_the_text_with_it_begins_a_match() {
+    // Every character that these tokens can make.
+    let anything = ["a", "b", "c", "é", "ì", "€", "₩", "\"", "{", "}", ":"];
     // All that a walk can reach begins a text that is there: letters, and how many of them.
     for (text, letters, length) in [
         ("a+b", &["a", "b"][..], 11),
         ("(ab|abc)*c", &["a", "b", "c"], 9),
         ("é{2,3}", &["é"], 4),
         ("(a|é)+€?", &["a", "é", "€"], 8),
-        ("[^ab]c{1,2}", &["a", "b", "c", "é", "€", "\"", "{", "}", ":"], 3),
+        ("[^ab]c{1,2}", &anything, 3),
         ("(ab)?(bc)?", &["a", "b", "c"], 5),
         ("aab|abc", &["a", "b", "c"], 4),
-        ("a.c", &["a", "b", "c", "é", "€", "\"", "{", "}", ":"], 4),
+        ("a.c", &anything, 4),
         ("(?i:AB)c", &["a", "b", "c"], 4),
     ] {
         compare(&regex(text), &Language::of_regex(text, letters, length), 2);

@@ -7,25 +7,26 @@ use std::thread::{self, JoinHandle};
 use engine::TokenMask;
 use llguidance::Matcher;
 
-use super::{ConstraintError, STACK_BYTES};
+use super::{CompiledConstraint, ConstraintError, STACK_BYTES};
 
 /// Masks that wait for a thread; beyond that whoever asks finds out by itself.
 const WAITING_MASKS_MAX: usize = 256;
 
 /// A mask to be found out. However it ends, the mask is filled: nobody waits for ever.
 pub(super) struct Job {
+    compiled: Arc<CompiledConstraint>,
     matcher: Arc<Mutex<Matcher>>,
     mask: Arc<TokenMask>,
 }
 
 impl Job {
-    pub(super) fn new(matcher: Arc<Mutex<Matcher>>, mask: Arc<TokenMask>) -> Self {
-        Self { matcher, mask }
+    pub(super) fn new(compiled: Arc<CompiledConstraint>, matcher: Arc<Mutex<Matcher>>, mask: Arc<TokenMask>) -> Self {
+        Self { compiled, matcher, mask }
     }
 
     fn run(self) {
         let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
-        let mask = matcher.compute_mask_or_eos().ok();
+        let mask = matcher.compute_mask_or_eos().ok().filter(|_| !self.compiled.is_too_large());
         // Before it is told: whoever reads the mask finds nobody at the matcher.
         drop(matcher);
         self.mask.fill(mask.map(Into::into));
