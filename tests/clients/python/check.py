@@ -2,14 +2,17 @@
 sets the environment, and counts the lines."""
 
 import asyncio
+import json
 import os
 import sys
 import threading
 import time
 import traceback
+import typing
 import urllib.request
 
 import openai
+import pydantic
 
 URL, KEY = os.environ["TENON_URL"] + "/v1", os.environ["TENON_KEY"]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

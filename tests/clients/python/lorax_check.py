@@ -2,6 +2,7 @@
 distribution are the arguments; tests/it/clients.rs starts the server, sets the environment, and counts the lines."""
 
 import asyncio
+import json
 import importlib
 import importlib.metadata
 import os

@@ -49,6 +49,10 @@ impl OutputConstraint for Output {
         self.first = None;
         let is_lost = self.asked.take().is_some_and(|mask| mask.wait().is_none());
         let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
+        // Complete before this token: only one that ends the sequence was allowed.
+        if !is_lost && matches!(matcher.stop_reason(), StopReason::NoExtension | StopReason::EndOfSentence) {
+            return Ok(OutputState::Complete);
+        }
         match matcher.consume_token(id) {
             Ok(()) if is_lost => {
                 self.compiled.broken.store(true, Ordering::Relaxed);

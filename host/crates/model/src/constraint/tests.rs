@@ -186,6 +186,14 @@ fn what_is_not_allowed_is_refused_and_so_is_an_early_end() {
         assert!(output.mask().wait().is_none(), "{id}: it does not go on");
     }
     assert_eq!(compiled.begin(&[1], &workers).err().map(|error| error.code()), Some("unsatisfiable_constraint"));
+    // Told of all of it, or with nothing to say, it only ends.
+    let nothing = Arc::new(compiler().compile(&regex("")).unwrap());
+    for mut output in [compiled.begin(&[0, 1], &workers).unwrap(), nothing.begin(&[], &workers).unwrap()] {
+        let mask = output.mask();
+        let allowed: Vec<u32> = (0..27).filter(|id| is_allowed(mask.wait().unwrap(), *id)).collect();
+        assert_eq!(allowed, [25, 26]);
+        assert_eq!(output.push(25), Ok(OutputState::Complete));
+    }
     // Waiting for a match of more, it may end where it matches.
     let open = Arc::new(compiler().compile(&regex("a+")).unwrap());
     let mut output = open.begin(&[0], &workers).unwrap();
