@@ -16,7 +16,9 @@ pub(crate) fn sample(logits: &mut [f32], request: &SampleRequest, batch: &Batch)
     let is_masked = |id: u32| words.is_some_and(|words| !is_allowed(words, id));
     (0..).zip(logits.iter_mut()).filter(|(id, _)| is_masked(*id)).for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
     adjust(logits, request, seen, biases);
-    let best = (0..).find(|id| !is_masked(*id)).filter(|_| logits.iter().all(|logit| !(*logit > f32::NEG_INFINITY)));
+    let best = (0..)
+        .find(|id| !is_masked(*id))
+        .filter(|_| logits.iter().all(|logit| logit.is_nan() || *logit == f32::NEG_INFINITY));
     let best = best.unwrap_or_else(|| argmax(logits));
     let max = logits.get(best as usize).copied().unwrap_or(f32::NEG_INFINITY);
     let id = if request.temperature > 0.0 && max.is_finite() { draw(logits, max, request) } else { best };
