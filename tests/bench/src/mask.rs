@@ -46,7 +46,7 @@ pub(crate) fn measure(base: &Base, rounds: usize) -> Outcome<Value> {
         let compiled = Arc::new(compiler.compile(&constraint)?);
         let read_ms = begun.elapsed().as_secs_f64() * 1e3;
         let tokens = base.tokenizer().encode(&document)?;
-        let mut walk = || -> Outcome<Vec<f64>> {
+        let walk = || -> Outcome<Vec<f64>> {
             let mut output = compiled.begin(&[], &workers)?;
             let mut times_us = Vec::with_capacity(tokens.len());
             for id in &tokens {
