@@ -1,6 +1,7 @@
 //! The host's one error: what went wrong, whose fault it is, and the stable word for programs. Each part of the host has
 //! an enum of its own; they meet here. Not here: HTTP status codes, which `http/error.rs` derives from the blame.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use types::{Blame, PlanError};
@@ -73,6 +74,14 @@ pub enum Error {
     /// From one function to another.
     #[error(transparent)]
     HandOver(#[from] HandOverError),
+    /// What an answer was to match; `by_caller` if the caller wrote it and not a plugin.
+    #[error("{source}")]
+    Constraint {
+        /// What is wrong.
+        source: Arc<model::ConstraintError>,
+        /// Who wrote it.
+        by_caller: bool,
+    },
     /// The sandbox.
     #[error(transparent)]
     Plugin(#[from] plugin::PluginError),
@@ -177,6 +186,7 @@ impl Error {
             Self::Unavailable(_) => "unavailable",
             Self::Plan { source, .. } => source.code(),
             Self::HandOver(error) => error.code(),
+            Self::Constraint { source, .. } => source.code(),
             Self::Plugin(error) => error.code(),
             Self::Submit(error) => error.code(),
             Self::Deadline => "deadline_exceeded",
@@ -214,6 +224,10 @@ impl Error {
             Self::Plan { by_caller: true, .. } => Blame::Caller,
             Self::Plan { source, .. } => source.blame(),
             Self::HandOver(error) => error.blame(),
+            Self::Constraint { source, by_caller } => match source.blame() {
+                Blame::Caller if !by_caller => Blame::Function,
+                blame => blame,
+            },
             Self::Plugin(error) => error.blame(),
             Self::Submit(error) => error.blame(),
             Self::Model(error) => error.blame(),
@@ -283,7 +297,7 @@ fn plan_field(error: &PlanError) -> Option<&'static str> {
 }
 
 /// What a plan's check calls a value, and the field that it came from.
-const FIELDS: [(&str, &str); 21] = [
+const FIELDS: [(&str, &str); 22] = [
     ("temperature", "temperature"),
     ("top_p", "top_p"),
     ("min_p", "min_p"),
@@ -296,6 +310,7 @@ const FIELDS: [(&str, &str); 21] = [
     ("a bias of logit_bias", "logit_bias"),
     ("max_tokens", "max_tokens"),
     ("the token budget", "max_tokens"),
+    ("ignore_eos", "ignore_eos"),
     ("the number of stop conditions", "stop"),
     ("a stop string's length", "stop"),
     ("the number of composition entries", "adapters"),

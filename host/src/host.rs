@@ -17,6 +17,7 @@ use crate::adapters::{self, AdapterDisk, AdapterInfo, AdapterStore, AdapterStore
 use crate::artifacts::Artifacts;
 use crate::cli::COMPILE_COMMAND;
 use crate::config::{Config, KvSize};
+use crate::constraints::Constraints;
 use crate::error::Error;
 use crate::http::{self, App, Listener, Serving, Tls};
 use crate::invoke::{Handling, TenantSalts};
@@ -50,6 +51,7 @@ pub(crate) struct Host {
     pub(crate) keyvalue: KeyValues,
     pub(crate) outbound: WebClient,
     pub(crate) base: Arc<Base>,
+    pub(crate) constraints: Constraints,
     pub(crate) engine: EngineHandle<LoraAdapter>,
     pub(crate) tenant_salts: TenantSalts,
     pub(crate) receipts: ReceiptLog,
@@ -176,6 +178,7 @@ impl Host {
             secrets,
             keyvalue: KeyValues::new(store.database(), config.keyvalue_limits),
             outbound: WebClient::new(config.plugin_http.clone()),
+            constraints: Constraints::new(Arc::clone(&base))?,
             base,
             engine,
             tenant_salts: TenantSalts::new()?,

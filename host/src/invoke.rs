@@ -136,9 +136,12 @@ pub(crate) async fn invoke_all(host: &Arc<Host>, invocations: Vec<Invocation>) -
 
 /// A place in the engine's queue for each that needs one, or for none.
 fn submit(host: &Arc<Host>, prepared: Vec<Prepared>) -> Result<Vec<Queued>, Error> {
-    let submissions: Vec<_> = prepared.iter().filter_map(|one| one.submission(host)).collect();
-    let streams = if submissions.is_empty() { Ok(Vec::new()) } else { host.engine.submit_all(submissions) };
-    let streams = streams.map_err(Error::from).inspect_err(|error| {
+    let submissions = prepared.iter().filter_map(|one| one.submission(host).transpose()).collect::<Result<Vec<_>, _>>();
+    let streams = submissions.and_then(|submissions| match submissions.is_empty() {
+        true => Ok(Vec::new()),
+        false => host.engine.submit_all(submissions).map_err(Error::from),
+    });
+    let streams = streams.inspect_err(|error| {
         prepared.iter().for_each(|one| function::log_failure(one.log.as_ref(), error));
     })?;
     let mut streams = streams.into_iter();
@@ -200,7 +203,7 @@ async fn prepare_tapped(host: &Arc<Host>, invocation: Invocation) -> Result<Prep
         Routed::Answer(call, text) => (Some(call.log.clone()), Work::Answer { call, text, stages }),
         Routed::Draft(draft) => {
             let log = draft.function.as_ref().map(|call| call.log.clone());
-            let checked = check(host, *draft, choice, stages).await;
+            let checked = check(host, &principal, *draft, choice, stages).await;
             let parts = checked.inspect_err(|error| function::log_failure(log.as_ref(), error))?;
             (log, Work::Generate(Box::new(parts)))
         }
@@ -215,10 +218,20 @@ async fn direct(host: &Arc<Host>, principal: &Principal, plan: Plan) -> Result<D
     Ok(Draft { plan, grants, limits: host.plan_limits.clone(), function: None })
 }
 
-async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> Result<generation::Parts, Error> {
+async fn check(
+    host: &Arc<Host>,
+    principal: &Principal,
+    draft: Draft,
+    choice: u32,
+    stages: Stages,
+) -> Result<generation::Parts, Error> {
     let Draft { plan, grants, limits, function } = draft;
     let by_caller = function.is_none();
     let plan = ValidPlan::check(plan, &grants, &limits).map_err(|source| Error::Plan { source, by_caller })?;
+    let constraint = match plan.constraint() {
+        Some(constraint) => Some(host.constraints.read(&principal.tenant, constraint, by_caller).await?),
+        None => None,
+    };
     let release = function.as_ref().map(|call| call.manifest.release.policy()).unwrap_or_default();
     let switch = function.as_ref().map(|call| call.manifest.switch).unwrap_or_default();
     let adapters_started = Instant::now();
@@ -239,6 +252,7 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
         plan,
         prompt,
         activations,
+        constraint,
         seed,
         leases,
         function,
@@ -262,17 +276,19 @@ fn check_kv_blocks(host: &Host, prompt: usize, budget: u32, limits: &PlanLimits)
 
 impl Prepared {
     /// What the engine is to do for it, if anything.
-    fn submission(&self, host: &Host) -> Option<Submission<LoraAdapter>> {
-        let Work::Generate(parts) = &self.work else { return None };
-        Some(Submission {
+    fn submission(&self, host: &Host) -> Result<Option<Submission<LoraAdapter>>, Error> {
+        let Work::Generate(parts) = &self.work else { return Ok(None) };
+        let constraint = parts.constraint.as_ref().map(|read| read.begin(&[])).transpose()?;
+        Ok(Some(Submission {
             plan: parts.plan.clone(),
             prompt: parts.prompt.tokens.clone(),
             adapters: lent(&parts.leases).collect(),
             activations: parts.activations.clone(),
             continues: Continuation::default(),
+            constraint,
             seed: parts.seed,
             terms: parts.terms(host, &self.principal, self.handling),
-        })
+        }))
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod config;
+mod constraints;
 mod error;
 mod host;
 mod http;

@@ -183,7 +183,7 @@ fn plans_that_are_refused() {
         ("stops", "limit_exceeded", "stop_conditions_max"),
         ("empty-prompt", "invalid_plan", "prompt"),
         ("long-prompt", "limit_exceeded", "prompt_bytes_max"),
-        ("constraint", "unsupported", "constraint"),
+        ("constraint", "invalid_constraint", "regular expression"),
         ("hand-over", "hand_over_not_granted", "may not hand over"),
     ];
     // A caller's own max_tokens would lower the budget.

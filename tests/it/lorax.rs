@@ -216,7 +216,7 @@ fn what_is_not_served_is_refused_by_name() {
     let client = server.client();
     for path in ["/", "/generate", "/generate_stream"] {
         for (field, value, code) in [
-            ("response_format", json!({"type": "json_object", "schema": {"type": "object"}}), "unsupported"),
+            ("response_format", json!({"type": "xml"}), "unsupported"),
             ("watermark", json!(true), "unsupported"),
             ("typical_p", json!(0.5), "unsupported"),
             ("decoder_input_details", json!(true), "unsupported"),

@@ -14,6 +14,7 @@ mod cli;
 mod clients;
 mod cold;
 mod compositions;
+mod constraints;
 mod crash;
 mod derive;
 mod doctor;

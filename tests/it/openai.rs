@@ -189,7 +189,7 @@ fn what_is_not_served_is_refused_with_its_field() {
     refused("n", json!(9), 400, "limit_exceeded");
     refused("n", json!(0), 400, "invalid_request");
     refused("best_of", json!(2), 400, "unsupported");
-    refused("response_format", json!({"type": "json_object"}), 400, "unsupported");
+    refused("response_format", json!({"type": "xml"}), 400, "unsupported");
     refused("functions", json!([{"name": "f"}]), 400, "unsupported");
     refused("reasoning_effort", json!("low"), 400, "unsupported");
     refused("web_search_options", json!({}), 400, "unsupported");

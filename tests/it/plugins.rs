@@ -52,7 +52,7 @@ fn an_invalid_plan_is_refused() {
         ("temperature", "invalid_plan"),
         ("long-prompt", "limit_exceeded"),
         ("entries", "limit_exceeded"),
-        ("constraint", "unsupported"),
+        ("constraint", "invalid_constraint"),
         ("hand-over", "hand_over_not_granted"),
         ("template", "unknown_template"),
     ];

@@ -222,6 +222,11 @@ impl Checks<'_> {
                 raw.stop_string_bytes_max,
                 default.stop_string_bytes_max,
             )?,
+            constraint_bytes_max: size(
+                "limits.constraint_bytes_max",
+                raw.constraint_bytes_max,
+                default.constraint_bytes_max,
+            )?,
             logprobs_max: self.number(
                 "limits.logprobs_max",
                 raw.logprobs_max,

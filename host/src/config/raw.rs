@@ -155,6 +155,8 @@ pub struct RawLimits {
     pub stop_conditions_max: Option<u64>,
     /// Bytes of a stop string.
     pub stop_string_bytes_max: Option<u64>,
+    /// Bytes of a JSON schema, a regular expression or a grammar.
+    pub constraint_bytes_max: Option<u64>,
     /// Alternatives to each token.
     pub logprobs_max: Option<u64>,
     /// Tokens whose logits are biased.

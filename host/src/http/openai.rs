@@ -252,6 +252,10 @@ fn refuse_with_function(asked: &Asked) -> Result<(), Error> {
         let message = "a function's plugin may change the text: there are no log-probabilities of it";
         return Err(Error::invalid("unsupported", "logprobs", message));
     }
+    if asked.common.constraint.asks() {
+        let message = "a function decides the form of its own answers: leave out what they are to match";
+        return Err(Error::invalid("unsupported", "response_format", message));
+    }
     if asked.common.return_token_ids {
         let message = "a function's plugin may hold back or change what was generated: token ids would show it";
         return Err(Error::invalid("unsupported", "return_token_ids", message));

@@ -3,6 +3,7 @@
 
 mod admin;
 mod composition;
+mod constraint;
 mod invoke;
 mod messages;
 mod openai;
@@ -12,6 +13,7 @@ mod rollout;
 pub(crate) use admin::{
     AdapterSource, Derivation, NewKey, NewReaders, NewSecret, NewSigners, NewTenant, Promote, RevocationBody,
 };
+pub(crate) use constraint::ResponseFormat;
 pub(crate) use invoke::{InvokeBody, chat_request, text_request};
 pub(crate) use messages::plain_messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};

@@ -8,13 +8,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Activation, Continuation, Stretch, Submission, SubmitError, Terms, TokenStream};
+use engine::{Activation, Continuation, OutputConstraint, Stretch, Submission, SubmitError, Terms, TokenStream};
 use types::{Digest, PlanEntry, PlanError, PlanLimits, ValidPlan};
 
 use super::cold::{self, Cold, ColdBounds, Resident};
 use super::grants::ResolvedGrants;
 use super::{activations, lent};
 use crate::adapters::{AdapterLease, ReleasePolicy};
+use crate::constraints::ReadConstraint;
 use crate::error::Error;
 use crate::host::Host;
 use crate::registry::ManifestSwitch;
@@ -36,6 +37,7 @@ pub(crate) struct Rights {
 pub(crate) struct Course {
     pub(crate) plan: ValidPlan,
     pub(crate) activations: Vec<Activation>,
+    pub(crate) constraint: Option<ReadConstraint>,
     /// The prompt, then what was generated and taken.
     pub(crate) tokens: Vec<u32>,
     pub(crate) generated: u32,
@@ -95,7 +97,7 @@ impl Course {
         self.plan = plan;
         let deadline = Instant::now() + self.plan.deadline();
         loop {
-            match host.engine.submit(self.submission()) {
+            match host.engine.submit(self.submission().await?) {
                 Ok(tokens) => return Ok(Some((tokens, cold))),
                 // It gave up its place for this: it waits for another one.
                 Err(SubmitError::QueueFull { .. } | SubmitError::TenantQueueFull { .. })
@@ -108,18 +110,29 @@ impl Course {
         }
     }
 
-    fn submission(&self) -> Submission<model::LoraAdapter> {
+    async fn submission(&self) -> Result<Submission<model::LoraAdapter>, Error> {
+        let constraint = self.resumed_constraint().await?;
         let mut adapters: Vec<(Digest, _)> = lent(&self.leases).collect();
         adapters.sort_by_key(|(digest, _)| *digest);
         adapters.dedup_by_key(|(digest, _)| *digest);
-        Submission {
+        Ok(Submission {
             plan: self.plan.clone(),
             prompt: self.tokens.clone(),
             adapters,
             activations: self.activations.clone(),
             continues: Continuation { generated_tokens: self.generated, stretches: self.stretches.clone() },
+            constraint,
             seed: self.seed,
             terms: self.terms,
-        }
+        })
+    }
+
+    /// What the answer must match, as it stands after the tokens that were taken.
+    async fn resumed_constraint(&self) -> Result<Option<Box<dyn OutputConstraint>>, Error> {
+        let Some(constraint) = self.constraint.clone() else { return Ok(None) };
+        let asked = self.tokens.len().saturating_sub(self.generated as usize);
+        let generated = self.tokens.get(asked..).unwrap_or_default().to_vec();
+        let resumed = tokio::task::spawn_blocking(move || constraint.begin(&generated));
+        resumed.await.map_err(|error| Error::Internal(format!("a constraint was not resumed: {error}")))?.map(Some)
     }
 }

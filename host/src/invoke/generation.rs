@@ -25,6 +25,7 @@ use super::prompt::Rendered;
 use super::record::{self, Progress};
 use super::stop::StopMatcher;
 use crate::adapters::AdapterLease;
+use crate::constraints::ReadConstraint;
 use crate::error::Error;
 use crate::host::Host;
 use crate::logs::InvocationLog;
@@ -77,6 +78,7 @@ pub(crate) struct Parts {
     pub(crate) post: PostState,
     pub(crate) prompt: Rendered,
     pub(crate) activations: Vec<Activation>,
+    pub(crate) constraint: Option<ReadConstraint>,
     pub(crate) seed: u64,
     pub(crate) leases: Vec<AdapterLease>,
     pub(crate) function: Option<FunctionCall>,
@@ -161,7 +163,7 @@ impl Generation {
         let progress = progress.by(parts.function.as_ref());
         let progress = progress.met_cold(parts.cold.as_ref());
         let activations = parts.activations.clone();
-        let progress = progress.generated_by(composition, activations, parts.plan.sampling(), parts.seed);
+        let progress = progress.generated_by(composition, activations, &parts.plan, parts.seed);
         let function = parts.function.as_ref().map(|call| (call.name.to_string(), call.version));
         let post_process = parts.plan.post_process();
         // Nothing was sent, should the caller leave, or the plugin fail, before the first chunk.
@@ -208,6 +210,7 @@ impl Generation {
                 course: Course {
                     plan: parts.plan,
                     activations: parts.activations,
+                    constraint: parts.constraint,
                     tokens: parts.prompt.tokens,
                     generated: 0,
                     seed: parts.seed,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Activation;
-use types::{Composition, CompositionPart, Digest, InvocationRequest, Sampling, TenantId, Usage};
+use types::{Composition, CompositionPart, Digest, InvocationRequest, TenantId, Usage, ValidPlan};
 
 use super::Stages;
 use super::cold::Cold;
@@ -93,12 +93,12 @@ impl Progress {
         mut self,
         composition: Composition,
         activations: Vec<Activation>,
-        sampling: &Sampling,
+        plan: &ValidPlan,
         seed: u64,
     ) -> Self {
         self.composition = composition;
         self.activations = activations;
-        self.sampling = Some(SamplingRecord::new(sampling, seed));
+        self.sampling = Some(SamplingRecord::new(plan.sampling(), plan.constraint(), seed));
         self
     }
 

@@ -8,7 +8,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use types::{CompositionPart, Digest, FinishReason, FunctionName, LayerRange, ModuleSet, Sampling, TenantId, Usage};
+use types::{
+    CompositionPart, Constraint, Digest, FinishReason, FunctionName, LayerRange, ModuleSet, Sampling, TenantId, Usage,
+};
 use utoipa::ToSchema;
 
 use super::{Commitment, ReceiptError};
@@ -228,6 +230,9 @@ pub struct SamplingRecord {
     /// Tokens and what was added to their logits; absent without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logit_bias: Vec<(u32, f32)>,
+    /// What the answer had to match; absent if nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<ConstraintRecord>,
     /// The seed of the draw; text, since a JSON number of 64 bits is not safe in every reader.
     #[serde(with = "text::parsed")]
     #[schema(value_type = String)]
@@ -237,7 +242,7 @@ pub struct SamplingRecord {
 impl SamplingRecord {
     /// What is said about these parameters and the seed that was used.
     #[must_use]
-    pub fn new(sampling: &Sampling, seed: u64) -> Self {
+    pub fn new(sampling: &Sampling, constraint: Option<&Constraint>, seed: u64) -> Self {
         Self {
             temperature: sampling.temperature,
             top_k: sampling.top_k,
@@ -247,8 +252,27 @@ impl SamplingRecord {
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
             logit_bias: sampling.logit_bias.clone(),
+            constraint: constraint.map(ConstraintRecord::new),
             seed,
         }
+    }
+}
+
+/// What an answer had to match, without saying it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConstraintRecord {
+    /// `JSON schema`, `regular expression` or `grammar`.
+    pub kind: String,
+    /// BLAKE3 of its text.
+    #[serde(with = "text::digest")]
+    #[schema(value_type = String)]
+    pub digest: Digest,
+}
+
+impl ConstraintRecord {
+    fn new(constraint: &Constraint) -> Self {
+        Self { kind: constraint.kind().to_owned(), digest: Digest::of(constraint.text().as_bytes()) }
     }
 }
 

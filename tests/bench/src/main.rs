@@ -1,5 +1,5 @@
 //! The benches: `engine` (speed, beside llama.cpp with `--peer`), `adapters` (thousands of them), `churn` (they come and go),
-//! `soak` (load for a long time), `quality` (the fast path against f32). `cargo xtask bench` builds what they need in the release profile and runs this. Each writes JSON with the
+//! `soak` (load for a long time), `mask` (what a constrained output costs), `quality` (the fast path against f32). `cargo xtask bench` builds what they need in the release profile and runs this. Each writes JSON with the
 //! machine, the commit, rows and bars.
 //!
 //! Not here: what CI runs; nothing depends on how fast a machine is there.
@@ -15,6 +15,7 @@ mod files;
 mod limits;
 mod load;
 mod machine;
+mod mask;
 mod memory;
 mod mixes;
 mod ours;
@@ -62,6 +63,8 @@ enum Bench {
     Churn(churn::Options),
     /// Mixed load at the admission limit: memory flat, integrity holds, zero wrong answers
     Soak(soak::Options),
+    /// What a mask of a constrained output costs, over the base's vocabulary
+    Mask(mask::Options),
     /// How far the fast path is from f32: KL divergence, greedy agreement, log-probabilities of the goldens
     Quality(quality::Options),
 }
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Bench::Adapters(options) => adapter_bench::run(&given, options),
         Bench::Churn(options) => churn::run(&given, options),
         Bench::Soak(options) => soak::run(&given, options),
+        Bench::Mask(options) => mask::run(&given, options),
         Bench::Quality(options) => quality::run(&given, options),
     });
     match outcome {

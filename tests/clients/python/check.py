@@ -2,14 +2,17 @@
 sets the environment, and counts the lines."""
 
 import asyncio
+import json
 import os
 import sys
 import threading
 import time
 import traceback
+import typing
 import urllib.request
 
 import openai
+import pydantic
 
 URL, KEY = os.environ["TENON_URL"] + "/v1", os.environ["TENON_KEY"]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -142,6 +145,24 @@ def biases_and_penalties_change_the_answer():
     banned = ids(logit_bias={str(plain[0]): -100})
     assert plain[0] not in banned, banned
     assert ids(frequency_penalty=2, presence_penalty=2) != plain
+
+
+@check
+def an_answer_keeps_to_a_schema():
+    class City(pydantic.BaseModel):
+        name: typing.Literal["Paris", "Lyon"]
+        people: int = pydantic.Field(ge=0, le=9999)
+        is_capital: bool
+
+    told = client.chat.completions.parse(model="base", messages=QUESTION, response_format=City, max_tokens=200).choices[0]
+    equal(told.finish_reason, "stop")
+    assert told.message.parsed.name in ("Paris", "Lyon") and 0 <= told.message.parsed.people <= 9999, told
+    text = chat(response_format={"type": "json_object"}, max_tokens=200)
+    if text.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text.choices[0].message.content), dict), text
+    wrong = {"type": "json_schema", "json_schema": {"name": "wrong", "schema": {"type": "array", "uniqueItems": True}}}
+    equal(raised(openai.BadRequestError, lambda: chat(response_format=wrong)).code, "invalid_constraint")
+    equal(chat(extra_body={"guided_choice": ["yes", "no"]}).choices[0].message.content in ("yes", "no"), True)
 
 
 @check

@@ -84,6 +84,7 @@ fn limits(draw: &mut Draw<'_>) -> PlanLimits {
         limits.output_tokens_default = draw.count();
         limits.stop_conditions_max = draw.below(4);
         limits.stop_string_bytes_max = draw.below(8);
+        limits.constraint_bytes_max = draw.below(8);
         limits.logprobs_max = draw.count();
         limits.logit_bias_tokens_max = draw.below(4);
         limits.vocabulary = draw.count();

@@ -1,10 +1,11 @@
 //! One step's work as flat arrays, in the form a runner consumes. Not here: how it is chosen.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use types::{LayerRange, ModuleSet};
 
-use crate::{RunnerError, RunnerShape, SeenToken};
+use crate::{RunnerError, RunnerShape, SeenToken, TokenMask};
 
 /// A place in the runner that holds one adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +36,8 @@ pub struct Batch {
     pub seen_tokens: Vec<SeenToken>,
     /// Tokens and what is added to their logits, likewise.
     pub logit_biases: Vec<(u32, f32)>,
+    /// What may be drawn, of the samples that may not draw everything. They may become known while the step runs.
+    pub masks: Vec<Arc<TokenMask>>,
 }
 
 impl Batch {
@@ -76,6 +79,8 @@ impl Batch {
             let known = seen.is_some_and(|seen| seen.iter().all(|token| token.id < shape.vocabulary))
                 && biases.is_some_and(|biases| biases.iter().all(|(id, _)| *id < shape.vocabulary));
             rule(known, "a sample has tokens that do not exist")?;
+            let has_mask = sample.mask.is_none_or(|mask| (mask as usize) < self.masks.len());
+            rule(has_mask, "a sample has a mask that does not exist")?;
         }
         Ok(())
     }
@@ -90,6 +95,12 @@ impl Batch {
     #[must_use]
     pub fn biases_of(&self, sample: &SampleRequest) -> Option<&[(u32, f32)]> {
         part(&self.logit_biases, &sample.biases)
+    }
+
+    /// What a sample may draw, if not everything.
+    #[must_use]
+    pub fn mask_of(&self, sample: &SampleRequest) -> Option<&TokenMask> {
+        sample.mask.and_then(|mask| self.masks.get(mask as usize)).map(AsRef::as_ref)
     }
 
     /// An empty one with memory for a full step, so that no later step has to find some. What depends on what is asked for
@@ -118,6 +129,7 @@ impl Batch {
         self.samples.clear();
         self.seen_tokens.clear();
         self.logit_biases.clear();
+        self.masks.clear();
     }
 }
 
@@ -168,7 +180,7 @@ pub struct LoraSegment {
 }
 
 /// A token to be drawn from one row's logits. The draw depends on (seed, step), the logits and the sequence's own tokens
-/// alone, never on what else is in the batch. In this order: bias, repetition, frequency and presence penalty on the
+/// alone, never on what else is in the batch. In this order: the mask, bias, repetition, frequency and presence penalty on the
 /// logits; temperature, `min_p`, `top_k`, `top_p` on what is left; the draw.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleRequest {
@@ -192,6 +204,8 @@ pub struct SampleRequest {
     pub seen: Range<u32>,
     /// Into [`Batch::logit_biases`].
     pub biases: Range<u32>,
+    /// Into [`Batch::masks`]: only what is in it may be drawn. If it cannot be found out, what is drawn is not used.
+    pub mask: Option<u32>,
     /// The sequence's seed.
     pub seed: u64,
     /// How many tokens the sequence has generated before this one.
@@ -216,6 +230,7 @@ impl SampleRequest {
             frequency_penalty: 0.0,
             seen: 0..0,
             biases: 0..0,
+            mask: None,
             seed: 0,
             step: 0,
             logprobs: None,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use types::{Digest, Grants, Plan, PlanEntry, PlanLimits, Prompt, Sampling, ValidPlan};
 
 use crate::{
-    Activation, Continuation, Engine, EngineConfig, ModelRunner, SpeculationConfig, Submission, Terms, TokenEvent,
-    TokenStream,
+    Activation, Continuation, Engine, EngineConfig, ModelRunner, OutputConstraint, OutputState, SpeculationConfig,
+    Submission, Terms, TokenEvent, TokenMask, TokenStream,
 };
 
 /// What a runner is tried with.
@@ -21,7 +21,7 @@ pub struct ConformanceInput<A> {
 }
 
 /// That output depends on prompt, composition and sampling alone: each prompt under the base, each adapter and all of them
-/// together, from the first token on or from others, greedily and drawn with every penalty, gives the same tokens alone, with all others in the same batch, with its
+/// together, from the first token on or from others, greedily and drawn with every penalty, freely and kept to a rhythm, gives the same tokens alone, with all others in the same batch, with its
 /// prompt cut into small pieces, over KV that it shares with others that were asked the same, over KV that was kept, and
 /// with its next tokens guessed.
 ///
@@ -84,6 +84,7 @@ struct Request {
     adapters: Vec<Digest>,
     activations: Vec<Activation>,
     sampling: Sampling,
+    constrained: bool,
 }
 
 /// Every prompt with every composition, greedily; and drawn, with all that acts on a draw, under all adapters.
@@ -93,6 +94,7 @@ fn requests<A>(input: &ConformanceInput<A>) -> Vec<Request> {
     ways.extend(all.iter().map(|digest| (vec![*digest], Sampling::default())));
     let with = |prompt: &Vec<u32>| {
         let request = |adapters: &[Digest], activations, sampling: &Sampling| Request {
+            constrained: false,
             prompt: prompt.clone(),
             adapters: adapters.to_vec(),
             activations,
@@ -101,7 +103,9 @@ fn requests<A>(input: &ConformanceInput<A>) -> Vec<Request> {
         let at_once = ways.iter().map(|(adapters, sampling)| request(adapters, Vec::new(), sampling));
         let later = beginnings(prompt.len(), &all).into_iter();
         let later = later.map(|begin| request(&all, begin, &Sampling::default()));
-        at_once.chain(later).collect::<Vec<_>>()
+        let kept = [Sampling::default(), drawn()];
+        let kept = kept.map(|sampling| Request { constrained: true, ..request(&all, Vec::new(), &sampling) });
+        at_once.chain(later).chain(kept).collect::<Vec<_>>()
     };
     input.prompts.iter().flat_map(with).collect()
 }
@@ -151,7 +155,9 @@ fn generate<R: ModelRunner>(
     for _ in 0..times.rounds {
         let mut streams = Vec::new();
         for request in requests {
-            let copies = (0..times.copies).map(|_| submission(input, request)).collect::<Result<Vec<_>, _>>()?;
+            let vocabulary = handle.shape().vocabulary;
+            let copies = (0..times.copies).map(|_| submission(input, request, vocabulary));
+            let copies = copies.collect::<Result<Vec<_>, _>>()?;
             streams.push(handle.submit_all(copies).map_err(|error| error.to_string())?);
         }
         engine.step(Duration::ZERO);
@@ -161,7 +167,13 @@ fn generate<R: ModelRunner>(
         engine.check_integrity()?;
         for copy in 0..times.copies {
             let of_copy = streams.iter_mut().filter_map(|streams| streams.get_mut(copy));
-            outputs.extend(of_copy.map(read).collect::<Result<Vec<_>, _>>()?);
+            for (stream, request) in of_copy.zip(requests) {
+                let output = read(stream)?;
+                if request.constrained && !keeps_rhythm(&output) {
+                    return Err(format!("{request:?} gives {output:?}, which its mask does not allow"));
+                }
+                outputs.push(output);
+            }
         }
     }
     Ok(outputs)
@@ -180,8 +192,8 @@ fn read(stream: &mut TokenStream) -> Result<Vec<u32>, String> {
 }
 
 /// Adapters at different weights, so that a mixed-up weight shows.
-fn submission<A>(input: &ConformanceInput<A>, request: &Request) -> Result<Submission<A>, String> {
-    let Request { prompt, adapters, activations, sampling } = request;
+fn submission<A>(input: &ConformanceInput<A>, request: &Request, vocabulary: u32) -> Result<Submission<A>, String> {
+    let Request { prompt, adapters, activations, sampling, constrained } = request;
     let mut plan = Plan::new(Prompt::Tokens(prompt.clone()));
     let weights = [1.0, -0.5, 0.75].into_iter().cycle();
     plan.composition =
@@ -194,7 +206,38 @@ fn submission<A>(input: &ConformanceInput<A>, request: &Request) -> Result<Submi
     let terms = Terms::default();
     let (prompt, adapters, activations) = (prompt.clone(), input.adapters.clone(), activations.clone());
     let continues = Continuation::default();
-    Ok(Submission { plan, prompt, adapters, activations, continues, seed: 5, terms })
+    let rhythm = || -> Box<dyn OutputConstraint> { Box::new(Rhythm { vocabulary, tokens: 0 }) };
+    let constraint = constrained.then(rhythm);
+    Ok(Submission { plan, prompt, adapters, activations, continues, constraint, seed: 5, terms })
+}
+
+/// Every third token, beginning with another one each time.
+#[derive(Debug)]
+struct Rhythm {
+    vocabulary: u32,
+    tokens: u32,
+}
+
+impl OutputConstraint for Rhythm {
+    fn mask(&mut self) -> Arc<TokenMask> {
+        let mut words = vec![0; self.vocabulary.div_ceil(32) as usize];
+        for id in (0..self.vocabulary).filter(|id| id % 3 == self.tokens % 3) {
+            words.get_mut(id as usize / 32).into_iter().for_each(|word| *word |= 1 << (id % 32));
+        }
+        Arc::new(TokenMask::known(words))
+    }
+
+    fn push(&mut self, id: u32) -> Result<OutputState, String> {
+        if id % 3 != self.tokens % 3 {
+            return Err(format!("token {id} after {} others", self.tokens));
+        }
+        self.tokens += 1;
+        Ok(OutputState::Open)
+    }
+}
+
+fn keeps_rhythm(output: &[u32]) -> bool {
+    (0..).zip(output).all(|(place, id): (u32, _)| id % 3 == place % 3)
 }
 
 /// Grants what is named by its digest.

@@ -92,6 +92,7 @@ impl<R: ModelRunner> Engine<R> {
         let had_queue = self.scheduler.has_waiting();
         self.scheduler.schedule();
         self.load_adapters();
+        self.scheduler.running_mut().iter_mut().for_each(Sequence::ask_mask);
         assemble(self.scheduler.running(), self.shape.block_tokens, &mut self.order, &mut self.batch);
         self.batch.copies.extend_from_slice(self.scheduler.copies());
         self.batch.wipes.extend_from_slice(self.scheduler.blocks().wipes());
@@ -269,6 +270,10 @@ impl<R: ModelRunner> Engine<R> {
             self.scheduler.note_computed(index, tokens);
         }
         drop(sampled);
+        for mut sequence in self.scheduler.remove_where(|sequence| sequence.broken.is_some()) {
+            let why = sequence.broken.take().unwrap_or(GenerationError::Stopped);
+            sequence.fail(why);
+        }
         for sequence in self.scheduler.remove_where(|sequence| sequence.ended.is_some()) {
             let reason = sequence.ended.unwrap_or(FinishReason::Stop);
             sequence.finish(reason, now);

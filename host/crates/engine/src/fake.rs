@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use types::{CompositionPart, Digest};
 
-use crate::{Batch, BatchSequence, ModelRunner, RunnerError, RunnerShape, SampleRequest, SampledToken, Slot};
+use crate::{
+    Batch, BatchSequence, ModelRunner, RunnerError, RunnerShape, SampleRequest, SampledToken, Slot, TokenMask,
+    is_allowed,
+};
 
 /// An adapter that is a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +201,8 @@ impl ModelRunner for FakeRunner {
             let sequence = sequence.ok_or_else(|| malformed("a sample is of no sequence".into()))?;
             let state = self.state_at(batch, sequence, request.row)?;
             let echoed = self.echoed(batch, sequence, request.row)?;
-            sampled.push(draw(state, echoed, request, self.shape.vocabulary));
+            let mask = batch.mask_of(request).and_then(TokenMask::wait);
+            sampled.push(draw(state, echoed, request, mask, self.shape.vocabulary));
         }
         Ok(())
     }
@@ -234,11 +238,20 @@ pub fn expected_tokens(
     tokens.collect()
 }
 
-fn draw(state: u64, echoed: Option<u32>, request: &SampleRequest, vocabulary: u32) -> SampledToken {
+fn draw(
+    state: u64,
+    echoed: Option<u32>,
+    request: &SampleRequest,
+    mask: Option<&[u32]>,
+    vocabulary: u32,
+) -> SampledToken {
     let seeded = (request.temperature > 0.0).then_some((request.seed, request.step));
     let drawn = next_token(state, seeded, vocabulary);
     // One in eight breaks the rhythm.
     let id = echoed.filter(|_| !state.is_multiple_of(8)).unwrap_or(drawn);
+    // The next one that may be drawn.
+    let mut nearest = (0..vocabulary).map(|ahead| (id + ahead) % vocabulary);
+    let id = mask.map_or(Some(id), |words| nearest.find(|id| is_allowed(words, *id))).unwrap_or(id);
     let top =
         (0..request.logprobs.unwrap_or(0).min(vocabulary)).map(|rank| ((id + rank) % vocabulary, -0.5 - rank as f32));
     SampledToken { id, logprob: request.logprobs.map(|_| -0.5), top: top.collect() }

@@ -4,7 +4,7 @@
 //! [`ModelRunner`].
 //!
 //! Read `engine.rs` first: its `step` is the data flow. In the order in which things happen: `submission`, `handle` with
-//! `door`, `thread`, `engine` with `pace`, `sequence` with `active_parts`, `scheduler` over `fairness`, `block_manager` with `block_keys`,
+//! `door`, `thread`, `engine` with `pace`, `sequence` with `active_parts` and `constraint`, `scheduler` over `fairness`, `block_manager` with `block_keys`,
 //! `adapter_slots` and `speculation` with `lookup`, `assembly`, `batch`, `runner`.
 
 mod active_parts;
@@ -15,6 +15,7 @@ mod block_keys;
 mod block_manager;
 mod config;
 mod conformance;
+mod constraint;
 mod door;
 mod engine;
 mod fairness;
@@ -37,6 +38,7 @@ pub use active_parts::Activation;
 pub use batch::{Batch, BatchSequence, BlockCopy, LoraSegment, SampleRequest, SampledToken, Slot};
 pub use config::{EngineConfig, EngineError};
 pub use conformance::{ConformanceInput, check_runner};
+pub use constraint::{OutputConstraint, OutputState, TokenMask, is_allowed};
 pub use engine::Engine;
 pub use fake::{ExpectedPart, FakeAdapter, FakeRunner, expected_tokens};
 pub use handle::{Clock, EngineHandle, EngineStats, TokenStream};

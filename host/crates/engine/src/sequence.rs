@@ -16,7 +16,10 @@ use crate::door::Place;
 use crate::handle::Arrival;
 use crate::lookup::Lookup;
 use crate::seen_tokens::SeenTokens;
-use crate::{Batch, Continuation, GenerationError, SampleRequest, SampledToken, Slot, Terms, TokenEvent};
+use crate::{
+    Batch, Continuation, GenerationError, OutputConstraint, OutputState, SampleRequest, SampledToken, Slot, Terms,
+    TokenEvent, TokenMask,
+};
 
 /// The order in which sequences run: the first is served first and gives way last.
 pub(crate) type RunOrder = (Reverse<i8>, u64);
@@ -40,6 +43,10 @@ pub(crate) struct Sequence<A> {
     prompt_tokens: usize,
     /// What penalties fall on; none without penalties.
     seen: Option<SeenTokens>,
+    /// What its output must match. It goes with the tokens: KV that is lost changes nothing of it.
+    constraint: Option<Box<dyn OutputConstraint>>,
+    /// What may come next, once it was asked for.
+    mask: Option<Arc<TokenMask>>,
     contexts: KvContexts,
     /// Keys of the full blocks of `tokens`, as far as they were needed.
     keys: Vec<Digest>,
@@ -62,6 +69,8 @@ pub(crate) struct Sequence<A> {
     started: Option<Duration>,
     /// Why it ended, if it did.
     pub(crate) ended: Option<FinishReason>,
+    /// Why it cannot be continued, if it cannot.
+    pub(crate) broken: Option<GenerationError>,
     place: Option<Place>,
     events: mpsc::Sender<TokenEvent>,
 }
@@ -94,8 +103,10 @@ impl<A> Sequence<A> {
         let output = (plan.output_tokens_max() as usize).min(shape.tokens_max.saturating_sub(prompt_tokens));
         let tokens_max = prompt_tokens + output;
         tokens.reserve_exact(output);
-        // What is drawn beside a guess must be what would be drawn without it: penalties fall on the tokens before.
-        let speculates = shape.draft_tokens_max > 0 && submission.terms.speculation && seen.is_none();
+        // What is drawn beside a guess must be what would be drawn without it: penalties fall on the tokens before, and a mask
+        // is of them.
+        let is_free = seen.is_none() && submission.constraint.is_none();
+        let speculates = shape.draft_tokens_max > 0 && submission.terms.speculation && is_free;
         Self {
             number,
             rank: None,
@@ -104,6 +115,8 @@ impl<A> Sequence<A> {
             adapters: submission.adapters,
             prompt_tokens,
             seen,
+            constraint: submission.constraint,
+            mask: None,
             contexts: KvContexts::new(submission.terms.kv_salt, shape.fingerprint, &parts),
             parts,
             keys: Vec::with_capacity(tokens_max / shape.block_tokens),
@@ -117,6 +130,7 @@ impl<A> Sequence<A> {
             submitted,
             started: None,
             ended: None,
+            broken: None,
             place: Some(place),
             events,
             terms: submission.terms,
@@ -226,6 +240,16 @@ impl<A> Sequence<A> {
         budget.min(room).saturating_sub(1)
     }
 
+    /// Before a step that draws for it: has what may be drawn found out beside that step.
+    pub(crate) fn ask_mask(&mut self) {
+        if self.samples() > 0
+            && self.mask.is_none()
+            && let Some(constraint) = &mut self.constraint
+        {
+            self.mask = Some(constraint.mask());
+        }
+    }
+
     /// Adds the draws of the next tokens: from this row, which has the sequence's last token, and from those of its drafts.
     pub(crate) fn add_samples(&self, row: u32, batch: &mut Batch) {
         let sampling = self.plan.sampling();
@@ -235,6 +259,8 @@ impl<A> Sequence<A> {
         }
         batch.logit_biases.extend_from_slice(&sampling.logit_bias);
         let (seen, biases) = (first_seen..length(&batch.seen_tokens), first_bias..length(&batch.logit_biases));
+        let mask = self.mask.as_ref().map(|_| length(&batch.masks));
+        batch.masks.extend(self.mask.clone());
         let step = self.usage().completion_tokens;
         batch.samples.extend((0..=length(&self.drafts)).map(|ahead| SampleRequest {
             row: row + ahead,
@@ -247,6 +273,7 @@ impl<A> Sequence<A> {
             frequency_penalty: sampling.frequency_penalty,
             seen: seen.clone(),
             biases: biases.clone(),
+            mask,
             seed: self.seed,
             step: step + ahead,
             logprobs: sampling.logprobs,
@@ -286,7 +313,7 @@ impl<A> Sequence<A> {
             let id = token.id;
             self.append(token, eos, tokens_max);
             appended += 1;
-            if self.ended.is_some() || self.drafts.get(place) != Some(&id) {
+            if self.ended.is_some() || self.broken.is_some() || self.drafts.get(place) != Some(&id) {
                 break;
             }
         }
@@ -300,6 +327,17 @@ impl<A> Sequence<A> {
     fn append(&mut self, token: SampledToken, eos: &[u32], tokens_max: usize) {
         let SampledToken { id, logprob, top } = token;
         self.tokens.push(id);
+        self.mask = None;
+        let state = match &mut self.constraint {
+            None => OutputState::Open,
+            Some(constraint) => match constraint.push(id) {
+                Ok(state) => state,
+                Err(why) => {
+                    self.broken = Some(GenerationError::Constraint(why));
+                    return;
+                }
+            },
+        };
         if let Some(seen) = &mut self.seen {
             seen.push(id);
         }
@@ -312,6 +350,10 @@ impl<A> Sequence<A> {
             return;
         }
         self.send(TokenEvent::Token { id, logprob, top });
+        if state == OutputState::Complete {
+            self.ended = Some(FinishReason::Stop);
+            return;
+        }
         let budget = self.plan.output_tokens_max();
         if self.usage().completion_tokens >= budget || self.tokens.len() >= tokens_max {
             self.ended = Some(FinishReason::Length);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use types::{Blame, Composition, Digest, FinishReason, Usage, ValidPlan};
 
-use crate::Activation;
+use crate::{Activation, OutputConstraint};
 
 /// A checked request, ready to be scheduled.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct Submission<A> {
     pub activations: Vec<Activation>,
     /// What came before, if it goes on with another composition.
     pub continues: Continuation,
+    /// What the output must match, as it stands after what was generated before.
+    pub constraint: Option<Box<dyn OutputConstraint>>,
     /// Seed of the draw.
     pub seed: u64,
     /// For whom, and how.
@@ -214,6 +216,9 @@ pub enum GenerationError {
     /// The runner refused the adapter.
     #[error("{0}")]
     Adapter(String),
+    /// The output could not be kept to what it must match.
+    #[error("the output's constraint: {0}")]
+    Constraint(String),
     /// The runner failed, or nothing could be scheduled.
     #[error("{0}")]
     Runner(String),
@@ -227,6 +232,7 @@ impl GenerationError {
             Self::Stopped => "shutting_down",
             Self::Revoked(_) => "revoked",
             Self::Adapter(_) => "adapter_load_failed",
+            Self::Constraint(_) => "constraint_failed",
             Self::Runner(_) => "generation_failed",
         }
     }
@@ -236,7 +242,7 @@ impl GenerationError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::Stopped => Blame::Capacity,
-            Self::Revoked(_) => Blame::Caller,
+            Self::Revoked(_) | Self::Constraint(_) => Blame::Caller,
             Self::Adapter(_) | Self::Runner(_) => Blame::Host,
         }
     }

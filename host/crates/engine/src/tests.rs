@@ -2,6 +2,7 @@
 
 mod admission;
 mod batches;
+mod constraints;
 mod guesses;
 mod kv_matrix;
 mod random;
@@ -133,7 +134,7 @@ impl Request {
             .collect();
         let (prompt, adapters, seed) = (self.prompt.clone(), adapters.collect(), self.seed.unwrap_or(0));
         let continues = Continuation::default();
-        Submission { plan, prompt, adapters, activations, continues, seed, terms: self.terms }
+        Submission { plan, prompt, adapters, activations, continues, constraint: None, seed, terms: self.terms }
     }
 
     /// What must come of it if nothing goes wrong: the tokens sent, why it ends, what it used.

@@ -74,7 +74,7 @@ fn submission(number: u32, penalised: bool) -> Submission<()> {
     let activations = vec![Activation { adapter: Digest::of(names[0].as_bytes()), first_token }];
     let terms = Terms { tenant, kv_salt: tenant, ..Terms::default() };
     let continues = Continuation::default();
-    Submission { plan, prompt, adapters, activations, continues, seed: 1, terms }
+    Submission { plan, prompt, adapters, activations, continues, constraint: None, seed: 1, terms }
 }
 
 fn read(streams: &mut [TokenStream]) -> usize {

@@ -1,4 +1,4 @@
-//! The model side of the host: opening a base, its tokenizer and chat template, admission of adapters, and the runner
+//! The model side of the host: opening a base, its tokenizer and chat template, what outputs must match, admission of adapters, and the runner
 //! that executes batches on the CPU.
 //!
 //! Not here: which sequence runs (that is `engine`), the arithmetic itself (that is `kernels`), WebAssembly, HTTP, async.
@@ -7,6 +7,7 @@ mod adapter;
 mod base;
 mod chat_template;
 mod config;
+mod constraint;
 mod error;
 mod folder;
 mod gguf;
@@ -27,6 +28,7 @@ pub use adapter::{
 pub use base::Base;
 pub use chat_template::ChatTemplate;
 pub use config::{Architecture, ModelConfig};
+pub use constraint::{CompiledConstraint, ConstraintCompiler, ConstraintError, MaskWorkers};
 pub use error::ModelError;
 pub use kernels::{Mapping, RopeLayout};
 pub use runner::{CpuRunner, CpuRunnerConfig, Precision};

@@ -1,4 +1,4 @@
-//! Draws a token from a row of logits: bias and penalties, temperature, min-p, top-k, top-p, the draw. It depends on the
+//! Draws a token from a row of logits: the mask, bias and penalties, temperature, min-p, top-k, top-p, the draw. It depends on the
 //! request's (seed, step), the logits and the sequence's own tokens alone.
 //!
 //! Total on purpose: an adapter can drive logits to infinity or NaN, and that must not stop the rows of others.
@@ -10,7 +10,7 @@ mod tests;
 
 use std::cmp::Ordering;
 
-use engine::{Batch, SampleRequest, SampledToken, SeenToken};
+use engine::{Batch, SampleRequest, SampledToken, SeenToken, TokenMask};
 use kernels::{HEAD_TOP_MAX, HeadRow, HeadWant, Isa, TokenWeights, best_of};
 use types::Digest;
 
@@ -24,7 +24,7 @@ pub(crate) fn head_want(request: &SampleRequest) -> HeadWant {
         (true, top_k) => top_k,
     };
     let top = of_draw.max(alternatives);
-    let is_adjusted = !request.seen.is_empty() || !request.biases.is_empty();
+    let is_adjusted = !request.seen.is_empty() || !request.biases.is_empty() || request.mask.is_some();
     if is_adjusted || top > HEAD_TOP_MAX {
         return HeadWant { logits: true, ..HeadWant::default() };
     }
@@ -86,8 +86,15 @@ impl Sampler {
         let seen = batch.seen_of(request).unwrap_or_default();
         let biases = batch.biases_of(request).unwrap_or_default();
         let report = request.logprobs.map(|alternatives| self.report(logits, alternatives, seen, biases));
+        let mask = batch.mask_of(request).map(TokenMask::wait);
+        let lowest = match mask {
+            None => 0,
+            Some(Some(words)) => keep_allowed(logits, words),
+            // Of no use to anybody.
+            Some(None) => return SampledToken::default(),
+        };
         adjust(logits, request, seen, biases);
-        let best = self.argmax(logits);
+        let best = self.argmax(logits).unwrap_or(lowest);
         let max = logits.get(best as usize).copied().unwrap_or(f32::NEG_INFINITY);
         let draws = request.temperature > 0.0 && max.is_finite();
         let id = if draws { self.draw(logits, max, request).unwrap_or(best) } else { best };
@@ -157,10 +164,10 @@ impl Sampler {
         Report { normaliser, top, changed }
     }
 
-    /// The highest logit; the lowest id on ties; 0 if none is above minus infinity.
-    fn argmax(&mut self, logits: &[f32]) -> u32 {
+    /// The highest logit; the lowest id on ties; `None` if none is above minus infinity.
+    fn argmax(&mut self, logits: &[f32]) -> Option<u32> {
         best_of(self.isa, logits, 1, &mut self.best);
-        self.best.first().filter(|best| best.1 > f32::NEG_INFINITY).map_or(0, |best| best.0)
+        self.best.first().filter(|best| best.1 > f32::NEG_INFINITY).map(|best| best.0)
     }
 }
 
@@ -178,6 +185,26 @@ impl Report {
         let logit = was.or_else(|| adjusted.get(id as usize).copied())?;
         Some((f64::from(logit) - self.normaliser) as f32)
     }
+}
+
+/// Takes the tokens out that are not in the mask; the first that is, should none be left with a logit.
+fn keep_allowed(logits: &mut [f32], words: &[u32]) -> u32 {
+    let mut lowest = None;
+    let all = words.iter().copied().chain(std::iter::repeat(0));
+    for (at, (logits, word)) in (0u32..).step_by(32).zip(logits.chunks_mut(32).zip(all)) {
+        if word != 0 {
+            lowest.get_or_insert(at + word.trailing_zeros());
+        }
+        if word == u32::MAX {
+            continue;
+        }
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+    lowest.unwrap_or(0)
 }
 
 /// Bias, then the penalties, each token at most once, so that the order of the tokens does not matter.

@@ -21,6 +21,8 @@ pub struct PlanLimits {
     pub stop_conditions_max: usize,
     /// Bytes of one stop string.
     pub stop_string_bytes_max: usize,
+    /// Text of a JSON schema, a regular expression or a grammar.
+    pub constraint_bytes_max: usize,
     /// Alternatives to each token.
     pub logprobs_max: u32,
     /// Tokens whose logits are biased.
@@ -53,6 +55,7 @@ impl Default for PlanLimits {
             output_tokens_default: 256,
             stop_conditions_max: 16,
             stop_string_bytes_max: 256,
+            constraint_bytes_max: 64 << 10,
             logprobs_max: 20,
             logit_bias_tokens_max: 300,
             held_bytes_max: 1 << 20,

@@ -70,6 +70,26 @@ pub enum Constraint {
     Grammar(String),
 }
 
+impl Constraint {
+    /// What it is, in a word.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::JsonSchema(_) => "JSON schema",
+            Self::Regex(_) => "regular expression",
+            Self::Grammar(_) => "grammar",
+        }
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::JsonSchema(text) | Self::Regex(text) | Self::Grammar(text) => text,
+        }
+    }
+}
+
 /// What to do when an adapter is not resident.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ColdPolicy {

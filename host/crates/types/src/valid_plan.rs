@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::{
-    Blame, ColdPolicy, Composition, CompositionPart, Digest, LayerRange, ModuleSet, OutputRange, Plan, PlanEntry,
-    PlanLimits, Prompt, Sampling, Span, StopConditions,
+    Blame, ColdPolicy, Composition, CompositionPart, Constraint, Digest, LayerRange, ModuleSet, OutputRange, Plan,
+    PlanEntry, PlanLimits, Prompt, Sampling, Span, StopConditions,
 };
 
 /// A factor this large takes a seen token out for good.
@@ -101,6 +101,7 @@ pub struct ValidPlan {
     stop: StopConditions,
     deadline: Duration,
     output_tokens_max: u32,
+    constraint: Option<Constraint>,
     post_process: bool,
     cold: Option<ValidCold>,
     prefetch: Vec<Digest>,
@@ -112,10 +113,10 @@ impl ValidPlan {
     /// # Errors
     /// The first thing that is wrong with it.
     pub fn check(plan: Plan, grants: &dyn Grants, limits: &PlanLimits) -> Result<Self, PlanError> {
-        unsupported(&plan)?;
         check_prompt(&plan.prompt, grants, limits)?;
         check_sampling(&plan.sampling, limits)?;
         check_stop(&plan.stop, limits)?;
+        check_constraint(plan.constraint.as_ref(), &plan.stop, limits)?;
         let composition = check_composition(&plan.composition, grants, limits)?;
         let cold = plan.cold.map(|cold| check_cold(cold, grants, limits)).transpose()?;
         let prefetch = check_prefetch(&plan.prefetch, grants, limits)?;
@@ -133,6 +134,7 @@ impl ValidPlan {
             stop: plan.stop,
             deadline: Duration::from_millis(deadline_ms.into()),
             output_tokens_max: budget,
+            constraint: plan.constraint,
             post_process: plan.post_process,
             cold,
             prefetch,
@@ -173,6 +175,12 @@ impl ValidPlan {
     #[must_use]
     pub const fn output_tokens_max(&self) -> u32 {
         self.output_tokens_max
+    }
+
+    /// What the output must match. Whether that can be done is for the model to say.
+    #[must_use]
+    pub const fn constraint(&self) -> Option<&Constraint> {
+        self.constraint.as_ref()
     }
 
     /// Whether the plugin sees the chunks.
@@ -234,13 +242,6 @@ fn check_prefetch(names: &[String], grants: &dyn Grants, limits: &PlanLimits) ->
     at_most("the number of adapters to prefetch", names.len(), "prefetch_adapters_max", max)?;
     let granted = |name: &String| grants.adapter(name).ok_or_else(|| PlanError::AdapterNotGranted(shorten(name)));
     names.iter().map(granted).collect()
-}
-
-fn unsupported(plan: &Plan) -> Result<(), PlanError> {
-    if plan.constraint.is_some() {
-        return Err(PlanError::Unsupported("an output constraint"));
-    }
-    Ok(())
 }
 
 fn check_prompt(prompt: &Prompt, grants: &dyn Grants, limits: &PlanLimits) -> Result<(), PlanError> {
@@ -326,6 +327,20 @@ fn check_stop(stop: &StopConditions, limits: &PlanLimits) -> Result<(), PlanErro
             return Err(out_of_range("a stop string's length", 0, "at least 1"));
         }
         at_most("a stop string's length", string.len(), "stop_string_bytes_max", limits.stop_string_bytes_max)?;
+    }
+    Ok(())
+}
+
+fn check_constraint(
+    constraint: Option<&Constraint>,
+    stop: &StopConditions,
+    limits: &PlanLimits,
+) -> Result<(), PlanError> {
+    let Some(constraint) = constraint else { return Ok(()) };
+    let bytes = constraint.text().len();
+    at_most("the constraint's length in bytes", bytes, "constraint_bytes_max", limits.constraint_bytes_max)?;
+    if stop.ignore_eos {
+        return Err(out_of_range("ignore_eos", true, "false with a constraint, whose text ends where it is complete"));
     }
     Ok(())
 }

@@ -2,12 +2,12 @@
 //! refused by its name; what is unknown is ignored, as LoRAX does. Not here: which adapter an id stands for (`adapter.rs`).
 
 use serde::Deserialize;
-use types::{Plan, PlanEntry, PlanLimits, Prompt, Sampling, StopConditions};
+use types::{Constraint, Plan, PlanEntry, PlanLimits, Prompt, Sampling, StopConditions};
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
-use crate::http::wire::{Asks, or_default, unsupported};
+use crate::http::wire::{Asks, ResponseFormat, or_default, unsupported};
 
 /// `POST /`, `/generate` and `/generate_stream`.
 #[derive(Deserialize, ToSchema)]
@@ -72,7 +72,8 @@ pub(crate) struct LoraxParameters {
     #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     pub(super) apply_chat_template: bool,
-    response_format: Option<LoraxResponseFormat>,
+    /// `json_object`, with a `schema` or without: what the text must be.
+    response_format: Option<ResponseFormat>,
     #[serde(flatten)]
     #[schema(ignore)]
     refused: Refused,
@@ -109,13 +110,6 @@ impl<'de> Deserialize<'de> for ApiToken {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         ApiTokenField::deserialize(deserializer).map(|ApiTokenField::Text(token)| Self(token))
     }
-}
-
-/// Only its type is kept.
-#[derive(Deserialize, ToSchema)]
-struct LoraxResponseFormat {
-    #[serde(default, rename = "type")]
-    kind: String,
 }
 
 /// Fields of LoRAX and text-generation-inference that are not served.
@@ -192,15 +186,17 @@ impl LoraxParameters {
         if self.typical_p.is_some_and(|typical_p| typical_p != 1.0) {
             return Err(unsupported("typical_p"));
         }
-        if self.response_format.as_ref().is_some_and(|format| format.kind != "text") {
-            let message = "response_format is not supported: nothing forces the model into a form; leave it out";
-            return Err(Error::invalid("unsupported", "response_format", message));
-        }
+        self.constraint()?;
         if self.apply_chat_template && self.truncate.is_some() {
             let message = "truncate cuts plain text: leave it or apply_chat_template out";
             return Err(Error::invalid("unsupported", "truncate", message));
         }
         Ok(())
+    }
+
+    /// What the text must match, if anything.
+    fn constraint(&self) -> Result<Option<Constraint>, Error> {
+        Ok(self.response_format.as_ref().map(ResponseFormat::constraint).transpose()?.flatten())
     }
 
     /// As LoRAX decides it: asked for, or one of the fields that only a draw has a use for; never at temperature 0.
@@ -240,7 +236,8 @@ impl LoraxParameters {
         let stop =
             StopConditions { strings: self.stop.clone(), token_ids: Vec::new(), ignore_eos: self.ignore_eos_token };
         let token_budget = Some(wishes.tokens_max);
-        Ok(Plan { composition, sampling, stop, token_budget, ..Plan::new(prompt) })
+        let constraint = self.constraint()?;
+        Ok(Plan { composition, sampling, stop, token_budget, constraint, ..Plan::new(prompt) })
     }
 }
 
@@ -324,7 +321,7 @@ mod tests {
             ("watermark", "true", "unsupported"),
             ("decoder_input_details", "true", "unsupported"),
             ("typical_p", "0.5", "unsupported"),
-            ("response_format", r#"{"type": "json_object", "schema": {}}"#, "unsupported"),
+            ("response_format", r#"{"type": "xml"}"#, "unsupported"),
             ("response_format", "{}", "unsupported"),
             ("grammar", r#"{"type": "regex"}"#, "unsupported"),
             ("top_n_tokens", "2", "unsupported"),

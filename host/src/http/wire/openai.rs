@@ -10,6 +10,7 @@ use types::{Chat, Plan, PlanEntry, Prompt, Sampling, StopConditions};
 use utoipa::ToSchema;
 
 use super::composition::AdapterField;
+use super::constraint::ConstraintFields;
 use super::messages::{MessageField, ToolField, chat};
 use super::or_default;
 use super::refused::{Refused, unsupported};
@@ -37,13 +38,6 @@ pub(crate) struct StreamOptions {
     #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<bool>)]
     include_usage: bool,
-}
-
-/// Only its type is kept: JSON takes twenty times its length in memory, and this lives as long as the request.
-#[derive(Debug, Deserialize, ToSchema)]
-struct ResponseFormat {
-    #[serde(default, rename = "type")]
-    kind: String,
 }
 
 /// What `/v1/completions` and `/v1/chat/completions` have in common.
@@ -84,7 +78,8 @@ pub(crate) struct CommonBody {
     priority: Option<i64>,
     /// Whether tokens may be guessed and verified; the answer is the same.
     speculation: Option<bool>,
-    response_format: Option<ResponseFormat>,
+    #[serde(flatten)]
+    pub(crate) constraint: ConstraintFields,
     modalities: Option<Vec<String>>,
     #[serde(flatten)]
     #[schema(ignore)]
@@ -95,9 +90,7 @@ impl CommonBody {
     /// Fields that would change the answer and are not served are refused, never ignored; and so is what makes no sense.
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.refused.check()?;
-        if self.response_format.as_ref().is_some_and(|format| format.kind != "text") {
-            return Err(unsupported("response_format"));
-        }
+        self.constraint.constraint()?;
         if self.modalities.as_ref().is_some_and(|modalities| modalities.iter().any(|one| one != "text")) {
             return Err(unsupported("modalities"));
         }
@@ -185,7 +178,8 @@ impl CommonBody {
         let composition = whole.into_iter().chain(self.adapters.iter().map(AdapterField::entry));
         let composition = composition.collect::<Result<_, _>>()?;
         let stop = StopConditions { strings, token_ids: self.stop_token_ids.clone(), ignore_eos: self.ignore_eos };
-        Ok(Plan { composition, sampling, stop, token_budget: self.max_tokens()?, ..Plan::new(prompt) })
+        let constraint = self.constraint.constraint()?;
+        Ok(Plan { composition, sampling, stop, constraint, token_budget: self.max_tokens()?, ..Plan::new(prompt) })
     }
 
     fn logit_bias(&self) -> Result<Vec<(u32, f32)>, Error> {
@@ -392,7 +386,7 @@ mod tests {
             ("best_of", "2"),
             ("tools", "[{}]"),
             ("suffix", r#""b""#),
-            ("response_format", r#"{"type": "json_object"}"#),
+            ("response_format", r#"{"type": "grammar"}"#),
             ("response_format", "{}"),
             ("modalities", r#"["text", "audio"]"#),
             ("audio", r#"{"voice": "a"}"#),
@@ -401,7 +395,6 @@ mod tests {
             ("function_call", r#""auto""#),
             ("reasoning_effort", r#""low""#),
             ("web_search_options", r#"{"a": 1}"#),
-            ("guided_json", r#"{"type": "object"}"#),
             ("stream_options", r#"{"include_usage": true}"#),
             ("max_tokens", "0"),
             ("max_tokens", "-1"),

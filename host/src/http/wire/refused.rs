@@ -74,7 +74,7 @@ impl<'de> Visitor<'de> for AsksVisitor {
         Ok(any)
     }
 
-    /// `web_search_options: {}` asks for a search, and `guided_json: {}` for any JSON.
+    /// `web_search_options: {}` asks for a search.
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<bool, A::Error> {
         while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(true)
@@ -107,9 +107,8 @@ refused! {
     // OpenAI's.
     audio, function_call, functions, prediction, reasoning_effort, suffix, verbosity, web_search_options,
     // vLLM's.
-    allowed_token_ids, bad_words, chat_template, chat_template_kwargs, continue_final_message, documents, guided_choice,
-    guided_grammar, guided_json, guided_regex, include_stop_str_in_output, length_penalty, logits_processors, min_tokens, prompt_logprobs,
-    structured_outputs, truncate_prompt_tokens, use_beam_search,
+    allowed_token_ids, bad_words, chat_template, chat_template_kwargs, continue_final_message, documents, include_stop_str_in_output, length_penalty, logits_processors, min_tokens, prompt_logprobs,
+    truncate_prompt_tokens, use_beam_search,
 }
 
 /// The answer to a field that is not served.
@@ -147,9 +146,9 @@ mod tests {
     #[test]
     fn the_field_is_named() {
         let refused: Refused =
-            serde_json::from_str(r#"{"user": "me", "bad_words": [], "guided_regex": "a+"}"#).expect("read");
+            serde_json::from_str(r#"{"user": "me", "bad_words": [], "min_tokens": 3}"#).expect("read");
         let error = refused.check().expect_err("refused");
-        assert_eq!((error.code(), error.param()), ("unsupported", Some("guided_regex")));
+        assert_eq!((error.code(), error.param()), ("unsupported", Some("min_tokens")));
         assert!(Refused::default().check().is_ok());
     }
 }

@@ -38,7 +38,7 @@ async fn make_chain() -> Chain {
         let parts = Composition::new([part]);
         let outcome = Outcome {
             composition: parts.parts().iter().map(|part| AdapterUse::new(part, 12)).collect(),
-            sampling: Some(SamplingRecord::new(&Sampling::default(), u64::MAX)),
+            sampling: Some(SamplingRecord::new(&Sampling::default(), None, u64::MAX)),
             ..Outcome::default()
         };
         receipt.finish(Final { ending: Ending::Finished, outcome }).await.expect("finished");

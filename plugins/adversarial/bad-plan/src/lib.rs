@@ -33,7 +33,7 @@ impl Policy for BadPlan {
             "stops" => plan.stop.strings = vec!["x".to_owned(); 1000],
             "infinite" => plan = plan.adapter("iso-date", f32::INFINITY),
             "heavy" => plan = plan.adapter("iso-date", 1e30),
-            "constraint" => plan.constraint = Some(Constraint::Regex("a+".to_owned())),
+            "constraint" => plan.constraint = Some(Constraint::Regex("a(".to_owned())),
             "entries" => plan.composition = vec![tenon_sdk::CompositionEntry::whole("all-caps", 1.0); 1000],
             "layers" => {
                 plan = plan.adapter("all-caps", 1.0);

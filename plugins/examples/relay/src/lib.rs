@@ -1,8 +1,10 @@
 //! Hands an answer from one adapter to another in mid-stream: it begins under the one that the configuration names `first`, and
 //! after as many chunks as `after` says (4 if it does not) goes on under `second`. Either may be left out: then it is the base's
-//! turn. What becomes of the KV of the first part is the manifest's `switch`.
+//! turn. What becomes of the KV of the first part is the manifest's `switch`. With `regex` the whole answer must match that.
 
-use tenon_sdk::{Action, Chunk, CompositionEntry, Ending, Plan, Policy, PostProcessor, Request, Result, Usage, config};
+use tenon_sdk::{
+    Action, Chunk, CompositionEntry, Constraint, Ending, Plan, Policy, PostProcessor, Request, Result, Usage, config,
+};
 
 const AFTER_DEFAULT: u32 = 4;
 
@@ -10,7 +12,8 @@ struct Relay;
 
 impl Policy for Relay {
     fn compose(request: &Request) -> Result<Plan> {
-        let plan = Plan::new(request.prompt()).token_budget(request.max_tokens).post_processed();
+        let mut plan = Plan::new(request.prompt()).token_budget(request.max_tokens).post_processed();
+        plan.constraint = config::get("regex").map(Constraint::Regex);
         Ok(match config::get("first") {
             Some(first) => plan.adapter(first, 1.0),
             None => plan,

@@ -38,6 +38,8 @@ pub(super) fn batch(batch: &Batch, shape: &RunnerShape, slots: &[Option<Arc<Lora
         let ascending = previous.is_none_or(|previous| previous < sample.row) && (sample.row as usize) < rows;
         require(ascending, || format!("sample of row {} after {previous:?} of {rows}", sample.row))?;
         previous = Some(sample.row);
+        let has_mask = sample.mask.is_none_or(|mask| (mask as usize) < batch.masks.len());
+        require(has_mask, || format!("mask {:?} of {}", sample.mask, batch.masks.len()))?;
         let sound = sample.temperature >= 0.0 && sample.temperature.is_finite() && sample.top_p >= 0.0;
         require(sound, || format!("temperature {} with top-p {}", sample.temperature, sample.top_p))?;
     }
@@ -104,7 +106,7 @@ mod tests {
         let slots = [None, None];
         assert!(super::batch(&sound(), &shape(), &slots).is_ok());
         assert!(super::batch(&Batch::default(), &shape(), &slots).is_ok());
-        let breaks: [fn(&mut Batch); 19] = [
+        let breaks: [fn(&mut Batch); 20] = [
             |batch| batch.tokens[0] = 100,
             |batch| batch.positions[1] = 5,
             |batch| batch.positions.truncate(2),
@@ -121,6 +123,7 @@ mod tests {
             |batch| batch.wipes = vec![10],
             |batch| batch.samples[1].row = 4,
             |batch| batch.samples[1].row = 2,
+            |batch| batch.samples[0].mask = Some(0),
             |batch| batch.samples[0].temperature = f32::NAN,
             |batch| batch.samples[0].top_p = f32::NAN,
             |batch| {

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use engine::{Batch, SampleRequest, SampledToken, SeenToken};
+use engine::{Batch, SampleRequest, SampledToken, SeenToken, TokenMask, is_allowed};
 use kernels::log_sum_exp;
 
 use super::uniform;
@@ -12,10 +12,17 @@ pub(crate) fn sample(logits: &mut [f32], request: &SampleRequest, batch: &Batch)
     let seen = batch.seen_of(request).unwrap_or_default();
     let biases = batch.biases_of(request).unwrap_or_default();
     let report = request.logprobs.map(|alternatives| Report::of(logits, alternatives, seen, biases));
+    let words = batch.mask_of(request).map(|mask| TokenMask::wait(mask).unwrap_or_default());
+    let is_masked = |id: u32| words.is_some_and(|words| !is_allowed(words, id));
+    (0..).zip(logits.iter_mut()).filter(|(id, _)| is_masked(*id)).for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
     adjust(logits, request, seen, biases);
-    let best = argmax(logits);
+    let best = (0..)
+        .find(|id| !is_masked(*id))
+        .filter(|_| logits.iter().all(|logit| logit.is_nan() || *logit == f32::NEG_INFINITY));
+    let best = best.unwrap_or_else(|| argmax(logits));
     let max = logits.get(best as usize).copied().unwrap_or(f32::NEG_INFINITY);
     let id = if request.temperature > 0.0 && max.is_finite() { draw(logits, max, request) } else { best };
+    debug_assert!(!is_masked(id), "the plain rules keep to the mask");
     match report {
         None => SampledToken { id, logprob: None, top: Vec::new() },
         Some(report) => SampledToken { id, logprob: report.logprob(id, logits), top: report.top },

@@ -1,5 +1,9 @@
 //! The rules of a draw against a plain reference, and the draw from the best few against that from full rows.
 
+use std::sync::Arc;
+
+use engine::is_allowed;
+
 use super::*;
 
 fn request(temperature: f32, top_k: u32, top_p: f32) -> SampleRequest {
@@ -216,6 +220,31 @@ fn broken_logits_still_give_a_token() {
     }
 }
 
+#[test]
+fn a_mask_changes_what_is_drawn_and_not_what_is_reported() {
+    let logits = [5.0, 4.0, 3.0, 2.0];
+    let batch = |words: Option<Vec<u32>>| {
+        let mask = TokenMask::default();
+        mask.fill(words);
+        Batch { masks: vec![Arc::new(mask)], ..Batch::default() }
+    };
+    let ask = SampleRequest { mask: Some(0), logprobs: Some(2), ..request(0.0, 0, 1.0) };
+    let free = sample(&logits, &SampleRequest { mask: None, ..ask.clone() });
+    let kept = super::sample(&mut logits.to_vec(), &ask, &batch(Some(vec![0b1100])));
+    assert_eq!((free.id, kept.id, &kept.top), (0, 2, &free.top));
+    let apart = free.logprob.unwrap() - kept.logprob.unwrap();
+    assert!((apart - 2.0).abs() < 1e-6, "the model's own: {apart}");
+    for temperature in [0.0, 1.0, 100.0] {
+        for logits in [[f32::NAN; 4], [f32::NEG_INFINITY; 4], [f32::INFINITY; 4], [1e38, -1e38, 0.0, f32::NAN]] {
+            let ask = SampleRequest { temperature, ..ask.clone() };
+            let id = super::sample(&mut logits.to_vec(), &ask, &batch(Some(vec![0b1010]))).id;
+            assert!(id == 1 || id == 3, "{id} of {logits:?}");
+        }
+    }
+    // One that cannot be found out draws nothing of use, and does not wait for ever.
+    assert_eq!(super::sample(&mut logits.to_vec(), &ask, &batch(None)), SampledToken::default());
+}
+
 /// Numbers below `bound`, repeatable.
 struct Random(u64);
 
@@ -243,6 +272,18 @@ impl Random {
         logits
     }
 
+    /// A mask with at least one token: of few, of many, and sometimes shorter than the vocabulary.
+    fn words(&mut self, vocabulary: usize) -> Vec<u32> {
+        let mut words = vec![0u32; vocabulary.div_ceil(32)];
+        words.truncate(self.of(&[1, words.len(), words.len()]));
+        let bits = vocabulary.min(words.len() * 32);
+        for _ in 0..self.of(&[1, 2, 40, 20_000]) {
+            let id = self.below(bits);
+            words[id / 32] |= 1 << (id % 32);
+        }
+        words
+    }
+
     fn request(&mut self) -> SampleRequest {
         SampleRequest {
             temperature: self.of(&[0.0, 0.01, 0.7, 1.0, 1.0, 5.0, 1e-30]),
@@ -267,7 +308,7 @@ fn bits(token: &SampledToken) -> (u32, Option<u32>, Vec<(u32, u32)>) {
 fn the_sampler_draws_what_the_plain_rules_draw_from_all_logits_and_from_the_best_few() {
     let mut random = Random(1);
     let mut sampler = Sampler::new(Isa::detect());
-    let mut of_best = 0;
+    let (mut of_best, mut masked) = (0, 0);
     for case in 0..20_000 {
         let (logits, mut request) = (random.logits(), random.request());
         let mut batch = Batch::default();
@@ -278,6 +319,12 @@ fn the_sampler_draws_what_the_plain_rules_draw_from_all_logits_and_from_the_best
             (request.repetition_penalty, request.presence_penalty) = (1.3, 0.5);
             batch = batch_of(&mut request, &seen, &seen[..seen.len() / 2], &biases);
         }
+        let words = random.words(logits.len());
+        if random.below(4) == 0 {
+            masked += 1;
+            request.mask = Some(0);
+            batch.masks.push(Arc::new(TokenMask::known(words.clone())));
+        }
         let expected = plain::sample(&mut logits.clone(), &request, &batch);
         let found = sampler.sample(&mut logits.clone(), &request, &batch);
         let close = |a: f32, b: f32| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-6 * a.abs().max(1.0);
@@ -287,6 +334,7 @@ fn the_sampler_draws_what_the_plain_rules_draw_from_all_logits_and_from_the_best
             && expected.top.len() == found.top.len()
             && expected.top.iter().zip(&found.top).all(|(a, b)| a.0 == b.0 && close(a.1, b.1));
         assert!(same, "case {case}: {expected:?} {found:?} {request:?}");
+        assert!(request.mask.is_none() || is_allowed(&words, found.id), "case {case}: {found:?} {request:?}");
 
         let want = head_want(&request);
         of_best += usize::from(!want.logits);
@@ -301,5 +349,5 @@ fn the_sampler_draws_what_the_plain_rules_draw_from_all_logits_and_from_the_best
         let from_head = sampler.sample_head(row, &request, &batch);
         assert_eq!(bits(&from_head), bits(&found), "case {case}: {want:?} {request:?}");
     }
-    assert!((5_000..15_000).contains(&of_best), "{of_best}");
+    assert!((3_000..15_000).contains(&of_best) && masked > 4_000, "{of_best} {masked}");
 }

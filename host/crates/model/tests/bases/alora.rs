@@ -140,6 +140,7 @@ fn submission(case: &Case, adapter: Option<&Arc<LoraAdapter>>) -> Submission<Lor
         adapters: adapter.map(|adapter| (digest, Arc::clone(adapter))).into_iter().collect(),
         activations: adapter.map(activation).into_iter().collect(),
         continues: Continuation::default(),
+        constraint: None,
         seed: 0,
         terms: Terms::default(),
     }

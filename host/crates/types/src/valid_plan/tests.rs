@@ -38,8 +38,16 @@ fn what_is_not_granted_is_refused() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_unsupported() {
-    assert_eq!(code(|plan| plan.constraint = Some(Constraint::Regex("a+".into()))), "unsupported");
+fn a_constraint_is_short_and_ends_where_it_is_complete() {
+    let regex = |bytes: usize| Some(Constraint::Regex("a".repeat(bytes)));
+    assert_eq!(check(|plan| plan.constraint = regex(3)).expect("valid").constraint(), regex(3).as_ref());
+    assert_eq!(code(|plan| plan.constraint = regex(64 << 10)), "accepted");
+    assert_eq!(code(|plan| plan.constraint = regex((64 << 10) + 1)), "limit_exceeded");
+    let forever = |plan: &mut Plan| {
+        plan.constraint = regex(3);
+        plan.stop.ignore_eos = true;
+    };
+    assert_eq!(code(forever), "invalid_plan");
 }
 
 #[test]

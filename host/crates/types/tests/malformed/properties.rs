@@ -77,7 +77,10 @@ fn is_within_the_limits(valid: &ValidPlan, plan: &Plan, granted: &Granted, limit
     let named = plan.composition.iter().all(|entry| granted.adapter(&entry.adapter).is_some());
     assert!(named, "an adapter of weight 0 must be granted too");
     assert!(plan.composition.iter().all(|entry| entry.span == Span::Whole), "spans are refused, not ignored");
-    assert!(plan.constraint.is_none(), "refused, not ignored");
+    assert_eq!(valid.constraint(), plan.constraint.as_ref());
+    let constraint_bytes = valid.constraint().map_or(0, |constraint| constraint.text().len());
+    assert!(constraint_bytes <= limits.constraint_bytes_max);
+    assert!(valid.constraint().is_none() || !valid.stop().ignore_eos);
     assert_eq!((plan.cold.is_some(), plan.prefetch.len()), (valid.cold().is_some(), valid.prefetch().len()));
     assert!(valid.prefetch().len() <= limits.prefetch_adapters_max);
     assert!(valid.prefetch().iter().all(|digest| granted.adapters.values().any(|granted| granted == digest)));
