@@ -44,13 +44,13 @@ mod tests {
     fn visits_are_counted_up_to_the_limit() {
         let asked = request("hi").with_parameter("user", "ann");
         let harness = Harness::new().config("limit", "2").value("visits", "ann", b"1");
-        assert_eq!(harness.route::<Counter>(&asked), Ok(Decision::Serve));
+        assert!(matches!(harness.route::<Counter>(&asked), Ok(Decision::Serve)));
         assert_eq!(harness.stored("visits", "ann"), Some(b"2".to_vec()));
         let full = Harness::new().config("limit", "2").value("visits", "ann", b"2");
         assert!(
             matches!(full.route::<Counter>(&asked), Ok(Decision::Reject(rejection)) if rejection.code == "used_up")
         );
-        assert_eq!(full.route::<Counter>(&request("hi")), Ok(Decision::Serve), "another user");
+        assert!(matches!(full.route::<Counter>(&request("hi")), Ok(Decision::Serve)), "another user");
     }
 
     #[test]
