@@ -89,7 +89,8 @@ function program(name) {
       return join(folder, name, typeof bin === "string" ? bin : String(Object.values(bin)[0]));
     }
   }
-  throw new Failure(`there is no ${name}: npm install --save-dev ${name}`);
+  const wants = name.startsWith("@") ? `${name}@0.23.0 @bytecodealliance/preview2-shim@0.25.0` : name;
+  throw new Failure(`there is no ${name}: npm install --save-dev ${wants}`);
 }
 
 /** Runs a program of Node's. What it says is told if it fails. @param {string} name @param {string} file @param {string[]} given */

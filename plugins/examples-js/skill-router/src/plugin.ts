@@ -44,7 +44,7 @@ function choose(text: string): Skill | undefined {
 
 /** A short text with a year or day in digits, and a month's name or number. */
 function isDate(text: string): boolean {
-  const words = text.split(/[^\p{L}\p{N}]+/u).filter((word) => word !== "");
+  const words = text.split(/[^0-9a-z\u0080-\uffff]+/).filter((word) => word !== "");
   const hasMonth = words.some((word) => MONTHS.some((month) => word.startsWith(month)));
   const numbers = words.filter((word) => /^[0-9]/.test(word)).length;
   return words.length <= WORDS_OF_A_DATE_MAX && ((hasMonth && numbers >= 1) || numbers >= 3);
