@@ -59,6 +59,7 @@ pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, S
 pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
 pub use source::{AllowedOrigin, Credential, OriginError, SourceError, SourcesConfig};
 pub(crate) use source::{CONFIG, SIGNATURE, WEIGHTS};
+pub(crate) use source::{Guard, GuardedResolver, Lookup, Refusal, SystemLookup, reason, refusal, tls};
 
 /// Loads that were hinted at and have not ended; further hints are dropped.
 const PREFETCHES_MAX: usize = 32;

@@ -6,8 +6,10 @@ mod client;
 mod doctor;
 mod failure;
 mod functions;
+mod kv;
 mod local;
 mod output;
+mod project;
 mod receipts;
 mod remote;
 mod rollouts;
@@ -47,6 +49,12 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed or the host refused; 2
 enum Command {
     /// Serve the base over HTTP until SIGTERM or SIGINT
     Serve(Box<ServeArgs>),
+    /// Write the project of a new plugin
+    New(project::NewArgs),
+    /// Make the component of a plugin's project
+    Build(project::BuildArgs),
+    /// Say what a component imports, exports and weighs
+    Inspect(project::InspectArgs),
     /// Upload a plugin and deploy a function of it
     Deploy(client::DeployArgs),
     /// Invoke a function and print its answer as it comes
@@ -68,10 +76,15 @@ enum Command {
         #[command(subcommand)]
         command: adapters::AdapterCommand,
     },
-    /// Secrets that open private sources of adapters: set, list, remove
+    /// Secrets of private sources of adapters, and of plugins: set, list, remove
     Secret {
         #[command(subcommand)]
         command: secrets::SecretCommand,
+    },
+    /// Key-value buckets: list, get, put, delete
+    Kv {
+        #[command(subcommand)]
+        command: kv::KvCommand,
     },
     /// Receipts: show, verify
     Receipt {
@@ -178,6 +191,9 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Compile => return plugin::compiler_main(),
         Command::Serve(arguments) => serve(*arguments, printer),
+        Command::New(arguments) => project::new(arguments, printer),
+        Command::Build(arguments) => project::build(arguments, printer),
+        Command::Inspect(arguments) => project::inspect(arguments, printer),
         Command::Deploy(arguments) => block_on(client::deploy(arguments, printer)),
         Command::Invoke(arguments) => block_on(client::invoke(arguments, printer)),
         Command::Versions(arguments) => block_on(functions::versions(arguments, printer)),
@@ -188,6 +204,7 @@ pub fn main() -> ExitCode {
         Command::Revoke(arguments) => block_on(adapters::revoke(arguments, printer)),
         Command::Adapter { command } => block_on(adapters::run(command, printer)),
         Command::Secret { command } => block_on(secrets::run(command, printer)),
+        Command::Kv { command } => block_on(kv::run(command, printer)),
         Command::Receipt { command } => block_on(receipts::run(command, printer)),
         Command::Usage(arguments) => block_on(usage::run(arguments, printer)),
         Command::Tenant { command } => block_on(local::tenant(command, printer)),

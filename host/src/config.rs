@@ -16,9 +16,12 @@ use plugin::PluginLimits;
 use types::{Blame, PlanLimits};
 
 use crate::adapters::SourcesConfig;
+use crate::keyvalue::KeyValueLimits;
+use crate::outbound::OutboundConfig;
+use crate::quotas::Quota;
 
 pub use model::Precision;
-pub use raw::{RawAdapterSources, RawConfig, RawLimits, RawTls};
+pub use raw::{RawAdapterSources, RawConfig, RawLimits, RawPluginHttp, RawTls};
 pub use sources::Source;
 
 /// What the host is to do, checked.
@@ -74,6 +77,12 @@ pub struct Config {
     pub plugin_limits: PluginLimits,
     /// Plugin instances at once.
     pub plugin_instances_max: u32,
+    /// What every tenant may use that has no quota of its own.
+    pub tenant_quota: Quota,
+    /// Where plugins may send requests, as far as manifests grant it.
+    pub plugin_http: OutboundConfig,
+    /// What key-value buckets may hold.
+    pub keyvalue_limits: KeyValueLimits,
     /// What one connection may do.
     pub http_limits: HttpLimits,
     /// TLS of the listener; plain HTTP without it.

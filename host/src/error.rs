@@ -9,6 +9,8 @@ use crate::adapters::AdapterError;
 use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
 use crate::invoke::HandOverError;
+use crate::keyvalue::KeyValueError;
+use crate::quotas::QuotaError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
 use crate::revocation::RevocationError;
@@ -109,9 +111,15 @@ pub enum Error {
     /// Tenants and keys.
     #[error(transparent)]
     Tenant(#[from] TenantError),
+    /// Quotas.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// Secrets.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// Key-value buckets.
+    #[error(transparent)]
+    KeyValue(#[from] KeyValueError),
     /// Pointers.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -180,7 +188,9 @@ impl Error {
             Self::Registry(error) => error.code(),
             Self::Revocation(error) => error.code(),
             Self::Tenant(error) => error.code(),
+            Self::Quota(error) => error.code(),
             Self::Secret(error) => error.code(),
+            Self::KeyValue(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
             Self::Config(error) => error.code(),
@@ -212,7 +222,9 @@ impl Error {
             Self::Registry(error) => error.blame(),
             Self::Revocation(error) => error.blame(),
             Self::Tenant(error) => error.blame(),
+            Self::Quota(error) => error.blame(),
             Self::Secret(error) => error.blame(),
+            Self::KeyValue(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),
@@ -242,7 +254,7 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         let known = match self {
             Self::Submit(error) => error.retry_after(),
-            Self::Cold { retry_after, .. } => Some(*retry_after),
+            Self::Cold { retry_after, .. } | Self::Quota(QuotaError::UsedUp { retry_after, .. }) => Some(*retry_after),
             Self::WithReceipt { source, .. } => source.retry_after(),
             _ => None,
         };

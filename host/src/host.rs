@@ -20,8 +20,11 @@ use crate::config::{Config, KvSize};
 use crate::error::Error;
 use crate::http::{self, App, Listener, Serving, Tls};
 use crate::invoke::{Handling, TenantSalts};
+use crate::keyvalue::KeyValues;
 use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
+use crate::outbound::WebClient;
+use crate::quotas::Quotas;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
 use crate::registry::Registry;
 use crate::revocation::{Revocation, Revocations};
@@ -36,6 +39,7 @@ const PLUGIN_CACHE_BYTES_MAX: u64 = 256 << 20;
 /// Every part of a running host.
 pub(crate) struct Host {
     pub(crate) tenants: Tenants,
+    pub(crate) quotas: Quotas,
     pub(crate) registry: Registry,
     pub(crate) artifacts: Artifacts,
     pub(crate) plugins: PluginHost,
@@ -43,6 +47,8 @@ pub(crate) struct Host {
     pub(crate) adapters: AdapterStore,
     pub(crate) revocations: Revocations,
     pub(crate) secrets: Secrets,
+    pub(crate) keyvalue: KeyValues,
+    pub(crate) outbound: WebClient,
     pub(crate) base: Arc<Base>,
     pub(crate) engine: EngineHandle<LoraAdapter>,
     pub(crate) tenant_salts: TenantSalts,
@@ -107,6 +113,7 @@ impl Host {
             tenants.create_dev_key(&path).await?;
             say(Said::DevelopmentKey { path: &path });
         }
+        let quotas = Quotas::open(store.clone(), config.tenant_quota).await?;
         let revocations = Revocations::open(store.clone()).await?;
         let artifacts = Artifacts::new(store.clone());
         let registry = Registry::new(store.clone());
@@ -159,6 +166,7 @@ impl Host {
         let receipts = ReceiptLog::open(store.database(), key, node_name())?;
         let host = Self {
             tenants,
+            quotas,
             registry,
             artifacts,
             plugins,
@@ -166,6 +174,8 @@ impl Host {
             adapters,
             revocations,
             secrets,
+            keyvalue: KeyValues::new(store.database(), config.keyvalue_limits),
+            outbound: WebClient::new(config.plugin_http.clone()),
             base,
             engine,
             tenant_salts: TenantSalts::new()?,

@@ -12,6 +12,7 @@ mod functions;
 #[cfg(feature = "in-process")]
 mod in_process;
 mod invoke;
+mod kv;
 mod listen;
 mod logs;
 mod lorax;
@@ -21,6 +22,7 @@ mod openapi;
 mod operations;
 mod pace;
 mod pins;
+mod quotas;
 mod receipts;
 mod revocations;
 mod rollouts;
@@ -165,6 +167,9 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/v1/adapters/{alias}/derive", Needs(Adapters), post(adapters::derive::derive)),
         route("/v1/secrets", Needs(Adapters), get(secrets::list)),
         route("/v1/secrets/{name}", Needs(Adapters), put(secrets::put).delete(secrets::remove)),
+        route("/v1/kv", Needs(Deploy), get(kv::buckets)),
+        route("/v1/kv/{bucket}", Needs(Deploy), get(kv::keys).delete(kv::remove_bucket)),
+        route("/v1/kv/{bucket}/{key}", Needs(Deploy), get(kv::get).put(kv::put).delete(kv::remove)),
         route("/v1/models", Needs(Invoke), get(openai::models)),
         route("/v1/models/{id}", Needs(Invoke), get(openai::model)),
         route("/v1/completions", Needs(Invoke), post(openai::completions)),
@@ -182,6 +187,8 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/v1/usage", Needs(Receipts), get(usage::show)),
         route("/v1/tenants", Needs(Admin), post(admin::create_tenant).get(admin::list_tenants)),
         route("/v1/tenants/{tenant}/signers", Needs(Admin), get(admin::signers).put(admin::set_signers)),
+        route("/v1/tenants/{tenant}/quota", Needs(Admin), get(quotas::show).put(quotas::put).delete(quotas::remove)),
+        route("/v1/quota", Needs(Invoke), get(quotas::own)),
         route("/v1/keys", Needs(Admin), post(admin::create_key)),
         route("/v1/revocations", Needs(Admin), get(revocations::list)),
         route("/v1/revocations/{digest}", Needs(Admin), put(revocations::put)),

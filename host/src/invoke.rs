@@ -11,6 +11,7 @@ mod function;
 mod generation;
 mod grants;
 mod hand_over;
+mod lent;
 mod pending;
 mod post;
 mod prompt;
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 use engine::{Activation, Continuation, Submission, Terms, TokenStream};
 use futures::future::{join_all, try_join_all};
 use model::LoraAdapter;
-use types::{Digest, InvocationRequest, Plan, PlanLimits, ValidPlan};
+use types::{Digest, InvocationRequest, Plan, PlanError, PlanLimits, ValidPlan};
 
 use crate::adapters::AdapterLease;
 use crate::error::Error;
@@ -41,7 +42,7 @@ use crate::host::Host;
 use crate::logs::InvocationLog;
 use crate::registry::ManifestRelease;
 use crate::tenants::Principal;
-use cold::Resident;
+use cold::{ColdBounds, Resident};
 use copy::Tap;
 use course::Rights;
 use function::FunctionCall;
@@ -221,10 +222,13 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
     let release = function.as_ref().map(|call| call.manifest.release.policy()).unwrap_or_default();
     let switch = function.as_ref().map(|call| call.manifest.switch).unwrap_or_default();
     let adapters_started = Instant::now();
-    let Resident { plan, leases, cold } = cold::make_resident(host, &grants, plan, release).await?;
+    let bounds = ColdBounds { bytes_max: limits.cold_bytes_max, by_caller };
+    let Resident { plan, leases, cold } = cold::make_resident(host, &grants, plan, release, bounds).await?;
     let stages = Stages { adapters: adapters_started.elapsed(), ..stages };
     let templates = function.as_ref().map(|call| &call.manifest.templates);
     let prompt = prompt::tokenise(host, plan.prompt(), templates).await?;
+    let within = check_kv_blocks(host, prompt.tokens.len(), plan.output_tokens_max(), &limits);
+    within.map_err(|source| Error::Plan { source, by_caller })?;
     let activations = activations(&leases, &prompt.tokens);
     // Drawn with a copy's randomness, where there is a copy; other choices have none.
     let drawn = function.as_ref().and_then(|call| call.draw).filter(|_| choice == 0);
@@ -242,6 +246,18 @@ async fn check(host: &Arc<Host>, draft: Draft, choice: u32, stages: Stages) -> R
         cold,
         rights: Rights { grants, limits, release, switch },
     })
+}
+
+/// Blocks that are shared count too: whether they are is another's doing, and must not decide.
+fn check_kv_blocks(host: &Host, prompt: usize, budget: u32, limits: &PlanLimits) -> Result<(), PlanError> {
+    let tokens = u64::try_from(prompt).unwrap_or(u64::MAX).saturating_add(budget.into());
+    let blocks = tokens.div_ceil(host.engine.shape().block_tokens.max(1).into());
+    let max = limits.kv_blocks_max;
+    if blocks <= max.into() {
+        return Ok(());
+    }
+    let (what, value, max) = ("the KV blocks of prompt and token budget", blocks.to_string(), max.to_string());
+    Err(PlanError::OverLimit { what, value, limit: "kv_blocks_max", max })
 }
 
 impl Prepared {

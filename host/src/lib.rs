@@ -13,6 +13,9 @@ mod key_file;
 // State: what lasts, and what is made of it.
 pub mod adapters;
 pub mod artifacts;
+pub mod keyvalue;
+pub mod outbound;
+pub mod quotas;
 pub mod registry;
 pub mod revocation;
 pub mod secrets;

@@ -28,9 +28,7 @@ use head::Head;
 use live::By;
 pub use live::{ChangeKind, LIVE_CHANGES_MAX, LiveChange, LiveHistory};
 pub(crate) use manifest::digest_text;
-pub use manifest::{
-    Manifest, ManifestCold, ManifestError, ManifestFallback, ManifestLimits, ManifestRelease, ManifestSwitch,
-};
+pub use manifest::*;
 pub use rollout::{Beside, Chosen, Rollout, Share, ShareError};
 
 /// Functions of one tenant.

@@ -1,4 +1,4 @@
-//! Credentials of tenants for private sources: written once, sealed at rest, read by the host alone. Not here: which source may
+//! Credentials of tenants for private sources, and values for their plugins: written once, sealed at rest, read by the host alone. Not here: which source may
 //! use one, which the credential itself says (`adapters/source/credential.rs`).
 //!
 //! A record `secrets/TENANT/NAME` is sealed with ChaCha20-Poly1305 (RFC 8439) under the key in `secrets.key`, with a random nonce, and
@@ -104,6 +104,9 @@ enum Plain {
         access_key_id: Zeroizing<String>,
         secret_access_key: Zeroizing<String>,
         session_token: Option<Zeroizing<String>>,
+    },
+    Value {
+        value: Zeroizing<String>,
     },
 }
 
@@ -242,6 +245,7 @@ fn check(credential: &Credential) -> Result<(), SecretError> {
             let session = session_token.iter().map(|token| token.as_str());
             [access_key_id.as_str(), secret_access_key.as_str()].into_iter().chain(session).collect()
         }
+        Credential::Value { value } => vec![value],
     };
     if parts.iter().any(|part| part.len() > PART_BYTES_MAX) {
         return Err(SecretError::OverLimit {
@@ -249,6 +253,9 @@ fn check(credential: &Credential) -> Result<(), SecretError> {
             limit: "secret_part_bytes_max",
             max: PART_BYTES_MAX,
         });
+    }
+    if let Credential::Value { value } = credential {
+        return if value.is_empty() { Err(SecretError::Bad("its value is empty")) } else { Ok(()) };
     }
     if parts.into_iter().all(is_part) {
         Ok(())
@@ -264,6 +271,7 @@ impl From<&Credential> for Plain {
             Credential::S3 { access_key_id, secret_access_key, session_token } => {
                 Self::S3 { access_key_id, secret_access_key, session_token }
             }
+            Credential::Value { value } => Self::Value { value },
         }
     }
 }
@@ -277,6 +285,7 @@ impl TryFrom<Plain> for Credential {
             Plain::S3 { access_key_id, secret_access_key, session_token } => {
                 Self::S3 { access_key_id, secret_access_key, session_token }
             }
+            Plain::Value { value } => Self::Value { value },
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The command line as users and operators type it, against a running host.
 
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::{Value, json};
@@ -119,6 +120,82 @@ fn leaves(command: &clap::Command, path: &[String], all: &mut Vec<Vec<String>>) 
     }
 }
 
+/// A project in Python whose tools are there already, and copy a component that is.
+fn shaped_project(folder: &Path, component: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let project = folder.join("shaped");
+    let programs = project.join(".venv").join("bin");
+    std::fs::create_dir_all(&programs).unwrap();
+    std::fs::write(project.join("app.py"), "").unwrap();
+    std::fs::write(project.join("requirements.txt"), "tenon-sdk").unwrap();
+    std::fs::write(project.join(".venv").join(".tenon-installed"), "tenon-sdk").unwrap();
+    let python = programs.join("python");
+    std::fs::write(&python, format!("#!/bin/sh\necho building\ntest \"$2\" = tenon_sdk && cp '{component}' \"$6\"\n"))
+        .unwrap();
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+    project
+}
+
+#[test]
+fn projects_are_made_built_and_looked_at() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let into = folder.path().to_str().unwrap();
+    for (lang, source) in [
+        ("rust", "src/lib.rs"),
+        ("python", "app.py"),
+        ("js", "src/plugin.js"),
+        ("ts", "src/plugin.ts"),
+        ("c", "plugin.c"),
+    ] {
+        let name = format!("one-{lang}");
+        let made: Value =
+            serde_json::from_str(&printed(&run_tenon(&["new", &name, "--lang", lang, "--into", into, "--json"])))
+                .expect("JSON");
+        let project = folder.path().join(&name);
+        assert!(project.join(source).is_file() && project.join(".gitignore").is_file(), "{made}");
+        for file in made["files"].as_array().expect("files") {
+            let text = std::fs::read_to_string(project.join(file.as_str().unwrap())).expect("written");
+            assert!(!text.contains("{{name}}") && !text.contains("{{sdk}}"), "{file}: {text}");
+        }
+    }
+    // What is there is left alone; what is no name is no folder.
+    let refused = |arguments: &[&str], code: &str, part: &str| {
+        let typed: Vec<&str> = ["--json"].into_iter().chain(arguments.iter().copied()).collect();
+        let output = run_tenon(&typed);
+        let error: Value = serde_json::from_slice(&output.stderr).expect("JSON");
+        let message = error["error"]["message"].as_str().unwrap().to_owned();
+        assert_eq!((output.status.code(), &error["error"]["code"]), (Some(1), &json!(code)), "{error}");
+        assert!(message.contains(part), "{message}");
+    };
+    refused(&["new", "one-rust", "--into", into], "conflict", "is there already");
+    for name in ["../up", "Upper", "", "-x", "a_b", "x-"] {
+        refused(&["new", "--into", into, "--", name], "invalid_request", "is no name for a project");
+    }
+    refused(&["new", "two", "--into", into, "--sdk", into], "invalid_request", "is not the folder `sdk`");
+    assert!(!folder.path().join("two").exists(), "nothing is made of a refused one");
+    refused(&["build", into], "invalid_request", "`tenon new` makes one");
+    // A tool that fails, a tool that makes no component.
+    let component = folder.path().join("component.wasm");
+    std::fs::write(&component, guest("echo")).unwrap();
+    let project = shaped_project(folder.path(), component.to_str().unwrap());
+    let built: Value =
+        serde_json::from_str(&printed(&run_tenon(&["build", project.to_str().unwrap(), "--json"]))).unwrap();
+    assert_eq!((&built["language"], &built["problems"]), (&json!("python"), &json!([])), "{built}");
+    assert_eq!(std::fs::read(project.join("plugin.wasm")).unwrap(), guest("echo"));
+    let unknown = "(component (import \"wasi:sockets/raw@9.0.0\" (instance)))";
+    for (bytes, code, part) in [
+        (b"\0asm\x01\0\0\0".to_vec(), "plugin_invalid", "it is a core module"),
+        (unknown.as_bytes().to_vec(), "plugin_invalid", "no component"),
+        (guest("echo")[..500].to_vec(), "plugin_invalid", "no component"),
+    ] {
+        std::fs::write(&component, bytes).unwrap();
+        refused(&["inspect", component.to_str().unwrap()], code, part);
+        refused(&["build", project.to_str().unwrap()], code, part);
+    }
+    std::fs::remove_file(&component).unwrap();
+    refused(&["build", project.to_str().unwrap()], "build_failed", "failed (what it said is above)");
+}
+
 #[test]
 fn every_command_speaks_json() {
     let Some(server) = shared_server("every_command_speaks_json") else { return };
@@ -138,8 +215,14 @@ fn every_command_speaks_json() {
     let secret = folder.path().join("secret.json");
     std::fs::write(&secret, r#"{"origin": "https://example.org", "token": "t"}"#).unwrap();
     let secret = secret.to_str().unwrap();
+    let into = folder.path().to_str().unwrap();
+    let shaped = shaped_project(folder.path(), plugin);
+    let shaped = shaped.to_str().unwrap();
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 33] = [
+    let commands: [(&str, Vec<&str>, &str); 41] = [
+        ("new", vec!["json-project", "--lang", "c", "--into", into], "/files/0"),
+        ("build", vec![shaped], "/component"),
+        ("inspect", vec![plugin], "/imports/0"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
@@ -164,12 +247,17 @@ fn every_command_speaks_json() {
         ("secret set", vec!["json-secret", secret], "/kept"),
         ("secret list", vec![], "/data/0/name"),
         ("secret remove", vec!["json-secret"], "/removed"),
+        ("kv put", vec!["json-bucket", "a/key", secret, "--expect", "absent"], "/version"),
+        ("kv list", vec!["json-bucket"], "/keys/0"),
+        ("kv get", vec!["json-bucket", "a/key"], "/value"),
+        ("kv delete", vec!["json-bucket", "a/key"], "/removed"),
         ("receipt show", vec![&receipt], "/receipt/id"),
         ("receipt verify", vec![&receipt], "/head/digest"),
         ("usage", vec![], "/total/requests"),
         ("tenant create", vec!["json-tenant"], "/name"),
         ("tenant list", vec![], "/data/0/name"),
         ("tenant signers", vec!["json-tenant", "--policy", "optional"], "/revision"),
+        ("tenant quota", vec!["json-tenant", "--requests-per-minute-max", "100"], "/quota/requests_per_minute_max"),
         ("key create", vec!["--tenant", "json-tenant"], "/key"),
         ("key revoke", vec![&key], "/revoked"),
         ("completions", vec!["bash"], "/script"),

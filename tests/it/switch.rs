@@ -124,3 +124,43 @@ fn switches_are_checked_and_end_with_their_answer() {
         .expect_error(400, "invalid_request");
     wait_until_idle(&client);
 }
+
+#[test]
+fn an_adapter_acts_on_its_span_of_the_answer_alone() {
+    let Some(server) = started("an_adapter_acts_on_its_span_of_the_answer_alone") else { return };
+    let client = server.client();
+    let with = |spans: &str| {
+        let manifest = json!({"adapters": ["all-caps", "iso-date"], "config": {"spans": spans, "ignore-eos": "yes"}});
+        deploy_plugin(&client, "spans", "actions", &manifest);
+        let answer = client.post("/v1/functions/spans/invoke", &json!({"input": PROMPT, "max_tokens": 16})).expect(200);
+        let receipt =
+            receipt_of(&client, answer.receipt.as_deref().expect("a receipt"), answer.json()["output"].as_str());
+        (answer.json()["output"].as_str().expect("text").to_owned(), receipt["receipt"].clone())
+    };
+    let (base, _) = with("");
+    let (late, receipt) = with("all-caps:40-");
+    assert_eq!(late, base, "it never acts");
+    assert_eq!(receipt["outcome"]["composition"][0]["tokens_active"], json!(0), "{receipt}");
+    assert_eq!(receipt["subject"]["adapters"][0]["output"], json!([40, u32::MAX]), "{receipt}");
+    // What acts from a token of the answer on is what a switch at it would do.
+    deploy(&client, "from-base", None, Some("all-caps"), "reuse");
+    let switched = text(&ask(&client, "from-base", &json!(PROMPT), 16));
+    let (from, receipt) = with("all-caps:5-");
+    assert_eq!(from, switched);
+    assert_ne!(from, base, "it shows");
+    assert_eq!(receipt["outcome"]["composition"][0]["tokens_active"], json!(12), "as after a switch: {receipt}");
+    // Two, one after the other, and then the base: the prompt is nobody's.
+    let (course, receipt) = with("iso-date:2-6|all-caps:6-9");
+    let active = receipt["outcome"]["composition"].as_array().expect("a list").iter();
+    let mut active: Vec<_> = active.map(|one| (one["output"].clone(), one["tokens_active"].clone())).collect();
+    active.sort_by_key(|(output, _)| output.to_string());
+    assert_eq!(active, [(json!([2, 6]), json!(4)), (json!([6, 9]), json!(3))], "{receipt}");
+    assert_eq!(with("iso-date:2-6|all-caps:6-9").0, course, "the same again, from the prefix cache");
+    // One adapter in two pieces that touch is the adapter in one.
+    assert_eq!(with("all-caps:5-8|all-caps:8-").0, from);
+    let manifest = json!({"adapters": ["all-caps"], "config": {"spans": "all-caps:5-5"}});
+    deploy_plugin(&client, "spans", "actions", &manifest);
+    let refused = client.post("/v1/functions/spans/invoke", &json!({"input": "a"})).expect_error(502, "invalid_plan");
+    assert!(refused.text.contains("a span of the output is 5..5"), "{}", refused.text);
+    wait_until_idle(&client);
+}

@@ -3,7 +3,7 @@
 //! it (`fault_proxy`).
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ const START_MAX: Duration = Duration::from_secs(60);
 const PUT_MAX: Duration = Duration::from_secs(20);
 /// Its ports, those of its parts among themselves too.
 const PORTS: usize = 8;
+/// Starts that are tried: between looking for free ports and using them, somebody else may take one.
+const STARTS_MAX: usize = 5;
 
 /// A running server. Dropping it kills the process; when the test process itself dies, so does the server.
 pub struct S3Server {
@@ -42,6 +44,18 @@ impl S3Server {
             crate::skip(test, "target/clients/s3 is not there (cargo xtask test --stage clients says why)");
             return None;
         };
+        let mut logs = Vec::new();
+        while logs.len() < STARTS_MAX {
+            match Self::try_start(&program) {
+                Ok(server) => return Some(server),
+                Err(log) => logs.push(log),
+            }
+        }
+        panic!("weed found a port taken {STARTS_MAX} times:\n{}", logs.join("\n"));
+    }
+
+    /// `Err` with its log if one of its ports was taken meanwhile.
+    fn try_start(program: &Path) -> Result<Self, String> {
         let folder = tempfile::tempdir().expect("a folder");
         let keys = folder.path().join("keys.json");
         let (id, secret) = Self::READER;
@@ -73,21 +87,24 @@ impl S3Server {
         let guard = guard(child.id(), Some(folder.path()));
         let filer = Client::new(&format!("http://127.0.0.1:{filer}"), None);
         let mut server = Self { child, guard, port, filer, _folder: folder };
-        server.wait_until_ready();
-        Some(server)
+        server.wait_until_ready()?;
+        Ok(server)
     }
 
-    fn wait_until_ready(&mut self) {
+    fn wait_until_ready(&mut self) -> Result<(), String> {
         let started = Instant::now();
         let anyone = Client::new(&format!("http://127.0.0.1:{}", self.port), None);
         loop {
             // A volume for objects is there some time after the ports are; and the S3 side after the filer.
             let is_kept = self.filer.get("/").status == 200 && self.try_put("probe/object", b"x") == 201;
             if is_kept && anyone.get("/probe/object").status == 403 {
-                return;
+                return Ok(());
             }
             let exited = self.child.try_wait().expect("the child can be asked");
             let log = || std::fs::read_to_string(self._folder.path().join("weed.log")).unwrap_or_default();
+            if exited.is_some() && log().contains("address already in use") {
+                return Err(log());
+            }
             assert!(exited.is_none(), "weed ended with {exited:?}:\n{}", log());
             assert!(started.elapsed() < START_MAX, "weed keeps nothing after {START_MAX:?}:\n{}", log());
             std::thread::sleep(Duration::from_millis(100));

@@ -19,6 +19,8 @@ pub struct ResolvedAdapters {
     pub(super) digests: HashMap<String, Digest>,
     /// Of those that are other tenants'.
     pub(super) owners: HashMap<Digest, TenantId>,
+    /// Of each content, its length as it is stored.
+    pub(super) bytes: HashMap<Digest, u64>,
 }
 
 impl ResolvedAdapters {
@@ -34,6 +36,12 @@ impl ResolvedAdapters {
         &self.owners
     }
 
+    /// Bytes of a content as it is stored.
+    #[must_use]
+    pub fn bytes(&self, digest: Digest) -> Option<u64> {
+        self.bytes.get(&digest).copied()
+    }
+
     fn new(tenant: &TenantId, found: Vec<(String, AliasRecord)>) -> Self {
         let own = found.iter().filter(|(_, record)| record.shared_by.is_none());
         let own: HashSet<Digest> = own.map(|(_, record)| record.digest).collect();
@@ -42,8 +50,9 @@ impl ResolvedAdapters {
             Some((record.digest, owner.clone()))
         };
         let owners = found.iter().filter_map(owner).collect();
+        let bytes = found.iter().map(|(_, record)| (record.digest, record.bytes)).collect();
         let digests = found.into_iter().map(|(name, record)| (name, record.digest)).collect();
-        Self { tenant: tenant.clone(), digests, owners }
+        Self { tenant: tenant.clone(), digests, owners, bytes }
     }
 
     /// The names and their content, in no order.

@@ -30,7 +30,8 @@ use types::TenantId;
 use super::{AdapterError, AdapterFiles};
 use fetch::{Fetcher, RemoteFolder};
 use folder::AdaptersRoot;
-use guard::{Lookup, SystemLookup};
+pub(crate) use guard::{Guard, GuardedResolver, Lookup, Refusal, SystemLookup};
+pub(crate) use web::{reason, refusal, tls};
 
 pub use credential::Credential;
 pub use error::SourceError;

@@ -1,6 +1,6 @@
 //! `tenon deploy` and `tenon invoke`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use futures::StreamExt as _;
@@ -20,6 +20,9 @@ pub(crate) struct DeployArgs {
     /// The component, a .wasm file
     #[arg(long, value_name = "FILE")]
     plugin: PathBuf,
+    /// The rest of the manifest, JSON without `plugin`: grants, limits and the like; the other options add to it
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
     /// An adapter that the function may use: alias or digest; may be repeated
     #[arg(long = "adapter", value_name = "NAME")]
     adapters: Vec<String>,
@@ -47,18 +50,26 @@ pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<()
     let call = remote.call(Method::POST, "/v1/plugins").header(CONTENT_LENGTH, bytes);
     let plugin = remote.json(call.body(upload(component, "uploading the plugin"))).await?;
     let plugin = text(&plugin, "digest");
-    let mut templates = Map::new();
+    let mut manifest = written(arguments.manifest.as_deref())?;
+    manifest.insert("plugin".to_owned(), plugin.into());
+    for name in arguments.adapters {
+        if let Some(list) = manifest.entry("adapters").or_insert_with(|| json!([])).as_array_mut() {
+            list.push(name.into());
+        }
+    }
+    for name in arguments.functions {
+        if let Some(list) = manifest.entry("functions").or_insert_with(|| json!([])).as_array_mut() {
+            list.push(name.into());
+        }
+    }
     for pair in &arguments.templates {
         let (name, file) = name_value(pair, "template")?;
-        templates.insert(name.to_owned(), read_text(file.as_ref())?.into());
+        set(&mut manifest, "templates", name, read_text(file.as_ref())?);
     }
-    let mut config = Map::new();
     for pair in &arguments.config {
         let (name, value) = name_value(pair, "config")?;
-        config.insert(name.to_owned(), value.into());
+        set(&mut manifest, "config", name, value.to_owned());
     }
-    let (adapters, functions) = (&arguments.adapters, &arguments.functions);
-    let manifest = json!({"plugin": plugin, "adapters": adapters, "functions": functions, "config": config, "templates": templates});
     let path = format!("/v1/functions/{}", segment(&arguments.name));
     let mut put = remote.json(remote.call(Method::PUT, &path).json(&manifest)).await?;
     let version = put.get("version").cloned().unwrap_or_default();
@@ -73,6 +84,21 @@ pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<()
         format!("{name} version {version} (live: {live}), plugin {plugin}")
     })?;
     Ok(())
+}
+
+/// The manifest as it was written in a file.
+fn written(file: Option<&Path>) -> Result<Map<String, Value>, Failure> {
+    let Some(file) = file else { return Ok(Map::new()) };
+    let text = read_text(file)?;
+    let bad = |reason: String| Error::invalid("invalid_request", "manifest", format!("{}: {reason}", file.display()));
+    Ok(serde_json::from_str(&text).map_err(|error| bad(format!("not a JSON object: {error}")))?)
+}
+
+fn set(manifest: &mut Map<String, Value>, member: &str, name: &str, value: String) {
+    // What is no object there is the host's to refuse.
+    if let Some(map) = manifest.entry(member).or_insert_with(|| json!({})).as_object_mut() {
+        map.insert(name.to_owned(), value.into());
+    }
 }
 
 fn name_value<'a>(pair: &'a str, option: &str) -> Result<(&'a str, &'a str), Error> {

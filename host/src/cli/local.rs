@@ -12,6 +12,7 @@ use super::failure::Failure;
 use super::output::{Printer, cell, items, printable, read_text, text};
 use super::remote::{Connection, Remote, segment};
 use crate::error::Error;
+use crate::quotas::Quota;
 use crate::store::EmbeddedStore;
 use crate::tenants::{KeyId, KeyInfo, Right, Rights, Tenants};
 
@@ -46,6 +47,29 @@ pub(crate) enum TenantCommand {
         /// Set it only if this is its revision
         #[arg(long, value_name = "REVISION", requires = "policy")]
         expect: Option<u64>,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Show what a tenant may use and what is left of it, or set it: what is left out then has no limit
+    Quota {
+        /// The tenant
+        name: String,
+        /// Requests to functions and models in a minute
+        #[arg(long, value_name = "COUNT")]
+        requests_per_minute_max: Option<u32>,
+        /// Tokens of prompts and answers in a minute
+        #[arg(long, value_name = "TOKENS")]
+        tokens_per_minute_max: Option<u32>,
+        /// Bytes of all requests' bodies in a minute
+        #[arg(long, value_name = "BYTES")]
+        body_bytes_per_minute_max: Option<u64>,
+        /// Requests to functions and models at once
+        #[arg(long, value_name = "COUNT")]
+        concurrent_requests_max: Option<u32>,
+        /// Back to the host's quota for every tenant
+        #[arg(long, conflicts_with_all = ["requests_per_minute_max", "tokens_per_minute_max",
+            "body_bytes_per_minute_max", "concurrent_requests_max"])]
+        default: bool,
         #[command(flatten)]
         connection: Connection,
     },
@@ -107,6 +131,29 @@ pub(crate) async fn tenant(command: TenantCommand, printer: Printer) -> Result<(
             };
             printer.result(&found, signers_text)?;
         }
+        TenantCommand::Quota {
+            name,
+            requests_per_minute_max,
+            tokens_per_minute_max,
+            body_bytes_per_minute_max,
+            concurrent_requests_max,
+            default,
+            connection,
+        } => {
+            let (remote, path) = (Remote::new(&connection)?, format!("/v1/tenants/{}/quota", segment(&name)));
+            let quota = Quota {
+                requests_per_minute_max,
+                tokens_per_minute_max,
+                body_bytes_per_minute_max,
+                concurrent_requests_max,
+            };
+            let found = match default {
+                true => remote.json(remote.call(Method::DELETE, &path)).await?,
+                false if quota == Quota::default() => remote.get(&path).await?,
+                false => remote.json(remote.call(Method::PUT, &path).json(&quota)).await?,
+            };
+            printer.result(&found, quota_text)?;
+        }
         TenantCommand::List { place } => {
             let list = match &place.data {
                 Some(data) => list_stored(&open(data).await?).await?,
@@ -140,6 +187,19 @@ fn signers_text(signers: &Value) -> String {
     let (policy, revision) = (text(signers, "policy"), cell(signers, "revision"));
     let mut lines = vec![format!("{} {policy} revision {revision}", text(signers, "tenant"))];
     lines.extend(items(signers, "keys").map(|key| format!("  {}", text(key, "id"))));
+    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
+}
+
+fn quota_text(found: &Value) -> String {
+    let whose = if found.get("own").and_then(Value::as_bool) == Some(true) { "its own" } else { "the host's" };
+    let mut lines = vec![format!("{} {whose}", text(found, "tenant"))];
+    lines.extend(items(found, "standing").map(|one| {
+        let (what, remaining, limit) = (text(one, "what"), cell(one, "remaining"), cell(one, "limit"));
+        format!("  {what} {remaining} of {limit} left")
+    }));
+    if lines.len() == 1 {
+        lines.push("  no limit".to_owned());
+    }
     lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }
 

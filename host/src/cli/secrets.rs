@@ -18,7 +18,7 @@ pub(crate) enum SecretCommand {
     Set {
         /// The name that `adapter add --secret` uses
         name: String,
-        /// JSON: {"origin": "https://huggingface.co", "token": "…"}, or {"access_key_id": "…", "secret_access_key": "…"} for S3
+        /// JSON: {"origin": "https://huggingface.co", "token": "…"}, or {"access_key_id": "…", "secret_access_key": "…"} for S3, or {"value": "…"} for plugins
         file: PathBuf,
         #[command(flatten)]
         connection: Connection,

@@ -1,6 +1,7 @@
 //! Fills in defaults and checks values: settings in, [`Config`] out. Not here: where settings come from.
 
 mod adapter_sources;
+mod plugin_imports;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -14,6 +15,7 @@ use types::PlanLimits;
 use super::raw::{RawConfig, RawLimits, RawTls};
 use super::sources::{Settings, refuse};
 use super::{Config, ConfigError, HttpLimits, KvSize, TlsFiles};
+use crate::quotas::Quota;
 
 /// A day: no limit in milliseconds is longer.
 const MS_MAX: u64 = 86_400_000;
@@ -71,6 +73,7 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
         drain: checks.milliseconds("drain_ms_max", raw.drain_ms_max, Duration::from_secs(30), 0)?,
         plan_limits: checks.plan_limits(&raw.limits)?,
         http_limits: checks.http_limits(&raw.limits)?,
+        tenant_quota: checks.tenant_quota(&raw.limits)?,
         tls: checks.tls(&raw.tls)?,
         plugin_limits: checks.plugin_limits(&raw.limits)?,
         plugin_instances_max: checks.number(
@@ -79,6 +82,8 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             256,
             1..=4096,
         )?,
+        plugin_http: checks.plugin_http(&raw.plugin_http)?,
+        keyvalue_limits: checks.keyvalue_limits(&raw.limits)?,
         log: checks.log(&raw)?,
     })
 }
@@ -231,6 +236,13 @@ impl Checks<'_> {
             )?,
             held_bytes_max: size("limits.held_bytes_max", raw.held_bytes_max, default.held_bytes_max)?,
             answer_bytes_max: size("limits.answer_bytes_max", raw.answer_bytes_max, default.answer_bytes_max)?,
+            kv_blocks_max: self.number(
+                "limits.kv_blocks_max",
+                raw.kv_blocks_max,
+                default.kv_blocks_max.into(),
+                1..=u32::MAX.into(),
+            )?,
+            cold_bytes_max: raw.cold_bytes_max.unwrap_or(default.cold_bytes_max),
             deadline_ms_max: self.number(
                 "limits.deadline_ms_max",
                 raw.deadline_ms_max,
@@ -305,6 +317,30 @@ impl Checks<'_> {
         })
     }
 
+    fn tenant_quota(&self, raw: &RawLimits) -> Result<Quota, ConfigError> {
+        let count = |key: &str, value: Option<u64>| {
+            value.map(|max| self.number(key, Some(max), max, 1..=u32::MAX.into())).transpose()
+        };
+        let bytes = |key: &str, value: Option<u64>| {
+            value.map(|max| self.number(key, Some(max), max, 1..=BYTES_MAX)).transpose()
+        };
+        Ok(Quota {
+            requests_per_minute_max: count(
+                "limits.tenant_requests_per_minute_max",
+                raw.tenant_requests_per_minute_max,
+            )?,
+            tokens_per_minute_max: count("limits.tenant_tokens_per_minute_max", raw.tenant_tokens_per_minute_max)?,
+            body_bytes_per_minute_max: bytes(
+                "limits.tenant_body_bytes_per_minute_max",
+                raw.tenant_body_bytes_per_minute_max,
+            )?,
+            concurrent_requests_max: count(
+                "limits.tenant_concurrent_requests_max",
+                raw.tenant_concurrent_requests_max,
+            )?,
+        })
+    }
+
     /// Both files or neither; what is in them is read when the listener starts.
     fn tls(&self, raw: &RawTls) -> Result<Option<TlsFiles>, ConfigError> {
         let file = |key: &str, path: &PathBuf| {
@@ -370,7 +406,7 @@ impl Checks<'_> {
                 default.log_lines_max.into(),
                 0..=1 << 30,
             )?,
-            ..default
+            ..self.plugin_imports(raw, default)?
         })
     }
 

@@ -57,6 +57,8 @@ pub struct RawConfig {
     pub tls: RawTls,
     /// What adapters may be fetched from.
     pub adapter_sources: RawAdapterSources,
+    /// Where plugins may send requests.
+    pub plugin_http: RawPluginHttp,
     /// Limits.
     pub limits: RawLimits,
 }
@@ -105,6 +107,18 @@ pub struct RawAdapterSources {
     pub fetches_max: Option<u64>,
 }
 
+/// The table `plugin_http`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPluginHttp {
+    /// Origins that manifests may grant; all if this is left out.
+    #[serde(deserialize_with = "words")]
+    pub hosts: Option<Vec<String>>,
+    /// Networks (CIDR) that are not public, and may be connected to.
+    #[serde(deserialize_with = "words")]
+    pub private_networks: Option<Vec<String>>,
+}
+
 /// A list, or, as a variable of the environment has it, text with commas.
 fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
     #[derive(Deserialize)]
@@ -149,6 +163,10 @@ pub struct RawLimits {
     pub held_bytes_max: Option<u64>,
     /// Bytes of text that a plugin may answer with.
     pub answer_bytes_max: Option<u64>,
+    /// KV blocks of a prompt and its token budget.
+    pub kv_blocks_max: Option<u64>,
+    /// Bytes of adapters that a request may have loaded.
+    pub cold_bytes_max: Option<u64>,
     /// Milliseconds for a request.
     pub deadline_ms_max: Option<u64>,
     /// Bytes of a body that is not an upload.
@@ -189,4 +207,24 @@ pub struct RawLimits {
     pub plugin_log_bytes_max: Option<u64>,
     /// Lines of log of one request.
     pub plugin_log_lines_max: Option<u64>,
+    /// Requests of a tenant to functions and models in a minute.
+    pub tenant_requests_per_minute_max: Option<u64>,
+    /// Tokens of a tenant's prompts and answers in a minute.
+    pub tenant_tokens_per_minute_max: Option<u64>,
+    /// Bytes of the bodies of a tenant's requests in a minute.
+    pub tenant_body_bytes_per_minute_max: Option<u64>,
+    /// Requests of a tenant to functions and models at once.
+    pub tenant_concurrent_requests_max: Option<u64>,
+    /// Writes to key-value buckets of one request.
+    pub plugin_kv_writes_max: Option<u64>,
+    /// Outgoing HTTP requests of one request.
+    pub plugin_http_requests_max: Option<u64>,
+    /// Bytes of the body of one of these.
+    pub plugin_http_request_bytes_max: Option<u64>,
+    /// Bytes of the body of its answer.
+    pub plugin_http_response_bytes_max: Option<u64>,
+    /// Keys of a bucket.
+    pub kv_bucket_keys_max: Option<u64>,
+    /// Bytes of all buckets of a tenant.
+    pub kv_tenant_bytes_max: Option<u64>,
 }

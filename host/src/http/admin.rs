@@ -66,7 +66,7 @@ pub(crate) async fn set_signers(
     Ok(Json(answers::TenantSigners::new(&tenant, &signers)))
 }
 
-async fn existing(caller: &Caller, name: &str) -> Result<TenantId, Error> {
+pub(super) async fn existing(caller: &Caller, name: &str) -> Result<TenantId, Error> {
     let found = caller.host.tenants.list_tenants().await?.into_iter().find(|tenant| tenant.as_str() == name);
     found.ok_or_else(|| Error::NotFound("this tenant is".into()))
 }

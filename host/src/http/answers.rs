@@ -23,7 +23,8 @@ use crate::adapters::{SignaturePolicy, SignerKey, Signers};
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{
-    FunctionInfo, FunctionVersion, Manifest, ManifestCold, ManifestLimits, ManifestRelease, ManifestSwitch,
+    FunctionInfo, FunctionVersion, Manifest, ManifestCold, ManifestGrants, ManifestLimits, ManifestRelease,
+    ManifestSwitch,
 };
 use crate::tenants::{KeyInfo, Right, Rights};
 
@@ -110,6 +111,7 @@ pub(crate) struct Version {
     functions: Vec<String>,
     templates: BTreeMap<String, String>,
     config: BTreeMap<String, String>,
+    grants: ManifestGrants,
     limits: ManifestLimits,
     /// What is done when an adapter is not in memory; `null` waits for it.
     #[schema(required)]
@@ -125,8 +127,19 @@ pub(crate) struct Version {
 impl From<&FunctionVersion> for Version {
     fn from(record: &FunctionVersion) -> Self {
         // Taken apart, so that a field that is added there is missed here by the compiler.
-        let Manifest { plugin, adapters, functions, templates, config, limits, cold, release, switch, description } =
-            Manifest::clone(&record.manifest);
+        let Manifest {
+            plugin,
+            adapters,
+            functions,
+            templates,
+            config,
+            grants,
+            limits,
+            cold,
+            release,
+            switch,
+            description,
+        } = Manifest::clone(&record.manifest);
         let (plugin, version, created_unix_ms) = (plugin.to_string(), record.version, record.created_unix_ms);
         Self {
             plugin,
@@ -134,6 +147,7 @@ impl From<&FunctionVersion> for Version {
             functions,
             templates,
             config,
+            grants,
             limits,
             cold,
             release,

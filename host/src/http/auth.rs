@@ -8,7 +8,7 @@ use axum::http::{header, request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::App;
+use super::{App, quotas};
 use crate::error::Error;
 use crate::host::Host;
 use crate::tenants::{Principal, Right};
@@ -33,8 +33,8 @@ pub(crate) struct Caller {
 pub(crate) async fn require(State((app, right)): State<(App, Right)>, mut request: Request, next: Next) -> Response {
     match admit(&app, right, request.headers()).await {
         Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
+            request.extensions_mut().insert(caller.clone());
+            quotas::within(&caller, right, request, next).await
         }
         Err(error) => error.into_response(),
     }

@@ -25,9 +25,8 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "unauthorized" => StatusCode::UNAUTHORIZED,
         "forbidden" => StatusCode::FORBIDDEN,
         "not_found" | "function_not_found" | "version_not_found" | "plugin_not_found" | "model_not_found"
-        | "tenant_not_found" | "key_not_found" | "adapter_not_found" | "adapter_not_shared" | "secret_not_found" => {
-            StatusCode::NOT_FOUND
-        }
+        | "tenant_not_found" | "key_not_found" | "adapter_not_found" | "adapter_not_shared" | "secret_not_found"
+        | "kv_key_not_found" => StatusCode::NOT_FOUND,
         "revoked" => StatusCode::GONE,
         "conflict" | "tenant_exists" => StatusCode::CONFLICT,
         "body_too_large" | "plugin_too_large" | "adapter_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
@@ -36,7 +35,7 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "body_timeout" => StatusCode::REQUEST_TIMEOUT,
         "uri_too_long" => StatusCode::URI_TOO_LONG,
         "headers_too_large" => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        "queue_full" => StatusCode::TOO_MANY_REQUESTS,
+        "queue_full" | "quota_exceeded" => StatusCode::TOO_MANY_REQUESTS,
         "storage_full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => match (error.blame(), error) {
             (Blame::Caller, Error::Rejected { .. } | Error::Adapter(_) | Error::Plugin(_)) => {

@@ -138,6 +138,7 @@ pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<S
     let name = name(&path)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
     let successor = host.registry.delete(tenant, &name).await?;
+    host.keyvalue.remove_function(tenant, &name).await?;
     // Should this not be reached: a successor's log is another one all the same.
     host.logs.remove(tenant, &name, successor);
     host.shadows.remove(tenant, &name);

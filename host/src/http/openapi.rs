@@ -15,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    App, Route, adapters, admin, error, functions, invoke, logs, lorax, operations, pins, receipts, revocations,
-    rollouts, secrets, shares, usage, vllm,
+    App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, quotas, receipts,
+    revocations, rollouts, secrets, shares, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -59,6 +59,12 @@ use super::{
         secrets::list,
         secrets::put,
         secrets::remove,
+        kv::buckets,
+        kv::keys,
+        kv::remove_bucket,
+        kv::get,
+        kv::put,
+        kv::remove,
         super::openai::models,
         super::openai::model,
         super::openai::completions,
@@ -78,6 +84,10 @@ use super::{
         admin::list_tenants,
         admin::signers,
         admin::set_signers,
+        quotas::show,
+        quotas::put,
+        quotas::remove,
+        quotas::own,
         admin::create_key,
         admin::revoke_key,
         revocations::list,

@@ -26,6 +26,7 @@ pub(crate) async fn put(caller: Caller, PathText(path): PathText, RawBody(body):
         NewSecret::S3 { access_key_id, secret_access_key, session_token } => {
             Credential::S3 { access_key_id, secret_access_key, session_token }
         }
+        NewSecret::Value { value } => Credential::Value { value },
     };
     caller.host.secrets.put(&caller.principal.tenant, &name, &credential).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -58,7 +59,7 @@ fn parse(body: bytes::Bytes) -> Result<NewSecret, Error> {
         Error::invalid(
             code,
             "",
-            "send {\"origin\", \"token\"}, or {\"access_key_id\", \"secret_access_key\", \"session_token\"?}",
+            "send {\"origin\", \"token\"}, {\"access_key_id\", \"secret_access_key\", \"session_token\"?}, or {\"value\"}",
         )
     })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use types::{Composition, Digest, ValidCold, ValidPlan};
+use types::{Composition, Digest, PlanError, ValidCold, ValidPlan};
 
 use super::grants::ResolvedGrants;
 use crate::adapters::{AdapterLease, LoadTimes, ReleasePolicy};
@@ -53,6 +53,15 @@ pub(crate) struct Resident {
     pub(crate) cold: Option<Cold>,
 }
 
+/// How much a request may have loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ColdBounds {
+    /// Bytes of the adapters as they are stored.
+    pub(crate) bytes_max: u64,
+    /// Whether the caller wrote the plan.
+    pub(crate) by_caller: bool,
+}
+
 /// When to try again, where nothing better is known: a load takes some tens of milliseconds, and seconds are what is told.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -62,6 +71,7 @@ pub(crate) async fn make_resident(
     grants: &ResolvedGrants,
     plan: ValidPlan,
     release: ReleasePolicy,
+    bounds: ColdBounds,
 ) -> Result<Resident, Error> {
     let adapters = &host.adapters;
     plan.prefetch().iter().try_for_each(|digest| adapters.prefetch(grants.adapters(), *digest))?;
@@ -69,6 +79,7 @@ pub(crate) async fn make_resident(
         digests(composition).into_iter().filter(|digest| adapters.is_cold(grants.adapters(), *digest)).collect()
     };
     let missing: Vec<Digest> = cold(plan.composition());
+    check_bytes(grants, &missing, bounds)?;
     let decision = match plan.cold() {
         _ if missing.is_empty() => None,
         Some(ValidCold::Base) => Some(ColdDecision::Base),
@@ -115,6 +126,24 @@ pub(crate) async fn make_resident(
 /// Each adapter once.
 fn digests(composition: &Composition) -> BTreeSet<Digest> {
     composition.parts().iter().map(|part| part.adapter).collect()
+}
+
+/// What would be loaded, in the form that is stored.
+fn check_bytes(grants: &ResolvedGrants, missing: &[Digest], bounds: ColdBounds) -> Result<(), Error> {
+    let ColdBounds { bytes_max: max, by_caller } = bounds;
+    let bytes = missing.iter().filter_map(|digest| grants.adapters().bytes(*digest)).fold(0, u64::saturating_add);
+    if bytes <= max {
+        return Ok(());
+    }
+    Err(Error::Plan {
+        source: PlanError::OverLimit {
+            what: "the adapters to be loaded, in bytes,",
+            value: bytes.to_string(),
+            limit: "cold_bytes_max",
+            max: max.to_string(),
+        },
+        by_caller,
+    })
 }
 
 async fn lease_all(

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use engine::{Activation, Continuation, Stretch, Submission, SubmitError, Terms, TokenStream};
 use types::{Digest, PlanEntry, PlanError, PlanLimits, ValidPlan};
 
-use super::cold::{self, Cold, Resident};
+use super::cold::{self, Cold, ColdBounds, Resident};
 use super::grants::ResolvedGrants;
 use super::{activations, lent};
 use crate::adapters::{AdapterLease, ReleasePolicy};
@@ -75,7 +75,8 @@ impl Course {
         if self.generated >= plan.output_tokens_max() {
             return Ok(None);
         }
-        let Resident { plan, leases, cold } = cold::make_resident(host, grants, plan, *release).await?;
+        let bounds = ColdBounds { bytes_max: limits.cold_bytes_max, by_caller: false };
+        let Resident { plan, leases, cold } = cold::make_resident(host, grants, plan, *release, bounds).await?;
         // The KV of the last token was not computed under the earlier composition: it is drawn from under the new one.
         let end = u32::try_from(self.tokens.len().saturating_sub(1)).unwrap_or(u32::MAX);
         match switch {

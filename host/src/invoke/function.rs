@@ -15,6 +15,7 @@ use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLi
 use super::called::Called;
 use super::grants::ResolvedGrants;
 use super::hand_over::Journey;
+use super::lent::{self, Lent};
 use super::post::over;
 use super::{Draft, Routed, hand_over, seed};
 use crate::adapters::ResolvedAdapters;
@@ -98,6 +99,7 @@ async fn step(
     log: InvocationLog,
     request: &mut InvocationRequest,
 ) -> Result<Step, Error> {
+    let lent = lent::lent(host, &principal.tenant, &version, called.is_copy);
     let FunctionVersion { function: name, version, manifest, .. } = version;
     host.revocations.check("the plugin", manifest.plugin)?;
     request.function = name.to_string();
@@ -109,7 +111,7 @@ async fn step(
     let grants = grants.with_templates(&manifest.templates);
     let plugin_seed = called.draw.map_or_else(seed::random, Ok)?;
     let function = (&name, &*manifest, &grants);
-    let session = session(host, principal, function, plugin_seed, journey.started, log.clone()).await?;
+    let session = session(host, principal, function, lent, plugin_seed, journey.started, log.clone()).await?;
     let source = StoredComponents(host.artifacts.clone());
     let mut instance = host.plugins.start_after(journey.cpu_used, manifest.plugin, &source, session).await?;
     let begun = Instant::now();
@@ -181,6 +183,7 @@ async fn session(
     host: &Arc<Host>,
     principal: &Principal,
     (name, manifest, grants): (&FunctionName, &Manifest, &ResolvedGrants),
+    lent: Lent,
     seed: u64,
     started: Instant,
     log: InvocationLog,
@@ -203,6 +206,11 @@ async fn session(
         log: Arc::new(FunctionLog { tenant: principal.tenant.to_string(), function: name.to_string(), log }),
         clock: Arc::new(RequestClock(started)),
         config: manifest.config.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        keyvalue: lent.keyvalue,
+        secrets: lent.secrets,
+        outbound: lent.outbound,
+        tokenizer: lent.tokenizer,
+        limits: manifest.limits.plugin(),
         seed,
     })
 }

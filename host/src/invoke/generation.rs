@@ -11,7 +11,7 @@ use engine::{Activation, GenerationError, Terms, TokenEvent, TokenStream};
 use model::TextDecoder;
 use types::{
     Chunk, ChunkToken, Composition, Digest, Ending, FinishReason, HookUsage, InvocationRequest, PlanEntry, PlanError,
-    Usage, ValidPlan,
+    TenantId, Usage, ValidPlan,
 };
 
 use super::Stages;
@@ -100,6 +100,7 @@ pub(crate) struct Head {
 pub(crate) struct Generation {
     pub(crate) head: Arc<Head>,
     host: Arc<Host>,
+    tenant: TenantId,
     log: Option<InvocationLog>,
     /// None of a copy's answer, which nobody gets, and when it is closed.
     receipt: Option<OpenReceipt>,
@@ -151,6 +152,9 @@ impl Generation {
         };
         let is_copy = parts.function.as_ref().is_some_and(|call| call.is_copy);
         let mut receipt = open_receipt(host, principal, subject, is_copy).await?;
+        if !is_copy {
+            host.quotas.charge_tokens(&principal.tenant, u32::try_from(parts.prompt.tokens.len()).unwrap_or(u32::MAX));
+        }
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?.out_of(parts.rights.grants.adapters());
         let progress = progress.by(parts.function.as_ref());
@@ -190,6 +194,7 @@ impl Generation {
         Ok(Self {
             head: Arc::new(head),
             host: Arc::clone(host),
+            tenant: principal.tenant.clone(),
             log: parts.function.as_ref().map(|call| call.log.clone()),
             receipt,
             tap: None,
@@ -252,6 +257,7 @@ impl Generation {
         Ok(Self {
             head: Arc::new(head),
             host: Arc::clone(host),
+            tenant: principal.tenant.clone(),
             log: None,
             receipt: None,
             tap: None,
@@ -327,6 +333,9 @@ impl Generation {
         let Some(source) = self.source.as_mut() else { return Ok(()) };
         match source.tokens.recv().await {
             Some(TokenEvent::Token { id, logprob, top }) => {
+                if !self.is_copy {
+                    self.host.quotas.charge_tokens(&self.tenant, 1);
+                }
                 self.progress.count_token((!self.is_copy).then_some(&*self.host.metrics));
                 source.course.push(id);
                 let text = source.decoder.push(id);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Activation;
-use types::{Composition, Digest, InvocationRequest, Sampling, TenantId, Usage};
+use types::{Composition, CompositionPart, Digest, InvocationRequest, Sampling, TenantId, Usage};
 
 use super::Stages;
 use super::cold::Cold;
@@ -116,7 +116,7 @@ impl Progress {
     /// What acts now, and on how many of the tokens before this one.
     fn uses(&self, end: u32) -> impl Iterator<Item = AdapterUse> + '_ {
         self.composition.parts().iter().map(move |part| {
-            AdapterUse::new(part, self.tokens_active(part.adapter, end)).shared_by(self.owners.get(&part.adapter))
+            AdapterUse::new(part, self.tokens_active(part, end)).shared_by(self.owners.get(&part.adapter))
         })
     }
 
@@ -144,13 +144,18 @@ impl Progress {
         Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens }
     }
 
-    /// Tokens before this one that the adapter acts on: all of them since the last switch, or those from its invocation on.
-    fn tokens_active(&self, adapter: Digest, end: u32) -> u32 {
-        match self.activations.iter().find(|activation| activation.adapter == adapter) {
-            None => end.saturating_sub(self.since),
-            Some(Activation { first_token: Some(first), .. }) => end.saturating_sub(self.since.max(*first)),
-            Some(Activation { first_token: None, .. }) => 0,
-        }
+    /// Tokens before this one that the part acts on: all of them since the last switch, those from its invocation on, or those that
+    /// yield its range of the answer.
+    fn tokens_active(&self, part: &CompositionPart, end: u32) -> u32 {
+        let invoked = match self.activations.iter().find(|activation| activation.adapter == part.adapter) {
+            None => 0,
+            Some(Activation { first_token: Some(first), .. }) => *first,
+            Some(Activation { first_token: None, .. }) => return 0,
+        };
+        let (first, last) = part.output.map_or((0, None), |output| output.positions(self.prompt_tokens as usize));
+        let token = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
+        let end = last.map_or(end, |last| end.min(token(last)));
+        end.saturating_sub(self.since.max(invoked).max(token(first)))
     }
 
     /// What a final record says, as of now.

@@ -129,6 +129,9 @@ pub struct AdapterPart {
     /// The layers `[first, end)` it is limited to; absent for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<[u32; 2]>,
+    /// The tokens of the answer `[first, end)` it is limited to, the end 4294967295 for the rest; absent for prompt and answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<[u32; 2]>,
     /// The tenant that shares it; absent for the caller's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -150,6 +153,7 @@ impl From<&CompositionPart> for AdapterPart {
             weight: part.weight,
             modules: (part.modules != ModuleSet::ALL).then(names),
             layers: (part.layers != LayerRange::ALL).then_some([part.layers.first, part.layers.end]),
+            output: part.output.map(|output| [output.first, output.end]),
             owner: None,
         }
     }
@@ -174,6 +178,9 @@ pub struct AdapterUse {
     pub layers: Option<[u32; 2]>,
     /// As in [`AdapterPart`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<[u32; 2]>,
+    /// As in [`AdapterPart`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     /// Tokens of prompt and output that were computed with it.
     pub tokens_active: u32,
@@ -183,8 +190,8 @@ impl AdapterUse {
     /// What is said about one part of a composition.
     #[must_use]
     pub fn new(part: &CompositionPart, tokens_active: u32) -> Self {
-        let AdapterPart { adapter, weight, modules, layers, owner } = part.into();
-        Self { adapter, weight, modules, layers, owner, tokens_active }
+        let AdapterPart { adapter, weight, modules, layers, output, owner } = part.into();
+        Self { adapter, weight, modules, layers, output, owner, tokens_active }
     }
 
     /// The same, shared by this tenant, if by any.

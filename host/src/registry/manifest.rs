@@ -1,13 +1,19 @@
 //! What a version of a function is made of: its plugin, what it may use and its limits. Not here: where it is kept.
 
+mod grants;
+mod limits;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use types::{AdapterAlias, Blame, ColdPolicy, Digest, FunctionName, PlanEntry, PlanLimits};
+use types::{AdapterAlias, Blame, ColdPolicy, Digest, FunctionName, PlanEntry};
 use utoipa::ToSchema;
 
 use crate::adapters::ReleasePolicy;
+
+pub use grants::{ManifestAccess, ManifestBucket, ManifestGrants, ManifestScope};
+pub use limits::ManifestLimits;
 
 /// Bytes of all text of a manifest.
 pub(super) const MANIFEST_BYTES_MAX: usize = 256 << 10;
@@ -26,6 +32,16 @@ pub enum ManifestError {
     /// A fallback of other adapters than the manifest's, or with a weight that is no number.
     #[error("the fallback `{0}` is none of the manifest's adapters, or its weight is not finite")]
     BadFallback(String),
+    /// Something that cannot be granted.
+    #[error("the manifest's grants.{grant} has `{value}`: {reason}")]
+    BadGrant {
+        /// Which list.
+        grant: &'static str,
+        /// The entry.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A limit that would let the function do nothing.
     #[error("the manifest's limit {0} must be at least 1")]
     ZeroLimit(&'static str),
@@ -48,9 +64,11 @@ impl ManifestError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::BadAdapter(_) | Self::BadFunction(_) | Self::BadFallback(_) | Self::ZeroLimit(_) => {
-                "invalid_manifest"
-            }
+            Self::BadAdapter(_)
+            | Self::BadFunction(_)
+            | Self::BadFallback(_)
+            | Self::BadGrant { .. }
+            | Self::ZeroLimit(_) => "invalid_manifest",
             Self::OverLimit { .. } => "limit_exceeded",
         }
     }
@@ -82,6 +100,9 @@ pub struct Manifest {
     /// What the plugin reads through the interface `config`.
     #[serde(default)]
     pub config: BTreeMap<String, String>,
+    /// What the plugin may use beside adapters; what is not named is denied.
+    #[serde(default, skip_serializing_if = "ManifestGrants::is_empty")]
+    pub grants: ManifestGrants,
     /// Narrower limits than the host's.
     #[serde(default)]
     pub limits: ManifestLimits,
@@ -192,43 +213,6 @@ impl ManifestCold {
     }
 }
 
-/// A function's own limits. They narrow the host's and never widen them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ManifestLimits {
-    /// Tokens of one answer.
-    pub output_tokens_max: Option<u32>,
-    /// Milliseconds for a request.
-    pub deadline_ms_max: Option<u32>,
-    /// Entries of a composition.
-    pub composition_entries_max: Option<usize>,
-    /// Bytes of text that the plugin may hold back.
-    pub held_bytes_max: Option<usize>,
-    /// Bytes of text that the plugin may answer with.
-    pub answer_bytes_max: Option<usize>,
-}
-
-impl ManifestLimits {
-    /// The host's limits, narrowed.
-    #[must_use]
-    pub fn narrow(&self, host: &PlanLimits) -> PlanLimits {
-        fn least<T: Ord>(own: Option<T>, host: T) -> T {
-            match own {
-                Some(own) => own.min(host),
-                None => host,
-            }
-        }
-        PlanLimits {
-            output_tokens_max: least(self.output_tokens_max, host.output_tokens_max),
-            deadline_ms_max: least(self.deadline_ms_max, host.deadline_ms_max),
-            composition_entries_max: least(self.composition_entries_max, host.composition_entries_max),
-            held_bytes_max: least(self.held_bytes_max, host.held_bytes_max),
-            answer_bytes_max: least(self.answer_bytes_max, host.answer_bytes_max),
-            ..host.clone()
-        }
-    }
-}
-
 impl Manifest {
     /// A manifest that grants nothing.
     #[must_use]
@@ -239,6 +223,7 @@ impl Manifest {
             functions: Vec::new(),
             templates: BTreeMap::new(),
             config: BTreeMap::new(),
+            grants: ManifestGrants::default(),
             limits: ManifestLimits::default(),
             cold: None,
             release: ManifestRelease::default(),
@@ -277,15 +262,8 @@ impl Manifest {
                 return Err(ManifestError::BadFallback(bad.name.chars().take(96).collect()));
             }
         }
-        for (limit, is_zero) in [
-            ("output_tokens_max", self.limits.output_tokens_max == Some(0)),
-            ("deadline_ms_max", self.limits.deadline_ms_max == Some(0)),
-        ] {
-            if is_zero {
-                return Err(ManifestError::ZeroLimit(limit));
-            }
-        }
-        Ok(())
+        self.grants.check()?;
+        self.limits.zero().map_or(Ok(()), |limit| Err(ManifestError::ZeroLimit(limit)))
     }
 
     /// Bytes of all its text.
@@ -298,6 +276,7 @@ impl Manifest {
             _ => &[],
         };
         maps.chain(adapters).chain(fallback.iter().map(|one| one.name.len())).sum::<usize>()
+            + self.grants.text_bytes()
             + self.description.len()
             + 64
     }
@@ -377,15 +356,6 @@ mod tests {
         }
         let other = read(r#""cold":{"fallback":[{"name":"other"}]}"#).expect("read");
         assert_eq!(other.check(), Err(ManifestError::BadFallback("other".into())));
-    }
-
-    #[test]
-    fn limits_only_narrow() {
-        let host = PlanLimits::default();
-        let own = ManifestLimits { output_tokens_max: Some(8), deadline_ms_max: Some(u32::MAX), ..Default::default() };
-        let narrow = own.narrow(&host);
-        assert_eq!(narrow, PlanLimits { output_tokens_max: 8, ..host.clone() });
-        assert_eq!(ManifestLimits::default().narrow(&host), host);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 wit_bindgen::generate!({
     path: "../../wit",
-    world: "policy",
+    world: "policy-wasi",
     pub_export_macro: true,
     generate_all,
 });

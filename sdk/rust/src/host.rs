@@ -104,3 +104,35 @@ pub mod config {
         wit::config::all()
     }
 }
+
+/// The tenant's secrets that the manifest grants (`grants.secrets`).
+pub mod secrets {
+    use super::wit;
+    use crate::Result;
+
+    /// What the secret of this name holds.
+    pub fn get(name: &str) -> Result<String> {
+        Ok(wit::secrets::get(name)?)
+    }
+}
+
+/// The base's tokenizer.
+pub mod tokenizer {
+    use super::wit;
+    use crate::Result;
+
+    /// The tokens of a text.
+    pub fn encode(text: &str) -> Result<Vec<u32>> {
+        Ok(wit::tokenizer::encode(text)?)
+    }
+
+    /// The text of tokens.
+    pub fn decode(tokens: &[u32]) -> Result<String> {
+        Ok(wit::tokenizer::decode(tokens)?)
+    }
+
+    /// How many tokens a text has.
+    pub fn count(text: &str) -> Result<u32> {
+        Ok(wit::tokenizer::count(text)?)
+    }
+}

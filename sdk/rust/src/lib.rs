@@ -15,7 +15,8 @@
 //! # fn main() {}
 //! ```
 //!
-//! Build for `wasm32-unknown-unknown`; the component imports nothing but `tenon:plugin/*`. Every function is called in a
+//! Build for `wasm32-unknown-unknown`; the component imports nothing but `tenon:plugin/*`, `wasi:keyvalue`
+//! if it uses [`kv`], and `wasi:http` if it uses [`HttpRequest`]. Every function is called in a
 //! fresh instance for each request, so statics hold nothing from one request to the next.
 //!
 //! Not here: anything of the host. The WIT in `wit/` is the only link.
@@ -24,6 +25,8 @@ pub mod bindings;
 mod error;
 mod export;
 mod host;
+mod http;
+pub mod kv;
 mod plan;
 mod policy;
 mod request;
@@ -38,5 +41,6 @@ pub use bindings::tenon::plugin::types::{
 pub use error::{Error, Result};
 #[doc(hidden)]
 pub use export::Exported;
-pub use host::{catalog, clock, config, log, random};
+pub use host::{catalog, clock, config, log, random, secrets, tokenizer};
+pub use http::{HttpRequest, HttpResponse};
 pub use policy::{PassThrough, Policy, PostProcessor};

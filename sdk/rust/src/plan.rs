@@ -1,6 +1,8 @@
 //! Builders for plans and their parts. The neutral plan is greedy, on the base alone, passed through.
 
-use crate::{Chunk, CompositionEntry, Message, Plan, Prompt, Sampling, Span, StopConditions};
+use std::ops::{Bound, RangeBounds};
+
+use crate::{Chunk, CompositionEntry, LayerRange, Message, Plan, Prompt, Sampling, Span, StopConditions};
 
 impl Plan {
     /// A greedy plan on the base, passed through.
@@ -67,6 +69,23 @@ impl CompositionEntry {
     /// The whole adapter with this weight.
     pub fn whole(adapter: impl Into<String>, weight: f32) -> Self {
         Self { adapter: adapter.into(), weight, modules: None, layers: None, span: Span::Whole }
+    }
+
+    /// The same, acting on these tokens of the answer only (`4..`, `..4`, `2..6`), counted from 0.
+    #[must_use]
+    pub fn on_output(mut self, tokens: impl RangeBounds<u32>) -> Self {
+        let after = |bound: &u32| bound.saturating_add(1);
+        let first = match tokens.start_bound() {
+            Bound::Included(first) => *first,
+            Bound::Excluded(before) => after(before),
+            Bound::Unbounded => 0,
+        };
+        self.span = match tokens.end_bound() {
+            Bound::Included(last) => Span::Output(LayerRange { first, end: after(last) }),
+            Bound::Excluded(end) => Span::Output(LayerRange { first, end: *end }),
+            Bound::Unbounded => Span::OutputFrom(first),
+        };
+        self
     }
 }
 

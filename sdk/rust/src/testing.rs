@@ -12,11 +12,16 @@
 //! assert!(plan.composition.is_empty());
 //! ```
 
+pub(crate) mod buckets;
+pub(crate) mod web;
+
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use crate::bindings::tenon::plugin::log::Level;
 use crate::{
-    Action, Adapter, Chunk, Decision, Ending, FinishReason, Pair, Plan, Policy, Request, Residency, Result, Usage,
+    Action, Adapter, Chunk, Decision, Ending, FinishReason, HttpRequest, HttpResponse, Pair, Plan, Policy, Request,
+    Residency, Result, Usage,
 };
 
 /// A request with this text and nothing else.
@@ -50,6 +55,10 @@ struct State {
     lines: Vec<(Level, String)>,
     random: u32,
     elapsed_ms: u32,
+    secrets: Vec<(String, String)>,
+    buckets: BTreeMap<String, buckets::Contents>,
+    answers: Vec<(String, HttpResponse)>,
+    requests: Vec<HttpRequest>,
 }
 
 thread_local! {
@@ -82,6 +91,45 @@ impl Harness {
     pub fn config(mut self, name: &str, value: &str) -> Self {
         self.state.config.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Grants a secret that holds this.
+    #[must_use]
+    pub fn secret(mut self, name: &str, value: &str) -> Self {
+        self.state.secrets.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Grants a bucket, with nothing in it. Each call of the policy begins with what was put in here.
+    #[must_use]
+    pub fn bucket(mut self, name: &str) -> Self {
+        self.state.buckets.entry(name.to_owned()).or_default();
+        self
+    }
+
+    /// Puts a value into a bucket, which it grants.
+    #[must_use]
+    pub fn value(mut self, bucket: &str, key: &str, value: &[u8]) -> Self {
+        self.state.buckets.entry(bucket.to_owned()).or_default().put(key, value);
+        self
+    }
+
+    /// Answers requests whose URL begins like this; others are denied.
+    #[must_use]
+    pub fn answer(mut self, url: &str, status: u16, body: &str) -> Self {
+        let response = HttpResponse { status, headers: Vec::new(), body: body.as_bytes().to_vec() };
+        self.state.answers.push((url.to_owned(), response));
+        self
+    }
+
+    /// The value that the last call on this thread left in a bucket.
+    pub fn stored(&self, bucket: &str, key: &str) -> Option<Vec<u8>> {
+        STATE.with_borrow(|state| state.buckets.get(bucket)?.get(key))
+    }
+
+    /// The requests that the last call on this thread sent.
+    pub fn requests(&self) -> Vec<HttpRequest> {
+        STATE.with_borrow(|state| state.requests.clone())
     }
 
     /// Seeds the random numbers.
@@ -226,6 +274,35 @@ pub(crate) mod fake {
                 state.random = state.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 state.random
             })
+        }
+    }
+
+    pub(crate) mod secrets {
+        use crate::HostError;
+        use crate::testing::STATE;
+
+        pub(crate) fn get(name: &str) -> Result<String, HostError> {
+            let found = STATE.with_borrow(|state| state.secrets.iter().find(|(key, _)| key == name).cloned());
+            found.map(|(_, value)| value).ok_or_else(|| HostError::Denied(format!("the secret `{name}`")))
+        }
+    }
+
+    /// A stand-in: one token for each byte.
+    pub(crate) mod tokenizer {
+        use crate::HostError;
+
+        pub(crate) fn encode(text: &str) -> Result<Vec<u32>, HostError> {
+            Ok(text.bytes().map(u32::from).collect())
+        }
+
+        pub(crate) fn decode(tokens: &[u32]) -> Result<String, HostError> {
+            let byte = |token: &u32| u8::try_from(*token).map_err(|_| HostError::Failed(format!("the token {token}")));
+            let bytes = tokens.iter().map(byte).collect::<Result<Vec<_>, _>>()?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        }
+
+        pub(crate) fn count(text: &str) -> Result<u32, HostError> {
+            Ok(u32::try_from(text.len()).unwrap_or(u32::MAX))
         }
     }
 

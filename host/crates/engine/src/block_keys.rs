@@ -92,7 +92,7 @@ mod tests {
 
     fn part(bytes: &[u8], weight: f32) -> CompositionPart {
         let adapter = Digest::of(bytes);
-        CompositionPart { adapter, weight, modules: ModuleSet::ALL, layers: LayerRange::ALL }
+        CompositionPart { adapter, weight, modules: ModuleSet::ALL, layers: LayerRange::ALL, output: None }
     }
 
     /// Adapters by name and weight that begin at these positions, the others at once.
@@ -105,7 +105,7 @@ mod tests {
         let activation =
             |(name, first_token): &(&[u8], _)| Activation { adapter: Digest::of(name), first_token: *first_token };
         let activations: Vec<_> = begin.iter().map(activation).collect();
-        let parts = ActiveParts::new(&Composition::new(parts), &activations, &[]);
+        let parts = ActiveParts::new(&Composition::new(parts), &activations, &[], 1);
         KvContexts::new(Digest::of(tenant), Digest::of(base), &parts)
     }
 

@@ -208,7 +208,8 @@ impl<A> EngineHandle<A> {
         let all = stretches.iter().map(|stretch| &stretch.composition).chain([composition]);
         let needed: BTreeSet<Digest> = all.flat_map(|one| one.parts()).map(|part| part.adapter).collect();
         let slots = self.shape.adapter_slots;
-        let parts = ActiveParts::new(composition, &submission.activations, stretches);
+        let parts =
+            ActiveParts::new(composition, &submission.activations, stretches, tokens - *generated_tokens as usize);
         let acting: BTreeSet<Digest> = parts.as_slice().iter().map(|part| part.part.adapter).collect();
         let adapters = acting.len();
         if adapters > slots as usize {

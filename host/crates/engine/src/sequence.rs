@@ -85,7 +85,7 @@ impl<A> Sequence<A> {
         let mut tokens = submission.prompt;
         let Continuation { generated_tokens, stretches } = submission.continues;
         let prompt_tokens = tokens.len().saturating_sub(generated_tokens as usize);
-        let parts = ActiveParts::new(plan.composition(), &submission.activations, &stretches);
+        let parts = ActiveParts::new(plan.composition(), &submission.activations, &stretches, prompt_tokens);
         let (asked, generated) = tokens.split_at(prompt_tokens);
         let mut seen = SeenTokens::new(plan.sampling(), asked);
         if let Some(seen) = &mut seen {

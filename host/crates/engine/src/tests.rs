@@ -142,7 +142,11 @@ impl Request {
             let (adapter, modules, layers) = (Digest::of(name.as_bytes()), self.modules(), LayerRange::ALL);
             let begin = self.begin.iter().find(|(begins, _)| begins == name);
             let first_token = begin.map_or(Some(0), |(_, first_token)| *first_token)?;
-            Some((value_of(name), CompositionPart { adapter, weight: *weight, modules, layers }, first_token))
+            Some((
+                value_of(name),
+                CompositionPart { adapter, weight: *weight, modules, layers, output: None },
+                first_token,
+            ))
         };
         let terms = self.adapters.iter().filter(|(_, weight)| *weight != 0.0);
         let mut parts: Vec<_> = terms.filter_map(part).collect();

@@ -7,3 +7,27 @@ wasmtime::component::bindgen!({
     imports: { default: async | trappable },
     exports: { default: async },
 });
+
+/// The standard packages, as far as this crate serves them itself; the others are wasmtime's.
+pub(crate) mod standard {
+    wasmtime::component::bindgen!({
+        path: "../../../wit",
+        inline: "
+            package tenon:standard;
+
+            world standard {
+                import wasi:config/store@0.2.0-rc.1;
+                import wasi:keyvalue/store@0.2.0-draft2;
+                import wasi:keyvalue/atomics@0.2.0-draft2;
+                import wasi:keyvalue/batch@0.2.0-draft2;
+                import wasi:logging/logging@0.1.0-draft;
+            }
+        ",
+        world: "tenon:standard/standard",
+        imports: { default: async | trappable },
+        with: {
+            "wasi:keyvalue/store.bucket": crate::imports::keyvalue::Bucket,
+            "wasi:keyvalue/atomics.cas": crate::imports::keyvalue::Cas,
+        },
+    });
+}

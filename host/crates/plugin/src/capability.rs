@@ -1,11 +1,19 @@
 //! What the host lends to a guest: one trait for each import of the contract. The host implements them; this crate
 //! adds limits, coarse time and seeded randomness. Not here: the WIT side, which is `imports/`.
 
+mod keyvalue;
+mod outbound;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use types::Digest;
+
+use crate::OwnLimits;
+
+pub use keyvalue::{BucketAccess, Expected, KeyPage, KeyValue, Versioned, Written};
+pub use outbound::{Outbound, OutboundBounds, OutboundError};
 
 /// Why a capability did not do what was asked: the `host-error` of `wit/types.wit`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +94,23 @@ pub trait Clock: Send + Sync {
     fn unix_time(&self) -> Duration;
 }
 
+/// Secrets that the manifest grants.
+#[async_trait]
+pub trait Secrets: Send + Sync {
+    /// What a secret holds. [`CapabilityError::Denied`] names the grant that is missing.
+    async fn get(&self, name: &str) -> Result<String, CapabilityError>;
+}
+
+/// The base's tokenizer. The bytes are counted before it is called.
+#[async_trait]
+pub trait Tokenizer: Send + Sync {
+    /// The tokens of a text.
+    async fn encode(&self, text: String) -> Result<Vec<u32>, CapabilityError>;
+
+    /// The text of tokens, of at most so many bytes.
+    async fn decode(&self, tokens: Vec<u32>, bytes_max: usize) -> Result<String, CapabilityError>;
+}
+
 /// What one request lends to its instance.
 #[derive(Clone)]
 pub struct Session {
@@ -97,6 +122,38 @@ pub struct Session {
     pub clock: Arc<dyn Clock>,
     /// The function's configuration, from its manifest.
     pub config: Vec<(String, String)>,
+    /// The granted key-value buckets.
+    pub keyvalue: Arc<dyn KeyValue>,
+    /// The granted secrets.
+    pub secrets: Arc<dyn Secrets>,
+    /// The granted hosts.
+    pub outbound: Arc<dyn Outbound>,
+    /// The base's tokenizer.
+    pub tokenizer: Arc<dyn Tokenizer>,
+    /// The function's own limits.
+    pub limits: OwnLimits,
     /// Of the guest's random numbers; it goes into the receipt.
     pub seed: u64,
+}
+
+/// Grants nothing: what a function has whose manifest names nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nothing;
+
+#[async_trait]
+impl Secrets for Nothing {
+    async fn get(&self, name: &str) -> Result<String, CapabilityError> {
+        Err(CapabilityError::Denied(format!("the secret `{name}`: the manifest's grants.secrets does not name it")))
+    }
+}
+
+#[async_trait]
+impl Tokenizer for Nothing {
+    async fn encode(&self, _: String) -> Result<Vec<u32>, CapabilityError> {
+        Err(CapabilityError::Unsupported("the tokenizer".to_owned()))
+    }
+
+    async fn decode(&self, _: Vec<u32>, _: usize) -> Result<String, CapabilityError> {
+        Err(CapabilityError::Unsupported("the tokenizer".to_owned()))
+    }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit, nice, setrlimit};
 
+use crate::confine::{Confinement, confine};
 use crate::{PluginLimits, sandbox};
 
 /// The upload is not a component that this engine accepts; standard error says why.
@@ -40,7 +41,10 @@ pub(crate) fn environment(limits: &PluginLimits) -> [(&'static str, String); 4] 
 /// opens a file. The limits come in the environment; what is missing there has its default.
 pub fn compiler_main() -> ExitCode {
     let code = match compile() {
-        Ok(()) => return ExitCode::SUCCESS,
+        Ok(confinement) => {
+            eprint!("{confinement}");
+            return ExitCode::SUCCESS;
+        }
         Err(Failure::Invalid(message)) => {
             eprintln!("{message}");
             EXIT_INVALID
@@ -66,9 +70,10 @@ impl From<io::Error> for Failure {
     }
 }
 
-fn compile() -> Result<(), Failure> {
+fn compile() -> Result<Confinement, Failure> {
     let limits = limits_from_environment();
     limit_this_process(&limits)?;
+    let confinement = confine();
     let engine = sandbox::compiling_engine(&limits).map_err(|error| Failure::Other(format!("{error:#}")))?;
     let mut component = Vec::new();
     let upload_bytes_max = u64::try_from(limits.upload_bytes_max).unwrap_or(u64::MAX);
@@ -80,7 +85,7 @@ fn compile() -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     output.write_all(&compiled)?;
     output.flush()?;
-    Ok(())
+    Ok(confinement)
 }
 
 fn failure(error: &wasmtime::Error) -> Failure {

@@ -37,8 +37,8 @@ impl Compiler {
         Self { command, limits, queue: Semaphore::new(QUEUE_MAX), children: Semaphore::new(CHILDREN_MAX) }
     }
 
-    /// Compiles one component. Dropping the future kills the child.
-    pub(crate) async fn compile(&self, component: &[u8]) -> Result<OwnArtefact, PluginError> {
+    /// Compiles one component; with it, what confined the child. Dropping the future kills the child.
+    pub(crate) async fn compile(&self, component: &[u8]) -> Result<(OwnArtefact, String), PluginError> {
         if component.starts_with(CORE_MODULE) {
             let message = "it is a core module; make a component of it with `wasm-tools component new`";
             return Err(PluginError::Invalid(message.to_owned()));
@@ -56,7 +56,7 @@ impl Compiler {
         }
     }
 
-    async fn run_child(&self, component: &[u8]) -> Result<OwnArtefact, PluginError> {
+    async fn run_child(&self, component: &[u8]) -> Result<(OwnArtefact, String), PluginError> {
         let mut child = self.spawn().map_err(|error| {
             let program = self.command.program.display();
             PluginError::Internal(format!("the compiler {program} could not be started: {error}"))
@@ -75,10 +75,11 @@ impl Compiler {
         );
         let output = output?;
         let status = child.wait().await.map_err(|error| PluginError::Internal(error.to_string()))?;
+        let message = String::from_utf8_lossy(&message.unwrap_or_default()).into_owned();
         if status.success() {
-            return Ok(OwnArtefact::from_compiler(output));
+            return Ok((OwnArtefact::from_compiler(output), message));
         }
-        Err(self.failure(status, &String::from_utf8_lossy(&message.unwrap_or_default())))
+        Err(self.failure(status, &message))
     }
 
     fn spawn(&self) -> std::io::Result<Child> {

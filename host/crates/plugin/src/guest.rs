@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use types::{Action, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
-use wasmtime::component::ResourceAny;
+use wasmtime::component::{ResourceAny, ResourceTableError};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmtimeBug};
 use wasmtime_wasi::I32Exit;
 
@@ -34,6 +34,7 @@ pub(crate) struct Guest {
     processor: Option<ResourceAny>,
     poison: Option<PluginError>,
     meter: Arc<CpuMeter>,
+    limits: Arc<PluginLimits>,
     shared: Arc<Shared>,
     _permit: OwnedSemaphorePermit,
 }
@@ -52,16 +53,16 @@ impl Guest {
         permit: OwnedSemaphorePermit,
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
-        let limits = Arc::clone(&shared.limits);
+        let limits = shared.limits_of(&session);
         let meter = Arc::new(CpuMeter::new(Duration::from_millis(limits.request_cpu_ms_max)).after(cpu_used));
-        let mut store = new_store(&shared, session, &meter);
+        let mut store = new_store(&shared, session, &limits, &meter);
         let running = shared.ticker.running();
         let cpu_max = Duration::from_millis(limits.start_cpu_ms_max);
         let wall_max = Duration::from_millis(limits.call_wall_ms_max);
         let outcome = metered(Arc::clone(&meter), cpu_max, wall_max, plugin.instantiate_async(&mut store)).await;
         drop(running);
         let policy = flatten(outcome).map_err(|failure| failure.explain(START, store.data_mut()))?;
-        Ok(Self { store, policy, processor: None, poison: None, meter, shared, _permit: permit })
+        Ok(Self { store, policy, processor: None, poison: None, meter, limits, shared, _permit: permit })
     }
 
     /// Asks what to do with the request.
@@ -153,7 +154,7 @@ impl Guest {
     }
 
     fn at_most(&self, call: &'static str, count: usize) -> Result<(), PluginError> {
-        if count <= self.shared.limits.actions_max {
+        if count <= self.limits.actions_max {
             return Ok(());
         }
         Err(PluginError::Limit { call, limit: "actions_max" })
@@ -165,15 +166,15 @@ impl Guest {
             return Err(poison.clone());
         }
         if self.meter.is_used_up() {
-            let error = request_cpu_time(call, &self.shared.limits);
+            let error = request_cpu_time(call, &self.limits);
             self.poison = Some(error.clone());
             return Err(error);
         }
         self.poison = Some(PluginError::Trap { call, reason: "the call was abandoned".to_owned() });
         self.store.set_epoch_deadline(1);
         self.store.data_mut().begin_call();
-        let limits = &self.shared.limits;
-        Ok(Watch { shared: Arc::clone(&self.shared), meter: Arc::clone(&self.meter), limits: Arc::clone(limits) })
+        let (shared, limits) = (Arc::clone(&self.shared), Arc::clone(&self.limits));
+        Ok(Watch { shared, meter: Arc::clone(&self.meter), limits })
     }
 
     fn end<T>(&mut self, call: &'static str, outcome: Outcome<Result<T, String>>) -> Result<T, PluginError> {
@@ -191,8 +192,12 @@ impl Guest {
     }
 }
 
-fn new_store(shared: &Shared, session: Session, meter: &Arc<CpuMeter>) -> Store<InstanceState> {
-    let limits = &shared.limits;
+fn new_store(
+    shared: &Shared,
+    session: Session,
+    limits: &Arc<PluginLimits>,
+    meter: &Arc<CpuMeter>,
+) -> Store<InstanceState> {
     let mut store = Store::new(&shared.engine, InstanceState::new(session, limits, &shared.log_lines_dropped));
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(limits.transfer_bytes_max);
@@ -281,9 +286,15 @@ fn explain_trap(call: &'static str, error: &wasmtime::Error) -> PluginError {
         format!("it called exit with status {code}")
     } else {
         let cause = error.root_cause().to_string();
-        // The error's type is private to wasmtime; a test holds this text to the version in use.
+        // The errors' types are private to wasmtime; tests hold these texts to the version in use.
         if cause.contains("fuel allocated for hostcalls") {
             return PluginError::Limit { call, limit: "transfer_bytes_max" };
+        }
+        if cause.contains("total size of fields exceeds limit") {
+            return PluginError::Limit { call, limit: "http_headers_bytes_max" };
+        }
+        if cause.contains("handle limit exceeded") || matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
+            return PluginError::Limit { call, limit: "handles_max" };
         }
         shorten(&cause)
     };

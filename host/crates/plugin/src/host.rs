@@ -22,16 +22,25 @@ use crate::deserialize::OwnArtefact;
 use crate::state::InstanceState;
 use crate::threads::GuestThreads;
 use crate::ticker::Ticker;
-use crate::{PluginError, PluginInstance, PluginLimits, Session, sandbox};
+use crate::{OwnLimits, PluginError, PluginInstance, PluginLimits, Session, sandbox};
 
-/// What a component may import; the linker decides about versions and functions. The `wasi` ones are inert.
-const IMPORT_PREFIXES: [&str; 12] = [
+/// What a component may import; the linker decides about versions and functions. Those from `wasi:cli` on are inert.
+const IMPORT_PREFIXES: [&str; 21] = [
     "tenon:plugin/types@",
     "tenon:plugin/catalog@",
     "tenon:plugin/log@",
     "tenon:plugin/clock@",
     "tenon:plugin/random@",
     "tenon:plugin/config@",
+    "tenon:plugin/secrets@",
+    "tenon:plugin/tokenizer@",
+    "wasi:config/store@0.2.0-rc.1",
+    "wasi:keyvalue/store@0.2.0-draft2",
+    "wasi:keyvalue/atomics@0.2.0-draft2",
+    "wasi:keyvalue/batch@0.2.0-draft2",
+    "wasi:logging/logging@0.1.0-draft",
+    "wasi:http/types@0.2.",
+    "wasi:http/outgoing-handler@0.2.",
     "wasi:cli/",
     "wasi:clocks/",
     "wasi:filesystem/",
@@ -39,6 +48,12 @@ const IMPORT_PREFIXES: [&str; 12] = [
     "wasi:random/",
     "wasi:sockets/",
 ];
+
+/// Whether some component of this name may be imported; the linker decides about versions and functions.
+#[must_use]
+pub fn may_be_imported(name: &str) -> bool {
+    IMPORT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// How to start the child that compiles: a program that calls [`crate::compiler_main`].
 #[derive(Clone, Debug)]
@@ -107,6 +122,16 @@ pub struct PluginStats {
 struct Prepared {
     plugin: PolicyPre<InstanceState>,
     bytes: u32,
+}
+
+impl Shared {
+    /// The limits of one request: those of every plugin, narrowed by the function's own.
+    pub(crate) fn limits_of(&self, session: &Session) -> Arc<PluginLimits> {
+        if session.limits == OwnLimits::default() {
+            return Arc::clone(&self.limits);
+        }
+        Arc::new(self.limits.narrowed(&session.limits))
+    }
 }
 
 impl fmt::Debug for PluginHost {
@@ -249,7 +274,7 @@ impl PluginHost {
         if Digest::of(&component) != digest {
             return Err(PluginError::Internal(format!("the stored plugin {digest} is damaged")));
         }
-        let artefact = self.shared.compiler.compile(&component).await?;
+        let (artefact, _) = self.shared.compiler.compile(&component).await?;
         let (prepared, artefact) = self.link(artefact).await?;
         let artefacts = Arc::clone(&self.shared.artefacts);
         if let Err(error) = blocking(move || artefacts.write(digest, &artefact)).await? {
@@ -277,7 +302,7 @@ fn link(shared: &Shared, artefact: &OwnArtefact) -> Result<Prepared, PluginError
 fn check_imports(shared: &Shared, component: &Component) -> Result<(), PluginError> {
     let types = component.component_type();
     let mut names = types.imports(&shared.engine).map(|(name, _)| name);
-    let unknown = names.find(|name| !IMPORT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
+    let unknown = names.find(|name| !may_be_imported(name));
     unknown.map_or(Ok(()), |name| Err(PluginError::ImportUnknown(name.to_owned())))
 }
 

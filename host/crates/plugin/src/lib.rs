@@ -18,6 +18,7 @@ mod artefacts;
 mod bindings;
 mod child;
 mod compile;
+mod confine;
 mod convert;
 mod deserialize;
 mod imports;
@@ -30,8 +31,11 @@ mod threads;
 mod ticker;
 
 pub use calls::PluginInstance;
-pub use capability::{CapabilityError, Catalog, CatalogEntry, Clock, LogLevel, LogSink, Residency, Session};
+pub use capability::{
+    BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
+    Nothing, Outbound, OutboundBounds, OutboundError, Residency, Secrets, Session, Tokenizer, Versioned, Written,
+};
 pub use child::compiler_main;
 pub use error::PluginError;
-pub use host::{CompilerCommand, ComponentSource, PluginHost, PluginHostConfig, PluginStats};
-pub use limits::PluginLimits;
+pub use host::{CompilerCommand, ComponentSource, PluginHost, PluginHostConfig, PluginStats, may_be_imported};
+pub use limits::{OwnLimits, PluginLimits};

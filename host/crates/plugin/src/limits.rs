@@ -1,4 +1,5 @@
-//! What a plugin may use, each limit with its unit last in its name. Not here: where each is enforced.
+//! What a plugin may use, each limit with its unit last in its name, and how a function narrows it. Not here: where each
+//! is enforced.
 
 /// Limits on one plugin: its upload, its compilation, its instance and each call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,18 @@ pub struct PluginLimits {
     pub random_bytes_max: u32,
     /// Actions that one chunk may be answered with, and pairs of metadata or claims.
     pub actions_max: usize,
+    /// Writes to key-value buckets for each request, however many keys: each is a durable transaction.
+    pub kv_writes_max: u32,
+    /// Outgoing HTTP requests for each request.
+    pub http_requests_max: u32,
+    /// Bytes of the body of one outgoing HTTP request.
+    pub http_request_bytes_max: usize,
+    /// Bytes of the body of the answer to one.
+    pub http_response_bytes_max: usize,
+    /// Bytes of the headers of one, and of its answer, each.
+    pub http_headers_bytes_max: usize,
+    /// Bytes of text, and of the text that tokens stand for, that the tokenizer takes for each request.
+    pub tokenizer_bytes_max: usize,
     /// CPU seconds of the child that compiles.
     pub compile_cpu_seconds_max: u64,
     /// Address space of the child that compiles, in bytes.
@@ -74,10 +87,78 @@ impl Default for PluginLimits {
             transfer_bytes_max: 4 << 20,
             random_bytes_max: 64 << 10,
             actions_max: 64,
+            kv_writes_max: 64,
+            http_requests_max: 16,
+            http_request_bytes_max: 1 << 20,
+            http_response_bytes_max: 1 << 20,
+            http_headers_bytes_max: 16 << 10,
+            tokenizer_bytes_max: 1 << 20,
             compile_cpu_seconds_max: 60,
             compile_memory_bytes_max: 4 << 30,
             compile_wall_ms_max: 120_000,
             compiled_bytes_max: 128 << 20,
         }
+    }
+}
+
+/// The limits that a function may narrow, of one instance and its calls.
+macro_rules! own_limits {
+    ($($name:ident: $number:ty,)*) => {
+        /// Limits of one function. Each narrows the one of the same name in [`PluginLimits`], whose documentation says what it
+        /// counts, and never widens it; what is left out stays as the operator has it.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct OwnLimits {
+            $(#[doc = concat!("As [`PluginLimits::", stringify!($name), "`].")] pub $name: Option<$number>,)*
+        }
+
+        impl OwnLimits {
+            /// Every one, by name.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
+        }
+
+        impl PluginLimits {
+            /// The narrower of both, limit by limit.
+            #[must_use]
+            pub fn narrowed(&self, own: &OwnLimits) -> Self {
+                Self { $($name: own.$name.map_or(self.$name, |own| own.min(self.$name)),)* ..self.clone() }
+            }
+        }
+    };
+}
+
+own_limits! {
+    memory_bytes_max: usize,
+    table_elements_max: usize,
+    handles_max: usize,
+    call_cpu_ms_max: u64,
+    request_cpu_ms_max: u64,
+    call_wall_ms_max: u64,
+    start_cpu_ms_max: u64,
+    log_bytes_max: usize,
+    log_lines_max: u32,
+    host_calls_max: u32,
+    request_host_calls_max: u32,
+    transfer_bytes_max: usize,
+    random_bytes_max: u32,
+    actions_max: usize,
+    kv_writes_max: u32,
+    http_requests_max: u32,
+    http_request_bytes_max: usize,
+    http_response_bytes_max: usize,
+    http_headers_bytes_max: usize,
+    tokenizer_bytes_max: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_narrows_and_never_widens() {
+        let host = PluginLimits::default();
+        assert_eq!(host.narrowed(&OwnLimits::default()), host);
+        let own = OwnLimits { call_cpu_ms_max: Some(5), memory_bytes_max: Some(usize::MAX), ..OwnLimits::default() };
+        assert_eq!(host.narrowed(&own), PluginLimits { call_cpu_ms_max: 5, ..host });
+        assert_eq!(OwnLimits::NAMES.len(), 20);
     }
 }

@@ -8,6 +8,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::bindings::Policy;
+use crate::bindings::standard::Standard;
 use crate::state::InstanceState;
 use crate::{PluginError, PluginLimits};
 
@@ -62,11 +63,13 @@ pub(crate) fn serving_engine(limits: &PluginLimits, instances_max: u32) -> wasmt
     Engine::new(&config)
 }
 
-/// Our interfaces, and an inert WASI for components whose toolchain linked it.
+/// Our interfaces, the standard ones that are granted, and an inert WASI for components whose toolchain linked it.
 pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<InstanceState>> {
     let mut linker = Linker::new(engine);
     Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    Standard::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     Ok(linker)
 }
 

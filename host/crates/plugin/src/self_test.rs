@@ -19,13 +19,13 @@ const ANSWER: u32 = 42;
 const TICKS_MAX: u64 = 1000;
 
 impl PluginHost {
-    /// Compiles, loads and calls a component of a few bytes. Nothing of it is kept.
+    /// Compiles, loads and calls a component of a few bytes. Nothing of it is kept. What confines the compiler, beside its limits.
     ///
     /// # Errors
     /// What does not work on this machine.
-    pub async fn self_test(&self) -> Result<(), PluginError> {
+    pub async fn self_test(&self) -> Result<String, PluginError> {
         let engine = self.engine();
-        let artefact = self.compiler().compile(COMPONENT).await?;
+        let (artefact, confined) = self.compiler().compile(COMPONENT).await?;
         let component = artefact.load(engine).map_err(|error| sandbox::internal(&error))?;
         let mut store = Store::new(engine, ());
         store.set_epoch_deadline(TICKS_MAX);
@@ -35,7 +35,7 @@ impl PluginHost {
             function.call_async(&mut store, ()).await
         };
         match answer.await.map_err(|error| sandbox::internal(&error))? {
-            (ANSWER,) => Ok(()),
+            (ANSWER,) => Ok(confined),
             (other,) => Err(PluginError::Internal(format!("the sandbox computed {other} in place of {ANSWER}"))),
         }
     }

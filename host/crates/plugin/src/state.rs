@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use wasmtime_wasi::{Deterministic, HostMonotonicClock, HostWallClock, ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::imports::http::Sender;
 use crate::limiter::SumLimiter;
 use crate::meter::Stop;
 use crate::{Clock, PluginLimits, Session};
@@ -22,6 +25,8 @@ pub(crate) struct InstanceState {
     pub(crate) limiter: SumLimiter,
     pub(crate) random: blake3::OutputReader,
     pub(crate) random_bytes_left: u32,
+    pub(crate) kv_writes_left: u32,
+    pub(crate) tokenizer_bytes_left: usize,
     pub(crate) log_bytes_left: usize,
     pub(crate) log_lines_left: u32,
     pub(crate) log_lines_dropped: u32,
@@ -30,6 +35,8 @@ pub(crate) struct InstanceState {
     host_calls_left: u32,
     request_host_calls_left: u32,
     wasi: WasiCtx,
+    http: WasiHttpCtx,
+    sender: Sender,
     table: ResourceTable,
 }
 
@@ -37,11 +44,15 @@ impl InstanceState {
     pub(crate) fn new(session: Session, limits: &Arc<PluginLimits>, dropped_ever: &Arc<AtomicU64>) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles_max);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(Sender::field_size_limit(limits));
         Self {
             limits: Arc::clone(limits),
             limiter: SumLimiter::new(limits),
             random: random(session.seed, "tenon plugin random v1"),
             random_bytes_left: limits.random_bytes_max,
+            kv_writes_left: limits.kv_writes_max,
+            tokenizer_bytes_left: limits.tokenizer_bytes_max,
             log_bytes_left: limits.log_bytes_max,
             log_lines_left: limits.log_lines_max,
             log_lines_dropped: 0,
@@ -49,9 +60,16 @@ impl InstanceState {
             host_calls_left: limits.host_calls_max,
             request_host_calls_left: limits.request_host_calls_max,
             wasi: inert_wasi(&session, limits),
+            http,
+            sender: Sender::new(&session, limits),
             table,
             session,
         }
+    }
+
+    /// What the guest holds handles of.
+    pub(crate) fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
     }
 
     /// Gives a new call its host calls, and forgets what the last one ran into and survived.
@@ -73,6 +91,12 @@ impl InstanceState {
 impl WasiView for InstanceState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for InstanceState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { hooks: &mut self.sender, table: &mut self.table, ctx: &mut self.http }
     }
 }
 

@@ -113,6 +113,25 @@ impl LayerRange {
     }
 }
 
+/// Tokens of the answer `first .. end`, half open, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OutputRange {
+    /// The first token.
+    pub first: u32,
+    /// One past the last; `u32::MAX` for the rest.
+    pub end: u32,
+}
+
+impl OutputRange {
+    /// The positions of a sequence that it stands for, half open; no end for the rest. The pass over a token yields the next one:
+    /// what is to act on the first token of the answer acts on the last one of the prompt.
+    #[must_use]
+    pub fn positions(self, prompt_tokens: usize) -> (usize, Option<usize>) {
+        let position = |token: u32| (prompt_tokens + token as usize).saturating_sub(1);
+        (position(self.first), (self.end != u32::MAX).then(|| position(self.end)))
+    }
+}
+
 /// One term of y = Wx + Σᵢ wᵢ·sᵢ·Bᵢ(Aᵢx). The weight is finite and not zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CompositionPart {
@@ -124,11 +143,13 @@ pub struct CompositionPart {
     pub modules: ModuleSet,
     /// The layers it acts on, of those that the adapter has.
     pub layers: LayerRange,
+    /// The tokens of the answer that it acts on; `None` for all of the prompt and of the answer.
+    pub output: Option<OutputRange>,
 }
 
 impl CompositionPart {
-    fn order(&self) -> (Digest, ModuleSet, LayerRange, u32) {
-        (self.adapter, self.modules, self.layers, self.weight.to_bits())
+    fn order(&self) -> (Digest, ModuleSet, LayerRange, u32, Option<OutputRange>) {
+        (self.adapter, self.modules, self.layers, self.weight.to_bits(), self.output)
     }
 }
 
@@ -165,7 +186,7 @@ mod tests {
 
     fn part(name: &str, weight: f32) -> CompositionPart {
         let adapter = Digest::of(name.as_bytes());
-        CompositionPart { adapter, weight, modules: ModuleSet::ALL, layers: LayerRange::ALL }
+        CompositionPart { adapter, weight, modules: ModuleSet::ALL, layers: LayerRange::ALL, output: None }
     }
 
     #[test]

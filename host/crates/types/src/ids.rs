@@ -63,6 +63,10 @@ name!(
     /// A secret's name, unique within its tenant.
     SecretName, "secret name", 64
 );
+name!(
+    /// A key-value bucket's name, unique within its tenant or within its function.
+    BucketName, "bucket name", 64
+);
 
 fn is_name(name: &str, length_max: usize) -> bool {
     let first_ok = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());

@@ -29,6 +29,10 @@ pub struct PlanLimits {
     pub held_bytes_max: usize,
     /// Bytes of text that a plugin may answer with, whether it reads along or answers by itself.
     pub answer_bytes_max: usize,
+    /// KV blocks that a prompt and its token budget may need together, shared ones included.
+    pub kv_blocks_max: u32,
+    /// Bytes of adapters, in their stored form, that a request may have loaded.
+    pub cold_bytes_max: u64,
     /// Milliseconds for a request, and the deadline when the plan does not say.
     pub deadline_ms_max: u32,
     /// Layers of the base.
@@ -53,6 +57,8 @@ impl Default for PlanLimits {
             logit_bias_tokens_max: 300,
             held_bytes_max: 1 << 20,
             answer_bytes_max: 4 << 20,
+            kv_blocks_max: u32::MAX,
+            cold_bytes_max: u64::MAX,
             deadline_ms_max: 120_000,
             layers: u32::MAX,
             vocabulary: u32::MAX,

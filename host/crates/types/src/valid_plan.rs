@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::{
-    Blame, ColdPolicy, Composition, CompositionPart, Digest, LayerRange, ModuleSet, Plan, PlanEntry, PlanLimits,
-    Prompt, Sampling, Span, StopConditions,
+    Blame, ColdPolicy, Composition, CompositionPart, Digest, LayerRange, ModuleSet, OutputRange, Plan, PlanEntry,
+    PlanLimits, Prompt, Sampling, Span, StopConditions,
 };
 
 /// A factor this large takes a seen token out for good.
@@ -204,9 +204,6 @@ impl ValidPlan {
         limits: &PlanLimits,
         deadline: Duration,
     ) -> Result<Self, PlanError> {
-        if entries.iter().any(|entry| entry.span != Span::Whole) {
-            return Err(PlanError::Unsupported("a span other than `whole`"));
-        }
         let composition = check_composition(entries, grants, limits)?;
         Ok(Self { composition, deadline: deadline.min(self.deadline), prefetch: Vec::new(), ..self.clone() })
     }
@@ -227,12 +224,7 @@ fn check_cold(cold: ColdPolicy, grants: &dyn Grants, limits: &PlanLimits) -> Res
     Ok(match cold {
         ColdPolicy::Wait(wait_ms) => ValidCold::Wait(Duration::from_millis(wait_ms.into())),
         ColdPolicy::Base => ValidCold::Base,
-        ColdPolicy::Fallback(entries) => {
-            if entries.iter().any(|entry| entry.span != Span::Whole) {
-                return Err(PlanError::Unsupported("a span other than `whole`"));
-            }
-            ValidCold::Fallback(check_composition(&entries, grants, limits)?)
-        }
+        ColdPolicy::Fallback(entries) => ValidCold::Fallback(check_composition(&entries, grants, limits)?),
         ColdPolicy::Refuse => ValidCold::Refuse,
     })
 }
@@ -247,9 +239,6 @@ fn check_prefetch(names: &[String], grants: &dyn Grants, limits: &PlanLimits) ->
 fn unsupported(plan: &Plan) -> Result<(), PlanError> {
     if plan.constraint.is_some() {
         return Err(PlanError::Unsupported("an output constraint"));
-    }
-    if plan.composition.iter().any(|entry| entry.span != Span::Whole) {
-        return Err(PlanError::Unsupported("a span other than `whole`"));
     }
     Ok(())
 }
@@ -370,7 +359,17 @@ fn check_entry(entry: &PlanEntry, grants: &dyn Grants, limits: &PlanLimits) -> R
     }
     let adapter =
         grants.adapter(&entry.adapter).ok_or_else(|| PlanError::AdapterNotGranted(shorten(&entry.adapter)))?;
-    Ok(CompositionPart { adapter, weight, modules, layers })
+    let output = check_span(entry.span)?;
+    Ok(CompositionPart { adapter, weight, modules, layers, output })
+}
+
+fn check_span(span: Span) -> Result<Option<OutputRange>, PlanError> {
+    let Span::Output { first, end } = span else { return Ok(None) };
+    let end = end.unwrap_or(u32::MAX);
+    if first < end {
+        return Ok(Some(OutputRange { first, end }));
+    }
+    Err(out_of_range("a span of the output", format!("{first}..{end}"), "not empty"))
 }
 
 fn at_most<T: PartialOrd + ToString>(

@@ -29,6 +29,11 @@ pub enum Credential {
         /// Of temporary credentials.
         session_token: Option<Zeroizing<String>>,
     },
+    /// For plugins that were granted it; no source takes it.
+    Value {
+        /// Any text.
+        value: Zeroizing<String>,
+    },
 }
 
 impl fmt::Debug for Credential {
@@ -36,6 +41,7 @@ impl fmt::Debug for Credential {
         f.write_str(match self {
             Self::Bearer { .. } => "Credential::Bearer",
             Self::S3 { .. } => "Credential::S3",
+            Self::Value { .. } => "Credential::Value",
         })
     }
 }
@@ -49,6 +55,7 @@ impl Credential {
                 let session = session_token.as_ref().map_or("", |token| token.as_str());
                 ("s3", [access_key_id.as_str(), secret_access_key.as_str(), session])
             }
+            Self::Value { value } => ("value", [value.as_str(), "", ""]),
         };
         let parts = [kind].into_iter().chain(parts).map(str::as_bytes);
         Digest::of_parts("tenon 2026 credential of a fetch", parts)
@@ -56,8 +63,16 @@ impl Credential {
 
     /// The header for a URL, if the credential is for its origin.
     pub(super) fn authorization(&self, url: &Url) -> Result<HeaderValue, AdapterError> {
-        let Self::Bearer { origin, token } = self else {
-            return Err(AdapterError::BadSource("the secret holds S3 keys, and this source needs a token"));
+        let (origin, token) = match self {
+            Self::Bearer { origin, token } => (origin, token),
+            Self::S3 { .. } => {
+                return Err(AdapterError::BadSource("the secret holds S3 keys, and this source needs a token"));
+            }
+            Self::Value { .. } => {
+                return Err(AdapterError::BadSource(
+                    "the secret is a value for plugins, and this source needs a token",
+                ));
+            }
         };
         if !is_same_origin(origin, url) {
             return Err(AdapterError::BadSource("the secret's token is for another origin than this source's"));

@@ -21,14 +21,14 @@ const ADDRESSES_MAX: usize = 32;
 
 /// What may be asked.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(crate) struct Guard {
     hosts: Vec<AllowedOrigin>,
     private_networks: Vec<IpNet>,
 }
 
 /// Why something may not be asked. Says nothing of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     #[error("not an HTTP address without user name")]
     Malformed,
     #[error("not in adapter_sources.hosts")]
@@ -38,7 +38,7 @@ pub(super) enum Refusal {
 }
 
 impl Guard {
-    pub(super) const fn new(hosts: Vec<AllowedOrigin>, private_networks: Vec<IpNet>) -> Self {
+    pub(crate) const fn new(hosts: Vec<AllowedOrigin>, private_networks: Vec<IpNet>) -> Self {
         Self { hosts, private_networks }
     }
 
@@ -50,6 +50,11 @@ impl Guard {
         if !self.hosts.iter().any(|origin| origin.allows(url)) {
             return Err(Refusal::Host);
         }
+        self.check_address(url)
+    }
+
+    /// Whether the URL's host may be connected to, where it is written as an address. Names are looked at when they are resolved.
+    pub(crate) fn check_address(&self, url: &Url) -> Result<(), Refusal> {
         let host = url.host_str().unwrap_or_default();
         match host.trim_start_matches('[').trim_end_matches(']').parse() {
             Ok(address) if !self.may_connect(address) => Err(Refusal::Address),
@@ -142,13 +147,13 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 
 /// Turns names into addresses; the system's, or a test's.
 #[async_trait]
-pub(super) trait Lookup: fmt::Debug + Send + Sync {
+pub(crate) trait Lookup: fmt::Debug + Send + Sync {
     async fn lookup(&self, name: &str) -> std::io::Result<Vec<IpAddr>>;
 }
 
 /// The system's resolver.
 #[derive(Debug)]
-pub(super) struct SystemLookup;
+pub(crate) struct SystemLookup;
 
 #[async_trait]
 impl Lookup for SystemLookup {
@@ -160,9 +165,9 @@ impl Lookup for SystemLookup {
 
 /// Resolves names for the client, and hands out only addresses that may be connected to.
 #[derive(Clone, Debug)]
-pub(super) struct GuardedResolver {
-    pub(super) guard: Arc<Guard>,
-    pub(super) lookup: Arc<dyn Lookup>,
+pub(crate) struct GuardedResolver {
+    pub(crate) guard: Arc<Guard>,
+    pub(crate) lookup: Arc<dyn Lookup>,
 }
 
 impl Resolve for GuardedResolver {

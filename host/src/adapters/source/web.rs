@@ -138,7 +138,7 @@ fn redirect_refused(target: &Target, url: &Url, refusal: Refusal) -> Failure {
 }
 
 /// What our own resolver said, below the client's layers of errors.
-fn refusal(error: &reqwest::Error) -> Option<Refusal> {
+pub(crate) fn refusal(error: &reqwest::Error) -> Option<Refusal> {
     let mut cause = error.source();
     while let Some(found) = cause {
         if let Some(refusal) = found.downcast_ref::<Refusal>() {
@@ -150,7 +150,7 @@ fn refusal(error: &reqwest::Error) -> Option<Refusal> {
 }
 
 /// In few words: the causes below name addresses.
-pub(super) fn reason(error: &reqwest::Error) -> &'static str {
+pub(crate) fn reason(error: &reqwest::Error) -> &'static str {
     match error {
         error if error.is_timeout() => "it did not answer in time",
         error if error.is_connect() => "it could not be connected to",
@@ -160,7 +160,7 @@ pub(super) fn reason(error: &reqwest::Error) -> &'static str {
 }
 
 /// The system's authorities, read only where they are needed: a small container may have none.
-fn tls(is_needed: bool) -> Result<ClientConfig, SourceError> {
+pub(crate) fn tls(is_needed: bool) -> Result<ClientConfig, SourceError> {
     let no_client = |error: rustls::Error| SourceError::NoClient(format!("TLS: {error}"));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))

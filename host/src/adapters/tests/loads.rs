@@ -203,8 +203,12 @@ async fn what_is_removed_while_it_is_loaded_is_not_kept() {
         adapters.remove(&tenant("acme"), &alias(name)).await.expect("removed");
     }
     // Whoever began before the removal may wait for it still.
-    let resolved =
-        ResolvedAdapters { tenant: tenant("acme"), digests: [("again".into(), again)].into(), owners: [].into() };
+    let resolved = ResolvedAdapters {
+        tenant: tenant("acme"),
+        digests: [("again".into(), again)].into(),
+        owners: [].into(),
+        bytes: [].into(),
+    };
     let (lease, ()) = tokio::join!(adapters.lease_resolved(&resolved, again, ReleasePolicy::Lru), async {
         tokio::time::sleep(A_MOMENT).await;
         gated.open();

@@ -131,12 +131,12 @@ pub(super) async fn sandbox() -> Check {
     let name = "sandbox";
     let advice = "plugins cannot run here; the container or kernel may forbid executable memory or child processes";
     match self_test().await {
-        Ok(()) => Check::ok(name, "a component was compiled in its own process, and ran"),
+        Ok(confined) => Check::ok(name, format!("a component was compiled in its own process ({confined}), and ran")),
         Err(reason) => Check::fail(name, reason, advice),
     }
 }
 
-async fn self_test() -> Result<(), String> {
+async fn self_test() -> Result<String, String> {
     // Nobody else can have made this folder: compiled code is loaded from it.
     let random = getrandom::u64().map_err(|error| error.to_string())?;
     let scratch = std::env::temp_dir().join(format!("tenon-doctor-{random:016x}"));

@@ -48,7 +48,11 @@ impl Checks<'_> {
         })
     }
 
-    fn list<T: std::str::FromStr>(&self, key: &str, entries: Option<&[String]>) -> Result<Vec<T>, ConfigError>
+    pub(super) fn list<T: std::str::FromStr>(
+        &self,
+        key: &str,
+        entries: Option<&[String]>,
+    ) -> Result<Vec<T>, ConfigError>
     where
         T::Err: std::fmt::Display,
     {

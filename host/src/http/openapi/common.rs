@@ -18,6 +18,8 @@ const PARTS: &[(&str, &str, &str, &str)] = &[
     ("/v1/functions/", "name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "The function's name"),
     ("/v1/adapters/", "alias", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "The adapter's alias"),
     ("/v1/secrets/", "name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "The secret's name"),
+    ("/v1/kv/", "bucket", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "The bucket's name"),
+    ("/v1/kv/", "key", "", "The key, percent-encoded"),
     ("/v1/models/", "id", "", "The model's name"),
     ("/v1/receipts/", "id", "", "The receipt's identifier"),
     ("/v1/keys/", "id", "", "The key's identifier"),
@@ -99,6 +101,7 @@ fn add_errors(operation: &mut Operation, dialect: Dialect) {
         add(operation, "408", "The body came too slowly");
         add(operation, "410", "An adapter or a plugin that it needs was revoked");
         add(operation, "413", "The body is too large");
+        add(operation, "429", "A quota of the tenant is used up, or its share of the queue");
     }
 }
 

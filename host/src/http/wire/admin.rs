@@ -91,7 +91,7 @@ impl Derivation {
 #[serde(
     untagged,
     deny_unknown_fields,
-    expecting = "send `origin` and `token`, or `access_key_id` and `secret_access_key`"
+    expecting = "send `origin` and `token`, `access_key_id` and `secret_access_key`, or `value`"
 )]
 pub(crate) enum NewSecret {
     Bearer {
@@ -108,6 +108,11 @@ pub(crate) enum NewSecret {
         /// Of temporary credentials.
         #[schema(value_type = Option<String>)]
         session_token: Option<Zeroizing<String>>,
+    },
+    Value {
+        /// For plugins that are granted it; no source of adapters takes it.
+        #[schema(value_type = String, min_length = 1, max_length = 4096)]
+        value: Zeroizing<String>,
     },
 }
 

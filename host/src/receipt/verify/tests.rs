@@ -34,7 +34,7 @@ async fn make_chain() -> Chain {
     for receipt in open {
         let adapter = Digest::of(receipt.id().as_str().as_bytes());
         let layers = LayerRange { first: 1, end: 5 };
-        let part = CompositionPart { adapter, weight: 0.1, modules: ModuleSet::ALL, layers };
+        let part = CompositionPart { adapter, weight: 0.1, modules: ModuleSet::ALL, layers, output: None };
         let parts = Composition::new([part]);
         let outcome = Outcome {
             composition: parts.parts().iter().map(|part| AdapterUse::new(part, 12)).collect(),

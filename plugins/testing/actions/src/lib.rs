@@ -1,9 +1,10 @@
 //! Answers each chunk with the actions that its configuration lists, so that a test can play every one. A key is the
 //! number of a chunk, counted from 1, or `*` for those that have none, or `finish`; its value is a list of `pass`, `hold`,
 //! `stop`, `switch`, `emit:TEXT` and `replace:TEXT`, separated by `|`. In TEXT, `{chunk}` stands for the chunk's own text
-//! and `{tokens}` for the number of its tokens. Without a key for it, a chunk is answered with no action.
+//! and `{tokens}` for the number of its tokens. Without a key for it, a chunk is answered with no action. `spans` lists adapters
+//! and the tokens of the answer that they act on.
 
-use tenon_sdk::{Action, Chunk, Ending, Plan, Policy, PostProcessor, Request, Result, Usage, config};
+use tenon_sdk::{Action, Chunk, CompositionEntry, Ending, Plan, Policy, PostProcessor, Request, Result, Usage, config};
 
 struct Actions;
 
@@ -11,12 +12,24 @@ impl Policy for Actions {
     fn compose(request: &Request) -> Result<Plan> {
         let mut plan = Plan::new(request.prompt()).token_budget(request.max_tokens).post_processed();
         plan.stop.ignore_eos = config::get("ignore-eos").is_some();
+        let spans = config::get("spans").unwrap_or_default();
+        plan.composition = spans.split('|').filter(|span| !span.is_empty()).map(entry).collect::<Result<_>>()?;
         Ok(plan)
     }
 
     fn post_processor(_: &Request) -> Box<dyn PostProcessor> {
         Box::new(Scripted { chunks: 0 })
     }
+}
+
+/// `ADAPTER:FIRST-END` or `ADAPTER:FIRST-`
+fn entry(span: &str) -> Result<CompositionEntry> {
+    let wrong = || format!("`{span}` is no span");
+    let (adapter, range) = span.split_once(':').ok_or_else(wrong)?;
+    let (first, end) = range.split_once('-').ok_or_else(wrong)?;
+    let number = |text: &str| text.parse::<u32>().map_err(|_| wrong());
+    let (entry, first) = (CompositionEntry::whole(adapter, 1.0), number(first)?);
+    Ok(if end.is_empty() { entry.on_output(first..) } else { entry.on_output(first..number(end)?) })
 }
 
 struct Scripted {

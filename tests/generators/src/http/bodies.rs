@@ -27,6 +27,13 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         Kind::Promote => Json::object([("version", number(draw, &["1", "2"]))]),
         Kind::Rollout => rollout(draw),
         Kind::Tenant => Json::object([("name", draw.pick(&["one", "two", "A.b"]).into())]),
+        // Large ones only: the requests that follow are to be answered, not refused.
+        Kind::Quota => Json::object([
+            ("requests_per_minute_max", number(draw, &["4294967295", "null"])),
+            ("tokens_per_minute_max", number(draw, &["4294967295", "null"])),
+            ("body_bytes_per_minute_max", number(draw, &["1099511627776", "null"])),
+            ("concurrent_requests_max", number(draw, &["4294967295", "null"])),
+        ]),
         Kind::Key => key(draw),
         Kind::Revocation => Json::object([("reason", Json::Text(draw.text()))]),
         Kind::Secret => Json::object([
@@ -352,13 +359,38 @@ fn manifest(draw: &mut Draw<'_>) -> Json {
         body.set("config", Json::Object(config));
     }
     if draw.one_in(3) {
-        let names = ["output_tokens_max", "composition_entries_max", "prompt_bytes_max", "deadline_ms_max", "x"];
+        let names = [
+            "output_tokens_max",
+            "composition_entries_max",
+            "prompt_bytes_max",
+            "deadline_ms_max",
+            "x",
+            "memory_bytes_max",
+            "host_calls_max",
+            "kv_blocks_max",
+        ];
         let limits =
             (0..draw.below(3)).map(|_| (draw.pick(&names).to_owned(), number(draw, &["1", "4", "0", "1000000"])));
         let limits = limits.collect();
         body.set("limits", Json::Object(limits));
     }
+    if draw.one_in(4) {
+        let names = ["http", "secrets", "kv", "x"];
+        let grants = (0..draw.below(3)).map(|_| (draw.pick(&names).to_owned(), grant(draw))).collect();
+        body.set("grants", Json::Object(grants));
+    }
     body
+}
+
+fn grant(draw: &mut Draw<'_>) -> Json {
+    let names =
+        ["https://a.example", "http://127.0.0.1", "*", "https://*.a.example:8443/v1", "https://a/../b", "key", ""];
+    let entries = (0..draw.below(3)).map(|_| match draw.below(3) {
+        0 => Json::Object(vec![("bucket".to_owned(), draw.pick(&names).into())]),
+        1 => Json::any(draw),
+        _ => draw.pick(&names).into(),
+    });
+    Json::List(entries.collect())
 }
 
 fn adapter_source(draw: &mut Draw<'_>) -> Json {

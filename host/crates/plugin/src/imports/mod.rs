@@ -4,8 +4,14 @@
 mod catalog;
 mod clock;
 mod config;
+pub(crate) mod http;
+pub(crate) mod keyvalue;
 mod log;
+mod logging;
 mod random;
+mod secrets;
+mod tokenizer;
+mod wasi_config;
 
 use crate::bindings::tenon::plugin::types;
 use crate::state::InstanceState;

@@ -38,7 +38,13 @@ async fn what_is_no_component_is_invalid() {
 
 #[tokio::test]
 async fn an_unknown_import_is_named() {
-    let names = ["evil:host/shell@1.0.0", "wasi:http/outgoing-handler@0.2.0", "tenon:plugin/secrets@0.1.0"];
+    let names = [
+        "evil:host/shell@1.0.0",
+        "wasi:http/incoming-handler@0.2.0",
+        "wasi:keyvalue/watcher@0.2.0-draft2",
+        "wasi:keyvalue/store@0.1.0",
+        "tenon:plugin/tools@0.1.0",
+    ];
     for name in names {
         let error = refused(components::importing(name)).await;
         assert_eq!(error, PluginError::ImportUnknown(name.into()));

@@ -59,6 +59,17 @@ pub(crate) fn with_growing_memories(guest: &[u8], count: usize) -> Vec<u8> {
     with_modules(guest, count, &module)
 }
 
+/// The same with one module that computes without end when it is instantiated.
+pub(crate) fn with_endless_start(guest: &[u8]) -> Vec<u8> {
+    let mut module = CORE_HEADER.to_vec();
+    // One type, `() -> ()`; one function of it, which is the start: loop; br 0; end; end
+    section(&mut module, 1, &[1, 0x60, 0, 0]);
+    section(&mut module, 3, &[1, 0]);
+    section(&mut module, 8, &[0]);
+    section(&mut module, 10, &[1, 7, 0, 0x03, 0x40, 0x0c, 0, 0x0b, 0x0b]);
+    with_modules(guest, 1, &module)
+}
+
 /// A guest with this module `count` times more, each instantiated at its start.
 fn with_modules(guest: &[u8], count: usize, module: &[u8]) -> Vec<u8> {
     let mut component = guest.to_vec();

@@ -6,4 +6,7 @@ mod admission;
 mod calls;
 mod components;
 mod hostile;
+mod imports;
+mod lenders;
+mod limits;
 mod setup;

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use plugin::{
-    CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, LogLevel, LogSink, PluginError,
-    PluginHost, PluginHostConfig, PluginInstance, PluginLimits, Residency, Session,
+    CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, LogLevel, LogSink, Nothing,
+    OwnLimits, PluginError, PluginHost, PluginHostConfig, PluginInstance, PluginLimits, Residency, Session,
 };
 use tempfile::TempDir;
 use types::{Digest, InvocationRequest};
@@ -166,6 +166,11 @@ pub(crate) fn session() -> Session {
         log: Arc::new(Kept::default()),
         clock: Arc::new(Still),
         config: Vec::new(),
+        keyvalue: Arc::new(Nothing),
+        secrets: Arc::new(Nothing),
+        outbound: Arc::new(Nothing),
+        tokenizer: Arc::new(Nothing),
+        limits: OwnLimits::default(),
         seed: 7,
     }
 }

@@ -40,9 +40,21 @@ fn what_is_not_granted_is_refused() {
 #[test]
 fn what_is_not_there_yet_is_unsupported() {
     assert_eq!(code(|plan| plan.constraint = Some(Constraint::Regex("a+".into()))), "unsupported");
-    let span = Span::Output { first: 0, end: None };
-    let entry = PlanEntry { span, ..PlanEntry::whole("mine", 1.0) };
-    assert_eq!(code(|plan| plan.composition.push(entry)), "unsupported");
+}
+
+#[test]
+fn a_span_is_not_empty() {
+    let with = |first, end| PlanEntry { span: Span::Output { first, end }, ..PlanEntry::whole("mine", 1.0) };
+    let output = |entry: PlanEntry| {
+        let plan = check(|plan| plan.composition.push(entry)).expect("valid");
+        plan.composition().parts().first().and_then(|part| part.output)
+    };
+    assert_eq!(output(PlanEntry::whole("mine", 1.0)), None);
+    assert_eq!(output(with(3, Some(4))), Some(OutputRange { first: 3, end: 4 }));
+    assert_eq!(output(with(0, None)), Some(OutputRange { first: 0, end: u32::MAX }));
+    for (first, end) in [(3, Some(3)), (4, Some(3)), (u32::MAX, None)] {
+        assert_eq!(code(|plan| plan.composition.push(with(first, end))), "invalid_plan");
+    }
 }
 
 #[test]
@@ -55,8 +67,8 @@ fn a_cold_policy_is_checked_like_a_composition() {
     let fallback = |entry: PlanEntry| code(cold(ColdPolicy::Fallback(vec![entry])));
     assert_eq!(fallback(PlanEntry::whole("yours", 1.0)), "adapter_not_granted");
     assert_eq!(fallback(PlanEntry::whole("mine", f32::NAN)), "invalid_plan");
-    let span = Span::Output { first: 0, end: None };
-    assert_eq!(fallback(PlanEntry { span, ..PlanEntry::whole("mine", 1.0) }), "unsupported");
+    let span = Span::Output { first: 1, end: Some(1) };
+    assert_eq!(fallback(PlanEntry { span, ..PlanEntry::whole("mine", 1.0) }), "invalid_plan");
     assert_eq!(code(cold(ColdPolicy::Fallback(vec![PlanEntry::whole("mine", 1.0); 9]))), "limit_exceeded");
 
     let taken = |policy: ColdPolicy| {
@@ -82,8 +94,8 @@ fn a_switch_is_checked_like_a_plan_and_gains_no_time() {
     let code = |entry: PlanEntry| switched(&[entry], 1).map_or_else(|error| error.code(), |_| "accepted");
     assert_eq!(code(PlanEntry::whole("yours", 1.0)), "adapter_not_granted");
     assert_eq!(code(PlanEntry::whole("mine", f32::INFINITY)), "invalid_plan");
-    let span = Span::Output { first: 0, end: None };
-    assert_eq!(code(PlanEntry { span, ..PlanEntry::whole("mine", 1.0) }), "unsupported");
+    let span = Span::Output { first: 1, end: Some(1) };
+    assert_eq!(code(PlanEntry { span, ..PlanEntry::whole("mine", 1.0) }), "invalid_plan");
 }
 
 #[test]

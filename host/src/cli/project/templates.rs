@@ -1,0 +1,124 @@
+//! The files of a new project, as `sdk/templates/README.md` lists them; they are part of the program. Not here: filling them in.
+
+use super::Language;
+
+/// Where a file goes, and its text.
+type File = (&'static str, &'static str);
+
+/// The files of a project in this language.
+pub(super) fn of(language: Language) -> Vec<File> {
+    match language {
+        Language::Rust => RUST,
+        Language::Python => PYTHON,
+        Language::Js => JS,
+        Language::Ts => TS,
+        Language::C => C,
+    }
+    .to_vec()
+}
+
+const RUST: &[File] = &[
+    ("Cargo.toml", include_str!("../../../../sdk/templates/rust/Cargo.toml")),
+    ("src/lib.rs", include_str!("../../../../sdk/templates/rust/src/lib.rs")),
+    ("README.md", include_str!("../../../../sdk/templates/rust/README.md")),
+    (".gitignore", include_str!("../../../../sdk/templates/rust/gitignore")),
+];
+
+const PYTHON: &[File] = &[
+    ("app.py", include_str!("../../../../sdk/templates/python/app.py")),
+    ("test_app.py", include_str!("../../../../sdk/templates/python/test_app.py")),
+    ("requirements.txt", include_str!("../../../../sdk/templates/python/requirements.txt")),
+    ("README.md", include_str!("../../../../sdk/templates/python/README.md")),
+    (".gitignore", include_str!("../../../../sdk/templates/python/gitignore")),
+];
+
+const JS: &[File] = &[
+    ("package.json", include_str!("../../../../sdk/templates/js/package.json")),
+    ("src/plugin.js", include_str!("../../../../sdk/templates/js/src/plugin.js")),
+    ("test/plugin.test.js", include_str!("../../../../sdk/templates/js/test/plugin.test.js")),
+    ("README.md", include_str!("../../../../sdk/templates/js/README.md")),
+    (".gitignore", include_str!("../../../../sdk/templates/js/gitignore")),
+    (".npmrc", include_str!("../../../../sdk/templates/js/npmrc")),
+];
+
+const TS: &[File] = &[
+    ("package.json", include_str!("../../../../sdk/templates/ts/package.json")),
+    ("tsconfig.json", include_str!("../../../../sdk/templates/ts/tsconfig.json")),
+    ("src/plugin.ts", include_str!("../../../../sdk/templates/ts/src/plugin.ts")),
+    ("test/plugin.test.ts", include_str!("../../../../sdk/templates/ts/test/plugin.test.ts")),
+    ("README.md", include_str!("../../../../sdk/templates/ts/README.md")),
+    (".gitignore", include_str!("../../../../sdk/templates/ts/gitignore")),
+    (".npmrc", include_str!("../../../../sdk/templates/ts/npmrc")),
+];
+
+const C: &[File] = &[
+    ("plugin.c", include_str!("../../../../sdk/templates/c/plugin.c")),
+    ("rules.h", include_str!("../../../../sdk/templates/c/rules.h")),
+    ("test_rules.c", include_str!("../../../../sdk/templates/c/test_rules.c")),
+    ("requirements.txt", include_str!("../../../../sdk/templates/c/requirements.txt")),
+    ("README.md", include_str!("../../../../sdk/templates/c/README.md")),
+    (".gitignore", include_str!("../../../../sdk/templates/c/gitignore")),
+    ("build.py", include_str!("../../../../sdk/c/build.py")),
+    ("tenon.h", include_str!("../../../../sdk/c/tenon.h")),
+    ("wit/deps/wasi-clocks/clocks.wit", include_str!("../../../../wit/deps/wasi-clocks/clocks.wit")),
+    ("wit/deps/wasi-config/config.wit", include_str!("../../../../wit/deps/wasi-config/config.wit")),
+    ("wit/deps/wasi-http/http.wit", include_str!("../../../../wit/deps/wasi-http/http.wit")),
+    ("wit/deps/wasi-io/io.wit", include_str!("../../../../wit/deps/wasi-io/io.wit")),
+    ("wit/deps/wasi-keyvalue/keyvalue.wit", include_str!("../../../../wit/deps/wasi-keyvalue/keyvalue.wit")),
+    ("wit/deps/wasi-logging/logging.wit", include_str!("../../../../wit/deps/wasi-logging/logging.wit")),
+    ("wit/imports.wit", include_str!("../../../../wit/imports.wit")),
+    ("wit/policy.wit", include_str!("../../../../wit/policy.wit")),
+    ("wit/types.wit", include_str!("../../../../wit/types.wit")),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    const LANGUAGES: [Language; 5] = [Language::Rust, Language::Python, Language::Js, Language::Ts, Language::C];
+
+    fn repository() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository").to_path_buf()
+    }
+
+    /// The contract's files, below `wit`.
+    fn contract(folder: &Path, below: &str, found: &mut BTreeMap<String, String>) {
+        for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry")) {
+            let name = format!("{below}/{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() {
+                contract(&entry.path(), &name, found);
+            } else if name.ends_with(".wit") {
+                found.insert(name, std::fs::read_to_string(entry.path()).expect("text"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_project_is_what_the_page_of_the_templates_says() {
+        let templates = repository().join("sdk/templates");
+        let page = std::fs::read_to_string(templates.join("README.md")).expect("the page");
+        for language in LANGUAGES {
+            let mut listed = BTreeMap::new();
+            for line in page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")) {
+                let Some((template, written)) = line.split_once(" | ") else { continue };
+                let template = template.trim_end_matches(" (`{{sdk}}`)");
+                let is_own = template.strip_prefix(language.name()).is_some_and(|rest| rest.starts_with('/'));
+                if is_own || (language == Language::C && template.starts_with("../c/")) {
+                    let text = std::fs::read_to_string(templates.join(template)).expect(template);
+                    listed.insert(written.to_owned(), text);
+                }
+            }
+            if language == Language::C {
+                contract(&repository().join("wit"), "wit", &mut listed);
+            }
+            let own: BTreeMap<String, String> =
+                of(language).into_iter().map(|(file, text)| (file.to_owned(), text.to_owned())).collect();
+            assert!(own.len() >= 4, "{language:?}");
+            assert_eq!(own.keys().collect::<Vec<_>>(), listed.keys().collect::<Vec<_>>(), "{language:?}");
+            assert!(own == listed, "{language:?}: a file has another text");
+        }
+    }
+}

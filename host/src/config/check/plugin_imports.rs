@@ -1,0 +1,65 @@
+//! What plugins may ask for beside computing: the table `plugin_http`, and the limits on requests and key-value buckets. Not here:
+//! what is done with them (`outbound`, `keyvalue`).
+
+use plugin::PluginLimits;
+
+use super::{BYTES_MAX, Checks};
+use crate::config::ConfigError;
+use crate::config::raw::{RawLimits, RawPluginHttp};
+use crate::keyvalue::KeyValueLimits;
+use crate::outbound::OutboundConfig;
+
+/// Requests and writes of one request, bytes of a body.
+const COUNT_MAX: u64 = 1 << 16;
+const BODY_BYTES_MAX: u64 = 1 << 28;
+
+impl Checks<'_> {
+    pub(super) fn plugin_http(&self, raw: &RawPluginHttp) -> Result<OutboundConfig, ConfigError> {
+        let hosts = raw.hosts.as_deref().map(|hosts| self.list("plugin_http.hosts", Some(hosts))).transpose()?;
+        let private_networks = self.list("plugin_http.private_networks", raw.private_networks.as_deref())?;
+        Ok(OutboundConfig { hosts, private_networks })
+    }
+
+    pub(super) fn keyvalue_limits(&self, raw: &RawLimits) -> Result<KeyValueLimits, ConfigError> {
+        let default = KeyValueLimits::default();
+        Ok(KeyValueLimits {
+            bucket_keys_max: self.number(
+                "limits.kv_bucket_keys_max",
+                raw.kv_bucket_keys_max,
+                default.bucket_keys_max,
+                0..=1 << 30,
+            )?,
+            tenant_bytes_max: self.number(
+                "limits.kv_tenant_bytes_max",
+                raw.kv_tenant_bytes_max,
+                default.tenant_bytes_max,
+                0..=BYTES_MAX,
+            )?,
+            ..default
+        })
+    }
+
+    pub(super) fn plugin_imports(&self, raw: &RawLimits, default: PluginLimits) -> Result<PluginLimits, ConfigError> {
+        let count = |key: &str, value, default: u32| self.number(key, value, default.into(), 0..=COUNT_MAX);
+        let bytes = |key: &str, value, default: usize| self.number(key, value, default as u64, 0..=BODY_BYTES_MAX);
+        Ok(PluginLimits {
+            kv_writes_max: count("limits.plugin_kv_writes_max", raw.plugin_kv_writes_max, default.kv_writes_max)?,
+            http_requests_max: count(
+                "limits.plugin_http_requests_max",
+                raw.plugin_http_requests_max,
+                default.http_requests_max,
+            )?,
+            http_request_bytes_max: bytes(
+                "limits.plugin_http_request_bytes_max",
+                raw.plugin_http_request_bytes_max,
+                default.http_request_bytes_max,
+            )?,
+            http_response_bytes_max: bytes(
+                "limits.plugin_http_response_bytes_max",
+                raw.plugin_http_response_bytes_max,
+                default.http_response_bytes_max,
+            )?,
+            ..default
+        })
+    }
+}

@@ -1,0 +1,153 @@
+//! What a manifest grants beside adapters: outbound hosts, secrets, key-value buckets. What it does not name is denied. Not here:
+//! whether what it names exists, which is looked at when it is used.
+
+use serde::{Deserialize, Serialize};
+use types::{BucketName, SecretName};
+use utoipa::ToSchema;
+
+use super::{MANIFEST_ENTRIES_MAX, ManifestError, at_most};
+use crate::outbound::HttpGrant;
+
+/// Characters of an entry that an error quotes.
+const QUOTED_CHARS_MAX: usize = 96;
+
+/// What the plugin may use beside adapters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ManifestGrants {
+    /// Where it may send HTTP requests: `https://api.example.com`, `https://*.example.com:8443` for every name below it,
+    /// `https://api.example.com/v1` for the paths `/v1` and below. `http://` must be written out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<String>,
+    /// Names of the tenant's secrets of the kind `value`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+    /// Key-value buckets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kv: Vec<ManifestBucket>,
+}
+
+/// A key-value bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestBucket {
+    /// Its name.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    pub bucket: String,
+    /// What may be done with it.
+    #[serde(default)]
+    pub access: ManifestAccess,
+    /// Whose it is.
+    #[serde(default)]
+    pub scope: ManifestScope,
+}
+
+/// What may be done with a bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ManifestAccess {
+    /// Read.
+    ReadOnly,
+    /// Read and write.
+    #[default]
+    ReadWrite,
+}
+
+/// Whose a bucket is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ManifestScope {
+    /// The function's own, for all its versions; it goes with the function.
+    #[default]
+    Function,
+    /// The tenant's: every function that names it with this scope has the same one.
+    Tenant,
+}
+
+impl ManifestGrants {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Bytes of all its text.
+    pub(super) fn text_bytes(&self) -> usize {
+        let names = self.http.iter().chain(&self.secrets).chain(self.kv.iter().map(|entry| &entry.bucket));
+        names.map(String::len).sum()
+    }
+
+    pub(super) fn check(&self) -> Result<(), ManifestError> {
+        for (what, value) in [
+            ("the number of hosts in grants.http", self.http.len()),
+            ("the number of names in grants.secrets", self.secrets.len()),
+            ("the number of buckets in grants.kv", self.kv.len()),
+        ] {
+            at_most(what, value, "manifest_entries_max", MANIFEST_ENTRIES_MAX)?;
+        }
+        let bad = |grant, value: &str, reason: String| ManifestError::BadGrant {
+            grant,
+            value: value.chars().take(QUOTED_CHARS_MAX).collect(),
+            reason,
+        };
+        for text in &self.http {
+            text.parse::<HttpGrant>().map_err(|error| bad("http", text, error.to_string()))?;
+        }
+        for name in &self.secrets {
+            name.parse::<SecretName>().map_err(|error| bad("secrets", name, error.to_string()))?;
+        }
+        for (place, entry) in self.kv.iter().enumerate() {
+            entry.bucket.parse::<BucketName>().map_err(|error| bad("kv", &entry.bucket, error.to_string()))?;
+            if self.kv.iter().take(place).any(|other| other.bucket == entry.bucket) {
+                return Err(bad("kv", &entry.bucket, "it is there twice; a plugin opens it by its name alone".into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<ManifestGrants, String> {
+        let grants: ManifestGrants = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        grants.check().map_err(|error| error.to_string())?;
+        Ok(grants)
+    }
+
+    #[test]
+    fn grants_are_read_and_written() {
+        let text = r#"{"http":["https://api.example.com/v1"],"secrets":["weather"],"kv":[{"bucket":"seen"},
+            {"bucket":"shared","access":"read_only","scope":"tenant"}]}"#;
+        let grants = read(text).expect("good");
+        assert_eq!((grants.kv[0].access, grants.kv[0].scope), (ManifestAccess::ReadWrite, ManifestScope::Function));
+        assert_eq!((grants.kv[1].access, grants.kv[1].scope), (ManifestAccess::ReadOnly, ManifestScope::Tenant));
+        let written = serde_json::to_string(&grants).expect("written");
+        assert_eq!(read(&written), Ok(grants));
+        assert!(read("{}").expect("nothing").is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_granted_is_named() {
+        for (text, said) in [
+            (r#"{"http":["api.example.com"]}"#, "grants.http has `api.example.com`"),
+            (r#"{"http":["*"]}"#, "grants.http has `*`"),
+            (r#"{"http":["https://*"]}"#, "grants.http"),
+            (r#"{"http":["https://user@a.example"]}"#, "grants.http"),
+            (r#"{"http":["https://a.example/a/../b"]}"#, "grants.http"),
+            (r#"{"http":["https://a.example/?q"]}"#, "grants.http"),
+            (r#"{"secrets":["../x"]}"#, "grants.secrets has `../x`"),
+            (r#"{"secrets":["*"]}"#, "grants.secrets"),
+            (r#"{"kv":[{"bucket":""}]}"#, "grants.kv"),
+            (r#"{"kv":[{"bucket":"a/b"}]}"#, "grants.kv has `a/b`"),
+            (r#"{"kv":[{"bucket":"a"},{"bucket":"a","scope":"tenant"}]}"#, "twice"),
+            (r#"{"kv":[{"bucket":"a","access":"write"}]}"#, "unknown variant"),
+            (r#"{"files":["/"]}"#, "unknown field `files`"),
+        ] {
+            let error = read(text).expect_err(text);
+            assert!(error.contains(said), "{text}: {error}");
+        }
+        let many = format!(r#"{{"secrets":[{}]}}"#, vec![r#""a""#; 1025].join(","));
+        assert!(read(&many).expect_err("many").contains("manifest_entries_max"));
+    }
+}

@@ -1,0 +1,150 @@
+#!/usr/bin/env node
+// `tenon-sdk build`: esbuild makes one module of a plugin and what it imports, and componentize-qjs (or componentize-js) makes
+// that a component. `tenon-sdk test`: the same for tests, which node then runs. Not here: deploying, which is `tenon deploy`.
+
+import { spawnSync } from "node:child_process";
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+import { build as bundle } from "esbuild";
+
+const HELP = `Builds and tests Tenon plugins written in TypeScript or JavaScript.
+
+  tenon-sdk build src/plugin.ts [-o plugin.wasm] [--engine quickjs|starlingmonkey] [--opt-size] [--minify]
+  tenon-sdk test [FILE...]            all *.test.ts and *.test.js in test/ unless some are named`;
+const COMPONENT_BYTES_MAX = 32 << 20;
+const ENGINES = ["quickjs", "starlingmonkey"];
+const SOURCES = [".ts", ".js", ".mts", ".mjs"];
+
+/** Why it did not work, and what to do. */
+class Failure extends Error {}
+
+/** The folder of the contract: the package's own, or the repository's that it lies in. */
+function contract() {
+  const isInstalled = import.meta.url.includes("/node_modules/");
+  for (const place of isInstalled ? ["../wit"] : ["../../../wit", "../wit"]) {
+    const folder = fileURLToPath(new URL(place, import.meta.url));
+    if (existsSync(join(folder, "policy.wit"))) return folder;
+  }
+  throw new Failure("the package lacks its contract (wit/): install tenon-sdk anew");
+}
+
+/** @param {string} source @param {string} output @param {string} folder @param {{ engine: string, optSize: boolean, minify: boolean }} options */
+async function build(source, output, folder, { engine, optSize, minify }) {
+  if (!ENGINES.includes(engine)) throw new Failure(`--engine is ${ENGINES.join(" or ")}, not ${engine}`);
+  if (!existsSync(source)) throw new Failure(`${source} is not there`);
+  const component = fileURLToPath(new URL("../src/component.js", import.meta.url));
+  const module = join(folder, "plugin.js");
+  await bundle({
+    stdin: {
+      // In this order: what the SDK puts in place of the clock and the dice is there when the plugin is loaded.
+      contents: `import { hooksOf } from ${JSON.stringify(component)};
+import policy from ${JSON.stringify(resolve(source))};
+export const hooks = hooksOf(policy);`,
+      resolveDir: dirname(resolve(source)),
+      sourcefile: "entry.js",
+    },
+    bundle: true,
+    // One copy of the SDK, wherever the plugin's own import of it would lead.
+    alias: { "tenon-sdk": fileURLToPath(new URL("../src/index.js", import.meta.url)) },
+    format: "esm",
+    platform: "neutral",
+    target: "es2022",
+    mainFields: ["module", "main"],
+    external: ["tenon:*"],
+    keepNames: true,
+    minify,
+    outfile: module,
+    logLevel: "warning",
+  });
+  const made = join(folder, "component.wasm");
+  if (engine === "quickjs") {
+    run("componentize-qjs", program("componentize-qjs"), [
+      ...["--wit", contract(), "--world", "policy", "--js", module, "--sync", "--stub-wasi", "--output", made],
+      ...(optSize ? ["--opt-size"] : []),
+    ]);
+  } else {
+    run("componentize-js", program("@bytecodealliance/componentize-js"), [
+      ...[module, "--wit", contract(), "--world-name", "policy", "--out", made],
+      ...["--disable", "stdio", "random", "clocks", "http", "fetch-event"],
+    ]);
+  }
+  const { size } = statSync(made);
+  if (size > COMPONENT_BYTES_MAX) throw new Failure(`the component has ${size} bytes; hosts take at most ${COMPONENT_BYTES_MAX}`);
+  return made;
+}
+
+/** The file that a package's command is. @param {string} name */
+function program(name) {
+  for (const from of [import.meta.url, join(process.cwd(), "package.json")]) {
+    const require = createRequire(from);
+    for (const folder of require.resolve.paths(name) ?? []) {
+      const place = join(folder, name, "package.json");
+      if (!existsSync(place)) continue;
+      const { bin } = require(place);
+      return join(folder, name, typeof bin === "string" ? bin : String(Object.values(bin)[0]));
+    }
+  }
+  throw new Failure(`there is no ${name}: npm install --save-dev ${name}`);
+}
+
+/** Runs a program of Node's. What it says is told if it fails. @param {string} name @param {string} file @param {string[]} given */
+function run(name, file, given) {
+  const done = spawnSync(process.execPath, [file, ...given], { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
+  if (done.status !== 0) throw new Failure(`${name} failed:\n${`${done.stdout}${done.stderr}`.trim() || done.error}`);
+}
+
+/** @param {string[]} named @param {string} folder */
+async function test(named, folder) {
+  const ours = (/** @type {string} */ file) => SOURCES.some((end) => file.endsWith(`.test${end}`));
+  const files = named.length > 0 ? named : existsSync("test") ? readdirSync("test").filter(ours).map((file) => join("test", file)) : [];
+  if (files.length === 0) throw new Failure("there are no tests: name one, or put *.test.ts or *.test.js into test/");
+  await bundle({ entryPoints: files, bundle: true, format: "esm", platform: "node", target: "node20", outdir: folder, outExtension: { ".js": ".mjs" }, sourcemap: "inline", logLevel: "warning" });
+  const made = readdirSync(folder, { recursive: true }).map(String).filter((file) => file.endsWith(".mjs"));
+  const done = spawnSync(process.execPath, ["--enable-source-maps", "--test", ...made.map((file) => join(folder, file))], { stdio: "inherit" });
+  return done.status ?? 1;
+}
+
+async function main() {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      output: { type: "string", short: "o", default: "plugin.wasm" },
+      engine: { type: "string", default: "quickjs" },
+      "opt-size": { type: "boolean", default: false },
+      minify: { type: "boolean", default: false },
+      help: { type: "boolean", short: "h", default: false },
+    },
+  });
+  const [command, ...files] = positionals;
+  if (values.help || !["build", "test"].includes(command ?? "") || (command === "build" && files.length !== 1)) {
+    console.log(HELP);
+    return values.help ? 0 : 2;
+  }
+  const folder = mkdtempSync(join(tmpdir(), "tenon-sdk-"));
+  try {
+    if (command === "test") return await test(files, folder);
+    const options = { engine: values.engine, optSize: values["opt-size"], minify: values.minify };
+    const made = await build(files[0], values.output, folder, options);
+    mkdirSync(dirname(resolve(values.output)), { recursive: true });
+    copyFileSync(made, values.output);
+    console.log(`${values.output}: ${(statSync(made).size / 1e6).toFixed(1)} MB`);
+    return 0;
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+try {
+  process.exitCode = await main();
+} catch (error) {
+  const isOfEsbuild = error instanceof Error && "errors" in error;
+  const known = error instanceof Failure || (error instanceof TypeError && "code" in error);
+  // esbuild has said what is wrong already.
+  console.error(known ? `error: ${error.message}` : isOfEsbuild ? "error: it cannot be bundled (see above)" : error);
+  process.exitCode = 1;
+}

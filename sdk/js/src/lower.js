@@ -1,0 +1,205 @@
+// Looks at what a plugin returned and makes the values that cross to the host: there, one of a wrong type would end the
+// component without a word. Called by the component and by the harness alike. Not here: grants and limits, which are the
+// host's to check.
+
+import { PluginError } from "./errors.js";
+
+const U32_MAX = 0xffff_ffff;
+const MODULES = ["qProj", "kProj", "vProj", "oProj", "gateProj", "upProj", "downProj"];
+
+/** @typedef {Record<string, any>} Raw values in the shape of the generated bindings */
+
+/**
+ * @param {string} name
+ * @param {string} wanted
+ * @param {unknown} value
+ * @returns {never}
+ */
+function wrong(name, wanted, value) {
+  let said;
+  if (value instanceof Promise) said = "a promise; nothing of a plugin is async";
+  else {
+    try {
+      said = JSON.stringify(value) ?? String(value);
+    } catch {
+      said = String(value);
+    }
+  }
+  throw new PluginError(`${name} must be ${wanted}; it is ${said.length <= 80 ? said : `${said.slice(0, 77)}...`}`);
+}
+
+/** @param {string} name @param {any} value @returns {string} */
+export function text(name, value) {
+  if (typeof value !== "string") wrong(name, "a string", value);
+  if (/[\uD800-\uDFFF]/u.test(value)) {
+    throw new PluginError(`${name} holds half of a surrogate pair, which no encoding can send`);
+  }
+  return value;
+}
+
+/** @param {string} name @param {any} value @returns {any[]} */
+function list(name, value) {
+  return Array.isArray(value) ? value : wrong(name, "an array", value);
+}
+
+/** @param {string} name @param {any} value @returns {string[]} */
+export function texts(name, value) {
+  return list(name, value).map((one) => text(name, one));
+}
+
+/** @param {string} name @param {any} value @returns {Raw} */
+function object(name, value) {
+  const is = typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Promise);
+  return is ? value : wrong(name, "an object", value);
+}
+
+/** @param {string} name @param {any} value @returns {number} */
+function number(name, value) {
+  return typeof value === "number" ? value : wrong(name, "a number", value);
+}
+
+/** @param {string} name @param {any} value @returns {boolean} */
+function boolean(name, value) {
+  return typeof value === "boolean" ? value : wrong(name, "true or false", value);
+}
+
+/**
+ * The same 32 bits with a sign: QuickJS's bindings take no larger numbers, and all read these bits as they are.
+ * @param {string} name
+ * @param {any} value
+ * @returns {number}
+ */
+export function u32(name, value) {
+  const fits = Number.isInteger(value) && value >= 0 && value <= U32_MAX;
+  return fits ? value | 0 : wrong(name, `a whole number from 0 to ${U32_MAX}`, value);
+}
+
+/**
+ * @template T
+ * @param {(name: string, value: any) => T} lower
+ * @returns {(name: string, value: any) => T | undefined}
+ */
+function maybe(lower) {
+  return (name, value) => (value === undefined || value === null ? undefined : lower(name, value));
+}
+
+/** @param {string} name @param {any} value */
+function pairs(name, value) {
+  const entries = value instanceof Map ? [...value] : Object.entries(object(name, value));
+  return entries.map(([key, one]) => ({ name: text(`a name in ${name}`, key), value: text(`${name}.${key}`, one) }));
+}
+
+/**
+ * A variant: its tag and what its case holds.
+ * @param {string} name
+ * @param {any} value
+ * @param {Record<string, ((name: string, value: any) => unknown) | null>} cases
+ */
+function variant(name, value, cases) {
+  const tag = typeof value === "object" && value !== null ? value.tag : undefined;
+  const lower = typeof tag === "string" && Object.hasOwn(cases, tag) ? cases[tag] : wrong(name, `one of ${Object.keys(cases).join(", ")}`, value);
+  return lower ? { tag, val: lower(`${name}.${tag}`, value.val) } : { tag };
+}
+
+/** @param {string} name @param {any} value */
+const range = (name, value) => {
+  const { first, end } = object(name, value);
+  return { first: u32(`${name}.first`, first), end: u32(`${name}.end`, end) };
+};
+
+/** @param {string} name @param {any} value */
+const modules = (name, value) => {
+  const given = object(name, value);
+  for (const key of Object.keys(given)) if (!MODULES.includes(key)) wrong(name, `an object with ${MODULES.join(", ")}`, value);
+  return Object.fromEntries(MODULES.map((key) => [key, given[key] === undefined ? false : boolean(`${name}.${key}`, given[key])]));
+};
+
+/** @param {string} name @param {any} value @returns {Raw[]} */
+function composition(name, value) {
+  return list(name, value).map((given) => {
+    const entry = object(name, given);
+    return {
+      adapter: text(`${name}.adapter`, entry.adapter),
+      weight: number(`${name}.weight`, entry.weight),
+      modules: maybe(modules)(`${name}.modules`, entry.modules),
+      layers: maybe(range)(`${name}.layers`, entry.layers),
+      span: variant(`${name}.span`, entry.span ?? { tag: "whole" }, { whole: null, output: range, "output-from": u32 }),
+    };
+  });
+}
+
+/** @param {string} name @param {any} value */
+const message = (name, value) => {
+  const { role, content } = object(name, value);
+  return { role: text(`${name}.role`, role), content: text(`${name}.content`, content) };
+};
+
+/** @param {string} name @param {any} value */
+const template = (name, value) => {
+  const given = object(name, value);
+  return { name: text(`${name}.name`, given.name), arguments: pairs(`${name}.arguments`, given.arguments ?? {}) };
+};
+
+/** @param {string} name @param {any} value */
+const rejection = (name, value) => {
+  const { code, reason } = object(name, value);
+  return { code: text(`${name}.code`, code), reason: text(`${name}.reason`, reason) };
+};
+
+/** What `route` may return. @param {any} value */
+export function lowerDecision(value) {
+  return variant("what route returns", value, { serve: null, "hand-over": text, answer: text, reject: rejection });
+}
+
+/** What `compose` may return. @param {any} value */
+export function lowerPlan(value) {
+  const plan = object("what compose returns", value);
+  const sampling = object("plan.sampling", plan.sampling);
+  const stop = object("plan.stop", plan.stop);
+  /** @param {string} key */
+  const drawn = (key) => number(`plan.sampling.${key}`, sampling[key]);
+  const messages = (/** @type {string} */ name, /** @type {any} */ given) => list(name, given).map((one) => message(name, one));
+  return {
+    prompt: variant("plan.prompt", plan.prompt, { text, messages, template }),
+    composition: composition("plan.composition", plan.composition),
+    sampling: {
+      temperature: drawn("temperature"),
+      topK: u32("plan.sampling.topK", sampling.topK),
+      topP: drawn("topP"),
+      minP: drawn("minP"),
+      repetitionPenalty: drawn("repetitionPenalty"),
+      presencePenalty: drawn("presencePenalty"),
+      frequencyPenalty: drawn("frequencyPenalty"),
+      seed: maybe(u32)("plan.sampling.seed", sampling.seed),
+      logprobs: maybe(u32)("plan.sampling.logprobs", sampling.logprobs),
+    },
+    stop: {
+      strings: texts("plan.stop.strings", stop.strings),
+      tokenIds: list("plan.stop.tokenIds", stop.tokenIds).map((id) => u32("plan.stop.tokenIds", id)),
+      ignoreEos: boolean("plan.stop.ignoreEos", stop.ignoreEos),
+    },
+    constraint: maybe((name, given) => variant(name, given, { "json-schema": text, regex: text, grammar: text }))("plan.constraint", plan.constraint),
+    cold: maybe((name, given) => variant(name, given, { wait: u32, base: null, fallback: composition, refuse: null }))("plan.cold", plan.cold),
+    deadlineMs: maybe(u32)("plan.deadlineMs", plan.deadlineMs),
+    tokenBudget: maybe(u32)("plan.tokenBudget", plan.tokenBudget),
+    prefetch: texts("plan.prefetch", plan.prefetch),
+    postProcess: boolean("plan.postProcess", plan.postProcess),
+  };
+}
+
+/** What a chunk may be answered with. @param {any} value */
+export function lowerActions(value) {
+  return list("the actions", value).map((action) =>
+    variant("an action", action, { pass: null, replace: text, hold: null, emit: text, stop: null, "switch-composition": composition }),
+  );
+}
+
+/** What `finish` may return. @param {any} value */
+export function lowerEnding(value) {
+  const ending = object("what finish returns", value);
+  return {
+    actions: lowerActions(ending.actions),
+    metadata: pairs("metadata", ending.metadata),
+    claims: pairs("claims", ending.claims),
+  };
+}

@@ -1,0 +1,125 @@
+"""Write a Tenon plugin in Python: subclass `Policy`, export it, test it natively.
+
+    from tenon_sdk import Plan, Policy, Request, chat, export_policy
+
+    @export_policy
+    class Polite(Policy):
+        def compose(self, request: Request) -> Plan:
+            return Plan(chat("Be polite.", request.text)).adapter("manners", 0.8)
+
+`python -m tenon_sdk build app.py -o plugin.wasm` makes the component; it imports `tenon:plugin/*` and an inert WASI. The module is run
+when the component is built, and what it made then is there for each request: each has a fresh copy of that state.
+
+Not here: anything of the host. The WIT in `wit/` is the only link.
+"""
+
+from . import catalog, clock, config, log, random
+from ._export import export_policy
+from .errors import Error, HostError
+from .policy import PassThrough, Policy, PostProcessor
+from .types import (
+    Action,
+    Adapter,
+    Answer,
+    Chunk,
+    ColdBase,
+    ColdFallback,
+    ColdPolicy,
+    ColdRefuse,
+    ColdWait,
+    CompositionEntry,
+    Constraint,
+    Decision,
+    Emit,
+    Ending,
+    FinishReason,
+    Grammar,
+    HandOver,
+    Hold,
+    JsonSchema,
+    LayerRange,
+    Message,
+    MessagesPrompt,
+    Modules,
+    OutputFromSpan,
+    OutputSpan,
+    Pass,
+    Plan,
+    Prompt,
+    Regex,
+    Reject,
+    Replace,
+    Request,
+    Residency,
+    Sampling,
+    Serve,
+    Span,
+    Stop,
+    StopConditions,
+    SwitchComposition,
+    TemplatePrompt,
+    TextPrompt,
+    Token,
+    Usage,
+    WholeSpan,
+    chat,
+)
+
+__all__ = [
+    "Action",
+    "Adapter",
+    "Answer",
+    "Chunk",
+    "ColdBase",
+    "ColdFallback",
+    "ColdPolicy",
+    "ColdRefuse",
+    "ColdWait",
+    "CompositionEntry",
+    "Constraint",
+    "Decision",
+    "Emit",
+    "Ending",
+    "Error",
+    "FinishReason",
+    "Grammar",
+    "HandOver",
+    "Hold",
+    "HostError",
+    "JsonSchema",
+    "LayerRange",
+    "Message",
+    "MessagesPrompt",
+    "Modules",
+    "OutputFromSpan",
+    "OutputSpan",
+    "Pass",
+    "PassThrough",
+    "Plan",
+    "Policy",
+    "PostProcessor",
+    "Prompt",
+    "Regex",
+    "Reject",
+    "Replace",
+    "Request",
+    "Residency",
+    "Sampling",
+    "Serve",
+    "Span",
+    "Stop",
+    "StopConditions",
+    "SwitchComposition",
+    "TemplatePrompt",
+    "TextPrompt",
+    "Token",
+    "Usage",
+    "WholeSpan",
+    "catalog",
+    "chat",
+    "clock",
+    "config",
+    "export_policy",
+    "log",
+    "random",
+]

@@ -1,0 +1,79 @@
+"""Makes a component of a module, by componentize-py. Not here: deploying it, which is `tenon deploy`."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+COMPONENT_BYTES_MAX = 32 << 20
+"""What a host takes, unless its operator says less."""
+HOOKS = "hooks"
+ENTRY = "tenon_plugin_entry"
+
+
+class BuildError(Exception):
+    """Why there is no component, and what to do."""
+
+
+def contract() -> Path:
+    """The folder of the contract: the one that the package was built with, or the repository's that it lies in."""
+    for folder in (PACKAGE / "wit", PACKAGE.parents[2] / "wit"):
+        if (folder / "policy.wit").is_file():
+            return folder
+    raise BuildError("the package lacks its contract (`wit/`): install tenon-sdk anew")
+
+
+def build(app: Path, output: Path, *, stub_wasi: bool = False) -> int:
+    """Writes the component of the module `app`, which exports a policy, to `output`, and returns its size in bytes.
+
+    Modules beside it may be imported, and installed packages of pure Python. CPython imports WASI, of which a host lends an
+    inert version; with `stub_wasi` it does not, at the price of 24 more core instances. Raises `BuildError`.
+    """
+    app = app.resolve()
+    if not app.is_file() or app.suffix != ".py":
+        raise BuildError(f"{app.name} is not a Python file that is there")
+    if not app.stem.isidentifier() or app.stem in (HOOKS, ENTRY, "tenon_sdk", "wit_world"):
+        raise BuildError(f"{app.name} cannot be imported under this name: call it app.py")
+    if (app.parent / f"{HOOKS}.py").exists():
+        raise BuildError(f"{HOOKS}.py is a name that the component needs for itself: call yours something else")
+    with tempfile.TemporaryDirectory(prefix="tenon-build-") as made:
+        folder = Path(made)
+        shutil.copytree(PACKAGE, folder / "tenon_sdk", ignore=shutil.ignore_patterns("__pycache__", "wit"))
+        entry = f'"""Made by tenon_sdk."""\nimport {app.stem}\nfrom tenon_sdk._component import Hooks\n'
+        (folder / f"{ENTRY}.py").write_text(entry)
+        (folder / f"{HOOKS}.py").write_text('"""Made by tenon_sdk."""\nfrom tenon_sdk._component import PostProcessor\n')
+        component = folder / "component.wasm"
+        command = [
+            tool("componentize-py"),
+            *("--wit-path", str(contract()), "--world", "policy"),
+            *("componentize", *(["--stub-wasi"] if stub_wasi else []), ENTRY, "--output", str(component)),
+            *("--python-path", str(folder), "--python-path", str(app.parent)),
+        ]
+        run(command)
+        size = component.stat().st_size
+        if size > COMPONENT_BYTES_MAX:
+            raise BuildError(f"the component has {size} bytes; hosts take at most {COMPONENT_BYTES_MAX}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(component, output)
+    return size
+
+
+def tool(name: str) -> str:
+    """The path of a program beside this interpreter, or on the path."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        raise BuildError(f'there is no {name}: pip install "tenon-sdk[build]"')
+    return found
+
+
+def run(command: list[str]) -> None:
+    """Runs it. What it says is told if it fails."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        # Behind the module's own traceback comes the tool's, which helps nobody here.
+        said = (done.stdout + done.stderr).split("Stack backtrace:")[0].split("\nCaused by:")[0]
+        raise BuildError(f"{Path(command[0]).name} failed:\n{said.partition('AssertionError: ')[2].strip() or said.strip()}")
