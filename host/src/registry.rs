@@ -27,6 +27,7 @@ pub use error::RegistryError;
 use head::Head;
 use live::By;
 pub use live::{ChangeKind, LIVE_CHANGES_MAX, LiveChange, LiveHistory};
+pub(crate) use manifest::digest_text;
 pub use manifest::*;
 pub use rollout::{Beside, Chosen, Rollout, Share, ShareError};
 

@@ -57,6 +57,11 @@ pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<()
             list.push(name.into());
         }
     }
+    for name in arguments.functions {
+        if let Some(list) = manifest.entry("functions").or_insert_with(|| json!([])).as_array_mut() {
+            list.push(name.into());
+        }
+    }
     for pair in &arguments.templates {
         let (name, file) = name_value(pair, "template")?;
         set(&mut manifest, "templates", name, read_text(file.as_ref())?);
@@ -64,11 +69,6 @@ pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<()
     for pair in &arguments.config {
         let (name, value) = name_value(pair, "config")?;
         set(&mut manifest, "config", name, value.to_owned());
-    }
-    for name in arguments.functions {
-        if let Some(list) = manifest.entry("functions").or_insert_with(|| json!([])).as_array_mut() {
-            list.push(name.into());
-        }
     }
     let path = format!("/v1/functions/{}", segment(&arguments.name));
     let mut put = remote.json(remote.call(Method::PUT, &path).json(&manifest)).await?;

@@ -99,7 +99,7 @@ async fn step(
     log: InvocationLog,
     request: &mut InvocationRequest,
 ) -> Result<Step, Error> {
-    let lent = lent::lent(host, &principal.tenant, &version);
+    let lent = lent::lent(host, &principal.tenant, &version, called.is_copy);
     let FunctionVersion { function: name, version, manifest, .. } = version;
     host.revocations.check("the plugin", manifest.plugin)?;
     request.function = name.to_string();

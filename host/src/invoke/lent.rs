@@ -186,8 +186,14 @@ pub(super) struct Lent {
     pub(super) tokenizer: Arc<dyn Tokenizer>,
 }
 
-pub(super) fn lent(host: &Arc<Host>, tenant: &TenantId, version: &FunctionVersion) -> Lent {
-    let grants = &version.manifest.grants;
+/// What a version is granted; a copy of a request must not do again what was done: it may only read, and asks nobody.
+pub(super) fn lent(host: &Arc<Host>, tenant: &TenantId, version: &FunctionVersion, is_copy: bool) -> Lent {
+    let mut grants = version.manifest.grants.clone();
+    if is_copy {
+        grants.http.clear();
+        grants.kv.iter_mut().for_each(|entry| entry.access = ManifestAccess::ReadOnly);
+    }
+    let grants = &grants;
     let secrets = FunctionSecrets { host: Arc::clone(host), tenant: tenant.clone(), granted: grants.secrets.clone() };
     Lent {
         keyvalue: Arc::new(FunctionBuckets::new(host, tenant, &version.function, version.life, grants)),
