@@ -162,7 +162,9 @@ fn projects_are_made_built_and_looked_at() {
     let refused = |arguments: &[&str], code: &str, part: &str| {
         let typed: Vec<&str> = ["--json"].into_iter().chain(arguments.iter().copied()).collect();
         let output = run_tenon(&typed);
-        let error: Value = serde_json::from_slice(&output.stderr).expect("JSON");
+        // Before it stands what the tools said.
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let error: Value = said.lines().last().and_then(|line| serde_json::from_str(line).ok()).expect(&said);
         let message = error["error"]["message"].as_str().unwrap().to_owned();
         assert_eq!((output.status.code(), &error["error"]["code"]), (Some(1), &json!(code)), "{error}");
         assert!(message.contains(part), "{message}");

@@ -86,12 +86,12 @@ fn rust(folder: &Path, output: &Path) -> Result<(), Error> {
         return Err(failed(&program, advice));
     }
     let messages = String::from_utf8_lossy(&done.stdout);
-    let modules = messages.lines().filter_map(|line| {
+    let mut modules = messages.lines().filter_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         let files = message.get("filenames")?.as_array()?.clone();
         files.iter().filter_map(Value::as_str).find(|file| file.ends_with(".wasm")).map(PathBuf::from)
     });
-    let module = modules.last().ok_or_else(|| {
+    let module = modules.next_back().ok_or_else(|| {
         let message = "cargo made no module: Cargo.toml needs `crate-type = [\"cdylib\"]`";
         Error::invalid("build_failed", "", message)
     })?;
