@@ -32,6 +32,8 @@ pub(crate) enum Stage {
     Workspace,
     /// Run the tests of the Rust SDK and of the plugins, natively
     Plugins,
+    /// Test and build the other languages' SDKs, their examples and templates, with tools that are installed once
+    Sdks,
     /// `cargo clippy` with warnings as errors
     Clippy,
     /// `cargo deny`: licences, bans, sources
@@ -95,6 +97,7 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
         Stage::Clients => clients::ensure(),
         Stage::Workspace => tests(shell::cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), totals),
         Stage::Plugins => tests(native(&["test", "--locked", "--workspace", "--manifest-path", GUESTS]), totals),
+        Stage::Sdks => sdks(totals),
         Stage::Clippy => {
             let arguments = ["clippy", "--locked", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
             shell::run(&mut shell::cargo(&arguments))
@@ -158,6 +161,31 @@ fn native(arguments: &[&str]) -> Command {
     command
 }
 
+/// What `sdk/check.py` checks, a line each. Not the template in Rust, whose parts are built as guests.
+fn sdks(totals: &mut Totals) -> Outcome {
+    let mut command = Command::new("python3");
+    command.args(["-u", "sdk/check.py", "python", "js", "ts", "c"]).current_dir(shell::root());
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let line = shell::line_of(&command);
+    println!("$ {line}");
+    let mut child = match command.spawn() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            println!("skipped: the SDKs: there is no python3");
+            totals.skipped += 1;
+            return Ok(());
+        }
+        child => child.map_err(|error| format!("cannot start `{line}`: {error}"))?,
+    };
+    let stdout = child.stdout.take().ok_or("no standard output")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        println!("{line}");
+        totals.add_check(&line);
+    }
+    let status = child.wait()?;
+    if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
+}
+
 /// Licences, bans and sources. Not advisories: their database lies in no package registry, which is all that CI reaches.
 fn deny() -> Outcome {
     let tool = tools::installed("cargo-deny", CARGO_DENY)?;
@@ -190,6 +218,16 @@ fn tests(mut command: Command, totals: &mut Totals) -> Outcome {
 }
 
 impl Totals {
+    /// `ok      python: types (1.2 s)`, `skipped c: example gate (0.0 s): there is no wit-bindgen`
+    fn add_check(&mut self, line: &str) {
+        match line.split_once(' ') {
+            Some(("ok", _)) => self.passed += 1,
+            Some(("FAILED", _)) => self.failed += 1,
+            Some(("skipped", _)) => self.skipped += 1,
+            _ => {}
+        }
+    }
+
     /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s`
     fn add(&mut self, line: &str) {
         let Some(counts) = line.strip_prefix("test result: ") else { return };
@@ -214,7 +252,10 @@ mod tests {
         let mut totals = Totals::default();
         totals.add("running 3 tests");
         totals.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s");
+        totals.add_check("ok      python: unit tests (0.3 s)");
+        totals.add_check("skipped c: example gate (0.0 s): there is no wit-bindgen");
+        totals.add_check("what a tool said");
         totals.add("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s");
-        assert_eq!((totals.passed, totals.failed, totals.skipped), (5, 4, 1));
+        assert_eq!((totals.passed, totals.failed, totals.skipped), (6, 4, 2));
     }
 }

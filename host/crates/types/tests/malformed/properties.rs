@@ -76,7 +76,16 @@ fn is_within_the_limits(valid: &ValidPlan, plan: &Plan, granted: &Granted, limit
     }
     let named = plan.composition.iter().all(|entry| granted.adapter(&entry.adapter).is_some());
     assert!(named, "an adapter of weight 0 must be granted too");
-    assert!(plan.composition.iter().all(|entry| entry.span == Span::Whole), "spans are refused, not ignored");
+    let limited = |entry: &PlanEntry| match entry.span {
+        Span::Whole => None,
+        Span::Output { first, end } => Some((first, end.unwrap_or(u32::MAX))),
+    };
+    let mut asked: Vec<_> = plan.composition.iter().filter(|entry| entry.weight != 0.0).map(limited).collect();
+    let mut checked: Vec<_> = parts.iter().map(|part| part.output.map(|output| (output.first, output.end))).collect();
+    asked.sort_unstable();
+    checked.sort_unstable();
+    assert_eq!(asked, checked, "spans are kept, not ignored");
+    assert!(checked.iter().flatten().all(|(first, end)| first < end));
     assert_eq!(valid.constraint(), plan.constraint.as_ref());
     let constraint_bytes = valid.constraint().map_or(0, |constraint| constraint.text().len());
     assert!(constraint_bytes <= limits.constraint_bytes_max);
@@ -142,6 +151,7 @@ fn is_canonical(valid: &ValidPlan, plan: &Plan, limits: &PlanLimits) {
     let entry = |part: &types::CompositionPart| PlanEntry {
         modules: Some(part.modules),
         layers: Some(part.layers),
+        span: part.output.map_or(Span::Whole, |output| Span::Output { first: output.first, end: Some(output.end) }),
         ..PlanEntry::whole(part.adapter.to_string(), part.weight)
     };
     let cold = match valid.cold() {
