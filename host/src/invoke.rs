@@ -176,7 +176,10 @@ fn all_or_error(started: Vec<Result<Generation, Error>>) -> Result<Vec<Generatio
 }
 
 /// Everything before the engine: the plugin, the plan's check, adapters, the prompt as tokens.
-async fn prepare(host: &Arc<Host>, invocation: Invocation) -> Result<Prepared, Error> {
+async fn prepare(host: &Arc<Host>, mut invocation: Invocation) -> Result<Prepared, Error> {
+    if let Target::Function(called) = &mut invocation.target {
+        called.share_randomness(invocation.choice == 0)?;
+    }
     let tap = Tap::new(host, &invocation);
     match prepare_tapped(host, invocation).await {
         Ok(prepared) => Ok(Prepared { tap, ..prepared }),

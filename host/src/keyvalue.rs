@@ -13,6 +13,11 @@ use types::{Blame, BucketName, FunctionName, TenantId};
 
 use crate::store::{StateDatabase, StoreError};
 
+/// What an entry takes beside its key and its value: names, version, its place in the tree.
+const ENTRY_BYTES: usize = 128;
+/// Keys that one transaction removes: receipts wait for it.
+const REMOVED_AT_ONCE_MAX: u64 = 1000;
+
 /// Tenant, scope, bucket, key. The scope is empty, or `FUNCTION/LIFE`.
 type ValueKey<'a> = (&'a str, &'a str, &'a str, &'a str);
 
@@ -219,31 +224,36 @@ impl KeyValues {
         self.read(move |database| read_buckets(database, &tenant).map(Ok)).await
     }
 
-    /// Removes a bucket with all that is in it; how many keys it had.
+    /// Removes a bucket with all that is in it; how many keys it had. Some at a time, so that others may write in between: what is
+    /// written to it meanwhile may stay.
     ///
     /// # Errors
     /// [`KeyValueError::Store`].
     pub async fn remove_bucket(&self, place: &BucketPlace) -> Answer<u64> {
-        let place = place.clone();
-        self.change(false, move |transaction| remove_bucket(transaction, &place).map(Ok)).await
+        let mut removed = 0;
+        // A bucket that is filled as fast as it is emptied is left to its writers.
+        for _ in 0..=self.limits.bucket_keys_max / REMOVED_AT_ONCE_MAX {
+            let place = place.clone();
+            let some = self.change(false, move |transaction| remove_some(transaction, &place).map(Ok)).await?;
+            removed += some;
+            if some < REMOVED_AT_ONCE_MAX {
+                break;
+            }
+        }
+        Ok(removed)
     }
 
-    /// Removes every bucket of a function, of all its lives.
+    /// Removes every bucket of a function, of its lives before this one.
     ///
     /// # Errors
     /// [`KeyValueError::Store`].
-    pub async fn remove_function(&self, tenant: &TenantId, function: &FunctionName) -> Answer<()> {
+    pub async fn remove_function(&self, tenant: &TenantId, function: &FunctionName, before: u32) -> Answer<()> {
         let (tenant, function) = (tenant.clone(), function.to_string());
-        self.change(false, move |transaction| {
-            let buckets = transaction.open_table(BUCKETS)?;
-            let places: Vec<BucketPlace> = own_scopes(&buckets, &tenant, &function)?;
-            drop(buckets);
-            for place in places {
-                remove_bucket(transaction, &place)?;
-            }
-            Ok(Ok(()))
-        })
-        .await
+        let places = self.read(move |database| read_own_scopes(database, &tenant, &function, before).map(Ok)).await?;
+        for place in places {
+            self.remove_bucket(&place).await?;
+        }
+        Ok(())
     }
 
     fn check_key(&self, key: &str) -> Answer<()> {
@@ -346,11 +356,16 @@ fn read_buckets(database: &Database, tenant: &TenantId) -> Result<Vec<BucketInfo
     Ok(found)
 }
 
-fn own_scopes(
-    buckets: &impl redb::ReadableTable<(&'static str, &'static str, &'static str), (u64, u64)>,
+fn read_own_scopes(
+    database: &Database,
     tenant: &TenantId,
     function: &str,
+    before: u32,
 ) -> Result<Vec<BucketPlace>, redb::Error> {
+    let buckets = match database.begin_read()?.open_table(BUCKETS) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        buckets => buckets?,
+    };
     let first = format!("{function}/");
     let mut places = Vec::new();
     for entry in buckets.range((tenant.as_str(), first.as_str(), "")..)? {
@@ -359,11 +374,20 @@ fn own_scopes(
         if owner != tenant.as_str() || !scope.starts_with(&first) {
             break;
         }
+        let life = scope.strip_prefix(&first).and_then(|life| life.parse::<u32>().ok());
+        if life.is_none_or(|life| life >= before) {
+            continue;
+        }
         // What was written passed as a name.
         let Ok(bucket) = bucket.parse() else { continue };
         places.push(BucketPlace { tenant: tenant.clone(), scope: scope.to_owned(), bucket });
     }
     Ok(places)
+}
+
+/// What an entry counts for.
+const fn entry_bytes(key: &str, value: usize) -> u64 {
+    (ENTRY_BYTES + key.len() + value) as u64
 }
 
 fn write_value(
@@ -385,7 +409,7 @@ fn write_value(
     if !is_expected {
         return Ok(Ok(Written::Changed(version)));
     }
-    let bytes = |value: usize| (key.len() + value) as u64;
+    let bytes = |value: usize| entry_bytes(key, value);
     let change = Change {
         keys_before: u64::from(old.is_some()),
         bytes_before: old.map_or(0, |(_, value)| bytes(value)),
@@ -406,22 +430,23 @@ fn write_value(
     Ok(Ok(Written::Done(Some(version))))
 }
 
-fn remove_bucket(transaction: &WriteTransaction, place: &BucketPlace) -> Result<u64, redb::Error> {
+/// The first keys of a bucket; how many were removed.
+fn remove_some(transaction: &WriteTransaction, place: &BucketPlace) -> Result<u64, redb::Error> {
     let mut values = transaction.open_table(VALUES)?;
-    let mut keys = Vec::new();
+    let (mut keys, mut bytes) = (Vec::new(), 0);
     for entry in values.range(place.key("")..)? {
-        let (found, _) = entry?;
+        let (found, value) = entry?;
         let (tenant, scope, bucket, key) = found.value();
-        if (tenant, scope, bucket) != place.name() {
+        if (tenant, scope, bucket) != place.name() || keys.len() as u64 >= REMOVED_AT_ONCE_MAX {
             break;
         }
+        bytes += entry_bytes(key, value.value().1.len());
         keys.push(key.to_owned());
     }
     for key in &keys {
         values.remove(place.key(key))?;
     }
-    let held = transaction.open_table(BUCKETS)?.get(place.name())?.map_or((0, 0), |held| held.value());
-    let change = Change { keys_before: held.0, bytes_before: held.1, keys_after: 0, bytes_after: 0 };
+    let change = Change { keys_before: keys.len() as u64, bytes_before: bytes, keys_after: 0, bytes_after: 0 };
     // It only makes less, so no limit can be met.
     let _within = change.count(transaction, KeyValueLimits::default(), place)?;
     Ok(keys.len() as u64)

@@ -332,6 +332,12 @@ impl Quotas {
         Ok(Turn { used, is_call })
     }
 
+    /// Whether a call would find tokens left.
+    pub(crate) fn has_tokens(&self, tenant: &TenantId) -> bool {
+        let now = Instant::now();
+        lock(&self.used(tenant, now)).tokens.as_mut().is_none_or(|bucket| bucket.wait(now).is_none())
+    }
+
     /// So many tokens were computed for the tenant.
     pub(crate) fn charge_tokens(&self, tenant: &TenantId, tokens: u32) {
         let now = Instant::now();

@@ -370,6 +370,18 @@ impl Registry {
         Ok(functions)
     }
 
+    /// The life that a successor of a deleted function of this name would begin; `None` if there is one, or never was.
+    ///
+    /// # Errors
+    /// [`RegistryError::Store`].
+    pub(crate) async fn next_life(
+        &self,
+        tenant: &TenantId,
+        function: &FunctionName,
+    ) -> Result<Option<u32>, RegistryError> {
+        Ok(self.head(tenant, function).await?.filter(|head| head.live.is_none()).map(|head| head.first))
+    }
+
     async fn head(&self, tenant: &TenantId, function: &FunctionName) -> Result<Option<Head>, RegistryError> {
         let key = head_key(tenant, function);
         let found = self.store.get(&key).await?;

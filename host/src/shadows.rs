@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use types::{FunctionName, TenantId};
 
 use crate::error::Error;
-pub(crate) use compare::{Answer, Comparison, Listener, Verdict};
+pub(crate) use compare::{Answer, Comparison, Listener, Verdict, now_unix_ms};
 
 /// Copies that run at once.
 const COPIES_MAX: usize = 2;
@@ -125,18 +125,18 @@ impl Shadows {
         }));
     }
 
-    /// Counts a copy that there was not, or that came to nothing.
-    pub(crate) fn count_dropped(&self, owner: &ShadowOwner, version: u32, why: Dropped) {
-        self.with_report(owner, version, |report| match why {
+    /// Counts a copy that there was not, or that came to nothing; it would have begun, or began, at this time.
+    pub(crate) fn count_dropped(&self, owner: &ShadowOwner, version: u32, begun_unix_ms: u64, why: Dropped) {
+        self.with_report(owner, version, begun_unix_ms, |report| match why {
             Dropped::Busy => report.dropped_busy += 1,
             Dropped::UnderWay => report.dropped_under_way += 1,
             Dropped::CutOff => report.dropped_cut_off += 1,
         });
     }
 
-    /// Keeps a comparison.
-    pub(crate) fn note(&self, owner: &ShadowOwner, prompt_tokens: u32, comparison: Comparison) {
-        self.with_report(owner, comparison.shadow_version, |report| {
+    /// Keeps a comparison with a copy that began at this time.
+    pub(crate) fn note(&self, owner: &ShadowOwner, prompt_tokens: u32, begun_unix_ms: u64, comparison: Comparison) {
+        self.with_report(owner, comparison.shadow_version, begun_unix_ms, |report| {
             match comparison.verdict {
                 Verdict::Equal => report.equal += 1,
                 Verdict::Different => report.different += 1,
@@ -169,7 +169,14 @@ impl Shadows {
         self.tasks.wait().await;
     }
 
-    fn with_report(&self, owner: &ShadowOwner, version: u32, change: impl FnOnce(&mut ShadowReport)) {
+    /// Changes a version's report, and begins it if another version has one; but not for a copy from before that one's.
+    fn with_report(
+        &self,
+        owner: &ShadowOwner,
+        version: u32,
+        begun_unix_ms: u64,
+        change: impl FnOnce(&mut ShadowReport),
+    ) {
         let mut reports = self.lock();
         reports.touches += 1;
         let touched = reports.touches;
@@ -181,7 +188,10 @@ impl Shadows {
         }
         let report = reports.by_owner.entry(owner.clone()).or_default();
         if report.version != version {
-            *report = ShadowReport { version, since_unix_ms: compare::now_unix_ms(), ..ShadowReport::default() };
+            if begun_unix_ms < report.since_unix_ms {
+                return;
+            }
+            *report = ShadowReport { version, since_unix_ms: begun_unix_ms, ..ShadowReport::default() };
         }
         report.touched = touched;
         change(report);

@@ -95,7 +95,7 @@ fn callers_are_known_by_header_then_by_body_then_by_key_on_every_route() {
         |client: &Client| client.post("/v1/functions/known/invoke", &json!({"input": "a"})).expect(200).version;
     let first = by_key(&client);
     assert!((0..5).all(|_| by_key(&client) == first), "one key is one caller");
-    let versions: BTreeMap<_, u32> = (0..12).fold(BTreeMap::new(), |mut counts, _| {
+    let versions: BTreeMap<_, u32> = (0..40).fold(BTreeMap::new(), |mut counts, _| {
         let key = client.with_key(Some(tenant_key(&client, "dev", &["invoke"])));
         *counts.entry(by_key(&key)).or_default() += 1;
         counts

@@ -174,7 +174,13 @@ fn what_the_other_function_runs_into_is_the_callers_answer() {
 
 #[test]
 fn the_time_and_the_cpu_time_of_a_request_are_not_given_anew() {
-    let limits = [("plugin_call_cpu_ms_max", 2000), ("plugin_request_cpu_ms_max", 400), ("deadline_ms_max", 60_000)];
+    // Only the request's CPU time is to be met, also on a machine that has others to serve.
+    let limits = [
+        ("plugin_call_cpu_ms_max", 2000),
+        ("plugin_call_wall_ms_max", 60_000),
+        ("plugin_request_cpu_ms_max", 400),
+        ("deadline_ms_max", 300_000),
+    ];
     let test = "the_time_and_the_cpu_time_of_a_request_are_not_given_anew";
     let Some(server) = server_with_limits(test, &limits) else { return };
     let client = server.client();
@@ -183,7 +189,9 @@ fn the_time_and_the_cpu_time_of_a_request_are_not_given_anew() {
     let is_over = |turns: u64| {
         deploy(&client, "measured", &json!({"turns": turns.to_string(), "answer": "done"}), &[]);
         client.post("/v1/functions/measured/promote", &json!({"version": latest(&client, "measured")})).expect(200);
-        invoke("measured").status != 200
+        let answer = invoke("measured");
+        assert!(answer.status == 200 || answer.text.contains("request_cpu_ms_max"), "{}", answer.text);
+        answer.status != 200
     };
     let mut turns = 1 << 20;
     while !is_over(4 * turns) {
@@ -202,7 +210,7 @@ fn the_time_and_the_cpu_time_of_a_request_are_not_given_anew() {
     let late = json!({"config": {"answer": "late"}, "limits": {"deadline_ms_max": 1}});
     deploy_with(&client, "hurried", &late);
     deploy(&client, "slow-front", &json!({"turns": busy, "hand-over": "hurried"}), &["hurried"]);
-    let late = invoke("slow-front").expect_error(502, "deadline_exceeded").text;
+    let late = invoke("slow-front").expect_error(503, "deadline_exceeded").text;
     assert!(late.contains("slow-front"), "{late}");
     wait_until_idle(&client);
 }

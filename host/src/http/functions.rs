@@ -66,7 +66,12 @@ pub(crate) async fn put(
         }
     }
     host.revocations.check("the plugin", manifest.plugin)?;
-    let version = host.registry.put_version(tenant, &name, manifest, caller.principal.key_id.as_str()).await?.version;
+    let put = host.registry.put_version(tenant, &name, manifest, caller.principal.key_id.as_str()).await?;
+    let version = put.version;
+    if put.life > 1 && version == put.life {
+        // What requests of a deleted function of this name wrote when it was gone.
+        host.keyvalue.remove_function(tenant, &name, put.life).await?;
+    }
     let live = host.registry.get_live(tenant, &name).await?.version;
     Ok((StatusCode::CREATED, Json(Deployed { name: name.as_str().to_owned(), version, live })))
 }
@@ -137,8 +142,13 @@ pub(crate) async fn promote(
 pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<StatusCode, Error> {
     let name = name(&path)?;
     let (host, tenant) = (&caller.host, &caller.principal.tenant);
-    let successor = host.registry.delete(tenant, &name).await?;
-    host.keyvalue.remove_function(tenant, &name).await?;
+    let deleted = host.registry.delete(tenant, &name).await;
+    // Also if it is gone already: who asks again removes what was left.
+    let successor = host.registry.next_life(tenant, &name).await?;
+    if let Some(successor) = successor {
+        host.keyvalue.remove_function(tenant, &name, successor).await?;
+    }
+    let successor = deleted?;
     // Should this not be reached: a successor's log is another one all the same.
     host.logs.remove(tenant, &name, successor);
     host.shadows.remove(tenant, &name);

@@ -57,8 +57,18 @@ impl Called {
         sticky.as_deref().map_or(Ok(()), check_sticky)?;
         let sticky = sticky.unwrap_or_else(|| principal.key_id.as_str().to_owned());
         let chosen = host.registry.choose(&principal.tenant, name, &sticky, request_id).await?;
-        let draw = chosen.shadow.is_some().then(seed::random).transpose()?;
-        Ok(Self { version: chosen.version, shadow: chosen.shadow, sticky, draw, is_copy: false })
+        Ok(Self { version: chosen.version, shadow: chosen.shadow, sticky, draw: None, is_copy: false })
+    }
+
+    /// Draws the randomness that one inference shares with its copy; one that has no copy shares it with nothing.
+    ///
+    /// # Errors
+    /// If the system has no randomness.
+    pub(super) fn share_randomness(&mut self, has_copy: bool) -> Result<(), Error> {
+        if !self.is_copy {
+            self.draw = (has_copy && self.shadow.is_some()).then(seed::random).transpose()?;
+        }
+        Ok(())
     }
 
     /// The same for the version that gets a copy, if one does.

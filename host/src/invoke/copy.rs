@@ -13,7 +13,7 @@ use super::generation::{Ended, Piece};
 use super::{Handling, Invocation, Target, invoke};
 use crate::error::Error;
 use crate::host::Host;
-use crate::shadows::{Answer, Comparison, Dropped, Listener, ShadowOwner};
+use crate::shadows::{Answer, Comparison, Dropped, Listener, ShadowOwner, now_unix_ms};
 use crate::tenants::Principal;
 
 /// More requests than these in the queue, and the host has other things to do.
@@ -71,8 +71,10 @@ impl Tap {
 
     fn begin(self, primary: impl FnOnce(Listener, Duration) -> Answer) {
         let Self { host, invocation, owner, request_id, primary_version, shadow_version, listener, started } = self;
-        let dropped = |why| host.shadows.count_dropped(&owner, shadow_version, why);
-        if is_busy(&host) {
+        let begun = now_unix_ms();
+        let dropped = |why| host.shadows.count_dropped(&owner, shadow_version, begun, why);
+        // What a copy computes is its tenant's to pay for, and must not be what its callers lack.
+        if is_busy(&host) || !host.quotas.has_tokens(&owner.tenant) {
             return dropped(Dropped::Busy);
         }
         let Some(place) = host.shadows.place() else { return dropped(Dropped::UnderWay) };
@@ -84,15 +86,15 @@ impl Tap {
                 let time_max = Duration::from_millis(host.plan_limits.deadline_ms_max.into());
                 let Ok((answer, prompt_tokens)) = tokio::time::timeout(time_max, answer(&host, invocation)).await
                 else {
-                    return host.shadows.count_dropped(&owner, shadow_version, Dropped::CutOff);
+                    return host.shadows.count_dropped(&owner, shadow_version, begun, Dropped::CutOff);
                 };
                 let comparison = Comparison::new(request_id, (primary_version, primary), (shadow_version, answer));
-                host.shadows.note(&owner, prompt_tokens, comparison);
+                host.shadows.note(&owner, prompt_tokens, begun, comparison);
             }
         };
         let cut_off = {
             let (host, owner) = (Arc::clone(&host), owner.clone());
-            move || host.shadows.count_dropped(&owner, shadow_version, Dropped::CutOff)
+            move || host.shadows.count_dropped(&owner, shadow_version, begun, Dropped::CutOff)
         };
         host.shadows.spawn(run, cut_off);
     }

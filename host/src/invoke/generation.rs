@@ -154,10 +154,8 @@ impl Generation {
         };
         let is_copy = parts.function.as_ref().is_some_and(|call| call.is_copy);
         let mut receipt = open_receipt(host, principal, subject, is_copy).await?;
-        if !is_copy {
-            let tokens = u32::try_from(parts.prompt.tokens.len()).unwrap_or(u32::MAX);
-            host.quotas.charge_tokens(&principal.tenant, tokens);
-        }
+        let asked = u32::try_from(parts.prompt.tokens.len()).unwrap_or(u32::MAX);
+        host.quotas.charge_tokens(&principal.tenant, asked);
         let composition = parts.plan.composition().clone();
         let progress = Progress::new(parts.stages, &parts.prompt)?.out_of(parts.rights.grants.adapters());
         let progress = progress.by(parts.function.as_ref());
@@ -338,10 +336,7 @@ impl Generation {
         match source.tokens.recv().await {
             Some(TokenEvent::Token { id, logprob, top }) => {
                 self.progress.count_token((!self.is_copy).then_some(&*self.host.metrics));
-                // A copy is nothing that the caller asked for.
-                if !self.is_copy {
-                    self.host.quotas.charge_tokens(&self.tenant, 1);
-                }
+                self.host.quotas.charge_tokens(&self.tenant, 1);
                 source.course.push(id);
                 let text = source.decoder.push(id);
                 source.pending.push(TokenOut { id, logprob, top }, text.len());

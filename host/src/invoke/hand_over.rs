@@ -18,7 +18,7 @@ use crate::tenants::Principal;
 /// Times that one request may be handed over.
 const HAND_OVER_DEPTH_MAX: usize = 4;
 
-/// Why a request was not handed over. All of it is the fault of the function that wanted to.
+/// Why a request was not handed over. All of it but the time is the fault of the function that wanted to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandOverError {
     /// The manifest does not list the other function.
@@ -68,7 +68,11 @@ impl HandOverError {
     /// Whose fault it is.
     #[must_use]
     pub const fn blame(&self) -> Blame {
-        Blame::Function
+        match self {
+            // Compiling a plugin and waiting for a thread are in it too.
+            Self::Late { .. } => Blame::Capacity,
+            _ => Blame::Function,
+        }
     }
 }
 
@@ -185,7 +189,7 @@ mod tests {
         assert_eq!(shortened(&journey(1, late), Some(5000)), Ok(Some(5000)), "nobody handed it over");
         assert_eq!(shortened(&journey(2, late), Some(20_000)), Ok(Some(20_000)), "the plan's check refuses it");
         let error = shortened(&journey(2, late), Some(2500)).expect_err("too late");
-        assert_eq!((error.code(), error.blame()), ("deadline_exceeded", Blame::Function));
+        assert_eq!((error.code(), error.blame()), ("deadline_exceeded", Blame::Capacity));
         assert!(error.to_string().ends_with("f0 -> f1"), "{error}");
     }
 }

@@ -169,6 +169,11 @@ impl Tokenizer for BaseTokenizer {
             return Err(CapabilityError::Failed(format!("the token {token} is none of the base's {vocabulary}")));
         }
         let base = Arc::clone(&self.0.base);
+        let token = |id: &u32| base.tokenizer().token_bytes(*id).map_or(0, <[u8]>::len);
+        let bytes: usize = tokens.iter().map(token).sum();
+        if bytes > bytes_max {
+            return Err(CapabilityError::Limit(format!("tokenizer_bytes_max: the tokens have {bytes} bytes")));
+        }
         let decoded = tokio::task::spawn_blocking(move || base.tokenizer().decode(&tokens));
         let text = decoded.await.map_err(|error| CapabilityError::Failed(error.to_string()))?;
         if text.len() > bytes_max {

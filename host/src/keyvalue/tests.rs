@@ -42,7 +42,7 @@ async fn conserved(store: &KeyValues, tenant: &str) -> (u64, u64) {
             let (key, value) = entry?;
             if key.value().0 == owner {
                 keys += 1;
-                bytes += (key.value().3.len() + value.value().1.len()) as u64;
+                bytes += entry_bytes(key.value().3, value.value().1.len());
             }
         }
         let tenants = database.begin_read()?.open_table(TENANTS)?;
@@ -63,7 +63,7 @@ async fn what_is_written_is_read_and_removed() {
     assert_eq!(set(&store, &place, "k", "one").await.expect("written"), Written::Done(Some(1)));
     assert_eq!(set(&store, &place, "k", "two").await.expect("written"), Written::Done(Some(2)));
     assert_eq!(value(&store, &place, "k").await.as_deref(), Some("two"));
-    assert_eq!(conserved(&store, "acme").await, (1, 4));
+    assert_eq!(conserved(&store, "acme").await, (1, ENTRY_BYTES as u64 + 4));
     assert_eq!(store.write(&place, "k", Expected::Any, None).await.expect("removed"), Written::Done(None));
     assert_eq!(store.write(&place, "k", Expected::Any, None).await.expect("again"), Written::Done(None));
     assert_eq!(value(&store, &place, "k").await, None);
@@ -143,7 +143,10 @@ async fn buckets_of_one_name_are_others_to_others() {
     }
     conserved(&store, "acme").await;
     let function = "f".parse().expect("a function");
-    store.remove_function(&"acme".parse().expect("a tenant"), &function).await.expect("removed");
+    let acme = "acme".parse().expect("a tenant");
+    store.remove_function(&acme, &function, 1).await.expect("nothing");
+    assert_eq!(conserved(&store, "acme").await.0, 5, "lives from this one on stay");
+    store.remove_function(&acme, &function, 3).await.expect("removed");
     let left: Vec<bool> = {
         let mut left = Vec::new();
         for place in &places {
@@ -187,7 +190,7 @@ async fn what_is_over_a_limit_is_refused_and_changes_nothing() {
         value_bytes_max: 16,
         bucket_keys_max: 2,
         tenant_buckets_max: 2,
-        tenant_bytes_max: 38,
+        tenant_bytes_max: 38 + 3 * ENTRY_BYTES as u64,
         page_keys_max: 10,
     };
     let store = store(limits);
@@ -215,5 +218,33 @@ async fn what_is_over_a_limit_is_refused_and_changes_nothing() {
     set(&store, &tenant_bucket("beta", "b"), "a", "1234567890123456").await.expect("written");
     store.write(&place, "b", Expected::Any, None).await.expect("removed");
     set(&store, &place, "c", "123").await.expect("there is room again");
-    assert_eq!(conserved(&store, "acme").await, (3, 11 + 4 + 11));
+    assert_eq!(conserved(&store, "acme").await, (3, 3 * ENTRY_BYTES as u64 + 11 + 4 + 11));
+}
+
+#[tokio::test]
+async fn a_large_bucket_is_removed_in_pieces() {
+    let store = store(KeyValueLimits::default());
+    let (large, other) = (tenant_bucket("acme", "large"), tenant_bucket("acme", "other"));
+    let keys = 2 * REMOVED_AT_ONCE_MAX + 3;
+    let writing = large.clone();
+    let written = store.change(true, move |transaction| {
+        for number in 0..keys {
+            let written = write_value(
+                transaction,
+                KeyValueLimits::default(),
+                &writing,
+                &number.to_string(),
+                Expected::Any,
+                Some(b"v"),
+            )?;
+            assert!(matches!(written, Ok(Written::Done(Some(_)))));
+        }
+        Ok(Ok(()))
+    });
+    written.await.expect("written");
+    set(&store, &other, "k", "v").await.expect("written");
+    assert_eq!(conserved(&store, "acme").await.0, keys + 1);
+    assert_eq!(store.remove_bucket(&large).await.expect("removed"), keys);
+    assert_eq!(conserved(&store, "acme").await.0, 1);
+    assert_eq!(store.remove_bucket(&large).await.expect("again"), 0);
 }

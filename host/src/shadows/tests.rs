@@ -59,13 +59,13 @@ fn a_digest_is_not_to_be_guessed() {
 #[test]
 fn reports_are_bounded_and_of_one_version() {
     let shadows = Shadows::new().expect("randomness");
-    let note = |owner: &ShadowOwner, version| {
+    let note = |owner: &ShadowOwner, version: u32| {
         let (primary, shadow) = (said(&shadows, &["a"], "stop"), said(&shadows, &["a"], "stop"));
-        shadows.note(owner, 7, Comparison::new("req_1".into(), (1, primary), (version, shadow)));
+        shadows.note(owner, 7, u64::from(version), Comparison::new("req_1".into(), (1, primary), (version, shadow)));
     };
     let f = owner("f");
     (0..100).for_each(|_| note(&f, 2));
-    shadows.count_dropped(&f, 2, Dropped::Busy);
+    shadows.count_dropped(&f, 2, 2, Dropped::Busy);
     let report = shadows.report(&f).expect("a report");
     assert_eq!((report.version, report.equal, report.dropped_busy), (2, 100, 1));
     assert_eq!((report.prompt_tokens, report.completion_tokens), (700, 300));
@@ -73,6 +73,14 @@ fn reports_are_bounded_and_of_one_version() {
     note(&f, 3);
     let report = shadows.report(&f).expect("a report");
     assert_eq!((report.version, report.equal, report.dropped_busy), (3, 1, 0), "another version begins anew");
+    note(&f, 2);
+    shadows.count_dropped(&f, 2, 2, Dropped::CutOff);
+    let report = shadows.report(&f).expect("a report");
+    assert_eq!(
+        (report.version, report.equal, report.dropped_cut_off),
+        (3, 1, 0),
+        "what began before is of no interest"
+    );
     (0..REPORTS_MAX).for_each(|number| note(&owner(&format!("g{number}")), 2));
     assert!(shadows.report(&f).is_none(), "the one that was not added to for longest went");
     assert_eq!(shadows.lock().by_owner.len(), REPORTS_MAX);

@@ -19,7 +19,9 @@ impl Policy for Decide {
         }
         if let Some(text) = config::get("answer") {
             let text = text.replace("{version}", &request.version.to_string());
-            return Ok(Decision::Answer(text.replace("{function}", &request.function).replace("{text}", &request.text)));
+            return Ok(Decision::Answer(
+                text.replace("{function}", &request.function).replace("{text}", &request.text),
+            ));
         }
         Ok(config::get("hand-over").map_or(Decision::Serve, Decision::HandOver))
     }
@@ -40,7 +42,8 @@ mod tests {
 
     #[test]
     fn it_decides_as_it_is_told() {
-        let decided = |name: &str, value: &str| Harness::new().config(name, value).route::<Decide>(&request("hi")).unwrap();
+        let decided =
+            |name: &str, value: &str| Harness::new().config(name, value).route::<Decide>(&request("hi")).unwrap();
         assert!(matches!(decided("answer", "{text}!"), Decision::Answer(text) if text == "hi!"));
         assert!(matches!(decided("hand-over", "other"), Decision::HandOver(name) if name == "other"));
         assert!(matches!(decided("reject", "no"), Decision::Reject(rejection) if rejection.code == "no"));

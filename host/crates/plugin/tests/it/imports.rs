@@ -129,7 +129,7 @@ async fn hostile_requests_are_refused() {
 
 #[tokio::test]
 async fn a_silent_host_costs_one_call_and_is_let_go() {
-    let setup = Setup::with(PluginLimits { call_wall_ms_max: 200, ..limits() });
+    let setup = Setup::with(PluginLimits { call_wall_ms_max: 2000, ..limits() });
     let web = Arc::new(Web::default());
     let session = Session { outbound: Arc::clone(&web) as _, ..lent().0 };
     let mut instance = setup.start_with("imports", session).await;
