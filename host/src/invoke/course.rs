@@ -8,7 +8,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Activation, Continuation, OutputConstraint, Stretch, Submission, SubmitError, Terms, TokenStream};
+use engine::{
+    Activation, Continuation, GenerationError, OutputConstraint, Stretch, Submission, SubmitError, Terms, TokenStream,
+};
 use types::{Digest, PlanEntry, PlanError, PlanLimits, ValidPlan};
 
 use super::cold::{self, Cold, ColdBounds, Resident};
@@ -56,6 +58,14 @@ impl Course {
     pub(crate) fn push(&mut self, id: u32) {
         self.tokens.push(id);
         self.generated = self.generated.saturating_add(1);
+    }
+
+    /// What is told when the engine gave it up: a constraint that it could not be kept to is its author's fault.
+    pub(crate) fn failed(&self, error: GenerationError) -> Error {
+        match (error, &self.constraint) {
+            (GenerationError::Constraint(why), Some(constraint)) => constraint.failed(why),
+            (error, _) => error.into(),
+        }
     }
 
     /// Goes on under these entries. `None` if nothing is left to be generated.

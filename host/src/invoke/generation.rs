@@ -367,7 +367,7 @@ impl Generation {
                 self.deliver(text, tokens).await?;
                 self.finish(if stopped { FinishReason::Stop } else { reason }, Some(usage), rest).await
             }
-            Some(TokenEvent::Failed(error)) => Err(error.into()),
+            Some(TokenEvent::Failed(error)) => Err(source.course.failed(error)),
             None => Err(GenerationError::Stopped.into()),
         }
     }

@@ -237,7 +237,7 @@ impl GenerationError {
         }
     }
 
-    /// Whose fault it is.
+    /// Whose fault it is; the host turns a constraint's to the function where a plugin wrote it.
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {

@@ -10,7 +10,8 @@ mod vocabulary;
 mod workers;
 
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -65,6 +66,15 @@ pub enum ConstraintError {
         /// Why.
         reason: String,
     },
+    /// An output could not be kept to it.
+    #[error("the output could not be kept to its constraint: {0}")]
+    Failed(String),
+    /// Too many others are being read.
+    #[error("too many constraints are being read; try again later")]
+    Busy,
+    /// It was not the constraint's fault.
+    #[error("a constraint was not read: {0}")]
+    Internal(String),
     /// The operating system gave no thread.
     #[error("no thread to read a constraint; raise the limit on threads")]
     Thread(#[source] std::io::Error),
@@ -77,7 +87,9 @@ impl ConstraintError {
         match self {
             Self::Invalid { .. } => "invalid_constraint",
             Self::Unsatisfiable { .. } => "unsatisfiable_constraint",
-            Self::Thread(_) => "internal",
+            Self::Failed(_) => "constraint_failed",
+            Self::Busy => "constraints_busy",
+            Self::Internal(_) | Self::Thread(_) => "internal",
         }
     }
 
@@ -85,8 +97,9 @@ impl ConstraintError {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::Invalid { .. } | Self::Unsatisfiable { .. } => Blame::Caller,
-            Self::Thread(_) => Blame::Host,
+            Self::Invalid { .. } | Self::Unsatisfiable { .. } | Self::Failed(_) => Blame::Caller,
+            Self::Busy => Blame::Capacity,
+            Self::Internal(_) | Self::Thread(_) => Blame::Host,
         }
     }
 }
@@ -155,10 +168,18 @@ impl ConstraintCompiler {
         let first = Matcher::new(Ok(fresh.clone())).compute_mask_or_eos();
         let first = first.map_err(|error| ConstraintError::Unsatisfiable { kind, reason: told(&error) })?;
         let first = Arc::new(TokenMask::known(first.into()));
-        let compiled = CompiledConstraint { kind, fresh: Mutex::new(fresh), first, broken: AtomicBool::new(false) };
-        if compiled.is_too_large() {
+        let mut compiled = CompiledConstraint {
+            kind,
+            fresh: Mutex::new(fresh),
+            first,
+            broken: AtomicBool::new(false),
+            bytes: AtomicU64::new(0),
+            bytes_at_first: 0,
+        };
+        if compiled.measure() > LEXER_BYTES_MAX {
             return Err(invalid(&TOO_LARGE));
         }
+        compiled.bytes_at_first = compiled.bytes();
         Ok(compiled)
     }
 }
@@ -171,6 +192,10 @@ pub struct CompiledConstraint {
     first: Arc<TokenMask>,
     /// What is shared is of no use any more.
     broken: AtomicBool,
+    /// As they were measured last.
+    bytes: AtomicU64,
+    /// As they were when it was read.
+    bytes_at_first: u64,
 }
 
 impl CompiledConstraint {
@@ -183,24 +208,51 @@ impl CompiledConstraint {
         tokens: &[u32],
         workers: &Arc<MaskWorkers>,
     ) -> Result<Box<dyn OutputConstraint>, ConstraintError> {
-        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut matcher = Matcher::new(Ok(fresh));
         let unmatched = |reason: &dyn Display| ConstraintError::Unsatisfiable { kind: self.kind, reason: told(reason) };
-        matcher.consume_tokens(tokens).map_err(|error| unmatched(&error))?;
+        let begun = caught(|| {
+            let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let mut matcher = Matcher::new(Ok(fresh));
+            matcher.consume_tokens(tokens).map(|()| matcher)
+        });
+        let begun = begun.ok_or_else(|| {
+            self.set_broken();
+            ConstraintError::Internal("what was read of it is of no use any more; try again".to_owned())
+        })?;
+        let matcher = begun.map_err(|error| unmatched(&error))?;
         let first = tokens.is_empty().then(|| Arc::clone(&self.first));
         Ok(Box::new(Output::new(Arc::clone(self), matcher, first, Arc::clone(workers))))
     }
 
-    /// Memory that it takes now, about; it grows as it is used.
+    /// Memory that it took when its last mask was found out, about; it grows as it is used. Waits for nobody.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        fresh.parser.lexer_stats().num_bytes as u64
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// By how much it has grown since it was read.
+    #[must_use]
+    pub fn grown_bytes(&self) -> u64 {
+        self.bytes().saturating_sub(self.bytes_at_first)
+    }
+
+    /// Memory that it takes now; as much as there can be if that cannot be found out. Waits for a mask that is being found out.
+    fn measure(&self) -> u64 {
+        let bytes = caught(|| {
+            let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+            fresh.parser.lexer_stats().num_bytes as u64
+        });
+        let bytes = bytes.unwrap_or(u64::MAX);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        bytes
     }
 
     /// Whether it has grown beyond what one may take.
     fn is_too_large(&self) -> bool {
-        self.bytes() > LEXER_BYTES_MAX
+        self.measure() > LEXER_BYTES_MAX
+    }
+
+    fn set_broken(&self) {
+        self.broken.store(true, Ordering::Relaxed);
     }
 
     /// Whether it is to be read again before it is used again.
@@ -208,6 +260,11 @@ impl CompiledConstraint {
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
     }
+}
+
+/// What comes of it, unless it panics. The library catches most of its own panics; after one, those that share its lexer may not.
+fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
 /// The message as it may be told: without what the library adds for its own debugging, and not too long.

@@ -1,7 +1,6 @@
 //! Where one output stands in its constraint. Not here: the thread that finds out what may follow.
 
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::{OutputConstraint, OutputState, TokenMask};
@@ -9,7 +8,7 @@ use llguidance::Matcher;
 use llguidance::api::StopReason;
 
 use super::workers::Job;
-use super::{CompiledConstraint, MaskWorkers, TOO_LARGE, told};
+use super::{CompiledConstraint, MaskWorkers, TOO_LARGE, caught, told};
 
 pub(super) struct Output {
     compiled: Arc<CompiledConstraint>,
@@ -53,17 +52,24 @@ impl OutputConstraint for Output {
         if !is_lost && matches!(matcher.stop_reason(), StopReason::NoExtension | StopReason::EndOfSentence) {
             return Ok(OutputState::Complete);
         }
-        match matcher.consume_token(id) {
-            Ok(()) if is_lost => {
-                self.compiled.broken.store(true, Ordering::Relaxed);
+        let pushed = caught(|| matcher.consume_token(id));
+        match pushed {
+            Some(Ok(())) if !is_lost => match matcher.stop_reason() {
+                StopReason::NotStopped => Ok(OutputState::Open),
+                _ => Ok(OutputState::Complete),
+            },
+            // Others have the same lexer: what it could not do for this one it cannot do for them.
+            Some(Err(error)) => {
+                self.compiled.set_broken();
+                Err(told(&error))
+            }
+            Some(Ok(())) => {
+                self.compiled.set_broken();
                 Err(TOO_LARGE.to_owned())
             }
-            Ok(()) if matcher.stop_reason() == StopReason::NotStopped => Ok(OutputState::Open),
-            Ok(()) => Ok(OutputState::Complete),
-            Err(error) => {
-                // Others have the same lexer: what it could not do for this one it cannot do for them.
-                self.compiled.broken.store(true, Ordering::Relaxed);
-                Err(told(&error))
+            None => {
+                self.compiled.set_broken();
+                Err("it is of no use any more; try again".to_owned())
             }
         }
     }

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use engine::TokenMask;
 use llguidance::Matcher;
 
-use super::{CompiledConstraint, ConstraintError, STACK_BYTES};
+use super::{CompiledConstraint, ConstraintError, STACK_BYTES, caught};
 
 /// Masks that wait for a thread; beyond that whoever asks finds out by itself.
 const WAITING_MASKS_MAX: usize = 256;
@@ -24,12 +24,16 @@ impl Job {
         Self { compiled, matcher, mask }
     }
 
+    /// A panic is the end of this job alone: of no thread, and not of the engine's, which may be the one that runs it.
     fn run(self) {
-        let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
-        let mask = matcher.compute_mask_or_eos().ok().filter(|_| !self.compiled.is_too_large());
-        // Before it is told: whoever reads the mask finds nobody at the matcher.
-        drop(matcher);
-        self.mask.fill(mask.map(Into::into));
+        let found = caught(|| {
+            let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
+            let mask = matcher.compute_mask_or_eos().ok();
+            // Before it is told: whoever reads the mask finds nobody at the matcher.
+            drop(matcher);
+            mask.filter(|_| !self.compiled.is_too_large()).map(Into::into)
+        });
+        self.mask.fill(found.flatten());
     }
 }
 
