@@ -23,9 +23,9 @@ type ValueKey<'a> = (&'a str, &'a str, &'a str, &'a str);
 
 /// To version and value.
 const VALUES: TableDefinition<'_, ValueKey<'_>, (u64, &[u8])> = TableDefinition::new("kv_values");
-/// (tenant, scope, bucket) -> (keys, bytes of keys and values).
+/// (tenant, scope, bucket) -> (keys, bytes that its entries count for).
 const BUCKETS: TableDefinition<'_, (&str, &str, &str), (u64, u64)> = TableDefinition::new("kv_buckets");
-/// tenant -> (buckets, bytes of keys and values).
+/// tenant -> (buckets, bytes that all their entries count for).
 const TENANTS: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("kv_tenants");
 /// The last version that was given out.
 const LAST_VERSION: TableDefinition<'_, (), u64> = TableDefinition::new("kv_version");
@@ -41,7 +41,7 @@ pub struct KeyValueLimits {
     pub bucket_keys_max: u64,
     /// Buckets of a tenant, its functions' included.
     pub tenant_buckets_max: u64,
-    /// Bytes of all keys and values of a tenant.
+    /// Bytes of all keys and values of a tenant, and 128 for each entry.
     pub tenant_bytes_max: u64,
     /// Keys of one listing.
     pub page_keys_max: usize,

@@ -1,5 +1,5 @@
-//! The compiler child: limits itself, reads a component, writes its compiled form. Not here: who starts it
-//! (`compile.rs`).
+//! The compiler child: limits and confines itself, reads a component, writes its compiled form. Not here: who starts it
+//! (`compile.rs`), and what it gives up (`confine.rs`).
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
