@@ -11,6 +11,7 @@ mod local;
 mod output;
 mod project;
 mod receipts;
+mod registry;
 mod remote;
 mod rollouts;
 mod secrets;
@@ -55,6 +56,10 @@ enum Command {
     Build(project::BuildArgs),
     /// Say what a component imports, exports and weighs
     Inspect(project::InspectArgs),
+    /// Push a component to an OCI registry
+    Push(registry::PushArgs),
+    /// Pull a component from an OCI registry
+    Pull(registry::PullArgs),
     /// Upload a plugin and deploy a function of it
     Deploy(client::DeployArgs),
     /// Invoke a function and print its answer as it comes
@@ -194,6 +199,8 @@ pub fn main() -> ExitCode {
         Command::New(arguments) => project::new(arguments, printer),
         Command::Build(arguments) => project::build(arguments, printer),
         Command::Inspect(arguments) => project::inspect(arguments, printer),
+        Command::Push(arguments) => block_on(registry::push(arguments, printer)),
+        Command::Pull(arguments) => block_on(registry::pull(arguments, printer)),
         Command::Deploy(arguments) => block_on(client::deploy(arguments, printer)),
         Command::Invoke(arguments) => block_on(client::invoke(arguments, printer)),
         Command::Versions(arguments) => block_on(functions::versions(arguments, printer)),

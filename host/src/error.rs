@@ -11,6 +11,7 @@ use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
 use crate::invoke::HandOverError;
 use crate::keyvalue::KeyValueError;
+use crate::oci::OciError;
 use crate::quotas::QuotaError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
@@ -129,6 +130,9 @@ pub enum Error {
     /// Key-value buckets.
     #[error(transparent)]
     KeyValue(#[from] KeyValueError),
+    /// Registries of plugins.
+    #[error(transparent)]
+    Oci(#[from] OciError),
     /// Pointers.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -201,6 +205,7 @@ impl Error {
             Self::Quota(error) => error.code(),
             Self::Secret(error) => error.code(),
             Self::KeyValue(error) => error.code(),
+            Self::Oci(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
             Self::Config(error) => error.code(),
@@ -239,6 +244,7 @@ impl Error {
             Self::Quota(error) => error.blame(),
             Self::Secret(error) => error.blame(),
             Self::KeyValue(error) => error.blame(),
+            Self::Oci(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),

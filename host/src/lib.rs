@@ -15,6 +15,7 @@ mod key_file;
 pub mod adapters;
 pub mod artifacts;
 pub mod keyvalue;
+pub mod oci;
 pub mod outbound;
 pub mod quotas;
 pub mod registry;

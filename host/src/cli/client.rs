@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Refusal};
 use super::output::{Printer, cell, put, read, read_text, text};
+use super::registry::{RegistryArgs, reference};
 use super::remote::{Connection, Remote, broken, segment, upload};
 use crate::error::Error;
 
@@ -17,9 +18,9 @@ use crate::error::Error;
 pub(crate) struct DeployArgs {
     /// Name of the function
     name: String,
-    /// The component, a .wasm file
-    #[arg(long, value_name = "FILE")]
-    plugin: PathBuf,
+    /// The component: a .wasm file, or oci://REGISTRY/REPOSITORY:TAG, which is pulled first
+    #[arg(long, value_name = "FILE|oci://…")]
+    plugin: String,
     /// The rest of the manifest, JSON without `plugin`: grants, limits and the like; the other options add to it
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
@@ -39,13 +40,15 @@ pub(crate) struct DeployArgs {
     #[arg(long)]
     promote: bool,
     #[command(flatten)]
+    registry: RegistryArgs,
+    #[command(flatten)]
     connection: Connection,
 }
 
 /// Uploads the plugin and puts a version of the function.
 pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<(), Failure> {
     let remote = Remote::new(&arguments.connection)?;
-    let component = read(&arguments.plugin)?;
+    let component = component(&arguments).await?;
     let bytes = component.len();
     let call = remote.call(Method::POST, "/v1/plugins").header(CONTENT_LENGTH, bytes);
     let plugin = remote.json(call.body(upload(component, "uploading the plugin"))).await?;
@@ -87,6 +90,15 @@ pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<()
 }
 
 /// The manifest as it was written in a file.
+/// The component, from a file or from a registry.
+async fn component(arguments: &DeployArgs) -> Result<Vec<u8>, Failure> {
+    if !arguments.plugin.starts_with("oci://") {
+        return Ok(read(Path::new(&arguments.plugin))?);
+    }
+    let pulled = arguments.registry.pull(&reference(&arguments.plugin)?).await?;
+    Ok(pulled.component.into())
+}
+
 fn written(file: Option<&Path>) -> Result<Map<String, Value>, Failure> {
     let Some(file) = file else { return Ok(Map::new()) };
     let text = read_text(file)?;

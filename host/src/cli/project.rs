@@ -15,6 +15,7 @@ use super::output::Printer;
 use crate::error::Error;
 
 pub(crate) use build::{BuildArgs, build};
+pub(super) use inspect::described;
 pub(crate) use inspect::{InspectArgs, inspect};
 
 /// Bytes of a project's name.

@@ -140,7 +140,7 @@ pub(crate) fn upload(bytes: Vec<u8>, what: &str) -> Body {
 }
 
 /// The named authorities, or the system's.
-fn tls(is_https: bool, ca: Option<&Path>) -> Result<ClientConfig, Failure> {
+pub(crate) fn tls(is_https: bool, ca: Option<&Path>) -> Result<ClientConfig, Failure> {
     let internal = |error: rustls::Error| Error::Internal(format!("TLS: {error}"));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))

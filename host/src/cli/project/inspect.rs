@@ -33,7 +33,7 @@ pub(crate) fn inspect(arguments: InspectArgs, printer: Printer) -> Result<(), Fa
 }
 
 /// Its digest, size, imports and exports, and what would keep a host with the default limits from taking it.
-pub(super) fn described(bytes: &[u8]) -> Result<Value, Error> {
+pub(in crate::cli) fn described(bytes: &[u8]) -> Result<Value, Error> {
     let invalid = |reason: String| Error::invalid("plugin_invalid", "component", reason);
     if bytes.starts_with(b"\0asm\x01\0\0\0") {
         let reason =
