@@ -55,8 +55,10 @@ pub use residents::{Evictions, ReleasePolicy};
 pub use resolved::ResolvedAdapters;
 pub(crate) use shares::source as shared_source;
 pub use shares::{READERS_MAX, Readers, Share, SharedAdapter, SharedBy};
-pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
+pub use signature::{PUBLIC_KEY_BYTES_MAX, PluginSignatureError, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
 pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
+#[cfg(test)]
+pub(crate) use source::fault_server;
 pub use source::{AllowedOrigin, Credential, OriginError, SourceError, SourcesConfig};
 pub(crate) use source::{CONFIG, SIGNATURE, WEIGHTS};
 pub(crate) use source::{Guard, GuardedResolver, Lookup, Refusal, SystemLookup, reason, refusal, tls};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use types::{Blame, PlanError};
 
-use crate::adapters::AdapterError;
+use crate::adapters::{AdapterError, PluginSignatureError};
 use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
 use crate::invoke::HandOverError;
@@ -130,6 +130,9 @@ pub enum Error {
     /// Key-value buckets.
     #[error(transparent)]
     KeyValue(#[from] KeyValueError),
+    /// Signatures of plugins.
+    #[error(transparent)]
+    PluginSignature(#[from] PluginSignatureError),
     /// Registries of plugins.
     #[error(transparent)]
     Oci(#[from] OciError),
@@ -206,6 +209,7 @@ impl Error {
             Self::Secret(error) => error.code(),
             Self::KeyValue(error) => error.code(),
             Self::Oci(error) => error.code(),
+            Self::PluginSignature(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
             Self::Config(error) => error.code(),
@@ -245,6 +249,7 @@ impl Error {
             Self::Secret(error) => error.blame(),
             Self::KeyValue(error) => error.blame(),
             Self::Oci(error) => error.blame(),
+            Self::PluginSignature(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),

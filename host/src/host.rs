@@ -24,6 +24,7 @@ use crate::invoke::{Handling, TenantSalts};
 use crate::keyvalue::KeyValues;
 use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
+use crate::oci::PluginSources;
 use crate::outbound::WebClient;
 use crate::quotas::Quotas;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
@@ -44,6 +45,7 @@ pub(crate) struct Host {
     pub(crate) registry: Registry,
     pub(crate) artifacts: Artifacts,
     pub(crate) plugins: PluginHost,
+    pub(crate) plugin_sources: PluginSources,
     pub(crate) plan_limits: PlanLimits,
     pub(crate) adapters: AdapterStore,
     pub(crate) revocations: Revocations,
@@ -120,6 +122,7 @@ impl Host {
         let artifacts = Artifacts::new(store.clone());
         let registry = Registry::new(store.clone());
         let plugins = open_plugins(config, compiler)?;
+        let plugin_sources = PluginSources::new(&config.plugin_sources)?;
         let (base, runner) = open_base(config).await?;
         let layers = u32::try_from(base.config().layers).unwrap_or(u32::MAX);
         let vocabulary = u32::try_from(base.config().vocabulary).unwrap_or(u32::MAX);
@@ -172,6 +175,7 @@ impl Host {
             registry,
             artifacts,
             plugins,
+            plugin_sources,
             plan_limits,
             adapters,
             revocations,

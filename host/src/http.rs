@@ -22,6 +22,7 @@ mod openapi;
 mod operations;
 mod pace;
 mod pins;
+mod plugins;
 mod quotas;
 mod receipts;
 mod revocations;
@@ -127,14 +128,14 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
     use Access::{Needs, Public};
     use Right::{Adapters, Admin, Deploy, Invoke, Receipts};
     let route = |path, access, methods| Route { path, access, dialect: Dialect::Own, methods };
-    let plugin_body = DefaultBodyLimit::max(limits.upload_bytes_max);
+    let plugin_body = DefaultBodyLimit::max(plugins::body_bytes_max(limits.upload_bytes_max));
     let adapter_body = DefaultBodyLimit::max(adapters::adapter_bytes_max(limits));
     vec![
         route("/health", Public, get(operations::health)),
         route("/ready", Public, get(operations::ready)),
         route("/metrics", Public, get(operations::metrics)),
         route("/openapi.json", Public, get(openapi::serve)),
-        route("/v1/plugins", Needs(Deploy), post(functions::upload).layer(plugin_body)),
+        route("/v1/plugins", Needs(Deploy), post(plugins::upload).layer(plugin_body)),
         route("/v1/functions", Needs(Deploy), get(functions::list)),
         route(
             "/v1/functions/{name}",

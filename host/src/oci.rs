@@ -35,3 +35,6 @@ pub(crate) const COMPONENT_BYTES_MAX: u64 = 32 << 20;
 const DOCUMENT_BYTES_MAX: u64 = 256 << 10;
 /// Signatures beside one artefact that are looked at.
 pub(crate) const SIGNATURES_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests;

@@ -2,17 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use clap::Args;
 use futures::StreamExt as _;
 use reqwest::Method;
 use reqwest::header::CONTENT_LENGTH;
+use reqwest::multipart::{Form, Part};
 use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Refusal};
 use super::output::{Printer, cell, put, read, read_text, text};
-use super::registry::{RegistryArgs, reference};
+use super::registry::{RegistryArgs, reference, signatures};
 use super::remote::{Connection, Remote, broken, segment, upload};
 use crate::error::Error;
+use crate::oci::SIGNATURES_MAX;
 
 #[derive(Debug, Args)]
 pub(crate) struct DeployArgs {
@@ -21,6 +24,10 @@ pub(crate) struct DeployArgs {
     /// The component: a .wasm file, or oci://REGISTRY/REPOSITORY:TAG, which is pulled first
     #[arg(long, value_name = "FILE|oci://…")]
     plugin: String,
+    /// A signature of the component, a Sigstore bundle as `cosign sign-blob --bundle` writes it; may be repeated. What is pulled
+    /// brings its own
+    #[arg(long = "signature", value_name = "FILE")]
+    signatures: Vec<PathBuf>,
     /// The rest of the manifest, JSON without `plugin`: grants, limits and the like; the other options add to it
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
@@ -48,10 +55,8 @@ pub(crate) struct DeployArgs {
 /// Uploads the plugin and puts a version of the function.
 pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<(), Failure> {
     let remote = Remote::new(&arguments.connection)?;
-    let component = component(&arguments).await?;
-    let bytes = component.len();
-    let call = remote.call(Method::POST, "/v1/plugins").header(CONTENT_LENGTH, bytes);
-    let plugin = remote.json(call.body(upload(component, "uploading the plugin"))).await?;
+    let (component, signatures) = component(&arguments).await?;
+    let plugin = send_plugin(&remote, component, signatures).await?;
     let plugin = text(&plugin, "digest");
     let mut manifest = written(arguments.manifest.as_deref())?;
     manifest.insert("plugin".to_owned(), plugin.into());
@@ -90,13 +95,29 @@ pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<()
 }
 
 /// The manifest as it was written in a file.
-/// The component, from a file or from a registry.
-async fn component(arguments: &DeployArgs) -> Result<Vec<u8>, Failure> {
+/// The component with its signatures, from files or from a registry.
+async fn component(arguments: &DeployArgs) -> Result<(Vec<u8>, Vec<Bytes>), Failure> {
+    let mut signatures = signatures(&arguments.signatures)?;
     if !arguments.plugin.starts_with("oci://") {
-        return Ok(read(Path::new(&arguments.plugin))?);
+        return Ok((read(Path::new(&arguments.plugin))?, signatures));
     }
     let pulled = arguments.registry.pull(&reference(&arguments.plugin)?).await?;
-    Ok(pulled.component.into())
+    // Those that were named come first: the host takes so many.
+    signatures.extend(pulled.signatures);
+    signatures.truncate(SIGNATURES_MAX);
+    Ok((pulled.component.into(), signatures))
+}
+
+async fn send_plugin(remote: &Remote, component: Vec<u8>, signatures: Vec<Bytes>) -> Result<Value, Failure> {
+    let call = remote.call(Method::POST, "/v1/plugins");
+    let bytes = component.len();
+    let body = upload(component, "uploading the plugin");
+    if signatures.is_empty() {
+        return remote.json(call.header(CONTENT_LENGTH, bytes).body(body)).await;
+    }
+    let form = Form::new().part("plugin", Part::stream_with_length(body, bytes as u64));
+    let signed = |form: Form, bundle: Bytes| form.part("signature", Part::stream(bundle));
+    remote.json(call.multipart(signatures.into_iter().fold(form, signed))).await
 }
 
 fn written(file: Option<&Path>) -> Result<Map<String, Value>, Failure> {

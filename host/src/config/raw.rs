@@ -59,6 +59,8 @@ pub struct RawConfig {
     pub adapter_sources: RawAdapterSources,
     /// Where plugins may send requests.
     pub plugin_http: RawPluginHttp,
+    /// Which registries plugins may be pulled from.
+    pub plugin_sources: RawPluginSources,
     /// Limits.
     pub limits: RawLimits,
 }
@@ -112,6 +114,18 @@ pub struct RawAdapterSources {
 #[serde(deny_unknown_fields, default)]
 pub struct RawPluginHttp {
     /// Origins that manifests may grant; all if this is left out.
+    #[serde(deserialize_with = "words")]
+    pub hosts: Option<Vec<String>>,
+    /// Networks (CIDR) that are not public, and may be connected to.
+    #[serde(deserialize_with = "words")]
+    pub private_networks: Option<Vec<String>>,
+}
+
+/// The table `plugin_sources`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPluginSources {
+    /// Registries that may be asked, and where they lead; none if this is left out.
     #[serde(deserialize_with = "words")]
     pub hosts: Option<Vec<String>>,
     /// Networks (CIDR) that are not public, and may be connected to.

@@ -7,7 +7,7 @@ mod revoked;
 mod rollout;
 mod share;
 
-pub(crate) use adapter::{Adapter, AdapterReport};
+pub(crate) use adapter::{Adapter, AdapterReport, AdapterSignature};
 pub(crate) use revoked::Revoked;
 pub(crate) use rollout::{CanarySet, LiveMove, RolloutCard, ShadowAnswer, ShadowSet};
 pub(crate) use share::{AdapterShare, SharedAdapter};
@@ -62,6 +62,10 @@ pub(crate) struct Plugin {
     #[schema(pattern = "^[0-9a-f]{64}$")]
     pub(crate) digest: String,
     pub(crate) bytes: usize,
+    pub(crate) signature: AdapterSignature,
+    /// What it was pulled as, for good: with the digest of its manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<String>,
 }
 
 /// A version that was deployed.
@@ -242,13 +246,16 @@ impl From<&Line> for LogLine {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct TenantSigners {
     tenant: String,
+    /// For adapters.
     policy: SignaturePolicy,
+    /// For plugins.
+    plugins: SignaturePolicy,
     keys: Vec<PublicSignerKey>,
     /// What to give as `expect` in order to change just this.
     revision: u64,
 }
 
-/// A public key that may sign adapters.
+/// A public key that may sign adapters and plugins.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct PublicSignerKey {
     /// SHA-256 of its DER.
@@ -262,7 +269,8 @@ impl TenantSigners {
     pub(crate) fn new(tenant: &TenantId, signers: &Signers) -> Self {
         let key = |key: &SignerKey| PublicSignerKey { id: key.id().to_owned(), public_key: key.pem().to_owned() };
         let (tenant, keys) = (tenant.as_str().to_owned(), signers.keys.iter().map(key).collect());
-        Self { tenant, policy: signers.policy, keys, revision: signers.revision }
+        let Signers { policy, plugins, keys: _, revision } = *signers;
+        Self { tenant, policy, plugins, keys, revision }
     }
 }
 

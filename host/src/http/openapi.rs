@@ -7,7 +7,7 @@ mod openai;
 mod shapes;
 
 pub(crate) use openai::{ChatCompletion, Completion, Model};
-pub(crate) use shapes::{AdapterUpload, Bytes, Event};
+pub(crate) use shapes::{AdapterUpload, Bytes, Event, PluginUpload};
 
 use axum::extract::State;
 use axum::http::header;
@@ -15,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, quotas, receipts,
-    revocations, rollouts, secrets, shares, usage, vllm,
+    App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, plugins, quotas,
+    receipts, revocations, rollouts, secrets, shares, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -31,7 +31,7 @@ use super::{
         operations::ready,
         operations::metrics,
         serve,
-        functions::upload,
+        plugins::upload,
         functions::list,
         functions::put,
         functions::show,

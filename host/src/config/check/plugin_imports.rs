@@ -1,12 +1,13 @@
-//! What plugins may ask for beside computing: the table `plugin_http`, and the limits on requests and key-value buckets. Not here:
-//! what is done with them (`outbound`, `keyvalue`).
+//! What plugins may be pulled from, and ask for beside computing: the tables `plugin_sources` and `plugin_http`, and the limits on
+//! requests and key-value buckets. Not here: what is done with them (`oci`, `outbound`, `keyvalue`).
 
 use plugin::PluginLimits;
 
 use super::{BYTES_MAX, Checks};
 use crate::config::ConfigError;
-use crate::config::raw::{RawLimits, RawPluginHttp};
+use crate::config::raw::{RawLimits, RawPluginHttp, RawPluginSources};
 use crate::keyvalue::KeyValueLimits;
+use crate::oci::PluginSourcesConfig;
 use crate::outbound::OutboundConfig;
 
 /// Requests and writes of one request, bytes of a body.
@@ -14,6 +15,12 @@ const COUNT_MAX: u64 = 1 << 16;
 const BODY_BYTES_MAX: u64 = 1 << 28;
 
 impl Checks<'_> {
+    pub(super) fn plugin_sources(&self, raw: &RawPluginSources) -> Result<PluginSourcesConfig, ConfigError> {
+        let hosts = self.list("plugin_sources.hosts", raw.hosts.as_deref())?;
+        let private_networks = self.list("plugin_sources.private_networks", raw.private_networks.as_deref())?;
+        Ok(PluginSourcesConfig { hosts, private_networks })
+    }
+
     pub(super) fn plugin_http(&self, raw: &RawPluginHttp) -> Result<OutboundConfig, ConfigError> {
         let hosts = raw.hosts.as_deref().map(|hosts| self.list("plugin_http.hosts", Some(hosts))).transpose()?;
         let private_networks = self.list("plugin_http.private_networks", raw.private_networks.as_deref())?;

@@ -47,7 +47,7 @@ pub(crate) struct SharedBy {
     usable: bool,
 }
 
-/// Who had signed an adapter when its alias was set.
+/// Who had signed an adapter when its alias was set, or a plugin when it was uploaded.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct AdapterSignature {
     /// `signed`, `unsigned`, or `unchecked`: there was one that the tenant's policy does not look at.

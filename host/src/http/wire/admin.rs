@@ -25,6 +25,15 @@ pub(crate) struct AdapterSource {
     pub(crate) license: Option<String>,
 }
 
+/// `POST /v1/plugins` with a JSON body.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PluginSource {
+    /// `oci://REGISTRY/REPOSITORY:TAG`, with or without `@sha256:…`, as far as the host's `plugin_sources` let it ask.
+    #[schema(pattern = "^oci://")]
+    pub(crate) source: String,
+}
+
 /// `PUT /v1/adapters/{alias}/readers`: either `everyone` or `tenants`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -139,6 +148,8 @@ pub(crate) struct NewTenant {
 pub(crate) struct NewSigners {
     /// Whether adapters must be signed.
     pub(crate) policy: SignaturePolicy,
+    /// Whether plugins must be; left out, that stays as it is.
+    pub(crate) plugins: Option<SignaturePolicy>,
     /// Public keys (ECDSA P-256) in PEM.
     #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<Vec<String>>)]
