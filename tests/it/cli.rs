@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::{Value, json};
-use tests::{Options, Server, adapter_folder, guest, run_tenon, shared_server, tenon};
+use tests::{MemoryRegistry, Options, Server, adapter_folder, guest, run_tenon, shared_server, tenon};
 
 /// Runs `tenon` against this server with its development key.
 fn run(server: &Server, arguments: &[&str]) -> Output {
@@ -220,11 +220,16 @@ fn every_command_speaks_json() {
     let into = folder.path().to_str().unwrap();
     let shaped = shaped_project(folder.path(), plugin);
     let shaped = shaped.to_str().unwrap();
+    let registry = MemoryRegistry::start();
+    let (reference, pulled) = (format!("{}/json:1", registry.address()), folder.path().join("pulled.wasm"));
+    let (reference, pulled) = (reference.as_str(), pulled.to_str().unwrap());
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 41] = [
+    let commands: [(&str, Vec<&str>, &str); 43] = [
         ("new", vec!["json-project", "--lang", "c", "--into", into], "/files/0"),
         ("build", vec![shaped], "/component"),
         ("inspect", vec![plugin], "/imports/0"),
+        ("push", vec![plugin, reference, "--plain-http"], "/digest"),
+        ("pull", vec![reference, "--plain-http", "--output", pulled], "/component"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),

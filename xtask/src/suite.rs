@@ -26,7 +26,7 @@ pub(crate) enum Stage {
     Base,
     /// Build the workspace, its binaries and its tests
     Build,
-    /// Install the real clients and the S3 server that the tests run
+    /// Install the real clients, the S3 server and the OCI registry that the tests run
     Clients,
     /// Run the tests of the workspace
     Workspace,

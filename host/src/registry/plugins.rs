@@ -31,7 +31,7 @@ impl Registry {
         let key = plugin_key(tenant, digest);
         for _ in 0..SWAP_ATTEMPTS_MAX {
             let found = self.store.get(&key).await?;
-            let version = found.as_ref().map(|(_, version)| version.clone());
+            let version = found.as_ref().map(|(_, version)| *version);
             match &found {
                 None if self.plugins(tenant).await?.len() >= PLUGINS_PER_TENANT_MAX => {
                     let (limit, max) = ("plugins_per_tenant_max", PLUGINS_PER_TENANT_MAX);

@@ -49,6 +49,7 @@ enum Kind {
     Derivation,
     Readers,
     Plugin,
+    PluginSource,
     Tenant,
     Quota,
     Key,
@@ -126,6 +127,7 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/health", Kind::None),
     ("GET", "/ready", Kind::None),
     ("GET", "/metrics", Kind::None),
+    ("POST", "/v1/plugins", Kind::PluginSource),
     ("POST", "/v1/plugins", Kind::Plugin),
 ];
 

@@ -7,12 +7,16 @@ use crate::{Draw, Json, Sizes, adapter};
 const BOUNDARY: &str = "boundary";
 /// What `model` may name.
 const MODELS: &[&str] = &["base", "tiny", "echo", "one", "a/b", "", "BASE"];
+/// Where a plugin may be said to lie.
+const PLUGIN_SOURCES: &[&str] =
+    &["oci://127.0.0.1:1/a:1", "oci://a.example/b@sha256:00", "oci://", "https://a.example/"];
 
 /// Content type and body, if the route takes one.
 pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
     let json = match kind {
         Kind::None => return None,
         Kind::Adapter if !draw.one_in(4) => return Some(multipart(draw)),
+        Kind::PluginSource => Json::object([("source", draw.pick(PLUGIN_SOURCES).into())]),
         Kind::Plugin => return Some((b"application/wasm".to_vec(), plugin(draw))),
         Kind::Chat => chat(draw),
         Kind::Completion => completion(draw),
