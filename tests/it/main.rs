@@ -24,6 +24,7 @@ mod hand_over;
 mod hang_ups;
 mod hostile;
 mod hostile_adapters;
+mod hostile_guests;
 mod json_guard;
 mod lifecycle;
 mod logs;

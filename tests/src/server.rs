@@ -195,6 +195,22 @@ impl Server {
         }
     }
 
+    /// Threads that its process has; 0 where the system does not say.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.entries("task")
+    }
+
+    /// Files, pipes and connections that its process has open; 0 where the system does not say.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        self.entries("fd")
+    }
+
+    fn entries(&self, folder: &str) -> usize {
+        std::fs::read_dir(format!("/proc/{}/{folder}", self.child.id())).map_or(0, Iterator::count)
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
