@@ -115,7 +115,8 @@ fn every_hostile_guest_ends_as_it_must_and_leaves_nothing() {
     let expected = answers(&client);
     assert_eq!(expected[0], json!("1997-12-07"));
     let tenants = Tenants::new(&client);
-    let guests = all();
+    // One that takes the compiler's whole minute is for the bench.
+    let guests: Vec<Guest> = all().into_iter().filter(|guest| !guest.is_long()).collect();
     let (mut uploaded, mut wrong, mut live) = (BTreeMap::new(), Vec::new(), Vec::new());
     for guest in &guests {
         match tenants.deploy(guest, &mut uploaded) {
@@ -127,7 +128,8 @@ fn every_hostile_guest_ends_as_it_must_and_leaves_nothing() {
     let before = (server.threads(), server.open_files());
     let (next, done) = (AtomicUsize::new(0), AtomicBool::new(false));
     // The marks are left before they are looked for.
-    live.sort_by_key(|(guest, _)| (guest.class == Class::Canaries, guest.name.contains("search") || guest.name.contains("look")));
+    let is_looking = |guest: &Guest| guest.name.contains("search") || guest.name.contains("look");
+    live.sort_by_key(|(guest, _)| (guest.class == Class::Canaries, is_looking(guest)));
     let failures = std::thread::scope(|scope| {
         let callers: Vec<_> = (0..CALLERS)
             .map(|_| {
@@ -148,11 +150,17 @@ fn every_hostile_guest_ends_as_it_must_and_leaves_nothing() {
             }
             rounds
         });
-        let failures: Vec<String> =
-            callers.into_iter().flat_map(|caller| caller.join().unwrap_or_else(|_| vec!["a caller panicked".into()])).collect();
+        let failures: Vec<String> = callers
+            .into_iter()
+            .flat_map(|caller| caller.join().unwrap_or_else(|_| vec!["a caller panicked".into()]))
+            .collect();
         done.store(true, Ordering::Relaxed);
         let rounds = neighbour.join().expect("the neighbour is well");
-        eprintln!("{} hostile guests, {} of them invoked, beside {rounds} rounds of a neighbour", guests.len(), live.len());
+        eprintln!(
+            "{} hostile guests, {} of them invoked, beside {rounds} rounds of a neighbour",
+            guests.len(),
+            live.len()
+        );
         failures
     });
     wrong.extend(failures);

@@ -89,8 +89,7 @@ impl Course {
         if self.generated >= plan.output_tokens_max() {
             return Ok(None);
         }
-        let bounds =
-            ColdBounds { bytes_max: limits.cold_bytes_max, bytes_before: self.cold_bytes, by_caller: false };
+        let bounds = ColdBounds { bytes_max: limits.cold_bytes_max, bytes_before: self.cold_bytes, by_caller: false };
         let Resident { plan, leases, cold, cold_bytes } =
             cold::make_resident(host, grants, plan, *release, bounds).await?;
         self.cold_bytes = cold_bytes;

@@ -9,8 +9,8 @@ mod spinners;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::Args;
 use ::hostile::{Guest, all};
+use clap::Args;
 use serde_json::{Value, json};
 
 use crate::load::Http;
@@ -146,7 +146,8 @@ struct Held {
 
 impl Held {
     fn read(server: &Server) -> Self {
-        let entries = |folder: &str| std::fs::read_dir(format!("/proc/{}/{folder}", server.pid())).map_or(0, Iterator::count);
+        let entries =
+            |folder: &str| std::fs::read_dir(format!("/proc/{}/{folder}", server.pid())).map_or(0, Iterator::count);
         let resident_bytes = resident_bytes(server.pid()).unwrap_or_default();
         Self { threads: entries("task"), files: entries("fd"), resident_bytes }
     }

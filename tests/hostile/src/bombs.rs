@@ -58,9 +58,13 @@ impl Bomb {
         let module = match self {
             Self::CutOff => return Ok(echo.get(..echo.len() / 2).unwrap_or_default().to_vec()),
             Self::Noise(bytes) => return Ok(noise(bytes)),
-            Self::Lie => return Ok([COMPONENT, &[1, 18], MODULE, &[1, 8, 0xff, 0xff, 0xff, 0xff, 0x0f, 0x60, 0, 0]].concat()),
+            Self::Lie => {
+                return Ok([COMPONENT, &[1, 18], MODULE, &[1, 8, 0xff, 0xff, 0xff, 0xff, 0x0f, 0x60, 0, 0]].concat());
+            }
             Self::Components(depth) => return Ok(nested(depth)),
-            Self::Instances { count, pages } => return with_modules(echo, count, &with_section(5, &vector(&[limits(pages)]))),
+            Self::Instances { count, pages } => {
+                return with_modules(echo, count, &with_section(5, &vector(&[limits(pages)])));
+            }
             Self::Tables { count, elements } => {
                 let table = [vec![0x70], limits(elements)].concat();
                 return with_modules(echo, count, &with_section(4, &vector(&[table])));
@@ -98,7 +102,7 @@ impl Bomb {
             Self::Data(bytes) => {
                 let mut data = vec![1, 0, 0x41, 0, END];
                 leb(&mut data, bytes);
-                data.extend(noise(bytes + COMPONENT.len()).split_off(COMPONENT.len()));
+                data.extend(noise(bytes).split_off(COMPONENT.len()));
                 let mut module = with_section(5, &vector(&[limits(bytes.div_ceil(1 << 16))]));
                 section(&mut module, 11, &data);
                 module
@@ -157,7 +161,9 @@ fn merges(locals: usize, branches: usize) -> Vec<u8> {
     for branch in 0..branches {
         // local.get i; if; local.get j; local.get k; i32.add; local.set i; end
         let [one, two, three] = [branch * 7 + 1, branch * 13 + 5, branch * 29 + 11].map(|place| place % locals.max(1));
-        for (instruction, place) in [(0x20, one), (0x04, 0x40), (0x20, two), (0x20, three), (0x6a, usize::MAX), (0x21, one)] {
+        for (instruction, place) in
+            [(0x20, one), (0x04, 0x40), (0x20, two), (0x20, three), (0x6a, usize::MAX), (0x21, one)]
+        {
             body.push(instruction);
             match (instruction, place) {
                 (_, usize::MAX) => {}

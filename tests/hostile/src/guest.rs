@@ -167,6 +167,12 @@ impl Guest {
         self
     }
 
+    /// Whether it keeps a compiler at work for as long as that may take.
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        matches!(self.outcome, Outcome::Refused(codes) if codes.contains(&"plugin_compile_failed"))
+    }
+
     /// Whether that is what must come of it; what else, if not.
     ///
     /// # Errors

@@ -86,7 +86,8 @@ impl InstanceState {
         let of_request = self.request_host_calls_left.checked_sub(1);
         self.host_calls_left = of_call.unwrap_or(0);
         self.request_host_calls_left = of_request.unwrap_or(0);
-        let over = [of_call.is_none().then_some(Stop::HostCalls), of_request.is_none().then_some(Stop::RequestHostCalls)];
+        let over =
+            [of_call.is_none().then_some(Stop::HostCalls), of_request.is_none().then_some(Stop::RequestHostCalls)];
         self.over_calls = self.over_calls.or_else(|| over.into_iter().flatten().next());
     }
 

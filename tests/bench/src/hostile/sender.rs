@@ -173,7 +173,7 @@ impl Sender {
         let answer = async {
             let answer = request.send().await.map_err(failed)?;
             let status = answer.status().as_u16();
-            Ok((status, answer.text().await.map_err(failed)?))
+            Ok::<_, String>((status, answer.text().await.map_err(failed)?))
         };
         let (status, body) = match &guest.act {
             Act::Leave(_, after_ms) => {

@@ -37,7 +37,8 @@ fn plans() -> Vec<Guest> {
     };
     let mut guests: Vec<Guest> = cases.map(refused).into();
     let long = "Tell me all about the sea, and of the rivers that feed it, and of the rain.";
-    let blocks = Guest::new(Class::Plans, "kv-blocks", Source::Fixture("echo"), long, Fails("limit_exceeded", "kv_blocks_max"));
+    let blocks =
+        Guest::new(Class::Plans, "kv-blocks", Source::Fixture("echo"), long, Fails("limit_exceeded", "kv_blocks_max"));
     guests.push(blocks.limits(json!({"kv_blocks_max": 1})));
     let tokens = Fails("limit_exceeded", "output_tokens_max");
     let tokens = fixture(Class::Plans, "bad-plan", "budget", tokens).limits(json!({"output_tokens_max": 3}));
@@ -92,7 +93,8 @@ fn cancel() -> Vec<Guest> {
 
 fn canaries() -> Vec<Guest> {
     let class = Class::Canaries;
-    let scripted = |name: &str, script: &str, outcome| Guest::new(class, name, Source::Fixture("imports"), script, outcome);
+    let scripted =
+        |name: &str, script: &str, outcome| Guest::new(class, name, Source::Fixture("imports"), script, outcome);
     let bucket = |scope: &str| json!({"kv": [{"bucket": "canary", "scope": scope}], "secrets": ["canary"]});
     let leave = format!("kv-set canary k {MARK}|kv-get canary k|log {MARK} {MARK}");
     let look = "kv-get canary k|kv-keys canary|secret canary|config mark";
@@ -104,13 +106,19 @@ fn canaries() -> Vec<Guest> {
     vec![
         wat(class, "canary-leave", Answers("left")),
         wat(class, "canary-search", Answers("nothing")),
-        Guest { name: "canary-search-elsewhere".into(), ..wat(class, "canary-search", Answers("nothing")).of(Tenant::Second) },
+        Guest {
+            name: "canary-search-elsewhere".into(),
+            ..wat(class, "canary-search", Answers("nothing")).of(Tenant::Second)
+        },
         marked(scripted("canary-bucket", &leave, Says(MARK)).grants(bucket("tenant"))),
         marked(scripted("canary-own-bucket", &leave, Says(MARK)).grants(bucket("function"))),
         // The same function of another tenant: nothing is there, and no error tells that something is elsewhere.
-        Guest { name: "canary-look".into(), ..scripted("", look, Answers("nothing\n\nerror: failed: there is no secret `canary`\nNone")) }
-            .grants(bucket("tenant"))
-            .of(Tenant::Second),
+        Guest {
+            name: "canary-look".into(),
+            ..scripted("", look, Answers("nothing\n\nerror: failed: there is no secret `canary`; set it first\nNone"))
+        }
+        .grants(bucket("tenant"))
+        .of(Tenant::Second),
         scripted("canary-look-ungranted", "kv-get canary k", Says("grants.kv")).grants(plain),
         fixture(class, "ungranted-adapter", "all-caps", Fails("adapter_not_granted", "`all-caps`")).of(Tenant::Second),
         fixture(class, "ungranted-adapter", "../all-caps", Fails("adapter_not_granted", "")),

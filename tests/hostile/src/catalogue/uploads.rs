@@ -32,7 +32,7 @@ pub(super) fn guests() -> Vec<Guest> {
         ("instances", Bomb::Instances { count: 60, pages: 0 }, INVALID),
         ("many-functions", Bomb::Functions(1_000_001), INVALID),
         ("many-targets", Bomb::BranchTable(2_000_000), INVALID),
-        ("large", Bomb::Noise(33 << 20), Refused(&["plugin_too_large", "too_large"])),
+        ("large", Bomb::Noise(33 << 20), Refused(&["body_too_large"])),
         ("deep", Bomb::Merges { locals: 20_000, branches: 60_000 }, COSTLY),
         ("cut-off", Bomb::CutOff, INVALID),
         ("noise", Bomb::Noise(100_000), INVALID),
