@@ -22,6 +22,7 @@ use crate::statistics::{Bound, Spread, quantile};
 use crate::{Given, Outcome};
 
 use neighbours::{Heard, Neighbours};
+pub(crate) use neighbours::{put, upload};
 use sender::{Sender, Told};
 
 /// How much.
@@ -138,21 +139,26 @@ fn start(given: &Given, options: &Options, http: &Http) -> Outcome<Server> {
 
 /// What the process holds.
 #[derive(Clone, Copy)]
-struct Held {
-    threads: usize,
-    files: usize,
-    resident_bytes: u64,
+pub(crate) struct Held {
+    pub(crate) threads: usize,
+    /// But for the images of plugins' memories, which are kept with what was compiled.
+    pub(crate) files: usize,
+    pub(crate) resident_bytes: u64,
 }
 
 impl Held {
-    fn read(server: &Server) -> Self {
-        let entries =
-            |folder: &str| std::fs::read_dir(format!("/proc/{}/{folder}", server.pid())).map_or(0, Iterator::count);
-        let resident_bytes = resident_bytes(server.pid()).unwrap_or_default();
-        Self { threads: entries("task"), files: entries("fd"), resident_bytes }
+    pub(crate) fn read(server: &Server) -> Self {
+        Self::of(server.pid())
     }
 
-    fn json(self) -> Value {
+    pub(crate) fn of(pid: u32) -> Self {
+        let entries = |folder: &str| std::fs::read_dir(format!("/proc/{pid}/{folder}")).into_iter().flatten().flatten();
+        let is_image = |target: PathBuf| target.to_string_lossy().contains("memfd:wasm-memory-image");
+        let files = entries("fd").filter(|file| !std::fs::read_link(file.path()).is_ok_and(is_image)).count();
+        Self { threads: entries("task").count(), files, resident_bytes: resident_bytes(pid).unwrap_or_default() }
+    }
+
+    pub(crate) fn json(self) -> Value {
         json!({"threads": self.threads, "files": self.files, "resident_mb": rounded(self.resident_bytes as f64 / 1e6)})
     }
 }
@@ -167,7 +173,7 @@ const HELD: [&str; 5] = [
 ];
 
 /// What the metrics say once nothing runs any more, or at the end of our patience; and when that was.
-fn wait_until_idle(http: &Http, server: &Server) -> Outcome<(Value, Duration)> {
+pub(crate) fn wait_until_idle(http: &Http, server: &Server) -> Outcome<(Value, Duration)> {
     let started = Instant::now();
     loop {
         let (_, text) = http.get(&server.target, "/metrics")?;

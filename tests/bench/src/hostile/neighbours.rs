@@ -132,7 +132,7 @@ pub(super) async fn adapters(client: &reqwest::Client, target: &Target, names: &
 ///
 /// # Errors
 /// If there is no answer.
-pub(super) async fn upload(
+pub(crate) async fn upload(
     client: &reqwest::Client,
     target: &Target,
     component: Vec<u8>,
@@ -147,7 +147,7 @@ pub(super) async fn upload(
 ///
 /// # Errors
 /// If it is refused.
-pub(super) async fn put(client: &reqwest::Client, target: &Target, function: &str, manifest: &Value) -> Outcome {
+pub(crate) async fn put(client: &reqwest::Client, target: &Target, function: &str, manifest: &Value) -> Outcome {
     let request = with_key(client.put(format!("{}/v1/functions/{function}", target.url)), target).json(manifest);
     let answer = request.send().await?;
     if answer.status().is_success() { Ok(()) } else { Err(format!("{function}: {}", answer.text().await?).into()) }
