@@ -91,6 +91,7 @@ fn inside(given: &Given, calls: usize, report: &mut Report) -> Outcome<usize> {
         limits,
         instances_max: 64,
         cache_bytes_max: 64 << 20,
+        images_max: 64,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let host = PluginHost::new(config)?;

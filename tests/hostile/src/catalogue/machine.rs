@@ -33,6 +33,8 @@ fn cpu() -> Vec<Guest> {
     guests.push(fixture(Class::Cpu, "spin", "often", of_request).limits(json!({"request_cpu_ms_max": 3})));
     let of_start = Fails("plugin_timeout", "start_cpu_ms_max");
     guests.push(wat(Class::Cpu, "start-loop", of_start).limits(json!({"start_cpu_ms_max": 20})));
+    let of_wall = Fails("plugin_timeout", "call_wall_ms_max");
+    guests.push(wat(Class::Cpu, "waits", of_wall).limits(json!({"call_wall_ms_max": 300})));
     // An instance is dropped as a whole, without a call of what it would like to be called then.
     guests.push(wat(Class::Cpu, "dtor-loop", Served));
     guests
