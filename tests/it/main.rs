@@ -27,6 +27,7 @@ mod hostile_adapters;
 mod hostile_guests;
 mod json_guard;
 mod lifecycle;
+mod limits;
 mod logs;
 mod lorax;
 mod malformed;
