@@ -9,6 +9,7 @@ use std::time::Instant;
 use engine::{EngineConfig, EngineHandle, EngineThread, SpeculationConfig};
 use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelConfig};
 use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use types::{Digest, PlanLimits, TenantId};
@@ -203,6 +204,14 @@ pub(crate) fn compiler(program: PathBuf) -> CompilerCommand {
     CompilerCommand { program, arguments: vec![COMPILE_COMMAND.into()] }
 }
 
+/// Files that the process may have open: as many as the system lets it, which is often more than it begins with.
+fn open_files_max() -> u64 {
+    let now = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+    // None is without end.
+    if raised.is_ok() { now.maximum } else { now.current }.unwrap_or(u64::MAX)
+}
+
 fn open_plugins(config: &Config, compiler: CompilerCommand) -> Result<PluginHost, Error> {
     Ok(PluginHost::new(PluginHostConfig {
         cache_dir: config.data.join("plugin-cache"),
@@ -210,6 +219,8 @@ fn open_plugins(config: &Config, compiler: CompilerCommand) -> Result<PluginHost
         limits: config.plugin_limits.clone(),
         instances_max: config.plugin_instances_max,
         cache_bytes_max: PLUGIN_CACHE_BYTES_MAX,
+        // The rest is for connections and the store.
+        images_max: open_files_max() / 2,
     })?)
 }
 

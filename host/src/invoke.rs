@@ -238,8 +238,8 @@ async fn check(
     let release = function.as_ref().map(|call| call.manifest.release.policy()).unwrap_or_default();
     let switch = function.as_ref().map(|call| call.manifest.switch).unwrap_or_default();
     let adapters_started = Instant::now();
-    let bounds = ColdBounds { bytes_max: limits.cold_bytes_max, by_caller };
-    let Resident { plan, leases, cold } = cold::make_resident(host, &grants, plan, release, bounds).await?;
+    let bounds = ColdBounds { bytes_max: limits.cold_bytes_max, bytes_before: 0, by_caller };
+    let Resident { plan, leases, cold, cold_bytes } = cold::make_resident(host, &grants, plan, release, bounds).await?;
     let stages = Stages { adapters: adapters_started.elapsed(), ..stages };
     let templates = function.as_ref().map(|call| &call.manifest.templates);
     let prompt = prompt::tokenise(host, plan.prompt(), templates).await?;
@@ -261,6 +261,7 @@ async fn check(
         function,
         stages,
         cold,
+        cold_bytes,
         rights: Rights { grants, limits, release, switch },
     })
 }

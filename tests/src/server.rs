@@ -195,6 +195,25 @@ impl Server {
         }
     }
 
+    /// Threads that its process has; 0 where the system does not say.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.entries("task").count()
+    }
+
+    /// Files, pipes and connections that its process has open, but for the images of plugins' memories, which are kept with what
+    /// was compiled; 0 where the system does not say.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        let is_image = |target: &Path| target.to_string_lossy().contains("memfd:wasm-memory-image");
+        self.entries("fd").filter(|file| !std::fs::read_link(file).is_ok_and(|target| is_image(&target))).count()
+    }
+
+    fn entries(&self, folder: &str) -> impl Iterator<Item = PathBuf> {
+        let entries = std::fs::read_dir(format!("/proc/{}/{folder}", self.child.id()));
+        entries.into_iter().flatten().flatten().map(|entry| entry.path())
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }

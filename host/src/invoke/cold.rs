@@ -51,13 +51,17 @@ pub(crate) struct Resident {
     pub(crate) leases: Vec<AdapterLease>,
     /// `None` if everything was in memory.
     pub(crate) cold: Option<Cold>,
+    /// Bytes that the request has had loaded so far, as [`ColdBounds::bytes_max`] counts them.
+    pub(crate) cold_bytes: u64,
 }
 
 /// How much a request may have loaded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ColdBounds {
-    /// Bytes of the adapters as they are stored.
+    /// Bytes of the adapters as they are stored, over the whole request.
     pub(crate) bytes_max: u64,
+    /// What earlier compositions of the request have had loaded.
+    pub(crate) bytes_before: u64,
     /// Whether the caller wrote the plan.
     pub(crate) by_caller: bool,
 }
@@ -79,7 +83,7 @@ pub(crate) async fn make_resident(
         digests(composition).into_iter().filter(|digest| adapters.is_cold(grants.adapters(), *digest)).collect()
     };
     let missing: Vec<Digest> = cold(plan.composition());
-    check_bytes(grants, &missing, bounds)?;
+    let cold_bytes = check_bytes(grants, &missing, bounds)?;
     let decision = match plan.cold() {
         _ if missing.is_empty() => None,
         Some(ValidCold::Base) => Some(ColdDecision::Base),
@@ -120,7 +124,7 @@ pub(crate) async fn make_resident(
     };
     host.metrics.cold_decision(decision.map_or("resident", ColdDecision::name));
     let cold = decision.map(|decision| Cold { decision, asked, loads });
-    Ok(Resident { plan, leases, cold })
+    Ok(Resident { plan, leases, cold, cold_bytes })
 }
 
 /// Each adapter once.
@@ -128,12 +132,14 @@ fn digests(composition: &Composition) -> BTreeSet<Digest> {
     composition.parts().iter().map(|part| part.adapter).collect()
 }
 
-/// What would be loaded, in the form that is stored.
-fn check_bytes(grants: &ResolvedGrants, missing: &[Digest], bounds: ColdBounds) -> Result<(), Error> {
-    let ColdBounds { bytes_max: max, by_caller } = bounds;
-    let bytes = missing.iter().filter_map(|digest| grants.adapters().bytes(*digest)).fold(0, u64::saturating_add);
-    if bytes <= max {
-        return Ok(());
+/// What would be loaded, in the form that is stored, and what was.
+fn check_bytes(grants: &ResolvedGrants, missing: &[Digest], bounds: ColdBounds) -> Result<u64, Error> {
+    let ColdBounds { bytes_max: max, bytes_before, by_caller } = bounds;
+    let sizes = missing.iter().filter_map(|digest| grants.adapters().bytes(*digest));
+    let bytes = sizes.fold(bytes_before, u64::saturating_add);
+    // What is in memory costs nothing, whatever was loaded before.
+    if bytes <= max || bytes == bytes_before {
+        return Ok(bytes);
     }
     Err(Error::Plan {
         source: PlanError::OverLimit {

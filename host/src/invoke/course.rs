@@ -50,6 +50,8 @@ pub(crate) struct Course {
     pub(crate) leases: Vec<AdapterLease>,
     pub(crate) rights: Rights,
     pub(crate) switches: u32,
+    /// Of the adapters that were loaded for it, under all compositions.
+    pub(crate) cold_bytes: u64,
     pub(crate) started: Instant,
 }
 
@@ -87,8 +89,10 @@ impl Course {
         if self.generated >= plan.output_tokens_max() {
             return Ok(None);
         }
-        let bounds = ColdBounds { bytes_max: limits.cold_bytes_max, by_caller: false };
-        let Resident { plan, leases, cold } = cold::make_resident(host, grants, plan, *release, bounds).await?;
+        let bounds = ColdBounds { bytes_max: limits.cold_bytes_max, bytes_before: self.cold_bytes, by_caller: false };
+        let Resident { plan, leases, cold, cold_bytes } =
+            cold::make_resident(host, grants, plan, *release, bounds).await?;
+        self.cold_bytes = cold_bytes;
         // The KV of the last token was not computed under the earlier composition: it is drawn from under the new one.
         let end = u32::try_from(self.tokens.len().saturating_sub(1)).unwrap_or(u32::MAX);
         match switch {

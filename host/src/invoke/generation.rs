@@ -85,6 +85,7 @@ pub(crate) struct Parts {
     pub(crate) aliases: HashMap<Digest, String>,
     pub(crate) stages: Stages,
     pub(crate) cold: Option<Cold>,
+    pub(crate) cold_bytes: u64,
     pub(crate) rights: Rights,
 }
 
@@ -217,6 +218,7 @@ impl Generation {
                     leases: parts.leases,
                     rights: parts.rights,
                     switches: 0,
+                    cold_bytes: parts.cold_bytes,
                     started: parts.stages.started,
                 },
             }),

@@ -1,5 +1,6 @@
 //! The benches: `engine` (speed, beside llama.cpp with `--peer`), `adapters` (thousands of them), `churn` (they come and go),
-//! `soak` (load for a long time), `mask` (what a constrained output costs), `quality` (the fast path against f32). `cargo xtask bench` builds what they need in the release profile and runs this. Each writes JSON with the
+//! `soak` (load for a long time),
+//! `hostile` (guests that mean harm), `dropped` (callers that leave), `mask` (what a constrained output costs), `quality` (the fast path against f32). `cargo xtask bench` builds what they need in the release profile and runs this. Each writes JSON with the
 //! machine, the commit, rows and bars.
 //!
 //! Not here: what CI runs; nothing depends on how fast a machine is there.
@@ -10,8 +11,10 @@ mod calm;
 mod cells;
 mod churn;
 mod curves;
+mod dropped;
 mod engine_bench;
 mod files;
+mod hostile;
 mod limits;
 mod load;
 mod machine;
@@ -63,6 +66,10 @@ enum Bench {
     Churn(churn::Options),
     /// Mixed load at the admission limit: memory flat, integrity holds, zero wrong answers
     Soak(soak::Options),
+    /// Guests that mean harm, again and again, beside neighbours: each ends as it must, and the neighbours hardly notice
+    Hostile(hostile::Options),
+    /// A hundred thousand calls that are dropped in mid-flight: no panic, nothing left
+    Dropped(dropped::Options),
     /// What a mask of a constrained output costs, over the base's vocabulary
     Mask(mask::Options),
     /// How far the fast path is from f32: KL divergence, greedy agreement, log-probabilities of the goldens
@@ -95,6 +102,8 @@ fn main() -> ExitCode {
         Bench::Adapters(options) => adapter_bench::run(&given, options),
         Bench::Churn(options) => churn::run(&given, options),
         Bench::Soak(options) => soak::run(&given, options),
+        Bench::Hostile(options) => hostile::run(&given, options),
+        Bench::Dropped(options) => dropped::run(&given, options),
         Bench::Mask(options) => mask::run(&given, options),
         Bench::Quality(options) => quality::run(&given, options),
     });

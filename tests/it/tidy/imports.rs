@@ -13,8 +13,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("model", &["engine", "kernels", "types"]),
     ("host", &["plugin", "model", "engine", "types"]),
     ("generators", &["types"]),
-    ("tests", &["generators", "host", "types"]),
-    ("bench", &["engine", "kernels", "model", "types"]),
+    ("hostile", &[]),
+    ("tests", &["generators", "host", "hostile", "types"]),
+    ("bench", &["engine", "hostile", "kernels", "model", "plugin", "types"]),
     ("xtask", &["generators"]),
 ];
 

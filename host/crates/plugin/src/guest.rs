@@ -61,7 +61,8 @@ impl Guest {
         let wall_max = Duration::from_millis(limits.call_wall_ms_max);
         let outcome = metered(Arc::clone(&meter), cpu_max, wall_max, plugin.instantiate_async(&mut store)).await;
         drop(running);
-        let policy = flatten(outcome).map_err(|failure| failure.explain(START, store.data_mut()))?;
+        let outcome = flatten(outcome).and_then(|policy| within_calls(policy, store.data()));
+        let policy = outcome.map_err(|failure| failure.explain(START, store.data_mut()))?;
         Ok(Self { store, policy, processor: None, poison: None, meter, limits, shared, _permit: permit })
     }
 
@@ -178,7 +179,7 @@ impl Guest {
     }
 
     fn end<T>(&mut self, call: &'static str, outcome: Outcome<Result<T, String>>) -> Result<T, PluginError> {
-        match flatten(outcome) {
+        match flatten(outcome).and_then(|answer| within_calls(answer, self.store.data())) {
             Ok(answer) => {
                 self.poison = None;
                 answer.map_err(|message| PluginError::Guest { call, message: shorten(&message) })
@@ -203,7 +204,10 @@ fn new_store(
     store.set_hostcall_fuel(limits.transfer_bytes_max);
     store.set_max_component_handles(limits.handles_max);
     let meter = Arc::clone(meter);
-    store.epoch_deadline_callback(move |_| meter.look());
+    store.epoch_deadline_callback(move |store| match store.data().over_calls() {
+        Some(stop) => Err(wasmtime::Error::new(stop)),
+        None => meter.look(),
+    });
     store.set_epoch_deadline(1);
     store
 }
@@ -238,6 +242,11 @@ fn flatten<T>(outcome: Outcome<T>) -> Result<T, Failure> {
         Ok(Err(error)) => Err(Failure::Stopped(error)),
         Err(WallTime) => Err(Failure::WallTime),
     }
+}
+
+/// A guest that came to its end before anyone looked has still called too often.
+fn within_calls<T>(answer: T, state: &InstanceState) -> Result<T, Failure> {
+    state.over_calls().map_or(Ok(answer), |stop| Err(Failure::Stopped(wasmtime::Error::new(stop))))
 }
 
 impl Failure {

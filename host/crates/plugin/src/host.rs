@@ -77,6 +77,8 @@ pub struct PluginHostConfig {
     pub instances_max: u32,
     /// Bytes of compiled components in memory.
     pub cache_bytes_max: u64,
+    /// Memories of compiled components in memory: each may keep a file open, with what the memory is to begin with.
+    pub images_max: u64,
 }
 
 /// Gives the bytes of a component that was admitted once. Asked only when no usable compiled form is there.
@@ -100,6 +102,8 @@ pub(crate) struct Shared {
     linker: Linker<InstanceState>,
     artefacts: Arc<Artefacts>,
     compiler: Compiler,
+    /// What a memory costs of the cache at least, so that as many as may be fill it.
+    image_share_bytes: u64,
     prepared: Cache<Digest, Prepared>,
     instances: Arc<Semaphore>,
     instances_max: usize,
@@ -121,7 +125,8 @@ pub struct PluginStats {
 #[derive(Clone)]
 struct Prepared {
     plugin: PolicyPre<InstanceState>,
-    bytes: u32,
+    /// Of the cache, in bytes.
+    share: u32,
 }
 
 impl Shared {
@@ -160,12 +165,13 @@ impl PluginHost {
         let instances_max = usize::try_from(config.instances_max).unwrap_or(Semaphore::MAX_PERMITS);
         let prepared = Cache::builder()
             .max_capacity(config.cache_bytes_max)
-            .weigher(|_: &Digest, prepared: &Prepared| prepared.bytes)
+            .weigher(|_: &Digest, prepared: &Prepared| prepared.share)
             .build();
         Ok(Self {
             shared: Arc::new(Shared {
                 compiler: Compiler::new(config.compiler, Arc::clone(&limits)),
                 limits,
+                image_share_bytes: config.cache_bytes_max / config.images_max.max(1),
                 engine,
                 ticker,
                 threads,
@@ -295,7 +301,11 @@ fn link(shared: &Shared, artefact: &OwnArtefact) -> Result<Prepared, PluginError
     check_imports(shared, &component)?;
     let linked = shared.linker.instantiate_pre(&component).map_err(|error| unknown_import(&error))?;
     let plugin = PolicyPre::new(linked).map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
-    Ok(Prepared { plugin, bytes: u32::try_from(artefact.bytes().len()).unwrap_or(u32::MAX) })
+    // Small ones by the thousand would otherwise use up the files that the process may have open.
+    let memories = component.resources_required().map_or(shared.limits.memories_max, |required| required.num_memories);
+    let least = shared.image_share_bytes.saturating_mul(memories.max(1).into());
+    let bytes = u64::try_from(artefact.bytes().len()).unwrap_or(u64::MAX);
+    Ok(Prepared { plugin, share: u32::try_from(bytes.max(least)).unwrap_or(u32::MAX) })
 }
 
 /// The linker looks at what is used of an import; this looks at its name, which also refuses what is not used.

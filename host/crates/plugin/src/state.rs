@@ -34,6 +34,8 @@ pub(crate) struct InstanceState {
     pub(crate) log_lines_dropped_ever: Arc<AtomicU64>,
     host_calls_left: u32,
     request_host_calls_left: u32,
+    /// The limit that a call of WASI went over: that call could not say so itself.
+    over_calls: Option<Stop>,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     sender: Sender,
@@ -59,6 +61,7 @@ impl InstanceState {
             log_lines_dropped_ever: Arc::clone(dropped_ever),
             host_calls_left: limits.host_calls_max,
             request_host_calls_left: limits.request_host_calls_max,
+            over_calls: None,
             wasi: inert_wasi(&session, limits),
             http,
             sender: Sender::new(&session, limits),
@@ -70,6 +73,22 @@ impl InstanceState {
     /// What the guest holds handles of.
     pub(crate) fn table(&mut self) -> &mut ResourceTable {
         &mut self.table
+    }
+
+    /// What calls of WASI went over. They are wasmtime's own functions and take what they need of the state without asking, so the
+    /// guest goes on to the end of the epoch, or of its call, where this is looked at.
+    pub(crate) const fn over_calls(&self) -> Option<Stop> {
+        self.over_calls
+    }
+
+    fn count_wasi_call(&mut self) {
+        let of_call = self.host_calls_left.checked_sub(1);
+        let of_request = self.request_host_calls_left.checked_sub(1);
+        self.host_calls_left = of_call.unwrap_or(0);
+        self.request_host_calls_left = of_request.unwrap_or(0);
+        let over =
+            [of_call.is_none().then_some(Stop::HostCalls), of_request.is_none().then_some(Stop::RequestHostCalls)];
+        self.over_calls = self.over_calls.or_else(|| over.into_iter().flatten().next());
     }
 
     /// Gives a new call its host calls, and forgets what the last one ran into and survived.
@@ -89,13 +108,16 @@ impl InstanceState {
 }
 
 impl WasiView for InstanceState {
+    // Each function of WASI asks for this once, when it begins.
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.count_wasi_call();
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl WasiHttpView for InstanceState {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.count_wasi_call();
         WasiHttpCtxView { hooks: &mut self.sender, table: &mut self.table, ctx: &mut self.http }
     }
 }

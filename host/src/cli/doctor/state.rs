@@ -147,6 +147,7 @@ async fn self_test() -> Result<String, String> {
         limits: PluginLimits::default(),
         instances_max: 1,
         cache_bytes_max: 1 << 20,
+        images_max: 16,
     };
     let tested = match PluginHost::new(config) {
         Ok(host) => host.self_test().await,

@@ -1,6 +1,7 @@
 //! Calls that are dropped in mid-flight, as when a caller hangs up. Not here: calls that the host ends itself.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use plugin::{PluginError, PluginInstance, PluginLimits, Session};
 use types::{Chunk, Decision, FinishReason, HookUsage};
 
 use crate::setup::{Granted, Nowhere, Setup, guest, limits, request, session};
+use crate::stuck::dropped_at;
 
 /// Set in the process that is started for one test.
 const ALONE: &str = "TENON_TEST_ALONE";
@@ -76,6 +78,52 @@ fn ten_thousand_abandoned_calls_leave_the_host_whole() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(abandon_many());
+}
+
+/// Whatever it is that the guest waits for: a bucket, a secret, a host, the tokenizer.
+#[tokio::test]
+async fn a_call_may_be_dropped_wherever_its_guest_waits() {
+    let setup = Setup::with(PluginLimits { call_cpu_ms_max: 30_000, ..limits() });
+    let digest = setup.host.admit(guest("imports")).await.expect("admitted");
+    let waiting = Arc::new(AtomicU32::new(0));
+    let mut places = 0;
+    while dropped_at(&setup.host, digest, places, &waiting).await.expect("it starts") {
+        let asked = Instant::now();
+        while setup.host.stats().instances > 0 || waiting.load(Ordering::SeqCst) > 0 {
+            assert!(asked.elapsed() < ENDED_MAX, "place {places}: an abandoned guest still lives");
+            tokio::time::sleep(Duration::from_micros(50)).await;
+        }
+        places += 1;
+    }
+    assert!(places >= 18, "{places} places to wait at");
+}
+
+/// The start of an instance, and the wait for its being compiled, are dropped as well.
+#[tokio::test]
+async fn a_start_may_be_dropped() {
+    let setup = Setup::new();
+    let digest = setup.host.admit(guest("cancel")).await.expect("admitted");
+    for polls in (0..4).cycle().take(400) {
+        let mut start = Box::pin(setup.host.start(digest, &Nowhere, session()));
+        for _ in 0..polls {
+            // It may well be started by then, or find that those before it have not ended yet.
+            if let Poll::Ready(started) = polled_once(&mut start).await {
+                let busy = PluginError::Busy { limit: "instances_max" };
+                assert!(started.as_ref().err().is_none_or(|error| *error == busy), "{started:?}");
+                break;
+            }
+        }
+    }
+    let asked = Instant::now();
+    while setup.host.stats().instances > 0 {
+        assert!(asked.elapsed() < ENDED_MAX, "an abandoned start still lives");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Polls once.
+async fn polled_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    std::future::poll_fn(|context| Poll::Ready(std::pin::Pin::new(&mut *future).poll(context))).await
 }
 
 async fn abandon_many() {

@@ -8,7 +8,7 @@ use plugin::{PluginError, PluginLimits};
 use types::{Blame, Digest};
 
 use crate::components;
-use crate::setup::{Nowhere, Setup, Stored, compiler, guest, host, limits, no_compiler, request, session};
+use crate::setup::{IMAGES_MAX, Nowhere, Setup, Stored, compiler, guest, host, limits, no_compiler, request, session};
 
 async fn refused(component: impl Into<Bytes>) -> PluginError {
     Setup::new().host.admit(component.into()).await.expect_err("refused")
@@ -81,6 +81,45 @@ async fn the_cache_survives_a_restart() {
     let restarted = host(setup.cache.path(), limits(), no_compiler());
     let mut instance = restarted.start(digest, &Nowhere, session()).await.expect("from disk");
     assert!(instance.compose(&request("hello")).await.is_ok());
+}
+
+/// Each distinct component that has run keeps an image of its memory in a file of its own, however small it is.
+#[test]
+fn thousands_of_small_plugins_do_not_use_up_the_files_that_may_be_open() {
+    const ALONE: &str = "TENON_TEST_ALONE_FILES";
+    if std::env::var_os(ALONE).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().expect("this program"));
+        let name = "admission::thousands_of_small_plugins_do_not_use_up_the_files_that_may_be_open";
+        let output = child.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().expect("it starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let setup = Setup::new();
+        let echo = guest("echo");
+        for number in 0..2 * IMAGES_MAX {
+            // A section that nobody reads makes another component of it.
+            let name = format!("{number:04}");
+            let component = [&echo, &[0, 5, 4][..], name.as_bytes()].concat();
+            let digest = setup.host.admit(component.into()).await.expect("admitted");
+            assert!(setup.host.start(digest, &Nowhere, session()).await.is_ok());
+        }
+        let images = || {
+            let files = fs::read_dir("/proc/self/fd").expect("Linux").flatten();
+            let targets = files.filter_map(|file| fs::read_link(file.path()).ok());
+            targets.filter(|target| target.to_string_lossy().contains("wasm-memory-image")).count() as u64
+        };
+        assert!(images() > 0, "if there are none any more, the bound is not needed");
+        let asked = std::time::Instant::now();
+        // The cache clears itself up beside its work.
+        while images() > IMAGES_MAX + 4 {
+            assert!(asked.elapsed().as_secs() < 60, "{} images are open", images());
+            let digest = setup.host.admit(echo.clone()).await.expect("admitted");
+            assert!(setup.host.start(digest, &Nowhere, session()).await.is_ok());
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
 }
 
 #[tokio::test]

@@ -10,3 +10,4 @@ mod imports;
 mod lenders;
 mod limits;
 mod setup;
+mod stuck;

@@ -12,6 +12,9 @@ use plugin::{
 use tempfile::TempDir;
 use types::{Digest, InvocationRequest};
 
+/// Memories of compiled components that a host keeps: more than most tests have.
+pub(crate) const IMAGES_MAX: u64 = 48;
+
 /// A host with its own cache folder.
 pub(crate) struct Setup {
     pub(crate) host: PluginHost,
@@ -45,8 +48,14 @@ impl Setup {
 }
 
 pub(crate) fn host(cache: &Path, limits: PluginLimits, compiler: CompilerCommand) -> PluginHost {
-    let config =
-        PluginHostConfig { cache_dir: cache.to_owned(), compiler, limits, instances_max: 4, cache_bytes_max: 64 << 20 };
+    let config = PluginHostConfig {
+        cache_dir: cache.to_owned(),
+        compiler,
+        limits,
+        instances_max: 4,
+        cache_bytes_max: 64 << 20,
+        images_max: IMAGES_MAX,
+    };
     PluginHost::new(config).expect("a host")
 }
 

@@ -1,0 +1,15 @@
+;; Answers a chunk with 60 actions that each emit the same megabyte.
+(memory (export "memory") 64)
+(global $post i32 (i32.const 1))
+(func (export "tenon:plugin/hooks@0.1.0#[method]post-processor.chunk") (param i32 i32 i32 i32 i32) (result i32)
+  (local $left i32)
+  (memory.fill (i32.const 1048576) (i32.const 97) (i32.const 1048576))
+  (local.set $left (i32.const 60))
+  (loop $again
+    (i32.store8 offset=2097152 (i32.mul (local.get $left) (i32.const 12)) (i32.const 3))
+    (i32.store offset=2097156 (i32.mul (local.get $left) (i32.const 12)) (i32.const 1048576))
+    (i32.store offset=2097160 (i32.mul (local.get $left) (i32.const 12)) (i32.const 1048576))
+    (br_if $again (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
+  (i32.store (i32.const 516) (i32.const 2097164))
+  (i32.store (i32.const 520) (i32.const 60))
+  (i32.const 512))

@@ -1,0 +1,15 @@
+;; Leaves a mark in all memory that it can get, in its globals and in its table.
+(memory (export "memory") 64)
+(data (i32.const 1024) "left")
+(global $mark (mut i64) (i64.const 0))
+(table $t 1000 funcref)
+(func $function)
+(elem declare func $function)
+(func (export "tenon:plugin/hooks@0.1.0#route") (;request;)
+  (loop $again
+    (br_if $again (i32.ne (memory.grow (i32.const 64)) (i32.const -1))))
+  (memory.fill (i32.const 131072) (i32.const 0x5c)
+    (i32.sub (i32.mul (memory.size) (i32.const 65536)) (i32.const 131072)))
+  (global.set $mark (i64.const 0x5c5c5c5c5c5c5c5c))
+  (table.fill $t (i32.const 0) (ref.func $function) (i32.const 1000))
+  (call $answer (i32.const 1024) (i32.const 4)))

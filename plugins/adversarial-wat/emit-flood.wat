@@ -1,0 +1,11 @@
+;; Emits a hundred kilobytes at every chunk.
+(memory (export "memory") 8)
+(global $post i32 (i32.const 1))
+(func (export "tenon:plugin/hooks@0.1.0#[method]post-processor.chunk") (param i32 i32 i32 i32 i32) (result i32)
+  (memory.fill (i32.const 262144) (i32.const 97) (i32.const 100000))
+  (i32.store8 (i32.const 640) (i32.const 3))
+  (i32.store (i32.const 644) (i32.const 262144))
+  (i32.store (i32.const 648) (i32.const 100000))
+  (i32.store (i32.const 516) (i32.const 640))
+  (i32.store (i32.const 520) (i32.const 1))
+  (i32.const 512))

@@ -1,0 +1,15 @@
+;; Calls itself with frames of many values, so that few calls fill the stack.
+(func $deeper (param i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64) (result i64)
+  (local v128 v128 v128 v128 v128 v128 v128 v128)
+  (local.set 16 (i64x2.splat (local.get 0)))
+  (local.set 17 (i64x2.splat (local.get 1)))
+  (local.set 18 (i64x2.splat (local.get 2)))
+  (i64.add
+    (call $deeper (local.get 1) (local.get 2) (local.get 3) (local.get 4) (local.get 5) (local.get 6) (local.get 7)
+      (local.get 8) (local.get 9) (local.get 10) (local.get 11) (local.get 12) (local.get 13) (local.get 14)
+      (local.get 15) (i64.add (local.get 0) (i64.const 1)))
+    (i64x2.extract_lane 0 (i64x2.add (local.get 16) (i64x2.add (local.get 17) (local.get 18))))))
+(func (export "tenon:plugin/hooks@0.1.0#route") (;request;)
+  (i32.wrap_i64 (call $deeper (i64.const 1) (i64.const 2) (i64.const 3) (i64.const 4) (i64.const 5) (i64.const 6)
+    (i64.const 7) (i64.const 8) (i64.const 9) (i64.const 10) (i64.const 11) (i64.const 12) (i64.const 13)
+    (i64.const 14) (i64.const 15) (i64.const 16))))
