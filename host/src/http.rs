@@ -24,6 +24,7 @@ mod pace;
 mod pins;
 mod quotas;
 mod receipts;
+mod recordings;
 mod revocations;
 mod rollouts;
 mod secrets;
@@ -135,6 +136,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/metrics", Public, get(operations::metrics)),
         route("/openapi.json", Public, get(openapi::serve)),
         route("/v1/plugins", Needs(Deploy), post(functions::upload).layer(plugin_body)),
+        route("/v1/plugins/{digest}", Needs(Deploy), get(functions::download)),
         route("/v1/functions", Needs(Deploy), get(functions::list)),
         route(
             "/v1/functions/{name}",
@@ -150,6 +152,8 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             put(rollouts::put_shadow).get(rollouts::show_shadow).delete(rollouts::end_shadow),
         ),
         route("/v1/functions/{name}/logs", Needs(Deploy), get(logs::read)),
+        route("/v1/functions/{name}/recordings", Needs(Deploy), get(recordings::list)),
+        route("/v1/recordings/{request}", Needs(Deploy), get(recordings::show)),
         route("/v1/functions/{name}/invoke", Needs(Invoke), post(invoke::invoke)),
         route("/v1/adapters", Needs(Adapters), get(adapters::list)),
         route(

@@ -2,8 +2,9 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use types::FunctionName;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use types::{Digest, FunctionName};
 
 use super::App;
 use super::answers::{
@@ -46,6 +47,20 @@ pub(crate) async fn upload(
     Ok((StatusCode::CREATED, Json(Plugin { digest: digest.to_string(), bytes: size })))
 }
 
+/// The bytes of a component that the tenant uploaded.
+#[utoipa::path(get, path = "/v1/plugins/{digest}", tag = "functions", operation_id = "get_plugin",
+    responses((status = 200, description = "It", body = openapi::Bytes, content_type = "application/wasm")))]
+pub(crate) async fn download(caller: Caller, PathText(text): PathText) -> Result<Response, Error> {
+    let not_found = || Error::NotFound("this plugin is".into());
+    let digest: Digest = text.parse().map_err(|_| not_found())?;
+    let (host, tenant) = (&caller.host, &caller.principal.tenant);
+    if !host.registry.owns_plugin(tenant, digest).await? {
+        return Err(not_found());
+    }
+    let bytes = host.artifacts.get(ArtifactKind::Plugin, digest).await?;
+    Ok(([(header::CONTENT_TYPE, "application/wasm")], bytes).into_response())
+}
+
 /// Deploys a new version; the first one becomes live.
 #[utoipa::path(put, path = "/v1/functions/{name}", tag = "functions", operation_id = "put_function", request_body = Manifest,
     responses((status = 201, description = "Deployed", body = Deployed), (status = 409, description = "Another caller was faster")))]
@@ -71,6 +86,7 @@ pub(crate) async fn put(
     if put.life > 1 && version == put.life {
         // What requests of a deleted function of this name wrote when it was gone.
         host.keyvalue.remove_function(tenant, &name, put.life).await?;
+        host.recordings.remove_function(tenant, &name, put.life).await?;
     }
     let live = host.registry.get_live(tenant, &name).await?.version;
     Ok((StatusCode::CREATED, Json(Deployed { name: name.as_str().to_owned(), version, live })))
@@ -147,6 +163,7 @@ pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<S
     let successor = host.registry.next_life(tenant, &name).await?;
     if let Some(successor) = successor {
         host.keyvalue.remove_function(tenant, &name, successor).await?;
+        host.recordings.remove_function(tenant, &name, successor).await?;
     }
     let successor = deleted?;
     // Should this not be reached: a successor's log is another one all the same.

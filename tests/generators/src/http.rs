@@ -127,6 +127,9 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/ready", Kind::None),
     ("GET", "/metrics", Kind::None),
     ("POST", "/v1/plugins", Kind::Plugin),
+    ("GET", "/v1/plugins/{}", Kind::None),
+    ("GET", "/v1/functions/{}/recordings", Kind::None),
+    ("GET", "/v1/recordings/{}", Kind::None),
 ];
 
 /// Names in paths: some exist, some cannot.

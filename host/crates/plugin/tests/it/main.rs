@@ -9,4 +9,5 @@ mod hostile;
 mod imports;
 mod lenders;
 mod limits;
+mod recording;
 mod setup;
