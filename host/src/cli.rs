@@ -11,6 +11,7 @@ mod local;
 mod output;
 mod project;
 mod receipts;
+mod recordings;
 mod remote;
 mod rollouts;
 mod secrets;
@@ -42,7 +43,7 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed or the host refused; 2 the arguments make no sense; 3 the host \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed, the host refused, or a replay differs; 2 the arguments make no sense; 3 the host \
     could not be reached, or broke off.";
 
 #[derive(Debug, Subcommand)]
@@ -86,6 +87,13 @@ enum Command {
         #[command(subcommand)]
         command: kv::KvCommand,
     },
+    /// Recordings of requests: list, show
+    Recording {
+        #[command(subcommand)]
+        command: recordings::RecordingCommand,
+    },
+    /// Run a recorded request's plugin again on this machine, and say where it does another thing
+    Replay(recordings::ReplayArgs),
     /// Receipts: show, verify
     Receipt {
         #[command(subcommand)]
@@ -205,6 +213,8 @@ pub fn main() -> ExitCode {
         Command::Adapter { command } => block_on(adapters::run(command, printer)),
         Command::Secret { command } => block_on(secrets::run(command, printer)),
         Command::Kv { command } => block_on(kv::run(command, printer)),
+        Command::Recording { command } => block_on(recordings::run(command, printer)),
+        Command::Replay(arguments) => block_on(recordings::replay(arguments, printer)),
         Command::Receipt { command } => block_on(receipts::run(command, printer)),
         Command::Usage(arguments) => block_on(usage::run(arguments, printer)),
         Command::Tenant { command } => block_on(local::tenant(command, printer)),

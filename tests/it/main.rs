@@ -35,6 +35,7 @@ mod operations;
 mod plugins;
 mod quotas;
 mod receipts;
+mod recordings;
 mod revocation;
 mod s3;
 mod serving;

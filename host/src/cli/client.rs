@@ -35,6 +35,9 @@ pub(crate) struct DeployArgs {
     /// A prompt template, NAME=FILE; may be repeated
     #[arg(long = "template", value_name = "NAME=FILE")]
     templates: Vec<String>,
+    /// Record so many requests in a hundred, for `tenon replay`; all without a number
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, default_missing_value = "100", require_equals = true)]
+    record: Option<f64>,
     /// Make the new version live at once
     #[arg(long)]
     promote: bool,
@@ -69,6 +72,11 @@ pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<()
     for pair in &arguments.config {
         let (name, value) = name_value(pair, "config")?;
         set(&mut manifest, "config", name, value.to_owned());
+    }
+    if let Some(percent) = arguments.record
+        && let Some(record) = manifest.entry("record").or_insert_with(|| json!({})).as_object_mut()
+    {
+        record.insert("percent".to_owned(), percent.into());
     }
     let path = format!("/v1/functions/{}", segment(&arguments.name));
     let mut put = remote.json(remote.call(Method::PUT, &path).json(&manifest)).await?;
