@@ -54,6 +54,8 @@ enum Command {
     New(project::NewArgs),
     /// Make the component of a plugin's project
     Build(project::BuildArgs),
+    /// Build and deploy a plugin's project whenever it changes, and print what it says
+    Dev(project::DevArgs),
     /// Say what a component imports, exports and weighs
     Inspect(project::InspectArgs),
     /// Upload a plugin and deploy a function of it
@@ -201,6 +203,7 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve(*arguments, printer),
         Command::New(arguments) => project::new(arguments, printer),
         Command::Build(arguments) => project::build(arguments, printer),
+        Command::Dev(arguments) => block_on(project::dev(arguments, printer)),
         Command::Inspect(arguments) => project::inspect(arguments, printer),
         Command::Deploy(arguments) => block_on(client::deploy(arguments, printer)),
         Command::Invoke(arguments) => block_on(client::invoke(arguments, printer)),

@@ -224,9 +224,10 @@ fn every_command_speaks_json() {
     let shaped = shaped_project(folder.path(), plugin);
     let shaped = shaped.to_str().unwrap();
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 44] = [
+    let commands: [(&str, Vec<&str>, &str); 45] = [
         ("new", vec!["json-project", "--lang", "c", "--into", into], "/files/0"),
         ("build", vec![shaped], "/component"),
+        ("dev", vec![shaped, "--name", "json-dev", "--once"], "/version"),
         ("inspect", vec![plugin], "/imports/0"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),

@@ -17,6 +17,7 @@ mod compositions;
 mod constraints;
 mod crash;
 mod derive;
+mod dev;
 mod doctor;
 mod functions;
 mod grants;

@@ -20,6 +20,18 @@ pub(crate) struct DeployArgs {
     /// The component, a .wasm file
     #[arg(long, value_name = "FILE")]
     plugin: PathBuf,
+    #[command(flatten)]
+    manifest: ManifestArgs,
+    /// Make the new version live at once
+    #[arg(long)]
+    promote: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// What a version has beside its plugin.
+#[derive(Debug, Args)]
+pub(crate) struct ManifestArgs {
     /// The rest of the manifest, JSON without `plugin`: grants, limits and the like; the other options add to it
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
@@ -38,60 +50,70 @@ pub(crate) struct DeployArgs {
     /// Record so many requests in a hundred, for `tenon replay`; all without a number
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, default_missing_value = "100", require_equals = true)]
     record: Option<f64>,
-    /// Make the new version live at once
-    #[arg(long)]
-    promote: bool,
-    #[command(flatten)]
-    connection: Connection,
 }
 
 /// Uploads the plugin and puts a version of the function.
 pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<(), Failure> {
-    let remote = Remote::new(&arguments.connection)?;
-    let component = read(&arguments.plugin)?;
+    let DeployArgs { name, plugin, manifest, promote, connection } = arguments;
+    let remote = Remote::new(&connection)?;
+    let put = put_version(&remote, &name, read(&plugin)?, manifest.read()?, promote).await?;
+    printer.result(&put, |put| {
+        let (version, live, plugin) = (cell(put, "version"), cell(put, "live"), text(put, "plugin"));
+        format!("{} version {version} (live: {live}), plugin {plugin}", text(put, "name"))
+    })
+}
+
+/// Uploads a component and puts a version with it; what the host answered, with the plugin's digest.
+pub(crate) async fn put_version(
+    remote: &Remote,
+    name: &str,
+    component: Vec<u8>,
+    mut manifest: Map<String, Value>,
+    promote: bool,
+) -> Result<Value, Failure> {
     let bytes = component.len();
     let call = remote.call(Method::POST, "/v1/plugins").header(CONTENT_LENGTH, bytes);
     let plugin = remote.json(call.body(upload(component, "uploading the plugin"))).await?;
     let plugin = text(&plugin, "digest");
-    let mut manifest = written(arguments.manifest.as_deref())?;
     manifest.insert("plugin".to_owned(), plugin.into());
-    for name in arguments.adapters {
-        if let Some(list) = manifest.entry("adapters").or_insert_with(|| json!([])).as_array_mut() {
-            list.push(name.into());
-        }
-    }
-    for name in arguments.functions {
-        if let Some(list) = manifest.entry("functions").or_insert_with(|| json!([])).as_array_mut() {
-            list.push(name.into());
-        }
-    }
-    for pair in &arguments.templates {
-        let (name, file) = name_value(pair, "template")?;
-        set(&mut manifest, "templates", name, read_text(file.as_ref())?);
-    }
-    for pair in &arguments.config {
-        let (name, value) = name_value(pair, "config")?;
-        set(&mut manifest, "config", name, value.to_owned());
-    }
-    if let Some(percent) = arguments.record
-        && let Some(record) = manifest.entry("record").or_insert_with(|| json!({})).as_object_mut()
-    {
-        record.insert("percent".to_owned(), percent.into());
-    }
-    let path = format!("/v1/functions/{}", segment(&arguments.name));
+    let path = format!("/v1/functions/{}", segment(name));
     let mut put = remote.json(remote.call(Method::PUT, &path).json(&manifest)).await?;
     let version = put.get("version").cloned().unwrap_or_default();
-    if arguments.promote && put.get("live") != Some(&version) {
+    if promote && put.get("live") != Some(&version) {
         let call = remote.call(Method::POST, &format!("{path}/promote")).json(&json!({"version": version}));
         let live = remote.json(call).await?.get("live").cloned().unwrap_or_default();
         put.as_object_mut().into_iter().for_each(|put| drop(put.insert("live".into(), live.clone())));
     }
     put.as_object_mut().into_iter().for_each(|put| drop(put.insert("plugin".into(), plugin.into())));
-    printer.result(&put, |put| {
-        let (name, live) = (text(put, "name"), cell(put, "live"));
-        format!("{name} version {version} (live: {live}), plugin {plugin}")
-    })?;
-    Ok(())
+    Ok(put)
+}
+
+impl ManifestArgs {
+    /// The manifest without its plugin.
+    pub(crate) fn read(&self) -> Result<Map<String, Value>, Failure> {
+        let mut manifest = written(self.manifest.as_deref())?;
+        for (member, names) in [("adapters", &self.adapters), ("functions", &self.functions)] {
+            for name in names {
+                if let Some(list) = manifest.entry(member).or_insert_with(|| json!([])).as_array_mut() {
+                    list.push(name.as_str().into());
+                }
+            }
+        }
+        for pair in &self.templates {
+            let (name, file) = name_value(pair, "template")?;
+            set(&mut manifest, "templates", name, read_text(file.as_ref())?);
+        }
+        for pair in &self.config {
+            let (name, value) = name_value(pair, "config")?;
+            set(&mut manifest, "config", name, value.to_owned());
+        }
+        if let Some(percent) = self.record
+            && let Some(record) = manifest.entry("record").or_insert_with(|| json!({})).as_object_mut()
+        {
+            record.insert("percent".to_owned(), percent.into());
+        }
+        Ok(manifest)
+    }
 }
 
 /// The manifest as it was written in a file.

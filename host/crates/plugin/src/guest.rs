@@ -109,7 +109,12 @@ impl Guest {
         let outcome = watch.run(hooks.call_constructor(&mut self.store, request)).await;
         let mut opened = None;
         // The resource is not part of what is recorded.
-        let outcome = outcome.map(|result| result.map(|processor| Ok(opened = Some(processor))));
+        let outcome = outcome.map(|result| {
+            result.map(|processor| {
+                opened = Some(processor);
+                Ok(())
+            })
+        });
         self.end(name, outcome)?;
         self.processor = opened;
         Ok(())
