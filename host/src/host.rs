@@ -29,6 +29,7 @@ use crate::oci::PluginSources;
 use crate::outbound::WebClient;
 use crate::quotas::Quotas;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
+use crate::recordings::{RecordingLimits, Recordings};
 use crate::registry::Registry;
 use crate::revocation::{Revocation, Revocations};
 use crate::secrets::Secrets;
@@ -60,6 +61,7 @@ pub(crate) struct Host {
     pub(crate) receipts: ReceiptLog,
     pub(crate) receipt_keys: PublicKeys,
     pub(crate) logs: FunctionLogs,
+    pub(crate) recordings: Recordings,
     pub(crate) shadows: Shadows,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) precision: String,
@@ -190,6 +192,7 @@ impl Host {
             receipts,
             receipt_keys,
             logs: FunctionLogs::new(LogLimits::default()),
+            recordings: Recordings::open(store.database(), RecordingLimits::default())?,
             shadows: Shadows::new()?,
             metrics: Arc::clone(metrics),
             precision: config.precision.to_string(),
@@ -341,6 +344,7 @@ pub(crate) async fn close(running: Running) -> Result<(), Error> {
         if let Err(error) = engine.abort() {
             tracing::error!(%error, "the engine did not stop cleanly");
         }
+        host.recordings.close();
         host.receipts.close();
     });
     stopped.await.map_err(|error| Error::Internal(format!("closing did not return: {error}")))?;

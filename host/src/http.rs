@@ -25,6 +25,7 @@ mod pins;
 mod plugins;
 mod quotas;
 mod receipts;
+mod recordings;
 mod revocations;
 mod rollouts;
 mod secrets;
@@ -136,6 +137,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
         route("/metrics", Public, get(operations::metrics)),
         route("/openapi.json", Public, get(openapi::serve)),
         route("/v1/plugins", Needs(Deploy), post(plugins::upload).layer(plugin_body)),
+        route("/v1/plugins/{digest}", Needs(Deploy), get(plugins::download)),
         route("/v1/functions", Needs(Deploy), get(functions::list)),
         route(
             "/v1/functions/{name}",
@@ -151,6 +153,8 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             put(rollouts::put_shadow).get(rollouts::show_shadow).delete(rollouts::end_shadow),
         ),
         route("/v1/functions/{name}/logs", Needs(Deploy), get(logs::read)),
+        route("/v1/functions/{name}/recordings", Needs(Deploy), get(recordings::list)),
+        route("/v1/recordings/{request}", Needs(Deploy), get(recordings::show)),
         route("/v1/functions/{name}/invoke", Needs(Invoke), post(invoke::invoke)),
         route("/v1/adapters", Needs(Adapters), get(adapters::list)),
         route(

@@ -29,6 +29,7 @@ pub mod tenants;
 mod logs;
 pub mod metrics;
 pub mod receipt;
+mod recordings;
 
 pub use error::Error;
 /// For tests and fuzz targets.

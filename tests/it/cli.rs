@@ -208,6 +208,9 @@ fn every_command_speaks_json() {
     let adapter = adapter.to_str().unwrap();
     let receipt = server.client().post("/v1/functions/echo/invoke", &json!({"input": "a", "max_tokens": 1}));
     let receipt = receipt.expect(200).receipt.unwrap();
+    tests::deploy_plugin(&server.client(), "json-recorded", "echo", &json!({"record": {}}));
+    let request = server.client().post("/v1/functions/json-recorded/invoke", &json!({"input": "a", "max_tokens": 1}));
+    let request = request.expect(200).request.unwrap();
     let made = server.client().post("/v1/keys", &json!({"tenant": "dev", "rights": ["invoke"]})).expect(201).json();
     let key = made["id"].as_str().unwrap().to_owned();
     let base = tests::base().expect("the server has one");
@@ -224,9 +227,10 @@ fn every_command_speaks_json() {
     let (reference, pulled) = (format!("{}/json:1", registry.address()), folder.path().join("pulled.wasm"));
     let (reference, pulled) = (reference.as_str(), pulled.to_str().unwrap());
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 43] = [
+    let commands: [(&str, Vec<&str>, &str); 47] = [
         ("new", vec!["json-project", "--lang", "c", "--into", into], "/files/0"),
         ("build", vec![shaped], "/component"),
+        ("dev", vec![shaped, "--name", "json-dev", "--once"], "/version"),
         ("inspect", vec![plugin], "/imports/0"),
         ("push", vec![plugin, reference, "--plain-http"], "/digest"),
         ("pull", vec![reference, "--plain-http", "--output", pulled], "/component"),
@@ -258,6 +262,9 @@ fn every_command_speaks_json() {
         ("kv list", vec!["json-bucket"], "/keys/0"),
         ("kv get", vec!["json-bucket", "a/key"], "/value"),
         ("kv delete", vec!["json-bucket", "a/key"], "/removed"),
+        ("recording list", vec!["echo"], "/data"),
+        ("recording show", vec![&request], "/data/0/head/function"),
+        ("replay", vec![&request], "/is_same"),
         ("receipt show", vec![&receipt], "/receipt/id"),
         ("receipt verify", vec![&receipt], "/head/digest"),
         ("usage", vec![], "/total/requests"),

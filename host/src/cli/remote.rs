@@ -39,6 +39,13 @@ pub(crate) struct Connection {
     ca: Option<PathBuf>,
 }
 
+impl Connection {
+    /// Another host, with a key from this file.
+    pub(crate) fn at(&self, url: &str, key_file: &Path) -> Self {
+        Self { url: url.to_owned(), key: None, key_file: Some(key_file.to_path_buf()), ca: self.ca.clone() }
+    }
+}
+
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -23,8 +23,8 @@ use crate::adapters::{SignaturePolicy, SignerKey, Signers};
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{
-    FunctionInfo, FunctionVersion, Manifest, ManifestCold, ManifestGrants, ManifestLimits, ManifestRelease,
-    ManifestSwitch,
+    FunctionInfo, FunctionVersion, Manifest, ManifestCold, ManifestGrants, ManifestLimits, ManifestRecord,
+    ManifestRelease, ManifestSwitch,
 };
 use crate::tenants::{KeyInfo, Right, Rights};
 
@@ -122,6 +122,9 @@ pub(crate) struct Version {
     cold: Option<ManifestCold>,
     release: ManifestRelease,
     switch: ManifestSwitch,
+    /// Which requests are recorded; `null` is none.
+    #[schema(required)]
+    record: Option<ManifestRecord>,
     description: String,
     version: u32,
     /// When it was deployed, in milliseconds since 1970-01-01 UTC; 0 if that was not noted.
@@ -129,7 +132,7 @@ pub(crate) struct Version {
 }
 
 impl From<&FunctionVersion> for Version {
-    fn from(record: &FunctionVersion) -> Self {
+    fn from(stored: &FunctionVersion) -> Self {
         // Taken apart, so that a field that is added there is missed here by the compiler.
         let Manifest {
             plugin,
@@ -142,9 +145,10 @@ impl From<&FunctionVersion> for Version {
             cold,
             release,
             switch,
+            record,
             description,
-        } = Manifest::clone(&record.manifest);
-        let (plugin, version, created_unix_ms) = (plugin.to_string(), record.version, record.created_unix_ms);
+        } = Manifest::clone(&stored.manifest);
+        let (plugin, version, created_unix_ms) = (plugin.to_string(), stored.version, stored.created_unix_ms);
         Self {
             plugin,
             adapters,
@@ -156,6 +160,7 @@ impl From<&FunctionVersion> for Version {
             cold,
             release,
             switch,
+            record,
             description,
             version,
             created_unix_ms,

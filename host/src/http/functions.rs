@@ -17,6 +17,7 @@ pub(crate) fn name(text: &str) -> Result<FunctionName, Error> {
     text.parse().map_err(|error: types::NameError| Error::invalid("invalid_request", "name", error.to_string()))
 }
 
+
 /// Deploys a new version; the first one becomes live.
 #[utoipa::path(put, path = "/v1/functions/{name}", tag = "functions", operation_id = "put_function", request_body = Manifest,
     responses((status = 201, description = "Deployed", body = Deployed), (status = 409, description = "Another caller was faster")))]
@@ -47,6 +48,7 @@ pub(crate) async fn put(
     if put.life > 1 && version == put.life {
         // What requests of a deleted function of this name wrote when it was gone.
         host.keyvalue.remove_function(tenant, &name, put.life).await?;
+        host.recordings.remove_function(tenant, &name, put.life).await?;
     }
     let live = host.registry.get_live(tenant, &name).await?.version;
     Ok((StatusCode::CREATED, Json(Deployed { name: name.as_str().to_owned(), version, live })))
@@ -123,6 +125,7 @@ pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<S
     let successor = host.registry.next_life(tenant, &name).await?;
     if let Some(successor) = successor {
         host.keyvalue.remove_function(tenant, &name, successor).await?;
+        host.recordings.remove_function(tenant, &name, successor).await?;
     }
     let successor = deleted?;
     // Should this not be reached: a successor's log is another one all the same.

@@ -16,7 +16,7 @@ use utoipa::OpenApi;
 
 use super::{
     App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, plugins, quotas,
-    receipts, revocations, rollouts, secrets, shares, usage, vllm,
+    receipts, recordings, revocations, rollouts, secrets, shares, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -32,6 +32,7 @@ use super::{
         operations::metrics,
         serve,
         plugins::upload,
+        plugins::download,
         functions::list,
         functions::put,
         functions::show,
@@ -44,6 +45,8 @@ use super::{
         rollouts::show_shadow,
         rollouts::end_shadow,
         logs::read,
+        recordings::list,
+        recordings::show,
         invoke::invoke,
         adapters::list,
         adapters::put,

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::multipart::{Field, Multipart};
 use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 
 use super::App;
@@ -13,7 +14,9 @@ use super::answers::{AdapterSignature, Plugin};
 use super::auth::Caller;
 use super::openapi;
 use super::pace;
-use super::wire::{self, PluginSource, RawBody};
+use super::wire::{self, PathText, PluginSource, RawBody};
+use types::Digest;
+
 use crate::adapters::{PluginSignatureError, SIGNATURE_BYTES_MAX};
 use crate::artifacts::ArtifactKind;
 use crate::error::Error;
@@ -64,6 +67,20 @@ pub(crate) async fn upload(
     host.registry.record_plugin(tenant, digest, &signature).await?;
     let signature = AdapterSignature::from(&signature);
     Ok((StatusCode::CREATED, Json(Plugin { digest: digest.to_string(), bytes: size, signature, source })))
+}
+
+/// The bytes of a component that the tenant uploaded.
+#[utoipa::path(get, path = "/v1/plugins/{digest}", tag = "functions", operation_id = "get_plugin",
+    responses((status = 200, description = "It", body = openapi::Bytes, content_type = "application/wasm")))]
+pub(crate) async fn download(caller: Caller, PathText(text): PathText) -> Result<Response, Error> {
+    let not_found = || Error::NotFound("this plugin is".into());
+    let digest: Digest = text.parse().map_err(|_| not_found())?;
+    let (host, tenant) = (&caller.host, &caller.principal.tenant);
+    if !host.registry.owns_plugin(tenant, digest).await? {
+        return Err(not_found());
+    }
+    let bytes = host.artifacts.get(ArtifactKind::Plugin, digest).await?;
+    Ok(([(header::CONTENT_TYPE, "application/wasm")], bytes).into_response())
 }
 
 async fn read(request: Request<Body>, app: &App, caller: &Caller) -> Result<Sent, Error> {

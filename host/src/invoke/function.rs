@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
     CapabilityError, Catalog, CatalogEntry, Clock, ComponentSource, LogLevel, LogSink, PluginError, PluginInstance,
-    Session,
+    Recorder, RecordingHead, Session,
 };
 use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
 
@@ -25,6 +25,7 @@ use crate::host::Host;
 use crate::logs::{InvocationLog, Level, LogOwner};
 use crate::metrics::PluginCall;
 use crate::receipt::FunctionRef;
+use crate::recordings::RecordingOwner;
 use crate::registry::{FunctionVersion, Manifest, ManifestCold};
 use crate::tenants::Principal;
 
@@ -100,7 +101,7 @@ async fn step(
     request: &mut InvocationRequest,
 ) -> Result<Step, Error> {
     let lent = lent::lent(host, &principal.tenant, &version, called.is_copy);
-    let FunctionVersion { function: name, version, manifest, .. } = version;
+    let FunctionVersion { function: name, version, life, manifest, .. } = version;
     host.revocations.check("the plugin", manifest.plugin)?;
     request.function = name.to_string();
     request.version = version;
@@ -111,7 +112,9 @@ async fn step(
     let grants = grants.with_templates(&manifest.templates);
     let plugin_seed = called.draw.map_or_else(seed::random, Ok)?;
     let function = (&name, &*manifest, &grants);
+    let record = recorder(host, principal, called, (&name, version, life, &manifest), &request.id, &log);
     let session = session(host, principal, function, lent, plugin_seed, journey.started, log.clone()).await?;
+    let session = Session { record, ..session };
     let source = StoredComponents(host.artifacts.clone());
     let mut instance = host.plugins.start_after(journey.cpu_used, manifest.plugin, &source, session).await?;
     let begun = Instant::now();
@@ -212,7 +215,30 @@ async fn session(
         tokenizer: lent.tokenizer,
         limits: manifest.limits.plugin(),
         seed,
+        record: None,
     })
+}
+
+/// Records the request, if the manifest says so of this one; a shadow's copy is nobody's request.
+fn recorder(
+    host: &Arc<Host>,
+    principal: &Principal,
+    called: &Called,
+    (name, version, life, manifest): (&FunctionName, u32, u32, &Manifest),
+    request: &str,
+    log: &InvocationLog,
+) -> Option<Recorder> {
+    let record = manifest.record.filter(|record| !called.is_copy && record.takes(request))?;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let head = RecordingHead {
+        request: request.to_owned(),
+        function: name.to_string(),
+        version,
+        plugin: manifest.plugin.to_string(),
+        time_unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+    };
+    let owner = RecordingOwner { tenant: principal.tenant.clone(), function: name.clone(), life };
+    Some(host.recordings.recorder(owner, head, record.recordings_max, log.clone()))
 }
 
 /// The adapters that the manifest grants, as they were when the request began.

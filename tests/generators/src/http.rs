@@ -129,6 +129,9 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/metrics", Kind::None),
     ("POST", "/v1/plugins", Kind::PluginSource),
     ("POST", "/v1/plugins", Kind::Plugin),
+    ("GET", "/v1/plugins/{}", Kind::None),
+    ("GET", "/v1/functions/{}/recordings", Kind::None),
+    ("GET", "/v1/recordings/{}", Kind::None),
 ];
 
 /// Names in paths: some exist, some cannot.

@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use types::{Action, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
 
 use crate::bindings::PolicyPre;
+use crate::convert;
 use crate::guest::Guest;
 use crate::host::Shared;
 use crate::state::InstanceState;
@@ -52,8 +53,9 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn route(&mut self, request: &InvocationRequest) -> Result<Decision, PluginError> {
-        let request = request.clone();
-        self.run("route", move |guest| Box::pin(async move { guest.route(&request).await })).await
+        let request = convert::request_to_wit(request);
+        let decision = self.run("route", move |guest| Box::pin(async move { guest.route(&request).await })).await;
+        decision.map(convert::decision_from_wit)
     }
 
     /// Asks for the plan. It is untrusted.
@@ -61,8 +63,9 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn compose(&mut self, request: &InvocationRequest) -> Result<Plan, PluginError> {
-        let request = request.clone();
-        self.run("compose", move |guest| Box::pin(async move { guest.compose(&request).await })).await
+        let request = convert::request_to_wit(request);
+        let plan = self.run("compose", move |guest| Box::pin(async move { guest.compose(&request).await })).await;
+        plan.map(convert::plan_from_wit)
     }
 
     /// Creates the guest's post-processor; call it once, before the first chunk.
@@ -70,7 +73,7 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn open_post_processor(&mut self, request: &InvocationRequest) -> Result<(), PluginError> {
-        let request = request.clone();
+        let request = convert::request_to_wit(request);
         let name = "post-processor";
         self.run(name, move |guest| Box::pin(async move { guest.open_post_processor(&request).await })).await
     }
@@ -80,7 +83,10 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn chunk(&mut self, chunk: Chunk) -> Result<Vec<Action>, PluginError> {
-        self.run("post-processor.chunk", move |guest| Box::pin(guest.chunk(chunk))).await
+        let chunk = convert::chunk_to_wit(chunk);
+        let name = "post-processor.chunk";
+        let actions = self.run(name, move |guest| Box::pin(async move { guest.chunk(&chunk).await })).await;
+        actions.map(convert::actions_from_wit)
     }
 
     /// Tells the post-processor that the generation ended.
@@ -88,7 +94,9 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn finish(&mut self, usage: HookUsage) -> Result<Ending, PluginError> {
-        self.run("post-processor.finish", move |guest| Box::pin(guest.finish(usage))).await
+        let usage = convert::usage_to_wit(usage);
+        let ending = self.run("post-processor.finish", move |guest| Box::pin(guest.finish(usage))).await;
+        ending.map(convert::ending_from_wit)
     }
 
     /// CPU time that the request has used in all instances so far: what its next instance begins with, if it is handed over.
@@ -103,7 +111,7 @@ impl PluginInstance {
         self.guest.as_ref().map_or(0, |guest| guest.log_lines_dropped())
     }
 
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &mut self,
         name: &'static str,
         call: impl for<'a> FnOnce(&'a mut Guest) -> Call<'a, T> + Send + 'static,

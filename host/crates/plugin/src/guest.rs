@@ -6,19 +6,20 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
-use types::{Action, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
 use wasmtime::component::{ResourceAny, ResourceTableError};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmtimeBug};
 use wasmtime_wasi::I32Exit;
 
+use crate::bindings::tenon::plugin::types as wit;
 use crate::bindings::{Policy, PolicyPre};
-use crate::convert;
 use crate::host::Shared;
 use crate::limiter::Refused;
 use crate::meter::{CpuMeter, Stop, WallTime, metered};
 use crate::state::InstanceState;
-use crate::{PluginError, PluginLimits, Session};
+use crate::{PluginError, PluginLimits, Recorder, Session, record};
 
 /// Bytes of a guest's message that go into an error.
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -36,6 +37,7 @@ pub(crate) struct Guest {
     meter: Arc<CpuMeter>,
     limits: Arc<PluginLimits>,
     shared: Arc<Shared>,
+    recorder: Option<Recorder>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -54,6 +56,11 @@ impl Guest {
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
         let limits = shared.limits_of(&session);
+        let recorder = session.record.clone();
+        if let Some(recorder) = &recorder {
+            recorder.begin(session.seed, &session.config, &limits);
+            recorder.called(START, &json!({}));
+        }
         let meter = Arc::new(CpuMeter::new(Duration::from_millis(limits.request_cpu_ms_max)).after(cpu_used));
         let mut store = new_store(&shared, session, &limits, &meter);
         let running = shared.ticker.running();
@@ -62,45 +69,55 @@ impl Guest {
         let outcome = metered(Arc::clone(&meter), cpu_max, wall_max, plugin.instantiate_async(&mut store)).await;
         drop(running);
         let outcome = flatten(outcome).and_then(|policy| within_calls(policy, store.data()));
-        let policy = outcome.map_err(|failure| failure.explain(START, store.data_mut()))?;
-        Ok(Self { store, policy, processor: None, poison: None, meter, limits, shared, _permit: permit })
+        let started = outcome.map_err(|failure| failure.explain(START, store.data_mut()));
+        if let Some(recorder) = &recorder {
+            recorder.returned(START, started.as_ref().map(|_| &()));
+        }
+        let policy = started?;
+        Ok(Self { store, policy, processor: None, poison: None, meter, limits, shared, recorder, _permit: permit })
     }
 
     /// Asks what to do with the request.
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn route(&mut self, request: &InvocationRequest) -> Result<Decision, PluginError> {
-        let request = convert::request_to_wit(request);
-        let watch = self.begin("route")?;
-        let call = self.policy.tenon_plugin_hooks().call_route(&mut self.store, &request);
+    pub(crate) async fn route(&mut self, request: &wit::Request) -> Result<wit::Decision, PluginError> {
+        let watch = self.begin("route", || json!({"request": request}))?;
+        let call = self.policy.tenon_plugin_hooks().call_route(&mut self.store, request);
         let outcome = watch.run(call).await;
-        self.end("route", outcome).map(convert::decision_from_wit)
+        self.end("route", outcome)
     }
 
     /// Asks for the plan. It is untrusted.
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn compose(&mut self, request: &InvocationRequest) -> Result<Plan, PluginError> {
-        let request = convert::request_to_wit(request);
-        let watch = self.begin("compose")?;
-        let call = self.policy.tenon_plugin_hooks().call_compose(&mut self.store, &request);
+    pub(crate) async fn compose(&mut self, request: &wit::Request) -> Result<wit::Plan, PluginError> {
+        let watch = self.begin("compose", || json!({"request": request}))?;
+        let call = self.policy.tenon_plugin_hooks().call_compose(&mut self.store, request);
         let outcome = watch.run(call).await;
-        self.end("compose", outcome).map(convert::plan_from_wit)
+        self.end("compose", outcome)
     }
 
     /// Creates the guest's post-processor; call it once, before the first chunk.
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn open_post_processor(&mut self, request: &InvocationRequest) -> Result<(), PluginError> {
+    pub(crate) async fn open_post_processor(&mut self, request: &wit::Request) -> Result<(), PluginError> {
         let name = "post-processor";
-        let request = convert::request_to_wit(request);
-        let watch = self.begin(name)?;
+        let watch = self.begin(name, || json!({"request": request}))?;
         let hooks = self.policy.tenon_plugin_hooks().post_processor();
-        let outcome = watch.run(hooks.call_constructor(&mut self.store, &request)).await;
-        self.processor = Some(self.end(name, outcome.map(|result| result.map(Ok)))?);
+        let outcome = watch.run(hooks.call_constructor(&mut self.store, request)).await;
+        let mut opened = None;
+        // The resource is not part of what is recorded.
+        let outcome = outcome.map(|result| {
+            result.map(|processor| {
+                opened = Some(processor);
+                Ok(())
+            })
+        });
+        self.end(name, outcome)?;
+        self.processor = opened;
         Ok(())
     }
 
@@ -108,32 +125,30 @@ impl Guest {
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn chunk(&mut self, chunk: Chunk) -> Result<Vec<Action>, PluginError> {
+    pub(crate) async fn chunk(&mut self, chunk: &wit::Chunk) -> Result<Vec<wit::Action>, PluginError> {
         let name = "post-processor.chunk";
         let processor = self.processor()?;
-        let chunk = convert::chunk_to_wit(chunk);
-        let watch = self.begin(name)?;
+        let watch = self.begin(name, || json!({"chunk": chunk}))?;
         let hooks = self.policy.tenon_plugin_hooks().post_processor();
-        let outcome = watch.run(hooks.call_chunk(&mut self.store, processor, &chunk)).await;
+        let outcome = watch.run(hooks.call_chunk(&mut self.store, processor, chunk)).await;
         let actions = self.end(name, outcome)?;
         self.at_most(name, actions.len())?;
-        Ok(convert::actions_from_wit(actions))
+        Ok(actions)
     }
 
     /// Tells the post-processor that the generation ended.
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn finish(&mut self, usage: HookUsage) -> Result<Ending, PluginError> {
+    pub(crate) async fn finish(&mut self, usage: wit::Usage) -> Result<wit::Ending, PluginError> {
         let name = "post-processor.finish";
         let processor = self.processor()?;
-        let usage = convert::usage_to_wit(usage);
-        let watch = self.begin(name)?;
+        let watch = self.begin(name, || json!({"usage": usage}))?;
         let hooks = self.policy.tenon_plugin_hooks().post_processor();
         let outcome = watch.run(hooks.call_finish(&mut self.store, processor, usage)).await;
         let ending = self.end(name, outcome)?;
         self.at_most(name, ending.actions.len().max(ending.metadata.len()).max(ending.claims.len()))?;
-        Ok(convert::ending_from_wit(ending))
+        Ok(ending)
     }
 
     /// CPU time that the request has used in all instances so far.
@@ -162,7 +177,7 @@ impl Guest {
     }
 
     /// Until [`Self::end`] the instance counts as abandoned, which is what it is when the future is dropped.
-    fn begin(&mut self, call: &'static str) -> Result<Watch, PluginError> {
+    fn begin(&mut self, call: &'static str, arguments: impl FnOnce() -> Value) -> Result<Watch, PluginError> {
         if let Some(poison) = &self.poison {
             return Err(poison.clone());
         }
@@ -172,13 +187,24 @@ impl Guest {
             return Err(error);
         }
         self.poison = Some(PluginError::Trap { call, reason: "the call was abandoned".to_owned() });
+        if let Some(recorder) = &self.recorder {
+            recorder.called(call, &arguments());
+        }
         self.store.set_epoch_deadline(1);
         self.store.data_mut().begin_call();
         let (shared, limits) = (Arc::clone(&self.shared), Arc::clone(&self.limits));
         Ok(Watch { shared, meter: Arc::clone(&self.meter), limits })
     }
 
-    fn end<T>(&mut self, call: &'static str, outcome: Outcome<Result<T, String>>) -> Result<T, PluginError> {
+    fn end<T: Serialize>(&mut self, call: &'static str, outcome: Outcome<Result<T, String>>) -> Result<T, PluginError> {
+        let result = self.settle(call, outcome);
+        if let Some(recorder) = &self.recorder {
+            recorder.returned(call, result.as_ref());
+        }
+        result
+    }
+
+    fn settle<T>(&mut self, call: &'static str, outcome: Outcome<Result<T, String>>) -> Result<T, PluginError> {
         match flatten(outcome).and_then(|answer| within_calls(answer, self.store.data())) {
             Ok(answer) => {
                 self.poison = None;
@@ -199,7 +225,8 @@ fn new_store(
     limits: &Arc<PluginLimits>,
     meter: &Arc<CpuMeter>,
 ) -> Store<InstanceState> {
-    let mut store = Store::new(&shared.engine, InstanceState::new(session, limits, &shared.log_lines_dropped));
+    let state = InstanceState::new(record::noted(session), limits, &shared.log_lines_dropped);
+    let mut store = Store::new(&shared.engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(limits.transfer_bytes_max);
     store.set_max_component_handles(limits.handles_max);

@@ -328,7 +328,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// The source of a component that is just being uploaded.
-struct Uploaded(Bytes);
+pub(crate) struct Uploaded(pub(crate) Bytes);
 
 #[async_trait]
 impl ComponentSource for Uploaded {

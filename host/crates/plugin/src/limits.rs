@@ -1,8 +1,11 @@
 //! What a plugin may use, each limit with its unit last in its name, and how a function narrows it. Not here: where each
 //! is enforced.
 
+use serde::{Deserialize, Serialize};
+
 /// Limits on one plugin: its upload, its compilation, its instance and each call.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PluginLimits {
     /// Bytes of an uploaded component.
     pub upload_bytes_max: usize,
@@ -71,7 +74,7 @@ impl Default for PluginLimits {
             upload_bytes_max: 32 << 20,
             memory_bytes_max: 64 << 20,
             table_elements_max: 64 << 10,
-            core_instances_max: 32,
+            core_instances_max: 64,
             memories_max: 4,
             tables_max: 32,
             handles_max: 1024,

@@ -161,7 +161,8 @@ impl CoarseClock {
     }
 }
 
-fn coarse(time: Duration) -> Duration {
+/// A time in the steps that guests see.
+pub(crate) fn coarse(time: Duration) -> Duration {
     let step_ns = CLOCK_STEP.as_nanos();
     let steps = time.as_nanos() / step_ns;
     Duration::from_nanos(u64::try_from(steps * step_ns).unwrap_or(u64::MAX))

@@ -383,6 +383,13 @@ fn manifest(draw: &mut Draw<'_>) -> Json {
         let grants = (0..draw.below(3)).map(|_| (draw.pick(&names).to_owned(), grant(draw))).collect();
         body.set("grants", Json::Object(grants));
     }
+    if draw.one_in(4) {
+        let names = ["percent", "recordings_max", "x"];
+        let record = (0..draw.below(3))
+            .map(|_| (draw.pick(&names).to_owned(), number(draw, &["1", "100", "0", "0.5", "-1", "1000000"])));
+        let record = record.collect();
+        body.set("record", Json::Object(record));
+    }
     body
 }
 

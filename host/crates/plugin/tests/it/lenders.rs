@@ -129,7 +129,7 @@ impl Outbound for Web {
                 .expect("an answer")),
             Some("silent") => {
                 tokio::time::sleep(Duration::from_secs(3600)).await;
-                Err(OutboundError::Failed("never"))
+                Err(OutboundError::Failed("never".into()))
             }
             Some("private") => Err(OutboundError::Address("private".into())),
             _ => plugin::Nothing.send(request, bounds).await,

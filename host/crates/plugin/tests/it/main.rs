@@ -9,5 +9,6 @@ mod hostile;
 mod imports;
 mod lenders;
 mod limits;
+mod recording;
 mod setup;
 mod stuck;

@@ -181,5 +181,6 @@ pub(crate) fn session() -> Session {
         tokenizer: Arc::new(Nothing),
         limits: OwnLimits::default(),
         seed: 7,
+        record: None,
     }
 }
