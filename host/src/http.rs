@@ -40,6 +40,7 @@ pub(crate) use answers::AdapterReport;
 pub use in_process::{Answer, InProcess};
 pub(crate) use listen::{Listener, Serving, serve};
 pub(crate) use tls::Tls;
+pub(crate) use wire::json_request;
 
 use std::sync::{Arc, OnceLock};
 

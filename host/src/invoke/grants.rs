@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::host::Host;
 
 /// Adapters and templates that may be used. A digest may be used if one of the names stands for it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ResolvedGrants {
     adapters: ResolvedAdapters,
     templates: HashSet<String>,

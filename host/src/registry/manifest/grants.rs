@@ -2,7 +2,7 @@
 //! whether what it names exists, which is looked at when it is used.
 
 use serde::{Deserialize, Serialize};
-use types::{BucketName, SecretName};
+use types::{BucketName, FunctionName, SecretName};
 use utoipa::ToSchema;
 
 use super::{MANIFEST_ENTRIES_MAX, ManifestError, at_most};
@@ -25,6 +25,17 @@ pub struct ManifestGrants {
     /// Key-value buckets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kv: Vec<ManifestBucket>,
+    /// Functions of the tenant that it may call and read the answers of; looked up at each call.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<String>,
+    /// Whether an agent may open generation sessions.
+    #[serde(skip_serializing_if = "is_false")]
+    pub generations: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A key-value bucket.
@@ -72,7 +83,7 @@ impl ManifestGrants {
 
     /// Bytes of all its text.
     pub(super) fn text_bytes(&self) -> usize {
-        let names = self.http.iter().chain(&self.secrets).chain(self.kv.iter().map(|entry| &entry.bucket));
+        let names = self.http.iter().chain(&self.secrets).chain(&self.calls).chain(self.kv.iter().map(|entry| &entry.bucket));
         names.map(String::len).sum()
     }
 
@@ -81,6 +92,7 @@ impl ManifestGrants {
             ("the number of hosts in grants.http", self.http.len()),
             ("the number of names in grants.secrets", self.secrets.len()),
             ("the number of buckets in grants.kv", self.kv.len()),
+            ("the number of functions in grants.calls", self.calls.len()),
         ] {
             at_most(what, value, "manifest_entries_max", MANIFEST_ENTRIES_MAX)?;
         }
@@ -94,6 +106,9 @@ impl ManifestGrants {
         }
         for name in &self.secrets {
             name.parse::<SecretName>().map_err(|error| bad("secrets", name, error.to_string()))?;
+        }
+        for name in &self.calls {
+            name.parse::<FunctionName>().map_err(|error| bad("calls", name, error.to_string()))?;
         }
         for (place, entry) in self.kv.iter().enumerate() {
             entry.bucket.parse::<BucketName>().map_err(|error| bad("kv", &entry.bucket, error.to_string()))?;
@@ -118,7 +133,7 @@ mod tests {
     #[test]
     fn grants_are_read_and_written() {
         let text = r#"{"http":["https://api.example.com/v1"],"secrets":["weather"],"kv":[{"bucket":"seen"},
-            {"bucket":"shared","access":"read_only","scope":"tenant"}]}"#;
+            {"bucket":"shared","access":"read_only","scope":"tenant"}],"calls":["other-one"],"generations":true}"#;
         let grants = read(text).expect("good");
         assert_eq!((grants.kv[0].access, grants.kv[0].scope), (ManifestAccess::ReadWrite, ManifestScope::Function));
         assert_eq!((grants.kv[1].access, grants.kv[1].scope), (ManifestAccess::ReadOnly, ManifestScope::Tenant));
@@ -142,6 +157,9 @@ mod tests {
             (r#"{"kv":[{"bucket":"a/b"}]}"#, "grants.kv has `a/b`"),
             (r#"{"kv":[{"bucket":"a"},{"bucket":"a","scope":"tenant"}]}"#, "twice"),
             (r#"{"kv":[{"bucket":"a","access":"write"}]}"#, "unknown variant"),
+            (r#"{"calls":["../x"]}"#, "grants.calls has `../x`"),
+            (r#"{"calls":["*"]}"#, "grants.calls"),
+            (r#"{"generations":"all"}"#, "invalid type"),
             (r#"{"files":["/"]}"#, "unknown field `files`"),
         ] {
             let error = read(text).expect_err(text);

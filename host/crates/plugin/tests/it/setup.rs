@@ -170,6 +170,9 @@ pub(crate) fn session() -> Session {
         secrets: Arc::new(Nothing),
         outbound: Arc::new(Nothing),
         tokenizer: Arc::new(Nothing),
+        functions: Arc::new(Nothing),
+        generations: Arc::new(Nothing),
+        output: Arc::new(Nothing),
         limits: OwnLimits::default(),
         seed: 7,
     }
