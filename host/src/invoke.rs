@@ -208,7 +208,7 @@ async fn prepare_tapped(host: &Arc<Host>, invocation: Invocation) -> Result<Prep
         Target::Plan(plan) => Routed::Draft(Box::new(direct(host, &principal, *plan).await?)),
         Target::Function(called) => {
             function::route(host, &principal, &called, &mut request, (handling, started)).await?
-        },
+        }
     };
     let plugin = if from_plugin { started.elapsed() } else { Duration::ZERO };
     let stages = Stages { started, plugin, adapters: Duration::ZERO };

@@ -44,7 +44,9 @@ impl Output for AgentOutput {
     async fn write(&self, text: String) -> Result<(), CapabilityError> {
         let take = |left: usize| left.checked_sub(text.len());
         let taken = self.bytes_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        taken.map_err(|_| CapabilityError::Limit(format!("answer_bytes_max of {} bytes of the answer", self.bytes_max)))?;
+        taken.map_err(|_| {
+            CapabilityError::Limit(format!("answer_bytes_max of {} bytes of the answer", self.bytes_max))
+        })?;
         let gone = |_| CapabilityError::Failed("nobody reads what is written here".to_owned());
         self.written.send(text).await.map_err(gone)
     }

@@ -68,14 +68,8 @@ impl Functions for FunctionCalls {
         let id = format!("{}.{number}", self.caller.request);
         let request = json_request(&id, &json, max_tokens).map_err(|error| failed(&name, &error))?;
         let deadline = tokio::time::Instant::from_std(self.caller.deadline);
-        let looked_up = Called::by_plugin(
-            &self.host,
-            &self.principal,
-            &name,
-            &self.sticky,
-            self.caller.clone(),
-            self.is_copy,
-        );
+        let looked_up =
+            Called::by_plugin(&self.host, &self.principal, &name, &self.sticky, self.caller.clone(), self.is_copy);
         let called = looked_up.await.map_err(|error| self.unknown(&name, &error))?;
         let invocation = Invocation {
             principal: self.principal.clone(),
@@ -118,7 +112,8 @@ impl FunctionCalls {
 
     /// One of the calls that a request may lead to, in all functions that it comes to; the first one is 1.
     fn take_call(&self) -> Result<u32, CapabilityError> {
-        let taken = self.caller.calls_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        let taken =
+            self.caller.calls_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         let max = self.host.plugins.limits().function_calls_max;
         taken.map(|left| max.saturating_sub(left).saturating_add(1)).map_err(|_| {
             CapabilityError::Limit(format!(
@@ -156,7 +151,8 @@ fn failed(name: &FunctionName, error: &Error) -> CapabilityError {
 async fn answer(host: Arc<Host>, invocation: Invocation) -> Result<FunctionReply, Error> {
     let mut generation = invoke(&host, invocation).await?;
     let head = Arc::clone(&generation.head);
-    let with_receipt = |source: Error| Error::WithReceipt { receipt: head.receipt_id.clone(), source: Box::new(source) };
+    let with_receipt =
+        |source: Error| Error::WithReceipt { receipt: head.receipt_id.clone(), source: Box::new(source) };
     let mut text = String::new();
     while let Some(piece) = generation.next().await {
         match piece.map_err(with_receipt)? {

@@ -203,8 +203,7 @@ async fn step(
     let instance = host.plugins.start_after(asking.journey.cpu_used, manifest.plugin, &source, session).await?;
     let (chain, draw, is_copy) = (asking.journey.chain.clone(), called.draw, called.is_copy);
     let (called_by, nested) = (asking.called_by(), Arc::clone(&asking.nested));
-    let mut call =
-        FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy, called_by, nested };
+    let mut call = FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy, called_by, nested };
     if call.instance.is_agent() {
         let work = AgentWork { call, written, deadline, answer_bytes_max: limits.answer_bytes_max };
         return Ok(Step::Routed(Routed::Agent(Box::new(work))));

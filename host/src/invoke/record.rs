@@ -11,15 +11,15 @@ use super::Stages;
 use super::cold::Cold;
 use super::course::Course;
 use super::function::FunctionCall;
-use super::nested::{Noted, NestedLog};
+use super::nested::{NestedLog, Noted};
 use super::prompt::Rendered;
 use crate::adapters::{LoadTimes, LoadedFrom, ResolvedAdapters};
 use crate::error::Error;
 use crate::host::Host;
 use crate::metrics::Metrics;
 use crate::receipt::{
-    AdapterPart, AdapterUse, Claims, ColdRecord, Commitment, Committer, FunctionRef, GenerationRecord, LoadRecord, Outcome,
-    SamplingRecord, Subject, Timings, TokenCounts,
+    AdapterPart, AdapterUse, Claims, ColdRecord, Commitment, Committer, FunctionRef, GenerationRecord, LoadRecord,
+    Outcome, SamplingRecord, Subject, Timings, TokenCounts,
 };
 
 /// What is known so far about a request that is being answered.
@@ -167,7 +167,8 @@ impl Progress {
     /// What a final record says, as of now.
     pub(crate) fn outcome(&self) -> Outcome {
         let uses = self.uses(self.prompt_tokens.saturating_add(self.completion_tokens));
-        let Noted { calls, generations } = self.called.as_ref().map(|called| called.noted().clone()).unwrap_or_default();
+        let Noted { calls, generations } =
+            self.called.as_ref().map(|called| called.noted().clone()).unwrap_or_default();
         Outcome {
             handed_over: self.handed_over.clone(),
             composition: self.before.iter().cloned().chain(uses).chain(together(&generations)).collect(),
@@ -214,7 +215,9 @@ pub(super) fn tokens_active(
 fn together(generations: &[GenerationRecord]) -> Vec<AdapterUse> {
     let mut sums: Vec<AdapterUse> = Vec::new();
     for one in generations.iter().flat_map(|generation| &generation.composition) {
-        let is_same = |sum: &&mut AdapterUse| AdapterUse { tokens_active: 0, ..(**sum).clone() } == AdapterUse { tokens_active: 0, ..one.clone() };
+        let is_same = |sum: &&mut AdapterUse| {
+            AdapterUse { tokens_active: 0, ..(**sum).clone() } == AdapterUse { tokens_active: 0, ..one.clone() }
+        };
         match sums.iter_mut().find(is_same) {
             Some(sum) => sum.tokens_active = sum.tokens_active.saturating_add(one.tokens_active),
             None => sums.push(one.clone()),

@@ -76,11 +76,11 @@ impl Generations for AgentGenerations {
             ..Plan::new(opening.prompt)
         };
         // What a plan of the function may not be, a session may not begin as.
-        let checked = ValidPlan::check(plan.clone(), &means.grants, &means.limits).map_err(|error| told_plan(&error))?;
+        let checked =
+            ValidPlan::check(plan.clone(), &means.grants, &means.limits).map_err(|error| told_plan(&error))?;
         let (host, manifest) = (Arc::clone(&means.host), Arc::clone(&means.manifest));
-        let tokenised = means.apart(async move {
-            prompt::tokenise(&host, checked.prompt(), Some(&manifest.templates)).await
-        });
+        let tokenised =
+            means.apart(async move { prompt::tokenise(&host, checked.prompt(), Some(&manifest.templates)).await });
         let tokens = tokenised.await?.tokens;
         means.check_length(tokens.len())?;
         Ok(Box::new(AgentSession { number: means.number(), means, plan: Arc::new(plan), tokens, under_way: None }))

@@ -134,7 +134,8 @@ impl Generated {
     /// The mean log-probability of its tokens; an error if the sampling did not ask for any.
     pub fn mean_logprob(&self) -> Result<f32> {
         let logprobs: Option<Vec<f32>> = self.tokens.iter().map(|token| token.logprob).collect();
-        let logprobs = logprobs.ok_or_else(|| Error("no log-probabilities: set `logprobs` in the sampling".to_owned()))?;
+        let logprobs =
+            logprobs.ok_or_else(|| Error("no log-probabilities: set `logprobs` in the sampling".to_owned()))?;
         Ok(logprobs.iter().sum::<f32>() / logprobs.len().max(1) as f32)
     }
 }

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use crate::bindings::exports::tenon::plugin::hooks::{Guest, GuestPostProcessor};
 use crate::agent::{Agent, Answer};
+use crate::bindings::exports::tenon::plugin::hooks::{Guest, GuestPostProcessor};
 use crate::{Action, Chunk, Decision, Ending, Plan, Policy, PostProcessor, Request, Usage};
 
 /// The exports of the policy `P`.

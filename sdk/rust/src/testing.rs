@@ -21,8 +21,8 @@ use std::collections::BTreeMap;
 
 use crate::bindings::tenon::plugin::log::Level;
 use crate::{
-    Action, Adapter, Agent, Answer, Chunk, Decision, Ending, FinishReason, HttpRequest, HttpResponse, Pair, Plan, Policy, Request,
-    Residency, Result, Usage,
+    Action, Adapter, Agent, Answer, Chunk, Decision, Ending, FinishReason, HttpRequest, HttpResponse, Pair, Plan,
+    Policy, Request, Residency, Result, Usage,
 };
 
 /// A request with this text and nothing else.

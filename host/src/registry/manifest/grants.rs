@@ -83,7 +83,8 @@ impl ManifestGrants {
 
     /// Bytes of all its text.
     pub(super) fn text_bytes(&self) -> usize {
-        let names = self.http.iter().chain(&self.secrets).chain(&self.calls).chain(self.kv.iter().map(|entry| &entry.bucket));
+        let names =
+            self.http.iter().chain(&self.secrets).chain(&self.calls).chain(self.kv.iter().map(|entry| &entry.bucket));
         names.map(String::len).sum()
     }
 

@@ -64,7 +64,9 @@ mod tests {
         assert!(matches!(&plan.prompt, Prompt::Messages(list) if list[0].content == "Water is wet."));
         assert_eq!(harness.calls(), [("facts".to_owned(), "Is it?".to_owned())]);
         let answering = harness.clone().config("then", "answer");
-        assert!(matches!(answering.route::<Consult>(&request("")), Ok(Decision::Answer(text)) if text == "Water is wet."));
+        assert!(
+            matches!(answering.route::<Consult>(&request("")), Ok(Decision::Answer(text)) if text == "Water is wet.")
+        );
         let appending = harness.config("then", "append");
         let (text, _) = appending.post_process::<Consult>(&request("Is it?"), &["Yes."]).unwrap();
         assert_eq!(text, "Yes. [Water is wet.]");

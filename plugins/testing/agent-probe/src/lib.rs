@@ -3,16 +3,16 @@
 //! `draw S TOKENS SEED`, `until S STOP`, `json S SCHEMA`, `start S TOKENS`, `next S`, `read S`, `stop S`, `fork S NEW`, `keep S`, `drop S`,
 //! `tokens S`, `write TEXT`, `call FUNCTION TEXT`, `repeat COUNT COMMAND`, `big COUNT` (writes so many bytes), `spin`, `trap`, `fail TEXT`.
 
-use std::collections::BTreeMap;
-
 use tenon_sdk::agent::{Bounds, Opening, Session, Step, write};
-use tenon_sdk::{Agent, Answer, Constraint, Error, Prompt, Request, Result, Sampling, StopConditions, functions};
+use tenon_sdk::{
+    Agent, Answer, Constraint, Error, FinishReason, Prompt, Request, Result, Sampling, StopConditions, functions,
+};
 
 struct Probe;
 
 #[derive(Default)]
 struct Machine {
-    sessions: BTreeMap<String, Session>,
+    sessions: Vec<(String, Session)>,
     kept: Vec<Session>,
     lines: Vec<String>,
 }
@@ -44,7 +44,13 @@ impl Machine {
     }
 
     fn session(&self, name: &str) -> Result<&Session> {
-        self.sessions.get(name).ok_or_else(|| Error::from(format!("there is no session {name}")))
+        let found = self.sessions.iter().find(|(other, _)| other == name);
+        found.map(|(_, session)| session).ok_or_else(|| Error::from(format!("there is no session {name}")))
+    }
+
+    fn put(&mut self, name: &str, session: Session) {
+        self.sessions.retain(|(other, _)| other != name);
+        self.sessions.push((name.to_owned(), session));
     }
 
     fn done(&mut self, line: &str) -> Result<String> {
@@ -53,12 +59,12 @@ impl Machine {
         match command {
             "open" => {
                 let opening = Opening::new(Prompt::Text(argument.to_owned()));
-                self.sessions.insert(name.to_owned(), Session::open(&opening)?);
+                self.put(name, Session::open(&opening)?);
             }
             "adapted" => {
                 let (adapter, prompt) = argument.split_once(' ').unwrap_or((argument, ""));
                 let opening = Opening::new(Prompt::Text(prompt.to_owned())).adapter(adapter, 1.0);
-                self.sessions.insert(name.to_owned(), Session::open(&opening)?);
+                self.put(name, Session::open(&opening)?);
             }
             "append" => return Ok(self.session(name)?.append(argument)?.to_string()),
             "tokens" => return Ok(self.session(name)?.tokens().to_string()),
@@ -86,19 +92,21 @@ impl Machine {
                     Step::Done(usage) => format!("done {}", usage.completion_tokens),
                 });
             }
-            "read" => while let Step::Text(chunk) = self.session(name)?.next()? {
-                write(&chunk.text)?;
-            },
+            "read" => {
+                while let Step::Text(chunk) = self.session(name)?.next()? {
+                    write(&chunk.text)?;
+                }
+            }
             "stop" => self.session(name)?.stop(),
             "fork" => {
                 let forked = self.session(name)?.fork()?;
-                self.sessions.insert(argument.to_owned(), forked);
+                self.put(argument, forked);
             }
             "keep" => {
                 let forked = self.session(name)?.fork()?;
                 self.kept.push(forked);
             }
-            "drop" => drop(self.sessions.remove(name)),
+            "drop" => self.sessions.retain(|(other, _)| other != name),
             "write" => write(rest)?,
             "big" => write(&"x".repeat(number(name)? as usize))?,
             "call" => {
@@ -123,12 +131,18 @@ impl Machine {
     }
 }
 
-/// The text, how many tokens it has, how many there were before, and how likely they were.
+/// The text, how many tokens there were before, how many it has, why it ended, and how likely they were, in thousandths.
 fn generated(session: &Session, bounds: &Bounds) -> Result<String> {
     let generated = session.generate(bounds)?;
     let usage = generated.usage;
-    let likely = generated.mean_logprob().map_or(String::new(), |mean| format!(" {mean:.3}"));
-    Ok(format!("{:?} {}+{} {:?}{likely}", generated.text, usage.prompt_tokens, usage.completion_tokens, usage.finish))
+    let likely = generated.mean_logprob().map_or(String::new(), |mean| format!(" {}", (mean * 1000.0) as i32));
+    let finish = match usage.finish {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        _ => "other",
+    };
+    let text = generated.text.replace('\n', "\\n");
+    Ok(format!("{text}|{}+{} {finish}{likely}", usage.prompt_tokens, usage.completion_tokens))
 }
 
 tenon_sdk::export_agent!(Probe);
@@ -145,8 +159,8 @@ mod tests {
         let script = "open a hi\nfork a b\ngen a 10\ngen b 2\ntokens a\nwrite so:\ncall other?\ncall other now\nnext a";
         let (text, _) = harness.run::<Probe>(&request(script)).unwrap();
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0], "so:\"one\" 2+3 FinishReason::Stop -1.000");
-        assert_eq!(lines[1..3], ["\"tw\" 2+2 FinishReason::Length -1.000", "5"]);
+        assert_eq!(lines[0], "so:one|2+3 stop -1000");
+        assert_eq!(lines[1..3], ["tw|2+2 length -1000", "5"]);
         assert!(lines[3].starts_with("error: denied") && lines[4] == "other 1 said yes", "{text}");
         assert!(lines[5].starts_with("error: failed"), "{text}");
     }

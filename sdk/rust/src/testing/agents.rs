@@ -64,7 +64,8 @@ impl Session {
             state.prompts.push(self.held.borrow().clone());
             if state.said.is_empty() { None } else { Some(state.said.remove(0)) }
         });
-        let said = said.ok_or_else(|| HostError::Failed("the test has no more to say; see `Harness::says`".to_owned()))?;
+        let said =
+            said.ok_or_else(|| HostError::Failed("the test has no more to say; see `Harness::says`".to_owned()))?;
         let max = bounds.max_tokens.map_or(usize::MAX, |max| max as usize);
         let text: String = said.text.chars().take(max).collect();
         let is_cut = text.len() < said.text.len();
@@ -108,7 +109,8 @@ pub(crate) fn call(function: &str, asked: String) -> Result<Reply, HostError> {
         state.calls.push((function.to_owned(), asked));
         let found = state.replies.iter().find(|(name, _)| name == function);
         let text = found.map(|(_, text)| text.clone());
-        let denied = || HostError::Denied(format!("the function `{function}`: the manifest's grants.calls does not name it"));
+        let denied =
+            || HostError::Denied(format!("the function `{function}`: the manifest's grants.calls does not name it"));
         let usage = Usage { prompt_tokens: 1, completion_tokens: 1, finish: FinishReason::Stop };
         Ok(Reply {
             text: text.ok_or_else(denied)?,

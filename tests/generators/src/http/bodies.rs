@@ -346,6 +346,11 @@ fn manifest(draw: &mut Draw<'_>) -> Json {
     if draw.one_in(6) {
         body.set("functions", Json::texts((0..draw.below(3)).map(|_| draw.pick(&["echo", "one", "", "a/b"]))));
     }
+    if draw.one_in(6) {
+        let calls = Json::texts((0..draw.below(3)).map(|_| draw.pick(&["echo", "one", "", "a/b"])));
+        let generations = Json::Raw(draw.pick(&["true", "false", "1"]).into());
+        body.set("grants", Json::object([("calls", calls), ("generations", generations)]));
+    }
     if draw.one_in(3) {
         let templates = (0..draw.below(3)).map(|_| {
             let source = ["Hello {{ name }}", "{{ a }}{{ b }}", "{%", "{{", "{{ 1 }}", "}}", "{{ name", "{# #}"];

@@ -181,7 +181,11 @@ impl InstanceState {
         Ok(())
     }
 
-    async fn started(&mut self, session: &Resource<Held>, bounds: Bounds) -> wasmtime::Result<Result<(), CapabilityError>> {
+    async fn started(
+        &mut self,
+        session: &Resource<Held>,
+        bounds: Bounds,
+    ) -> wasmtime::Result<Result<(), CapabilityError>> {
         let held = self.table().get(session)?;
         if held.is_generating {
             return Ok(Err(under_way()));
@@ -211,12 +215,11 @@ impl InstanceState {
         let limits = &self.limits;
         let over = |limit: &str, max: u32, what: &str| CapabilityError::Limit(format!("{limit} of {max} {what}"));
         let generations = self.left.generations.checked_sub(1);
-        let generations = generations
-            .ok_or_else(|| over("generations_max", limits.generations_max, "generations in one request"))?;
+        let generations =
+            generations.ok_or_else(|| over("generations_max", limits.generations_max, "generations in one request"))?;
         let session_tokens = self.left.session_tokens.checked_sub(tokens);
-        let session_tokens = session_tokens.ok_or_else(|| {
-            over("session_tokens_max", limits.session_tokens_max, "tokens of prompts in one request")
-        })?;
+        let session_tokens = session_tokens
+            .ok_or_else(|| over("session_tokens_max", limits.session_tokens_max, "tokens of prompts in one request"))?;
         if self.left.generated_tokens < asked.unwrap_or(1).max(1) {
             let what = "generated tokens in one request";
             return Err(over("generated_tokens_max", limits.generated_tokens_max, what));
