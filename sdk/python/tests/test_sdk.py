@@ -11,6 +11,7 @@ from tenon_sdk import (
     ColdFallback,
     ColdWait,
     CompositionEntry,
+    Decision,
     Emit,
     Error,
     FinishReason,
@@ -41,6 +42,7 @@ from tenon_sdk import (
     chat,
     clock,
     config,
+    functions,
     export_policy,
     log,
     random,
@@ -221,6 +223,33 @@ class TestExport(unittest.TestCase):
 
         self.assertIsInstance(Least().post_processor(request()), PassThrough)
         self.assertEqual(Harness().post_process(Least, request(), ["a", "b"])[0], "ab")
+
+
+class TestFunctions(unittest.TestCase):
+    """Calls of other functions, as the harness answers them."""
+
+    def test_what_another_function_says(self) -> None:
+        class Asks(Policy):
+            def route(self, request: Request) -> Decision:
+                return Answer(functions.call("facts", request.text).text + functions.call_json("facts", {"a": [1]}).text)
+
+            def compose(self, request: Request) -> Plan:
+                return Plan(request.prompt())
+
+        harness = Harness().reply("facts", "Wet.")
+        self.assertEqual(harness.route(Asks, request("Is it?")), Answer("Wet.Wet."))
+        self.assertEqual(harness.calls(), [("facts", "Is it?"), ("facts", '{"a": [1]}')])
+        with self.assertRaisesRegex(Error, "grants.calls"):
+            Harness().route(Asks, request("Is it?"))
+
+    def test_what_cannot_be_asked(self) -> None:
+        class Asks(Policy):
+            def compose(self, request: Request) -> Plan:
+                functions.call_json("facts", {1, 2})
+                return Plan(request.prompt())
+
+        with self.assertRaisesRegex(Error, "cannot be said in JSON"):
+            Harness().reply("facts", "").compose(Asks, request())
 
 
 class TestBuild(unittest.TestCase):
