@@ -30,6 +30,7 @@ mod secrets;
 mod shares;
 mod sticky;
 mod stream;
+mod tags;
 mod tls;
 mod usage;
 mod vllm;
@@ -158,6 +159,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             Needs(Adapters),
             put(adapters::put).layer(adapter_body).get(adapters::show).delete(adapters::remove),
         ),
+        route("/v1/adapters/{alias}/tags", Needs(Adapters), put(tags::put)),
         route("/v1/adapters/{alias}/pin", Needs(Adapters), put(pins::put).delete(pins::remove)),
         route(
             "/v1/adapters/{alias}/readers",

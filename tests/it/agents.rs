@@ -128,7 +128,7 @@ fn each_budget_is_met_and_named() {
         ("generated_tokens_max", 5, format!("{open}gen a 6"), "generated_tokens_max of 5 generated tokens"),
         ("session_tokens_max", 150, format!("{open}repeat 9 gen a 1"), "session_tokens_max of 150 tokens of prompts"),
         ("output_tokens_max", 4, format!("{open}gen a 5"), "output_tokens_max of 4"),
-        ("answer_bytes_max", 100, "write here\nrepeat 3 big 50".to_owned(), "answer_bytes_max of 100 bytes"),
+        ("answer_bytes_max", 300, "repeat 2 big 200".to_owned(), "answer_bytes_max of 300 bytes"),
         ("tokenizer_bytes_max", 40, format!("{open}repeat 99 append a 0123456789"), "tokenizer_bytes_max of 40 bytes"),
         ("kv_blocks_max", 2, format!("{open}gen a 1"), "kv_blocks_max of 2"),
     ];
@@ -146,6 +146,9 @@ fn each_budget_is_met_and_named() {
             "{limit}: {found:?}"
         );
     }
+    // What is written and what is returned count together.
+    deploy_plugin(&client, "narrow", "agent-probe", &json!({"limits": {"answer_bytes_max": 300}}));
+    run(&client, "narrow", "big 290\nopen a x").expect_error(502, "limit_exceeded");
     // What a session may hold is what the base can take.
     deploy_plugin(&client, "flood", "agent-probe", &granted());
     let flooded = lines(run(&client, "flood", &format!("{open}repeat 100 append a {PROMPT}\ntokens a")));

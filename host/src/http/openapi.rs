@@ -16,7 +16,7 @@ use utoipa::OpenApi;
 
 use super::{
     App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, quotas, receipts,
-    revocations, rollouts, secrets, shares, usage, vllm,
+    revocations, rollouts, secrets, shares, tags, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -49,6 +49,7 @@ use super::{
         adapters::put,
         adapters::show,
         adapters::remove,
+        tags::put,
         pins::put,
         pins::remove,
         adapters::derive::derive,

@@ -11,7 +11,7 @@ mod refused;
 mod rollout;
 
 pub(crate) use admin::{
-    AdapterSource, Derivation, NewKey, NewReaders, NewSecret, NewSigners, NewTenant, Promote, RevocationBody,
+    AdapterSource, Derivation, NewKey, NewReaders, NewSecret, NewSigners, NewTags, NewTenant, Promote, RevocationBody,
 };
 pub(crate) use constraint::ResponseFormat;
 pub(crate) use invoke::{InvokeBody, chat_request, json_request, text_request};

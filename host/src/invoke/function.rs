@@ -185,7 +185,8 @@ async fn step(
     let limits = manifest.limits.narrow(&host.plan_limits);
     // The caller cannot know the function's own limit; the plugin is told what it may use of what was asked.
     request.max_tokens = request.max_tokens.map(|asked| asked.min(limits.output_tokens_max));
-    let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
+    let names = ResolvedGrants::names(host, &principal.tenant, &manifest).await?;
+    let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &names).await?;
     let grants = grants.with_templates(&manifest.templates);
     let deadline = asking.journey.deadline(limits.deadline_ms_max);
     let (output, written) = agent::output(limits.answer_bytes_max);
@@ -197,7 +198,7 @@ async fn step(
     let lent = lent::lent(host, &principal.tenant, &version, called.is_copy, nested);
     let FunctionVersion { function: name, version, .. } = version;
     let plugin_seed = called.draw.map_or_else(seed::random, Ok)?;
-    let function = (&name, &*manifest, &grants);
+    let function = (&name, &*manifest, &grants, names.as_slice());
     let session = session(host, principal, function, lent, plugin_seed, asking.journey.started, log.clone()).await?;
     let source = StoredComponents(host.artifacts.clone());
     let instance = host.plugins.start_after(asking.journey.cpu_used, manifest.plugin, &source, session).await?;
@@ -275,14 +276,14 @@ fn rejection_code(code: &str) -> String {
 async fn session(
     host: &Arc<Host>,
     principal: &Principal,
-    (name, manifest, grants): (&FunctionName, &Manifest, &ResolvedGrants),
+    (name, manifest, grants, names): (&FunctionName, &Manifest, &ResolvedGrants, &[String]),
     lent: Lent,
     seed: u64,
     started: Instant,
     log: InvocationLog,
 ) -> Result<Session, Error> {
     let mut entries = Vec::new();
-    for adapter in &manifest.adapters {
+    for adapter in names {
         let Some(info) = host.adapters.info(&principal.tenant, adapter).await? else { continue };
         if !info.is_usable {
             continue;

@@ -7,6 +7,7 @@ from typing import Any
 
 from tenon_sdk import (
     Action,
+    Answer,
     Chunk,
     ColdFallback,
     ColdWait,
@@ -42,8 +43,8 @@ from tenon_sdk import (
     chat,
     clock,
     config,
-    functions,
     export_policy,
+    functions,
     log,
     random,
 )
