@@ -92,6 +92,9 @@ pub enum Error {
     /// Nothing could be answered in time.
     #[error("the deadline passed before the adapters were there")]
     Deadline,
+    /// Something that a plugin waited for, or the plugin, was not there in time.
+    #[error("the deadline passed before {0}")]
+    Late(&'static str),
     /// A cold policy: the adapters are not in memory, and nothing else is to be served.
     #[error("{adapters} of the adapters are not in memory yet; they are being loaded, try again")]
     Cold {
@@ -196,7 +199,7 @@ impl Error {
             Self::Constraint { source, .. } => source.code(),
             Self::Plugin(error) => error.code(),
             Self::Submit(error) => error.code(),
-            Self::Deadline => "deadline_exceeded",
+            Self::Deadline | Self::Late(_) => "deadline_exceeded",
             Self::Cold { .. } => "adapter_cold",
             Self::Generation(error) => error.code(),
             Self::Model(error) => error.code(),
@@ -229,7 +232,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::TooSlow
             | Self::Rejected { .. } => Blame::Caller,
-            Self::Unavailable(_) | Self::Deadline | Self::Cold { .. } => Blame::Capacity,
+            Self::Unavailable(_) | Self::Deadline | Self::Late(_) | Self::Cold { .. } => Blame::Capacity,
             Self::Plan { by_caller: true, .. } => Blame::Caller,
             Self::Plan { source, .. } => source.blame(),
             Self::HandOver(error) => error.blame(),

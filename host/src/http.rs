@@ -32,6 +32,7 @@ mod secrets;
 mod shares;
 mod sticky;
 mod stream;
+mod tags;
 mod tls;
 mod usage;
 mod vllm;
@@ -42,6 +43,7 @@ pub(crate) use answers::AdapterReport;
 pub use in_process::{Answer, InProcess};
 pub(crate) use listen::{Listener, Serving, serve};
 pub(crate) use tls::Tls;
+pub(crate) use wire::json_request;
 
 use std::sync::{Arc, OnceLock};
 
@@ -162,6 +164,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             Needs(Adapters),
             put(adapters::put).layer(adapter_body).get(adapters::show).delete(adapters::remove),
         ),
+        route("/v1/adapters/{alias}/tags", Needs(Adapters), put(tags::put)),
         route("/v1/adapters/{alias}/pin", Needs(Adapters), put(pins::put).delete(pins::remove)),
         route(
             "/v1/adapters/{alias}/readers",

@@ -239,6 +239,20 @@ pub struct RawLimits {
     pub plugin_http_request_bytes_max: Option<u64>,
     /// Bytes of the body of its answer.
     pub plugin_http_response_bytes_max: Option<u64>,
+    /// Calls of other functions of one request, those of the functions that it called included.
+    pub plugin_function_calls_max: Option<u64>,
+    /// Generation sessions that an agent holds at once.
+    pub plugin_sessions_max: Option<u64>,
+    /// Generations of an agent in one request.
+    pub plugin_generations_max: Option<u64>,
+    /// Tokens that an agent has generated in one request.
+    pub plugin_generated_tokens_max: Option<u64>,
+    /// Tokens of all prompts of an agent's generations in one request.
+    pub plugin_session_tokens_max: Option<u64>,
+    /// Milliseconds of CPU for an agent.
+    pub plugin_run_cpu_ms_max: Option<u64>,
+    /// Milliseconds for an agent, waiting included.
+    pub plugin_run_wall_ms_max: Option<u64>,
     /// Keys of a bucket.
     pub kv_bucket_keys_max: Option<u64>,
     /// Bytes of all buckets of a tenant.

@@ -16,7 +16,7 @@ use utoipa::OpenApi;
 
 use super::{
     App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, plugins, quotas,
-    receipts, recordings, revocations, rollouts, secrets, shares, usage, vllm,
+    receipts, recordings, revocations, rollouts, secrets, shares, tags, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -52,6 +52,7 @@ use super::{
         adapters::put,
         adapters::show,
         adapters::remove,
+        tags::put,
         pins::put,
         pins::remove,
         adapters::derive::derive,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
-    BucketAccess, CapabilityError, Expected, KeyPage, KeyValue, Outbound, OutboundBounds, OutboundError, Secrets,
-    Tokenizer, Versioned, Written,
+    BucketAccess, CapabilityError, Expected, Functions, Generations, KeyPage, KeyValue, Outbound, OutboundBounds,
+    OutboundError, Output, Secrets, Tokenizer, Versioned, Written,
 };
 use types::{FunctionName, SecretName, TenantId};
 
@@ -189,10 +189,24 @@ pub(super) struct Lent {
     pub(super) secrets: Arc<dyn Secrets>,
     pub(super) outbound: Arc<dyn Outbound>,
     pub(super) tokenizer: Arc<dyn Tokenizer>,
+    pub(super) nested: LentNested,
+}
+
+/// What its plugin may make requests of its own with.
+pub(super) struct LentNested {
+    pub(super) functions: Arc<dyn Functions>,
+    pub(super) generations: Arc<dyn Generations>,
+    pub(super) output: Arc<dyn Output>,
 }
 
 /// What a version is granted; a copy of a request must not do again what was done: it may only read, and asks nobody.
-pub(super) fn lent(host: &Arc<Host>, tenant: &TenantId, version: &FunctionVersion, is_copy: bool) -> Lent {
+pub(super) fn lent(
+    host: &Arc<Host>,
+    tenant: &TenantId,
+    version: &FunctionVersion,
+    is_copy: bool,
+    nested: LentNested,
+) -> Lent {
     let mut grants = version.manifest.grants.clone();
     if is_copy {
         grants.http.clear();
@@ -205,6 +219,7 @@ pub(super) fn lent(host: &Arc<Host>, tenant: &TenantId, version: &FunctionVersio
         secrets: Arc::new(secrets),
         outbound: Arc::new(FunctionWeb::new(host, grants)),
         tokenizer: Arc::new(BaseTokenizer(Arc::clone(host))),
+        nested,
     }
 }
 

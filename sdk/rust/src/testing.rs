@@ -12,6 +12,7 @@
 //! assert!(plan.composition.is_empty());
 //! ```
 
+pub(crate) mod agents;
 pub(crate) mod buckets;
 pub(crate) mod web;
 
@@ -20,8 +21,8 @@ use std::collections::BTreeMap;
 
 use crate::bindings::tenon::plugin::log::Level;
 use crate::{
-    Action, Adapter, Chunk, Decision, Ending, FinishReason, HttpRequest, HttpResponse, Pair, Plan, Policy, Request,
-    Residency, Result, Usage,
+    Action, Adapter, Agent, Answer, Chunk, Decision, Ending, FinishReason, HttpRequest, HttpResponse, Pair, Plan,
+    Policy, Request, Residency, Result, Usage,
 };
 
 /// A request with this text and nothing else.
@@ -59,6 +60,11 @@ struct State {
     buckets: BTreeMap<String, buckets::Contents>,
     answers: Vec<(String, HttpResponse)>,
     requests: Vec<HttpRequest>,
+    said: Vec<agents::Said>,
+    prompts: Vec<String>,
+    written: String,
+    replies: Vec<(String, String)>,
+    calls: Vec<(String, String)>,
 }
 
 thread_local! {
@@ -120,6 +126,37 @@ impl Harness {
         let response = HttpResponse { status, headers: Vec::new(), body: body.as_bytes().to_vec() };
         self.state.answers.push((url.to_owned(), response));
         self
+    }
+
+    /// Has the next generation of an agent say this, each token with this log-probability. Without more, generations fail.
+    #[must_use]
+    pub fn says(mut self, text: &str, logprob: f32) -> Self {
+        self.state.said.push(agents::Said { text: text.to_owned(), logprob });
+        self
+    }
+
+    /// Grants calls of a function, which answers this.
+    #[must_use]
+    pub fn replies(mut self, function: &str, text: &str) -> Self {
+        self.state.replies.push((function.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// Calls `run`; all that the caller would read, and the answer.
+    pub fn run<A: Agent>(&self, request: &Request) -> Result<(String, Answer)> {
+        let answer = self.with(|| A::run(request))?;
+        let written = STATE.with_borrow(|state| state.written.clone());
+        Ok((written + &answer.text, answer))
+    }
+
+    /// What sessions held when the last call on this thread had them generate, in order.
+    pub fn prompts(&self) -> Vec<String> {
+        STATE.with_borrow(|state| state.prompts.clone())
+    }
+
+    /// The functions that the last call on this thread called, each with what it was asked.
+    pub fn calls(&self) -> Vec<(String, String)> {
+        STATE.with_borrow(|state| state.calls.clone())
     }
 
     /// The value that the last call on this thread left in a bucket.

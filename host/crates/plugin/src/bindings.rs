@@ -44,6 +44,28 @@ mod modules {
     }
 }
 
+/// World `agent`: what it has in common with `policy` is the same types.
+pub(crate) mod agent {
+    wasmtime::component::bindgen!({
+        path: "../../../wit",
+        world: "agent",
+        imports: { default: async | trappable },
+        exports: { default: async },
+        with: {
+            "tenon:plugin/types": super::tenon::plugin::types,
+            "tenon:plugin/catalog": super::tenon::plugin::catalog,
+            "tenon:plugin/log": super::tenon::plugin::log,
+            "tenon:plugin/clock": super::tenon::plugin::clock,
+            "tenon:plugin/random": super::tenon::plugin::random,
+            "tenon:plugin/config": super::tenon::plugin::config,
+            "tenon:plugin/secrets": super::tenon::plugin::secrets,
+            "tenon:plugin/tokenizer": super::tenon::plugin::tokenizer,
+            "tenon:plugin/functions": super::tenon::plugin::functions,
+            "tenon:plugin/sessions.session": crate::imports::sessions::Held,
+        },
+    });
+}
+
 /// The standard packages, as far as this crate serves them itself; the others are wasmtime's.
 pub(crate) mod standard {
     wasmtime::component::bindgen!({

@@ -8,13 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
-use types::{Action, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
+use types::{Action, AgentAnswer, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
 
-use crate::bindings::PolicyPre;
 use crate::convert;
 use crate::guest::Guest;
-use crate::host::Shared;
-use crate::state::InstanceState;
+use crate::host::{Linked, Shared};
 use crate::{PluginError, Session};
 
 /// One instance of a plugin, alive for one request. A trap or an abandoned call (a dropped future) leaves a guest in no
@@ -23,6 +21,7 @@ pub struct PluginInstance {
     /// Away while a call runs, and for good if that call was abandoned: then the guest ends on its own thread.
     guest: Option<Box<Guest>>,
     shared: Arc<Shared>,
+    is_agent: bool,
 }
 
 impl fmt::Debug for PluginInstance {
@@ -37,15 +36,32 @@ type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, PluginError>> + Send + 
 impl PluginInstance {
     pub(crate) async fn start(
         shared: Arc<Shared>,
-        plugin: PolicyPre<InstanceState>,
+        plugin: Linked,
         session: Session,
         permit: OwnedSemaphorePermit,
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
-        let of_guest = Arc::clone(&shared);
+        let (of_guest, is_agent) = (Arc::clone(&shared), plugin.is_agent());
         let starting = async move { Guest::start(of_guest, &plugin, session, permit, cpu_used).await.map(Box::new) };
         let guest = shared.threads.run(starting).await??;
-        Ok(Self { guest: Some(guest), shared })
+        Ok(Self { guest: Some(guest), shared, is_agent })
+    }
+
+    /// Whether it is of world `agent`: then [`Self::run`] is its one call, and otherwise it has all but that.
+    #[must_use]
+    pub const fn is_agent(&self) -> bool {
+        self.is_agent
+    }
+
+    /// Has an agent do all of its work.
+    ///
+    /// # Errors
+    /// What the call ran into.
+    pub async fn run_agent(&mut self, request: &InvocationRequest) -> Result<AgentAnswer, PluginError> {
+        let request = convert::request_to_wit(request);
+        let answer = self.run("run", move |guest| Box::pin(async move { guest.run(&request).await })).await?;
+        let (metadata, claims) = (convert::pairs_from_wit(answer.metadata), convert::pairs_from_wit(answer.claims));
+        Ok(AgentAnswer { text: answer.text, metadata, claims })
     }
 
     /// Asks what to do with the request.

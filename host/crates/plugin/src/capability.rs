@@ -2,6 +2,7 @@
 //! adds limits, coarse time and seeded randomness. Not here: the WIT side, which is `imports/`.
 
 mod keyvalue;
+mod nested;
 mod outbound;
 
 use std::sync::Arc;
@@ -14,6 +15,9 @@ use types::Digest;
 use crate::{OwnLimits, Recorder};
 
 pub use keyvalue::{BucketAccess, Expected, KeyPage, KeyValue, Versioned, Written};
+pub use nested::{
+    CallInput, FunctionReply, Functions, GenerationBounds, GenerationSession, Generations, Opening, Output, SessionStep,
+};
 pub use outbound::{Outbound, OutboundBounds, OutboundError};
 
 /// Why a capability did not do what was asked: the `host-error` of `wit/types.wit`.
@@ -135,6 +139,12 @@ pub struct Session {
     pub outbound: Arc<dyn Outbound>,
     /// The base's tokenizer.
     pub tokenizer: Arc<dyn Tokenizer>,
+    /// The functions that may be called.
+    pub functions: Arc<dyn Functions>,
+    /// Sessions of generations, for an agent.
+    pub generations: Arc<dyn Generations>,
+    /// Where an agent's answer goes.
+    pub output: Arc<dyn Output>,
     /// The function's own limits.
     pub limits: OwnLimits,
     /// Of the guest's random numbers; it goes into the receipt.

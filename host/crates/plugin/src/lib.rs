@@ -35,12 +35,13 @@ mod ticker;
 
 pub use calls::PluginInstance;
 pub use capability::{
-    BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
-    Nothing, Outbound, OutboundBounds, OutboundError, Residency, Secrets, Session, Tokenizer, Versioned, Written,
+    BucketAccess, CallInput, CapabilityError, Catalog, CatalogEntry, Clock, Expected, FunctionReply, Functions,
+    GenerationBounds, GenerationSession, Generations, KeyPage, KeyValue, LogLevel, LogSink, Nothing, Opening, Outbound,
+    OutboundBounds, OutboundError, Output, Residency, Secrets, Session, SessionStep, Tokenizer, Versioned, Written,
 };
 pub use child::compiler_main;
 pub use error::PluginError;
-pub use host::{CompilerCommand, ComponentSource, PluginHost, PluginHostConfig, PluginStats, may_be_imported};
+pub use host::{CompilerCommand, ComponentSource, PluginHost, PluginHostConfig, PluginStats, World, may_be_imported};
 pub use limits::{OwnLimits, PluginLimits};
 pub use record::{Finished, Recorder, Recording, RecordingError, RecordingHead, RecordingMemory, RecordingSink, Step};
 pub use replay::{Difference, Replay};

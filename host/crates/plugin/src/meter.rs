@@ -6,15 +6,18 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
 use wasmtime::UpdateDeadline;
 
 /// Epochs between two looks at the meter.
 const EPOCHS_PER_LOOK: u64 = 1;
+/// Between two looks at the clock while a call waits for a request of its own.
+const NESTED_LOOK: Duration = Duration::from_millis(50);
 
 /// CPU time of the call in progress, and of those before it. Only the thread that polls the call touches it, so `Relaxed` is enough.
 #[derive(Debug, Default)]
@@ -25,6 +28,48 @@ pub(crate) struct CpuMeter {
     /// Of all calls that have ended.
     earlier_ns: AtomicU64,
     request_max_ns: u64,
+    nested: Mutex<Nested>,
+}
+
+/// How long the call in progress waited for requests of its own, which have limits of their own.
+#[derive(Debug, Default)]
+struct Nested {
+    earlier: Duration,
+    since: Option<Instant>,
+}
+
+impl Nested {
+    fn so_far(&self) -> Duration {
+        self.earlier + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+/// The times that one call may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) cpu_max: Duration,
+    pub(crate) wall_max: Duration,
+    /// Whether waiting for requests of its own counts as well.
+    pub(crate) counts_nested: bool,
+}
+
+/// Waits for a request of the call's own, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct NestedWait(Arc<CpuMeter>);
+
+impl NestedWait {
+    pub(crate) fn begin(meter: &Arc<CpuMeter>) -> Self {
+        meter.nested().since = Some(Instant::now());
+        Self(Arc::clone(meter))
+    }
+}
+
+impl Drop for NestedWait {
+    fn drop(&mut self) {
+        let mut nested = self.0.nested();
+        nested.earlier = nested.so_far();
+        nested.since = None;
+    }
 }
 
 /// What stopped a guest, when it was not its own trap.
@@ -79,6 +124,21 @@ impl CpuMeter {
         Ok(UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::task::yield_now())))
     }
 
+    fn nested(&self) -> std::sync::MutexGuard<'_, Nested> {
+        self.nested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is left of a time on the wall that began then, and when to look again.
+    fn wall_left(&self, begun: Instant, times: Times) -> Option<Duration> {
+        let nested = self.nested();
+        let (apart, is_waiting) = match times.counts_nested {
+            true => (Duration::ZERO, false),
+            false => (nested.so_far(), nested.since.is_some()),
+        };
+        let left = times.wall_max.checked_sub(begun.elapsed().saturating_sub(apart)).filter(|left| !left.is_zero())?;
+        Some(if is_waiting { left.max(NESTED_LOOK) } else { left })
+    }
+
     fn used_ns(&self) -> u64 {
         let in_this_poll = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Ordering::Relaxed));
         self.used_before_poll_ns.load(Ordering::Relaxed).saturating_add(in_this_poll)
@@ -88,6 +148,7 @@ impl CpuMeter {
         let used_ns = self.used_before_poll_ns.swap(0, Ordering::Relaxed);
         self.earlier_ns.fetch_add(used_ns, Ordering::Relaxed);
         self.max_ns.store(nanoseconds(max), Ordering::Relaxed);
+        *self.nested() = Nested::default();
     }
 }
 
@@ -98,11 +159,11 @@ fn nanoseconds(time: Duration) -> u64 {
 /// Runs a call within its times.
 pub(crate) async fn metered<T>(
     meter: Arc<CpuMeter>,
-    cpu_max: Duration,
-    wall_max: Duration,
+    times: Times,
     call: impl Future<Output = T>,
 ) -> Result<T, WallTime> {
-    meter.reset(cpu_max);
+    meter.reset(times.cpu_max);
+    let begun = Instant::now();
     let mut call = pin!(call);
     let counted = std::future::poll_fn(|context| {
         meter.poll_began_ns.store(thread_cpu_ns(), Ordering::Relaxed);
@@ -110,7 +171,16 @@ pub(crate) async fn metered<T>(
         meter.used_before_poll_ns.store(meter.used_ns(), Ordering::Relaxed);
         poll
     });
-    tokio::time::timeout(wall_max, counted).await.map_err(|_| WallTime)
+    let over = async {
+        while let Some(left) = meter.wall_left(begun, times) {
+            tokio::time::sleep(left).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        outcome = counted => Ok(outcome),
+        () = over => Err(WallTime),
+    }
 }
 
 fn thread_cpu_ns() -> u64 {

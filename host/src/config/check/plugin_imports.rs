@@ -13,6 +13,10 @@ use crate::outbound::OutboundConfig;
 /// Requests and writes of one request, bytes of a body.
 const COUNT_MAX: u64 = 1 << 16;
 const BODY_BYTES_MAX: u64 = 1 << 28;
+/// Calls and generations of one request: its receipt has a record of each.
+const NESTED_MAX: u64 = 64;
+const TOKENS_MAX: u64 = 1 << 30;
+const RUN_MS_MAX: u64 = 3_600_000;
 
 impl Checks<'_> {
     pub(super) fn plugin_sources(&self, raw: &RawPluginSources) -> Result<PluginSourcesConfig, ConfigError> {
@@ -65,6 +69,40 @@ impl Checks<'_> {
                 "limits.plugin_http_response_bytes_max",
                 raw.plugin_http_response_bytes_max,
                 default.http_response_bytes_max,
+            )?,
+            ..self.plugin_nested(raw, default)?
+        })
+    }
+
+    fn plugin_nested(&self, raw: &RawLimits, default: PluginLimits) -> Result<PluginLimits, ConfigError> {
+        let number =
+            |name: &str, value, default, max| self.number(&format!("limits.plugin_{name}"), value, default, 0..=max);
+        let tokens = |name: &str, value, default: u32| {
+            self.number(&format!("limits.plugin_{name}"), value, default.into(), 0..=TOKENS_MAX)
+        };
+        let few = |name: &str, value, default: u32| {
+            self.number(&format!("limits.plugin_{name}"), value, default.into(), 0..=NESTED_MAX)
+        };
+        Ok(PluginLimits {
+            function_calls_max: few("function_calls_max", raw.plugin_function_calls_max, default.function_calls_max)?,
+            sessions_max: few("sessions_max", raw.plugin_sessions_max, default.sessions_max)?,
+            generations_max: few("generations_max", raw.plugin_generations_max, default.generations_max)?,
+            generated_tokens_max: tokens(
+                "generated_tokens_max",
+                raw.plugin_generated_tokens_max,
+                default.generated_tokens_max,
+            )?,
+            session_tokens_max: tokens(
+                "session_tokens_max",
+                raw.plugin_session_tokens_max,
+                default.session_tokens_max,
+            )?,
+            run_cpu_ms_max: number("run_cpu_ms_max", raw.plugin_run_cpu_ms_max, default.run_cpu_ms_max, RUN_MS_MAX)?,
+            run_wall_ms_max: number(
+                "run_wall_ms_max",
+                raw.plugin_run_wall_ms_max,
+                default.run_wall_ms_max,
+                RUN_MS_MAX,
             )?,
             ..default
         })

@@ -35,6 +35,9 @@ pub(crate) struct Adapter {
     /// Whose it is, if another tenant shares it.
     #[serde(skip_serializing_if = "Option::is_none")]
     shared_by: Option<SharedBy>,
+    /// Words that functions may be granted it by.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
 }
 
 /// The owner of a shared adapter.
@@ -86,6 +89,7 @@ impl Adapter {
                 name: from.name.clone(),
                 usable: info.is_usable,
             }),
+            tags: info.tags.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -23,6 +23,18 @@ pub(crate) struct AdapterSource {
     /// An SPDX identifier, such as `Apache-2.0`.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$")]
     pub(crate) license: Option<String>,
+    /// Its tags, in place of those that the alias has; they stay if this is left out. At most 16.
+    #[schema(max_items = 16)]
+    pub(crate) tags: Option<Vec<String>>,
+}
+
+/// `PUT /v1/adapters/{alias}/tags`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewTags {
+    /// At most 16; none takes all away.
+    #[schema(max_items = 16)]
+    pub(crate) tags: Vec<String>,
 }
 
 /// `POST /v1/plugins` with a JSON body.

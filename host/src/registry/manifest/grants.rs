@@ -2,10 +2,11 @@
 //! whether what it names exists, which is looked at when it is used.
 
 use serde::{Deserialize, Serialize};
-use types::{BucketName, SecretName};
+use types::{BucketName, FunctionName, SecretName, TenantId};
 use utoipa::ToSchema;
 
 use super::{MANIFEST_ENTRIES_MAX, ManifestError, at_most};
+use crate::adapters::AdapterTag;
 use crate::outbound::HttpGrant;
 
 /// Characters of an entry that an error quotes.
@@ -25,6 +26,23 @@ pub struct ManifestGrants {
     /// Key-value buckets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kv: Vec<ManifestBucket>,
+    /// Functions of the tenant that it may call and read the answers of; looked up at each call.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<String>,
+    /// Adapters of the tenant's by their tags: those that have one of these, looked up at each request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapter_tags: Vec<String>,
+    /// Adapters by whose they are: those that these tenants share, under the aliases that the tenant gave them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapter_owners: Vec<String>,
+    /// Whether an agent may open generation sessions.
+    #[serde(skip_serializing_if = "is_false")]
+    pub generations: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A key-value bucket.
@@ -72,7 +90,14 @@ impl ManifestGrants {
 
     /// Bytes of all its text.
     pub(super) fn text_bytes(&self) -> usize {
-        let names = self.http.iter().chain(&self.secrets).chain(self.kv.iter().map(|entry| &entry.bucket));
+        let names = self
+            .http
+            .iter()
+            .chain(&self.secrets)
+            .chain(&self.calls)
+            .chain(&self.adapter_tags)
+            .chain(&self.adapter_owners)
+            .chain(self.kv.iter().map(|entry| &entry.bucket));
         names.map(String::len).sum()
     }
 
@@ -81,6 +106,9 @@ impl ManifestGrants {
             ("the number of hosts in grants.http", self.http.len()),
             ("the number of names in grants.secrets", self.secrets.len()),
             ("the number of buckets in grants.kv", self.kv.len()),
+            ("the number of functions in grants.calls", self.calls.len()),
+            ("the number of tags in grants.adapter_tags", self.adapter_tags.len()),
+            ("the number of tenants in grants.adapter_owners", self.adapter_owners.len()),
         ] {
             at_most(what, value, "manifest_entries_max", MANIFEST_ENTRIES_MAX)?;
         }
@@ -94,6 +122,15 @@ impl ManifestGrants {
         }
         for name in &self.secrets {
             name.parse::<SecretName>().map_err(|error| bad("secrets", name, error.to_string()))?;
+        }
+        for tag in &self.adapter_tags {
+            tag.parse::<AdapterTag>().map_err(|error| bad("adapter_tags", tag, error.to_string()))?;
+        }
+        for owner in &self.adapter_owners {
+            owner.parse::<TenantId>().map_err(|error| bad("adapter_owners", owner, error.to_string()))?;
+        }
+        for name in &self.calls {
+            name.parse::<FunctionName>().map_err(|error| bad("calls", name, error.to_string()))?;
         }
         for (place, entry) in self.kv.iter().enumerate() {
             entry.bucket.parse::<BucketName>().map_err(|error| bad("kv", &entry.bucket, error.to_string()))?;
@@ -118,7 +155,7 @@ mod tests {
     #[test]
     fn grants_are_read_and_written() {
         let text = r#"{"http":["https://api.example.com/v1"],"secrets":["weather"],"kv":[{"bucket":"seen"},
-            {"bucket":"shared","access":"read_only","scope":"tenant"}]}"#;
+            {"bucket":"shared","access":"read_only","scope":"tenant"}],"calls":["other-one"],"adapter_tags":["dates"],"adapter_owners":["them"],"generations":true}"#;
         let grants = read(text).expect("good");
         assert_eq!((grants.kv[0].access, grants.kv[0].scope), (ManifestAccess::ReadWrite, ManifestScope::Function));
         assert_eq!((grants.kv[1].access, grants.kv[1].scope), (ManifestAccess::ReadOnly, ManifestScope::Tenant));
@@ -142,6 +179,12 @@ mod tests {
             (r#"{"kv":[{"bucket":"a/b"}]}"#, "grants.kv has `a/b`"),
             (r#"{"kv":[{"bucket":"a"},{"bucket":"a","scope":"tenant"}]}"#, "twice"),
             (r#"{"kv":[{"bucket":"a","access":"write"}]}"#, "unknown variant"),
+            (r#"{"calls":["../x"]}"#, "grants.calls has `../x`"),
+            (r#"{"calls":["*"]}"#, "grants.calls"),
+            (r#"{"adapter_tags":["A B"]}"#, "grants.adapter_tags has `A B`"),
+            (r#"{"adapter_tags":["*"]}"#, "grants.adapter_tags"),
+            (r#"{"adapter_owners":["*"]}"#, "grants.adapter_owners"),
+            (r#"{"generations":"all"}"#, "invalid type"),
             (r#"{"files":["/"]}"#, "unknown field `files`"),
         ] {
             let error = read(text).expect_err(text);

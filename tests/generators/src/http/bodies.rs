@@ -28,6 +28,10 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         Kind::UnloadLora => Json::object([("lora_name", draw.pick(&["two", "one", "", "a/b", "none"]).into())]),
         Kind::Derivation => derivation(draw),
         Kind::Readers => readers(draw),
+        Kind::Tags => {
+            let tags = (0..draw.below(4)).map(|_| draw.pick(&["dates", "a.b-c_d", "", "A", "a b"]));
+            Json::object([("tags", Json::texts(tags))])
+        }
         Kind::Promote => Json::object([("version", number(draw, &["1", "2"]))]),
         Kind::Rollout => rollout(draw),
         Kind::Tenant => Json::object([("name", draw.pick(&["one", "two", "A.b"]).into())]),
@@ -349,6 +353,12 @@ fn manifest(draw: &mut Draw<'_>) -> Json {
     }
     if draw.one_in(6) {
         body.set("functions", Json::texts((0..draw.below(3)).map(|_| draw.pick(&["echo", "one", "", "a/b"]))));
+    }
+    if draw.one_in(6) {
+        let calls = Json::texts((0..draw.below(3)).map(|_| draw.pick(&["echo", "one", "", "a/b"])));
+        let tags = Json::texts((0..draw.below(3)).map(|_| draw.pick(&["dates", "", "A"])));
+        let generations = Json::Raw(draw.pick(&["true", "false", "1"]).into());
+        body.set("grants", Json::object([("calls", calls), ("generations", generations), ("adapter_tags", tags)]));
     }
     if draw.one_in(3) {
         let templates = (0..draw.below(3)).map(|_| {

@@ -4,12 +4,15 @@
 mod catalog;
 mod clock;
 mod config;
+mod functions;
 pub(crate) mod http;
 pub(crate) mod keyvalue;
 mod log;
 mod logging;
+mod output;
 mod random;
 mod secrets;
+pub(crate) mod sessions;
 mod tokenizer;
 mod wasi_config;
 

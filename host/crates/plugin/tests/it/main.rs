@@ -3,6 +3,7 @@
 
 mod abandoned;
 mod admission;
+mod agents;
 mod calls;
 mod components;
 mod hostile;
