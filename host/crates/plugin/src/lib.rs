@@ -33,7 +33,8 @@ mod ticker;
 pub use calls::PluginInstance;
 pub use capability::{
     BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
-    Nothing, Outbound, OutboundBounds, OutboundError, Residency, Secrets, Session, Tokenizer, Versioned, Written,
+    Nothing, Outbound, OutboundBounds, OutboundError, Residency, Secrets, Session, Tokenizer, ToolDescription,
+    ToolOutcome, Tools, Versioned, Written,
 };
 pub use child::compiler_main;
 pub use error::PluginError;

@@ -53,6 +53,8 @@ pub struct PluginLimits {
     pub http_response_bytes_max: usize,
     /// Bytes of the headers of one, and of its answer, each.
     pub http_headers_bytes_max: usize,
+    /// Calls of tools for each request, and questions which there are.
+    pub tool_calls_max: u32,
     /// Bytes of text, and of the text that tokens stand for, that the tokenizer takes for each request.
     pub tokenizer_bytes_max: usize,
     /// CPU seconds of the child that compiles.
@@ -92,6 +94,7 @@ impl Default for PluginLimits {
             http_request_bytes_max: 1 << 20,
             http_response_bytes_max: 1 << 20,
             http_headers_bytes_max: 16 << 10,
+            tool_calls_max: 16,
             tokenizer_bytes_max: 1 << 20,
             compile_cpu_seconds_max: 60,
             compile_memory_bytes_max: 4 << 30,
@@ -146,6 +149,7 @@ own_limits! {
     http_request_bytes_max: usize,
     http_response_bytes_max: usize,
     http_headers_bytes_max: usize,
+    tool_calls_max: u32,
     tokenizer_bytes_max: usize,
 }
 
@@ -159,6 +163,6 @@ mod tests {
         assert_eq!(host.narrowed(&OwnLimits::default()), host);
         let own = OwnLimits { call_cpu_ms_max: Some(5), memory_bytes_max: Some(usize::MAX), ..OwnLimits::default() };
         assert_eq!(host.narrowed(&own), PluginLimits { call_cpu_ms_max: 5, ..host });
-        assert_eq!(OwnLimits::NAMES.len(), 20);
+        assert_eq!(OwnLimits::NAMES.len(), 21);
     }
 }

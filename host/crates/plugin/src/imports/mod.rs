@@ -11,6 +11,7 @@ mod logging;
 mod random;
 mod secrets;
 mod tokenizer;
+mod tools;
 mod wasi_config;
 
 use crate::bindings::tenon::plugin::types;

@@ -169,6 +169,7 @@ pub(crate) fn session() -> Session {
         keyvalue: Arc::new(Nothing),
         secrets: Arc::new(Nothing),
         outbound: Arc::new(Nothing),
+        tools: Arc::new(Nothing),
         tokenizer: Arc::new(Nothing),
         limits: OwnLimits::default(),
         seed: 7,
