@@ -24,6 +24,7 @@ pub mod secrets;
 mod shadows;
 pub mod store;
 pub mod tenants;
+mod tools;
 
 // Records.
 mod logs;

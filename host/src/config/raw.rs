@@ -235,7 +235,9 @@ pub struct RawLimits {
     pub plugin_kv_writes_max: Option<u64>,
     /// Outgoing HTTP requests of one request.
     pub plugin_http_requests_max: Option<u64>,
-    /// Bytes of the body of one of these.
+    /// Calls of tools of one request.
+    pub plugin_tool_calls_max: Option<u64>,
+    /// Bytes of the body of one outgoing request.
     pub plugin_http_request_bytes_max: Option<u64>,
     /// Bytes of the body of its answer.
     pub plugin_http_response_bytes_max: Option<u64>,

@@ -306,6 +306,7 @@ async fn session(
         keyvalue: lent.keyvalue,
         secrets: lent.secrets,
         outbound: lent.outbound,
+        tools: lent.tools,
         tokenizer: lent.tokenizer,
         functions: lent.nested.functions,
         generations: lent.nested.generations,

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
     BucketAccess, CapabilityError, Expected, Functions, Generations, KeyPage, KeyValue, Outbound, OutboundBounds,
-    OutboundError, Output, Secrets, Tokenizer, Versioned, Written,
+    OutboundError, Output, Secrets, Tokenizer, Tools, Versioned, Written,
 };
 use types::{FunctionName, SecretName, TenantId};
 
@@ -17,7 +17,9 @@ use crate::host::Host;
 use crate::keyvalue::{BucketPlace, KeyValueError};
 use crate::outbound::HttpGrant;
 use crate::registry::{FunctionVersion, ManifestAccess, ManifestGrants, ManifestScope};
+
 use crate::secrets::SecretError;
+use crate::tools::FunctionTools;
 
 /// Characters of a name that a message quotes.
 const QUOTED_CHARS_MAX: usize = 96;
@@ -188,6 +190,7 @@ pub(super) struct Lent {
     pub(super) keyvalue: Arc<dyn KeyValue>,
     pub(super) secrets: Arc<dyn Secrets>,
     pub(super) outbound: Arc<dyn Outbound>,
+    pub(super) tools: Arc<dyn Tools>,
     pub(super) tokenizer: Arc<dyn Tokenizer>,
     pub(super) nested: LentNested,
 }
@@ -210,14 +213,18 @@ pub(super) fn lent(
     let mut grants = version.manifest.grants.clone();
     if is_copy {
         grants.http.clear();
+        grants.tools.clear();
         grants.kv.iter_mut().for_each(|entry| entry.access = ManifestAccess::ReadOnly);
     }
     let grants = &grants;
-    let secrets = FunctionSecrets { host: Arc::clone(host), tenant: tenant.clone(), granted: grants.secrets.clone() };
+    let secrets = |granted| FunctionSecrets { host: Arc::clone(host), tenant: tenant.clone(), granted };
+    // The credentials of tools are the host's to use: a plugin reads none that grants.secrets does not name.
+    let credentials = secrets(grants.tools.iter().filter_map(|server| server.secret.clone()).collect());
     Lent {
         keyvalue: Arc::new(FunctionBuckets::new(host, tenant, &version.function, version.life, grants)),
-        secrets: Arc::new(secrets),
+        secrets: Arc::new(secrets(grants.secrets.clone())),
         outbound: Arc::new(FunctionWeb::new(host, grants)),
+        tools: Arc::new(FunctionTools::new(host, Arc::new(credentials), grants)),
         tokenizer: Arc::new(BaseTokenizer(Arc::clone(host))),
         nested,
     }

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::adapters::ReleasePolicy;
 
-pub use grants::{ManifestAccess, ManifestBucket, ManifestGrants, ManifestScope};
+pub use grants::{ManifestAccess, ManifestBucket, ManifestGrants, ManifestScope, ManifestToolServer};
 pub use limits::ManifestLimits;
 pub use record::ManifestRecord;
 

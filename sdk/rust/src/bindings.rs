@@ -25,6 +25,7 @@ pub mod agent {
             "tenon:plugin/secrets@0.1.0": crate::bindings::tenon::plugin::secrets,
             "tenon:plugin/tokenizer@0.1.0": crate::bindings::tenon::plugin::tokenizer,
             "tenon:plugin/functions@0.1.0": crate::bindings::tenon::plugin::functions,
+            "tenon:plugin/tools@0.1.0": crate::bindings::tenon::plugin::tools,
             "tenon:plugin/sessions@0.1.0": generate,
             "tenon:plugin/output@0.1.0": generate,
             "tenon:plugin/driver@0.1.0": generate,

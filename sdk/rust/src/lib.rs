@@ -44,9 +44,10 @@ pub use bindings::tenon::plugin::types::{
     Action, Chunk, ColdPolicy, CompositionEntry, Constraint, Decision, Ending, FinishReason, HostError, LayerRange,
     Message, Modules, Pair, Plan, Prompt, Rejection, Request, Sampling, Span, StopConditions, Template, Token, Usage,
 };
+pub use bindings::tenon::plugin::tools::{Outcome as ToolOutcome, Tool};
 pub use error::{Error, Result};
 #[doc(hidden)]
 pub use export::{Exported, ExportedAgent};
-pub use host::{catalog, clock, config, log, random, secrets, tokenizer};
+pub use host::{catalog, clock, config, log, random, secrets, tokenizer, tools};
 pub use http::{HttpRequest, HttpResponse};
 pub use policy::{PassThrough, Policy, PostProcessor};

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use crate::bindings::tenon::plugin::log::Level;
 use crate::{
     Action, Adapter, Agent, Answer, Chunk, Decision, Ending, FinishReason, HttpRequest, HttpResponse, Pair, Plan,
-    Policy, Request, Residency, Result, Usage,
+    Policy, Request, Residency, Result, Tool, ToolOutcome, Usage,
 };
 
 /// A request with this text and nothing else.
@@ -49,6 +49,17 @@ impl Request {
     }
 }
 
+/// A call of a tool, as the policy made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToolCall {
+    /// The server's name.
+    pub server: String,
+    /// The tool's.
+    pub tool: String,
+    /// JSON.
+    pub arguments: String,
+}
+
 #[derive(Clone, Debug, Default)]
 struct State {
     adapters: Vec<Adapter>,
@@ -58,6 +69,8 @@ struct State {
     elapsed_ms: u32,
     secrets: Vec<(String, String)>,
     buckets: BTreeMap<String, buckets::Contents>,
+    tools: Vec<(String, Tool, ToolOutcome)>,
+    calls: Vec<ToolCall>,
     answers: Vec<(String, HttpResponse)>,
     requests: Vec<HttpRequest>,
     said: Vec<agents::Said>,
@@ -118,6 +131,21 @@ impl Harness {
     pub fn value(mut self, bucket: &str, key: &str, value: &[u8]) -> Self {
         self.state.buckets.entry(bucket.to_owned()).or_default().put(key, value);
         self
+    }
+
+    /// Grants a tool of a server, which answers every call with this text.
+    #[must_use]
+    pub fn tool(mut self, server: &str, name: &str, text: &str) -> Self {
+        let schema = r#"{"type":"object"}"#.to_owned();
+        let tool = Tool { name: name.to_owned(), description: String::new(), input_schema: schema };
+        let outcome = ToolOutcome { text: text.to_owned(), structured: None, is_error: false };
+        self.state.tools.push((server.to_owned(), tool, outcome));
+        self
+    }
+
+    /// The calls of tools that the last call on this thread made.
+    pub fn tool_calls(&self) -> Vec<ToolCall> {
+        STATE.with_borrow(|state| state.calls.clone())
     }
 
     /// Answers requests whose URL begins like this; others are denied.
@@ -321,6 +349,27 @@ pub(crate) mod fake {
         pub(crate) fn get(name: &str) -> Result<String, HostError> {
             let found = STATE.with_borrow(|state| state.secrets.iter().find(|(key, _)| key == name).cloned());
             found.map(|(_, value)| value).ok_or_else(|| HostError::Denied(format!("the secret `{name}`")))
+        }
+    }
+
+    pub(crate) mod tools {
+        use crate::testing::{STATE, ToolCall};
+        use crate::{HostError, Tool, ToolOutcome};
+
+        pub(crate) fn list(server: &str) -> Result<Vec<Tool>, HostError> {
+            let tools = STATE.with_borrow(|state| state.tools.clone());
+            let found: Vec<Tool> = tools.into_iter().filter(|(of, ..)| of == server).map(|(_, tool, _)| tool).collect();
+            if found.is_empty() { Err(HostError::Denied(format!("the tool server `{server}`"))) } else { Ok(found) }
+        }
+
+        pub(crate) fn call(server: &str, tool: &str, arguments: &str) -> Result<ToolOutcome, HostError> {
+            STATE.with_borrow_mut(|state| {
+                let found = state.tools.iter().find(|(of, granted, _)| of == server && granted.name == tool).cloned();
+                let (.., outcome) = found.ok_or_else(|| HostError::Denied(format!("the tool `{tool}` of `{server}`")))?;
+                let (server, tool, arguments) = (server.to_owned(), tool.to_owned(), arguments.to_owned());
+                state.calls.push(ToolCall { server, tool, arguments });
+                Ok(outcome)
+            })
         }
     }
 

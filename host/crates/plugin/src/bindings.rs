@@ -61,6 +61,7 @@ pub(crate) mod agent {
             "tenon:plugin/secrets": super::tenon::plugin::secrets,
             "tenon:plugin/tokenizer": super::tenon::plugin::tokenizer,
             "tenon:plugin/functions": super::tenon::plugin::functions,
+            "tenon:plugin/tools": super::tenon::plugin::tools,
             "tenon:plugin/sessions.session": crate::imports::sessions::Held,
         },
     });

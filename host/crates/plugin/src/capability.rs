@@ -4,6 +4,7 @@
 mod keyvalue;
 mod nested;
 mod outbound;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub use nested::{
     CallInput, FunctionReply, Functions, GenerationBounds, GenerationSession, Generations, Opening, Output, SessionStep,
 };
 pub use outbound::{Outbound, OutboundBounds, OutboundError};
+pub use tools::{ToolDescription, ToolOutcome, Tools};
 
 /// Why a capability did not do what was asked: the `host-error` of `wit/types.wit`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -137,6 +139,8 @@ pub struct Session {
     pub secrets: Arc<dyn Secrets>,
     /// The granted hosts.
     pub outbound: Arc<dyn Outbound>,
+    /// The granted tools.
+    pub tools: Arc<dyn Tools>,
     /// The base's tokenizer.
     pub tokenizer: Arc<dyn Tokenizer>,
     /// The functions that may be called.

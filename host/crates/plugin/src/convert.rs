@@ -50,6 +50,17 @@ pub(crate) fn usage_to_wit(usage: HookUsage) -> wit::Usage {
     wit::Usage { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens, finish }
 }
 
+pub(crate) const fn usage_from_wit(usage: wit::Usage) -> HookUsage {
+    let finish = match usage.finish {
+        wit::FinishReason::Stop => FinishReason::Stop,
+        wit::FinishReason::Length => FinishReason::Length,
+        wit::FinishReason::StoppedByPlugin => FinishReason::StoppedByPlugin,
+        wit::FinishReason::Cancelled => FinishReason::Cancelled,
+        wit::FinishReason::Deadline => FinishReason::Deadline,
+    };
+    HookUsage { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens, finish }
+}
+
 pub(crate) fn entry_to_wit(entry: CatalogEntry) -> catalog::Adapter {
     let residency = match entry.residency {
         Residency::Device => catalog::Residency::Device,

@@ -37,7 +37,8 @@ pub use calls::PluginInstance;
 pub use capability::{
     BucketAccess, CallInput, CapabilityError, Catalog, CatalogEntry, Clock, Expected, FunctionReply, Functions,
     GenerationBounds, GenerationSession, Generations, KeyPage, KeyValue, LogLevel, LogSink, Nothing, Opening, Outbound,
-    OutboundBounds, OutboundError, Output, Residency, Secrets, Session, SessionStep, Tokenizer, Versioned, Written,
+    OutboundBounds, OutboundError, Output, Residency, Secrets, Session, SessionStep, Tokenizer, ToolDescription,
+    ToolOutcome, Tools, Versioned, Written,
 };
 pub use child::compiler_main;
 pub use error::PluginError;

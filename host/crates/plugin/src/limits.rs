@@ -56,6 +56,8 @@ pub struct PluginLimits {
     pub http_response_bytes_max: usize,
     /// Bytes of the headers of one, and of its answer, each.
     pub http_headers_bytes_max: usize,
+    /// Calls of tools for each request, and questions which there are.
+    pub tool_calls_max: u32,
     /// Bytes of text, and of the text that tokens stand for, that the tokenizer takes for each request.
     pub tokenizer_bytes_max: usize,
     /// Calls of other functions for each request.
@@ -109,6 +111,7 @@ impl Default for PluginLimits {
             http_request_bytes_max: 1 << 20,
             http_response_bytes_max: 1 << 20,
             http_headers_bytes_max: 16 << 10,
+            tool_calls_max: 16,
             tokenizer_bytes_max: 1 << 20,
             function_calls_max: 8,
             sessions_max: 8,
@@ -170,6 +173,7 @@ own_limits! {
     http_request_bytes_max: usize,
     http_response_bytes_max: usize,
     http_headers_bytes_max: usize,
+    tool_calls_max: u32,
     tokenizer_bytes_max: usize,
     function_calls_max: u32,
     sessions_max: u32,
@@ -190,6 +194,6 @@ mod tests {
         assert_eq!(host.narrowed(&OwnLimits::default()), host);
         let own = OwnLimits { call_cpu_ms_max: Some(5), memory_bytes_max: Some(usize::MAX), ..OwnLimits::default() };
         assert_eq!(host.narrowed(&own), PluginLimits { call_cpu_ms_max: 5, ..host });
-        assert_eq!(OwnLimits::NAMES.len(), 27);
+        assert_eq!(OwnLimits::NAMES.len(), 28);
     }
 }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{PluginError, PluginLimits};
 pub(crate) use form::Octets;
 pub use form::{Recording, RecordingError, RecordingHead, Step};
-pub(crate) use lend::{Answer, Milliseconds, Question, SentFailure, noted, question};
+pub(crate) use lend::{Answer, Milliseconds, Question, Reply, SentFailure, noted, question};
 pub(crate) use scrub::{Scrub, placeholder};
 
 /// Where recordings go when their instance is gone.

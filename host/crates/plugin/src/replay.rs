@@ -16,7 +16,7 @@ use types::Digest;
 use crate::bindings::tenon::plugin::types as wit;
 use crate::host::Uploaded;
 use crate::record::Recording;
-use crate::{OwnLimits, PluginError, PluginHost, PluginInstance, Recorder, Session};
+use crate::{Nothing, OwnLimits, PluginError, PluginHost, PluginInstance, Recorder, Session};
 use answers::Script;
 pub use compare::Difference;
 
@@ -57,6 +57,11 @@ impl PluginHost {
             keyvalue: Arc::clone(&script) as _,
             secrets: Arc::clone(&script) as _,
             outbound: Arc::clone(&script) as _,
+            functions: Arc::clone(&script) as _,
+            tools: Arc::clone(&script) as _,
+            // An agent is not recorded, so that none is played.
+            generations: Arc::new(Nothing),
+            output: Arc::new(Nothing),
             tokenizer: script,
             limits: OwnLimits::default(),
             seed: recording.given.seed,

@@ -60,6 +60,7 @@ impl Checks<'_> {
                 raw.plugin_http_requests_max,
                 default.http_requests_max,
             )?,
+            tool_calls_max: count("limits.plugin_tool_calls_max", raw.plugin_tool_calls_max, default.tool_calls_max)?,
             http_request_bytes_max: bytes(
                 "limits.plugin_http_request_bytes_max",
                 raw.plugin_http_request_bytes_max,

@@ -102,6 +102,8 @@ manifest_limits! {
         http_response_bytes_max: usize,
         /// Bytes of the headers of either.
         http_headers_bytes_max: usize,
+        /// Calls of tools in a request, and questions which there are.
+        tool_calls_max: u32,
         /// Bytes of text for the tokenizer in a request.
         tokenizer_bytes_max: usize,
         /// Calls of other functions in a request.

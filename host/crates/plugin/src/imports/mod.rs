@@ -14,6 +14,7 @@ mod random;
 mod secrets;
 pub(crate) mod sessions;
 mod tokenizer;
+mod tools;
 mod wasi_config;
 
 use crate::bindings::tenon::plugin::types;

@@ -12,10 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Octets, Recorder};
+use crate::bindings::tenon::plugin::types as wit;
+use crate::convert;
 use crate::state::coarse;
 use crate::{
     BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
-    Outbound, OutboundBounds, OutboundError, Secrets, Session, Tokenizer, Versioned, Written,
+    CallInput, FunctionReply, Functions, Outbound, OutboundBounds, OutboundError, Secrets, Session, Tokenizer, ToolDescription, ToolOutcome, Tools, Versioned, Written,
 };
 
 /// Headers whose values are credentials, whoever made them.
@@ -32,6 +34,8 @@ pub(crate) fn noted(session: Session) -> Session {
         secrets: Noted::over(&recorder, session.secrets),
         outbound: Noted::over(&recorder, session.outbound),
         tokenizer: Noted::over(&recorder, session.tokenizer),
+        functions: Noted::over(&recorder, session.functions),
+        tools: Noted::over(&recorder, session.tools),
         ..session
     }
 }
@@ -115,6 +119,22 @@ pub(crate) mod question {
 
     pub(crate) fn keys(bucket: &str, after: Option<&str>) -> Question {
         ("keyvalue.keys", json!({"bucket": bucket, "after": after}))
+    }
+
+    pub(crate) fn call(function: &str, input: &CallInput, max_tokens: Option<u32>) -> Question {
+        let input = match input {
+            CallInput::Text(text) => json!({"text": text}),
+            CallInput::Json(text) => json!({"json": text}),
+        };
+        ("functions.call", json!({"function": function, "input": input, "max_tokens": max_tokens}))
+    }
+
+    pub(crate) fn tools(server: &str) -> Question {
+        ("tools.list", json!({"server": server}))
+    }
+
+    pub(crate) fn tool(server: &str, tool: &str, arguments: &str) -> Question {
+        ("tools.call", json!({"server": server, "tool": tool, "arguments": arguments}))
     }
 
     pub(crate) fn send(request: &Request<Bytes>) -> Question {
@@ -228,6 +248,64 @@ impl Outbound for Noted<dyn Outbound> {
         let noted = answer.as_ref().map(Answer::from).map_err(SentFailure::from);
         self.recorder.answered(asked, &noted);
         answer
+    }
+}
+
+#[async_trait]
+impl Functions for Noted<dyn Functions> {
+    async fn call(
+        &self,
+        function: String,
+        input: CallInput,
+        max_tokens: Option<u32>,
+    ) -> Result<FunctionReply, CapabilityError> {
+        let (import, arguments) = question::call(&function, &input, max_tokens);
+        let asked = self.recorder.asked(import, &arguments);
+        let reply = self.inner.call(function, input, max_tokens).await;
+        self.recorder.answered(asked, &reply.as_ref().map(Reply::from));
+        reply
+    }
+}
+
+/// What another function answered.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Reply {
+    text: String,
+    function: String,
+    version: u32,
+    usage: wit::Usage,
+    metadata: Vec<(String, String)>,
+    receipt: String,
+}
+
+impl From<&FunctionReply> for Reply {
+    fn from(reply: &FunctionReply) -> Self {
+        let FunctionReply { text, function, version, usage, metadata, receipt } = reply.clone();
+        Self { text, function, version, usage: convert::usage_to_wit(usage), metadata, receipt }
+    }
+}
+
+impl From<Reply> for FunctionReply {
+    fn from(reply: Reply) -> Self {
+        let Reply { text, function, version, usage, metadata, receipt } = reply;
+        Self { text, function, version, usage: convert::usage_from_wit(usage), metadata, receipt }
+    }
+}
+
+#[async_trait]
+impl Tools for Noted<dyn Tools> {
+    async fn list(&self, server: &str, bounds: OutboundBounds) -> Result<Vec<ToolDescription>, CapabilityError> {
+        self.asked(question::tools(server), self.inner.list(server, bounds)).await
+    }
+
+    async fn call(
+        &self,
+        server: &str,
+        tool: &str,
+        arguments: &str,
+        bounds: OutboundBounds,
+    ) -> Result<ToolOutcome, CapabilityError> {
+        self.asked(question::tool(server, tool, arguments), self.inner.call(server, tool, arguments, bounds)).await
     }
 }
 

@@ -11,10 +11,10 @@ use http::{Request, Response};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::record::{Answer, Milliseconds, Question, Recorder, Recording, SentFailure, Step, placeholder, question};
+use crate::record::{Answer, Reply, Milliseconds, Question, Recorder, Recording, SentFailure, Step, placeholder, question};
 use crate::{
     BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
-    Outbound, OutboundBounds, OutboundError, Secrets, Tokenizer, Versioned, Written,
+    CallInput, FunctionReply, Functions, Outbound, OutboundBounds, OutboundError, Secrets, Tokenizer, ToolDescription, ToolOutcome, Tools, Versioned, Written,
 };
 
 /// The questions of a recording, with their answers.
@@ -98,6 +98,8 @@ fn deciding(import: &str) -> Option<&'static [&'static str]> {
         "log.write" | "catalog.prefetch" => &[],
         "keyvalue.write" => &["bucket", "key", "expected"],
         "http.send" => &["method", "uri"],
+        "functions.call" => &["function"],
+        "tools.call" => &["server", "tool"],
         _ => return None,
     })
 }
@@ -172,6 +174,36 @@ impl KeyValue for Script {
 
     async fn keys(&self, bucket: &str, after: Option<&str>) -> Result<KeyPage, CapabilityError> {
         self.result(question::keys(bucket, after))
+    }
+}
+
+#[async_trait]
+impl Functions for Script {
+    async fn call(
+        &self,
+        function: String,
+        input: CallInput,
+        max_tokens: Option<u32>,
+    ) -> Result<FunctionReply, CapabilityError> {
+        let reply: Result<Reply, CapabilityError> = self.result(question::call(&function, &input, max_tokens));
+        reply.map(FunctionReply::from)
+    }
+}
+
+#[async_trait]
+impl Tools for Script {
+    async fn list(&self, server: &str, _: OutboundBounds) -> Result<Vec<ToolDescription>, CapabilityError> {
+        self.result(question::tools(server))
+    }
+
+    async fn call(
+        &self,
+        server: &str,
+        tool: &str,
+        arguments: &str,
+        _: OutboundBounds,
+    ) -> Result<ToolOutcome, CapabilityError> {
+        self.result(question::tool(server, tool, arguments))
     }
 }
 

@@ -246,6 +246,7 @@ pub(crate) fn lent() -> (Session, Arc<Kept>) {
         keyvalue: Arc::new(Buckets::default()),
         secrets: Arc::new(OneSecret),
         outbound: Arc::new(Web::default()),
+        tools: Arc::new(plugin::Nothing),
         tokenizer: Arc::new(ByteTokens),
         functions: Arc::new(Others::default()),
         generations: Arc::new(Sessions::default()),

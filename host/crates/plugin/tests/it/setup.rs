@@ -178,6 +178,7 @@ pub(crate) fn session() -> Session {
         keyvalue: Arc::new(Nothing),
         secrets: Arc::new(Nothing),
         outbound: Arc::new(Nothing),
+        tools: Arc::new(Nothing),
         tokenizer: Arc::new(Nothing),
         functions: Arc::new(Nothing),
         generations: Arc::new(Nothing),
