@@ -218,6 +218,7 @@ async fn play(recording: &Recording, component: Bytes, secrets: BTreeMap<String,
         limits: recording.limits(),
         instances_max: 1,
         cache_bytes_max: CACHE_BYTES_MAX,
+        images_max: 16,
     })?;
     Ok(host.replay(component, recording, secrets).await?)
 }

@@ -17,7 +17,6 @@ pub(crate) fn name(text: &str) -> Result<FunctionName, Error> {
     text.parse().map_err(|error: types::NameError| Error::invalid("invalid_request", "name", error.to_string()))
 }
 
-
 /// Deploys a new version; the first one becomes live.
 #[utoipa::path(put, path = "/v1/functions/{name}", tag = "functions", operation_id = "put_function", request_body = Manifest,
     responses((status = 201, description = "Deployed", body = Deployed), (status = 409, description = "Another caller was faster")))]

@@ -2,7 +2,7 @@
 //! it hands over to. Not here: the choice (`called.rs`), the sandbox, which is the crate `plugin`, and the check of the plan.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -161,6 +161,7 @@ impl Asking<'_> {
             nested: Arc::clone(&self.nested),
             runtime: Handle::current(),
             opened: AtomicU32::new(0),
+            cold_bytes: AtomicU64::new(0),
         }))
     }
 

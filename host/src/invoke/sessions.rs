@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -54,6 +54,8 @@ pub(super) struct Means {
     pub(super) runtime: Handle,
     /// Sessions opened and forked so far.
     pub(super) opened: AtomicU32,
+    /// Of the adapters that all of them have had loaded.
+    pub(super) cold_bytes: AtomicU64,
 }
 
 /// The generations that a manifest grants, or does not.
@@ -132,9 +134,14 @@ impl Means {
             Some(constraint) => Some(host.constraints.read(&self.tenant, constraint, false).await?),
             None => None,
         };
-        let bounds = ColdBounds { bytes_max: self.limits.cold_bytes_max, by_caller: false };
+        let bounds = ColdBounds {
+            bytes_max: self.limits.cold_bytes_max,
+            bytes_before: self.cold_bytes.load(Ordering::Relaxed),
+            by_caller: false,
+        };
         let release = self.manifest.release.policy();
-        let Resident { plan, leases, .. } = cold::make_resident(host, &self.grants, plan, release, bounds).await?;
+        let Resident { plan, leases, cold_bytes, .. } = cold::make_resident(host, &self.grants, plan, release, bounds).await?;
+        self.cold_bytes.fetch_max(cold_bytes, Ordering::Relaxed);
         let activations = activations(&leases, &tokens);
         let number = u32::try_from(self.nested.noted().generations.len()).unwrap_or(u32::MAX);
         let seed = match plan.sampling().seed {

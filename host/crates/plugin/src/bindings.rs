@@ -51,6 +51,7 @@ pub(crate) mod agent {
         world: "agent",
         imports: { default: async | trappable },
         exports: { default: async },
+        additional_derives: [serde::Serialize, serde::Deserialize],
         with: {
             "tenon:plugin/types": super::tenon::plugin::types,
             "tenon:plugin/catalog": super::tenon::plugin::catalog,

@@ -16,8 +16,9 @@ use crate::bindings::tenon::plugin::types as wit;
 use crate::convert;
 use crate::state::coarse;
 use crate::{
-    BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
-    CallInput, FunctionReply, Functions, Outbound, OutboundBounds, OutboundError, Secrets, Session, Tokenizer, ToolDescription, ToolOutcome, Tools, Versioned, Written,
+    BucketAccess, CallInput, CapabilityError, Catalog, CatalogEntry, Clock, Expected, FunctionReply, Functions,
+    KeyPage, KeyValue, LogLevel, LogSink, Outbound, OutboundBounds, OutboundError, Secrets, Session, Tokenizer,
+    ToolDescription, ToolOutcome, Tools, Versioned, Written,
 };
 
 /// Headers whose values are credentials, whoever made them.

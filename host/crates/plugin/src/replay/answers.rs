@@ -11,10 +11,13 @@ use http::{Request, Response};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::record::{Answer, Reply, Milliseconds, Question, Recorder, Recording, SentFailure, Step, placeholder, question};
+use crate::record::{
+    Answer, Milliseconds, Question, Recorder, Recording, Reply, SentFailure, Step, placeholder, question,
+};
 use crate::{
-    BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
-    CallInput, FunctionReply, Functions, Outbound, OutboundBounds, OutboundError, Secrets, Tokenizer, ToolDescription, ToolOutcome, Tools, Versioned, Written,
+    BucketAccess, CallInput, CapabilityError, Catalog, CatalogEntry, Clock, Expected, FunctionReply, Functions,
+    KeyPage, KeyValue, LogLevel, LogSink, Outbound, OutboundBounds, OutboundError, Secrets, Tokenizer, ToolDescription,
+    ToolOutcome, Tools, Versioned, Written,
 };
 
 /// The questions of a recording, with their answers.
