@@ -54,7 +54,8 @@ impl Guest {
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
         let limits = shared.limits_of(&session);
-        let meter = Arc::new(CpuMeter::new(Duration::from_millis(limits.request_cpu_ms_max)).after(cpu_used));
+        let request_cpu_max = Duration::from_millis(limits.request_cpu_ms_max);
+        let meter = Arc::new(CpuMeter::new(request_cpu_max, Arc::clone(&shared.share)).after(cpu_used));
         let mut store = new_store(&shared, session, &limits, &meter);
         let running = shared.ticker.running();
         let cpu_max = Duration::from_millis(limits.start_cpu_ms_max);

@@ -19,6 +19,7 @@ use crate::artefacts::Artefacts;
 use crate::bindings::PolicyPre;
 use crate::compile::Compiler;
 use crate::deserialize::OwnArtefact;
+use crate::share::CpuShare;
 use crate::state::InstanceState;
 use crate::threads::GuestThreads;
 use crate::ticker::Ticker;
@@ -99,6 +100,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) ticker: Ticker,
     pub(crate) threads: GuestThreads,
+    pub(crate) share: Arc<CpuShare>,
     linker: Linker<InstanceState>,
     artefacts: Arc<Artefacts>,
     compiler: Compiler,
@@ -175,6 +177,7 @@ impl PluginHost {
                 engine,
                 ticker,
                 threads,
+                share: Arc::new(CpuShare::of(cores)),
                 linker,
                 artefacts: Arc::new(artefacts),
                 prepared,

@@ -13,11 +13,13 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::UpdateDeadline;
 
+use crate::share::CpuShare;
+
 /// Epochs between two looks at the meter.
 const EPOCHS_PER_LOOK: u64 = 1;
 
 /// CPU time of the call in progress, and of those before it. Only the thread that polls the call touches it, so `Relaxed` is enough.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct CpuMeter {
     used_before_poll_ns: AtomicU64,
     poll_began_ns: AtomicU64,
@@ -25,6 +27,8 @@ pub(crate) struct CpuMeter {
     /// Of all calls that have ended.
     earlier_ns: AtomicU64,
     request_max_ns: u64,
+    /// Of all guests.
+    share: Arc<CpuShare>,
 }
 
 /// What stopped a guest, when it was not its own trap.
@@ -46,8 +50,10 @@ pub(crate) struct WallTime;
 
 impl CpuMeter {
     /// For one request that may use so much in all its calls.
-    pub(crate) fn new(request_max: Duration) -> Self {
-        Self { request_max_ns: nanoseconds(request_max), ..Self::default() }
+    pub(crate) fn new(request_max: Duration, share: Arc<CpuShare>) -> Self {
+        let [used_before_poll_ns, poll_began_ns, max_ns, earlier_ns] = [const { AtomicU64::new(0) }; 4];
+        let request_max_ns = nanoseconds(request_max);
+        Self { used_before_poll_ns, poll_began_ns, max_ns, earlier_ns, request_max_ns, share }
     }
 
     /// The same for a request that has used so much already, in other instances.
@@ -76,12 +82,18 @@ impl CpuMeter {
         if self.earlier_ns.load(Ordering::Relaxed).saturating_add(used_ns) > self.request_max_ns {
             return Err(wasmtime::Error::new(Stop::RequestCpuTime));
         }
-        Ok(UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::task::yield_now())))
+        Ok(match self.share.pause() {
+            Some(pause) => UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::time::sleep(pause))),
+            None => UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::task::yield_now())),
+        })
     }
 
     fn used_ns(&self) -> u64 {
-        let in_this_poll = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Ordering::Relaxed));
-        self.used_before_poll_ns.load(Ordering::Relaxed).saturating_add(in_this_poll)
+        self.used_before_poll_ns.load(Ordering::Relaxed).saturating_add(self.used_in_poll_ns())
+    }
+
+    fn used_in_poll_ns(&self) -> u64 {
+        thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Ordering::Relaxed))
     }
 
     fn reset(&self, max: Duration) {
@@ -107,7 +119,9 @@ pub(crate) async fn metered<T>(
     let counted = std::future::poll_fn(|context| {
         meter.poll_began_ns.store(thread_cpu_ns(), Ordering::Relaxed);
         let poll = call.as_mut().poll(context);
-        meter.used_before_poll_ns.store(meter.used_ns(), Ordering::Relaxed);
+        let in_this_poll = meter.used_in_poll_ns();
+        meter.used_before_poll_ns.fetch_add(in_this_poll, Ordering::Relaxed);
+        meter.share.took(in_this_poll);
         poll
     });
     tokio::time::timeout(wall_max, counted).await.map_err(|_| WallTime)
