@@ -53,6 +53,8 @@ const PHASE: Duration = Duration::from_secs(30);
 const P99_FACTOR_MAX: f64 = 1.5;
 /// After the last answer everything must be given back within this time: a compiler may be at work for its whole minute.
 const IDLE_MAX: Duration = Duration::from_secs(90);
+/// How long threads of a process may take to end that nobody needs any more.
+const SETTLED_MAX: Duration = Duration::from_secs(20);
 /// What the process may have more of than before the first hostile call: idle connections, threads for blocking work.
 const THREADS_MORE_MAX: f64 = 24.0;
 const FILES_MORE_MAX: f64 = 24.0;
@@ -110,7 +112,7 @@ pub(crate) fn run(given: &Given, options: &Options) -> Outcome {
     println!("\n== guests that compute all the time");
     let speeds = spinners::measure(&http, &server)?;
     let (idle, waited) = wait_until_idle(&http, &server)?;
-    let after = Held::read(&server);
+    let after = Held::settled(server.pid(), before);
     report.row(told.json());
     report.row(json!({"before": before.json(), "when_each_was_sent_once": settled.json(), "after": after.json(),
         "at_idle": idle, "idle_after_s": rounded(waited.as_secs_f64())}));
@@ -156,6 +158,16 @@ impl Held {
         let is_image = |target: PathBuf| target.to_string_lossy().contains("memfd:wasm-memory-image");
         let files = entries("fd").filter(|file| !std::fs::read_link(file.path()).is_ok_and(is_image)).count();
         Self { threads: entries("task").count(), files, resident_bytes: resident_bytes(pid).unwrap_or_default() }
+    }
+
+    /// The same once it has no more threads than before, or at the end of our patience: those for blocking work end when nobody has
+    /// needed them for ten seconds.
+    pub(crate) fn settled(pid: u32, before: Self) -> Self {
+        let started = Instant::now();
+        while Self::of(pid).threads > before.threads && started.elapsed() < SETTLED_MAX {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Self::of(pid)
     }
 
     pub(crate) fn json(self) -> Value {

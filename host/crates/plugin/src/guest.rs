@@ -73,7 +73,8 @@ impl Guest {
             recorder.begin(session.seed, &session.config, &limits);
             recorder.called(START, &json!({}));
         }
-        let meter = Arc::new(CpuMeter::new(Duration::from_millis(limits.request_cpu_ms_max)).after(cpu_used));
+        let request_cpu_max = Duration::from_millis(limits.request_cpu_ms_max);
+        let meter = Arc::new(CpuMeter::new(request_cpu_max, Arc::clone(&shared.share)).after(cpu_used));
         let mut store = new_store(&shared, session, &limits, &meter, plugin.is_agent());
         let running = shared.ticker.running();
         let times = Times {

@@ -20,6 +20,7 @@ use crate::bindings::PolicyPre;
 use crate::bindings::agent::AgentPre;
 use crate::compile::Compiler;
 use crate::deserialize::OwnArtefact;
+use crate::share::CpuShare;
 use crate::state::InstanceState;
 use crate::threads::GuestThreads;
 use crate::ticker::Ticker;
@@ -167,6 +168,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) ticker: Ticker,
     pub(crate) threads: GuestThreads,
+    pub(crate) share: Arc<CpuShare>,
     linker: Linker<InstanceState>,
     artefacts: Arc<Artefacts>,
     compiler: Compiler,
@@ -243,6 +245,7 @@ impl PluginHost {
                 engine,
                 ticker,
                 threads,
+                share: Arc::new(CpuShare::of(cores)),
                 linker,
                 artefacts: Arc::new(artefacts),
                 prepared,

@@ -29,6 +29,7 @@ mod limiter;
 mod meter;
 mod sandbox;
 mod self_test;
+mod share;
 mod state;
 mod threads;
 mod ticker;

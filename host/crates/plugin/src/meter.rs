@@ -14,13 +14,15 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 use wasmtime::UpdateDeadline;
 
+use crate::share::CpuShare;
+
 /// Epochs between two looks at the meter.
 const EPOCHS_PER_LOOK: u64 = 1;
 /// Between two looks at the clock while a call waits for a request of its own.
 const NESTED_LOOK: Duration = Duration::from_millis(50);
 
 /// CPU time of the call in progress, and of those before it. Only the thread that polls the call touches it, so `Relaxed` is enough.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct CpuMeter {
     used_before_poll_ns: AtomicU64,
     poll_began_ns: AtomicU64,
@@ -29,6 +31,8 @@ pub(crate) struct CpuMeter {
     earlier_ns: AtomicU64,
     request_max_ns: u64,
     nested: Mutex<Nested>,
+    /// Of all guests.
+    share: Arc<CpuShare>,
 }
 
 /// How long the call in progress waited for requests of its own, which have limits of their own.
@@ -91,8 +95,10 @@ pub(crate) struct WallTime;
 
 impl CpuMeter {
     /// For one request that may use so much in all its calls.
-    pub(crate) fn new(request_max: Duration) -> Self {
-        Self { request_max_ns: nanoseconds(request_max), ..Self::default() }
+    pub(crate) fn new(request_max: Duration, share: Arc<CpuShare>) -> Self {
+        let [used_before_poll_ns, poll_began_ns, max_ns, earlier_ns] = [const { AtomicU64::new(0) }; 4];
+        let request_max_ns = nanoseconds(request_max);
+        Self { used_before_poll_ns, poll_began_ns, max_ns, earlier_ns, request_max_ns, nested: Mutex::default(), share }
     }
 
     /// The same for a request that has used so much already, in other instances.
@@ -121,7 +127,10 @@ impl CpuMeter {
         if self.earlier_ns.load(Ordering::Relaxed).saturating_add(used_ns) > self.request_max_ns {
             return Err(wasmtime::Error::new(Stop::RequestCpuTime));
         }
-        Ok(UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::task::yield_now())))
+        Ok(match self.share.pause() {
+            Some(pause) => UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::time::sleep(pause))),
+            None => UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::task::yield_now())),
+        })
     }
 
     fn nested(&self) -> std::sync::MutexGuard<'_, Nested> {
@@ -140,8 +149,11 @@ impl CpuMeter {
     }
 
     fn used_ns(&self) -> u64 {
-        let in_this_poll = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Ordering::Relaxed));
-        self.used_before_poll_ns.load(Ordering::Relaxed).saturating_add(in_this_poll)
+        self.used_before_poll_ns.load(Ordering::Relaxed).saturating_add(self.used_in_poll_ns())
+    }
+
+    fn used_in_poll_ns(&self) -> u64 {
+        thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Ordering::Relaxed))
     }
 
     fn reset(&self, max: Duration) {
@@ -168,7 +180,9 @@ pub(crate) async fn metered<T>(
     let counted = std::future::poll_fn(|context| {
         meter.poll_began_ns.store(thread_cpu_ns(), Ordering::Relaxed);
         let poll = call.as_mut().poll(context);
-        meter.used_before_poll_ns.store(meter.used_ns(), Ordering::Relaxed);
+        let in_this_poll = meter.used_in_poll_ns();
+        meter.used_before_poll_ns.fetch_add(in_this_poll, Ordering::Relaxed);
+        meter.share.took(in_this_poll);
         poll
     });
     let over = async {

@@ -3,7 +3,7 @@
 //!
 //! On a core that both want, Linux's scheduler gives a thread of nice 10 about a tenth of what it gives one of nice 0
 //! (weights 110 and 1024 in `kernel/sched/core.c`); and there are half as many of them as cores, so that the other half
-//! sees none.
+//! sees none. What they compute in all is bounded besides (`share.rs`).
 
 use std::future::Future;
 use std::pin::Pin;
