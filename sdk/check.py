@@ -245,7 +245,8 @@ def check_js_project(folder: Path, source: str, component: Path) -> None:
     """Unit tests, build. Types are checked for all at once."""
     run("node", sdk_js(), "test", cwd=folder)
     run("node", sdk_js(), "build", source, "-o", component, cwd=folder)
-    check_component(component)
+    # With buckets the engine's own imports stay too, which a host answers with nothing.
+    check_component(component, may_import_wasi="tenon-sdk/kv" in (folder / source).read_text())
 
 
 def sdk_js() -> Path:
@@ -275,7 +276,7 @@ def check_python(report: Report) -> None:
     with report.step("python: types"):
         bindings = fresh(WORK / "python-bindings")
         shutil.rmtree(bindings)
-        run(PYTHON.parent / "componentize-py", "-d", ROOT / "wit", "-w", "policy", "bindings", bindings)
+        run(PYTHON.parent / "componentize-py", "-d", ROOT / "wit", "-w", "policy-wasi", "bindings", bindings)
         path = os.pathsep.join([str(SDK / "python"), str(bindings)])
         mypy = ("-m", "mypy", "--cache-dir", TARGET / "mypy-sdk", "--config-file", "pyproject.toml")
         run(PYTHON, *mypy, "tenon_sdk", "tests", cwd=SDK / "python", env={"MYPYPATH": path})

@@ -6,6 +6,8 @@ import * as clock from "tenon:plugin/clock@0.1.0";
 import * as config from "tenon:plugin/config@0.1.0";
 import * as log from "tenon:plugin/log@0.1.0";
 import * as random from "tenon:plugin/random@0.1.0";
+import * as secrets from "tenon:plugin/secrets@0.1.0";
+import * as tokenizer from "tenon:plugin/tokenizer@0.1.0";
 
 import { HostError, PluginError } from "./errors.js";
 import { useHostsClockAndRandom } from "./globals.js";
@@ -43,7 +45,19 @@ const host = {
   randomNext: () => random.next() >>> 0,
   configGet: (name) => config.get(text("the name of a configuration value", name)) ?? undefined,
   configAll: () => new Map(config.all()),
+  secret: (name) => lent(() => secrets.get(text("the name of a secret", name))),
+  encode: (said) => Array.from(lent(() => tokenizer.encode(text("a text", said)))),
+  decode: (tokens) => lent(() => tokenizer.decode(Uint32Array.from(tokens, (token) => u32("a token", token)))),
+  count: (said) => lent(() => tokenizer.count(text("a text", said))) >>> 0,
 };
+
+/**
+ * What the build adds for plugins that ask for it: buckets, outgoing requests.
+ * @param {Partial<import("./host.js").Host>} more
+ */
+export function lend(more) {
+  Object.assign(host, more);
+}
 
 /** @param {string} said */
 function wellFormed(said) {

@@ -377,3 +377,19 @@ export const config: {
   /** Every name and value. */
   all(): Map<string, string>;
 };
+
+/** The tenant's secrets that the manifest grants (`grants.secrets`). */
+export const secrets: {
+  /** What the secret of this name holds. Throws a `HostError` if it is not granted. */
+  get(name: string): string;
+};
+
+/** The base's tokenizer, over text of at most 1 MiB in one request. In tests it makes a token of every byte. */
+export const tokenizer: {
+  /** The tokens of a text, as a prompt that is given as text has them. */
+  encode(text: string): number[];
+  /** The text of tokens. What is no text by itself, such as half a character, becomes U+FFFD. */
+  decode(tokens: number[]): string;
+  /** How many tokens a text has. */
+  count(text: string): number;
+};

@@ -17,12 +17,27 @@ export function request(text?: string, more?: Partial<RequestFields>): Request;
 /** A policy, or a class of one that takes no arguments. */
 export type Tested = Policy | (new () => Policy);
 
+/** A request as a policy sent it. */
+export interface SentRequest {
+  method: string;
+  url: string;
+  headers: Map<string, string>;
+  /** As text. */
+  body: string;
+}
+
 /** A host made for one test. Each call begins as it was described, with an empty log. */
 export class Harness {
   /** Grants an adapter of this alias. */
   adapter(alias: string): this;
   /** Sets a value of the manifest's configuration. */
   config(name: string, value: string): this;
+  /** Grants a secret. */
+  secret(name: string, value: string): this;
+  /** Grants a bucket, with these values. What a call writes is there for the next one. */
+  bucket(name: string, values?: Record<string, string | Uint8Array>): this;
+  /** Grants requests to URLs that begin with this one, and answers them so; of several the longest counts. */
+  answer(url: string, answer?: { status?: number; headers?: Record<string, string>; body?: string | Uint8Array }): this;
   /** Seeds the random numbers. */
   seed(seed: number): this;
   /** Sets what the clock shows. */
@@ -37,4 +52,8 @@ export class Harness {
   lines(): string[];
   /** Which adapters the last call asked to be fetched ahead. */
   prefetched(): string[];
+  /** What a bucket holds now, as text. */
+  values(bucket: string): Map<string, string>;
+  /** What the last call has sent. */
+  requests(): SentRequest[];
 }

@@ -13,7 +13,7 @@ when the component is built, and what it made then is there for each request: ea
 Not here: anything of the host. The WIT in `wit/` is the only link.
 """
 
-from . import catalog, clock, config, log, random
+from . import catalog, clock, config, http, kv, log, random, secrets, tokenizer
 from ._export import export_policy
 from .errors import Error, HostError
 from .policy import PassThrough, Policy, PostProcessor
@@ -120,6 +120,10 @@ __all__ = [
     "clock",
     "config",
     "export_policy",
+    "http",
+    "kv",
     "log",
     "random",
+    "secrets",
+    "tokenizer",
 ]

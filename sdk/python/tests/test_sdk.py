@@ -42,8 +42,12 @@ from tenon_sdk import (
     clock,
     config,
     export_policy,
+    http,
+    kv,
     log,
     random,
+    secrets,
+    tokenizer,
 )
 from tenon_sdk.build import BuildError, build, contract
 from tenon_sdk.testing import Harness, _Output, request
@@ -221,6 +225,76 @@ class TestExport(unittest.TestCase):
 
         self.assertIsInstance(Least().post_processor(request()), PassThrough)
         self.assertEqual(Harness().post_process(Least, request(), ["a", "b"])[0], "ab")
+
+
+class TestLent(unittest.TestCase):
+    """What the manifest grants beside adapters."""
+
+    def test_a_bucket_is_read_written_and_swapped(self) -> None:
+        harness = Harness().bucket("b", {"text": "ü", "bytes": b"\xff", "n": "41"})
+        seen: list[object] = []
+
+        class Buckets(Policy):
+            def compose(self, request: Request) -> Plan:
+                bucket = kv.open("b")
+                seen.extend([bucket.get("none"), bucket.get_text("text"), bucket.get("bytes"), bucket.increment("n")])
+                snapshot = bucket.snapshot("text")
+                bucket.set("text", snapshot.value or b"")
+                newer = snapshot.swap(b"too late")
+                assert newer is not None
+                seen.extend([newer.value, newer.swap(b"in time"), bucket.get_text("text")])
+                seen.append(bucket.update("list", lambda value: (value or b"") + b"x"))
+                bucket.delete("bytes")
+                seen.append(bucket.keys())
+                return Plan(request.prompt())
+
+        harness.compose(Buckets, request())
+        self.assertEqual(seen, [None, "ü", b"\xff", 42, "ü".encode(), None, "in time", b"x", ["list", "n", "text"]])
+        self.assertEqual(harness.values("b"), {"list": b"x", "n": b"42", "text": b"in time"})
+
+    def test_what_a_bucket_cannot_hold_is_said(self) -> None:
+        def wrong(call: Any) -> str:
+            class Wrong(Policy):
+                def compose(self, request: Request) -> Plan:
+                    call(kv.open("b"))
+                    return Plan(request.prompt())
+
+            with self.assertRaises(Error) as raised:
+                Harness().bucket("b", {"text": "ü", "bytes": b"\xff", "most": str((1 << 63) - 1)}).compose(Wrong, request())
+            return str(raised.exception)
+
+        self.assertIn("is no text", wrong(lambda bucket: bucket.get_text("bytes")))
+        self.assertIn("is no number", wrong(lambda bucket: bucket.increment("text")))
+        self.assertIn("over 64 bits", wrong(lambda bucket: bucket.increment("most")))
+        self.assertIn("whole number of 64 bits", wrong(lambda bucket: bucket.increment("n", 1 << 63)))
+        self.assertIn("must be bytes", wrong(lambda bucket: bucket.set("n", 1)))
+        self.assertIn("must be a str", wrong(lambda bucket: bucket.get(1)))
+
+        def racing(bucket: kv.Bucket) -> None:
+            bucket.update("text", lambda _: (bucket.set("text", "other"), b"mine")[1])  # type: ignore[func-returns-value]
+
+        self.assertIn("all the time", wrong(racing))
+
+    def test_secrets_tokens_and_requests(self) -> None:
+        class Asks(Policy):
+            def compose(self, request: Request) -> Plan:
+                answer = http.post("https://a.example/v1/x", "böd", {"X-Key": secrets.get("key")})
+                assert answer.json() == {"a": [1]} and (answer.status, answer.headers) == (201, {"x-a": "b"})
+                tokens = tokenizer.encode("hé")
+                assert tokenizer.decode(tokens) == "hé" and tokenizer.count("hé") == len(tokens)
+                return Plan(request.prompt())
+
+        harness = Harness().secret("key", "s").answer("https://a.example/", 404)
+        harness.answer("https://a.example/v1", 201, '{"a": [1]}', {"X-A": "b"}).compose(Asks, request())
+        (sent,) = harness.requests()
+        self.assertEqual((sent.method, sent.body, sent.headers), ("POST", "böd".encode(), {"X-Key": "s"}))
+        for lent, said in (
+            (Harness(), "the secret `key`"),
+            (Harness().secret("key", "s"), "grants.http"),
+            (Harness().secret("key", "s").answer("https://a.example/v1", body=b"\xff"), "no JSON"),
+        ):
+            with self.assertRaisesRegex(Error, said):
+                lent.compose(Asks, request())
 
 
 class TestBuild(unittest.TestCase):
