@@ -37,39 +37,56 @@ function contract() {
 async function build(source, output, folder, { engine, optSize, minify }) {
   if (!ENGINES.includes(engine)) throw new Failure(`--engine is ${ENGINES.join(" or ")}, not ${engine}`);
   if (!existsSync(source)) throw new Failure(`${source} is not there`);
-  const component = fileURLToPath(new URL("../src/component.js", import.meta.url));
   const module = join(folder, "plugin.js");
-  await bundle({
-    stdin: {
-      // In this order: what the SDK puts in place of the clock and the dice is there when the plugin is loaded.
-      contents: `import { hooksOf } from ${JSON.stringify(component)};
-import policy from ${JSON.stringify(resolve(source))};
-export const hooks = hooksOf(policy);`,
-      resolveDir: dirname(resolve(source)),
-      sourcefile: "entry.js",
-    },
+  const place = (/** @type {string} */ file) => fileURLToPath(new URL(`../src/${file}`, import.meta.url));
+  /** @param {string} contents */
+  const options = (contents) => ({
+    stdin: { contents, resolveDir: dirname(resolve(source)), sourcefile: "entry.js" },
     bundle: true,
     // One copy of the SDK, wherever the plugin's own import of it would lead.
-    alias: { "tenon-sdk": fileURLToPath(new URL("../src/index.js", import.meta.url)) },
-    format: "esm",
-    platform: "neutral",
+    alias: { "tenon-sdk/kv": place("kv.js"), "tenon-sdk/http": place("http.js"), "tenon-sdk": place("index.js") },
+    format: /** @type {const} */ ("esm"),
+    platform: /** @type {const} */ ("neutral"),
     target: "es2022",
     mainFields: ["module", "main"],
-    external: ["tenon:*"],
+    external: ["tenon:*", "wasi:*"],
+    // To componentize-qjs 64 bits are a number, to componentize-js a bigint.
+    define: { TENON_BIGINT: String(engine === "starlingmonkey") },
     keepNames: true,
     minify,
-    outfile: module,
-    logLevel: "warning",
+    logLevel: /** @type {const} */ ("warning"),
   });
+  const plugin = `import policy from ${JSON.stringify(resolve(source))};`;
+  // What the plugin itself imports of the SDK decides which world it is of: a host links what a component imports.
+  const { metafile } = await bundle({ ...options(`${plugin} globalThis.policy = policy;`), write: false, metafile: true });
+  const uses = (/** @type {string} */ file) => Object.keys(metafile.inputs).some((input) => resolve(input) === place(file));
+  const [http, kv] = [uses("http.js"), uses("kv.js")];
+  if (http && engine === "quickjs") {
+    throw new Failure("the plugin imports tenon-sdk/http, which componentize-qjs cannot bind: add --engine starlingmonkey");
+  }
+  const lent = [kv ? "bucket" : "", http ? "http" : ""].filter((name) => name !== "");
+  // In this order: what the SDK puts in place of the clock and the dice is there when the plugin is loaded.
+  const entry = [
+    `import { hooksOf, lend } from ${JSON.stringify(place("component.js"))};`,
+    kv ? `import { bucket } from ${JSON.stringify(place("component-kv.js"))};` : "",
+    http ? `import { http } from ${JSON.stringify(place("component-http.js"))};` : "",
+    plugin,
+    `lend({ ${lent.join(", ")} });`,
+    "export const hooks = hooksOf(policy);",
+  ];
+  await bundle({ ...options(entry.join("\n")), outfile: module });
+  const world = engine === "starlingmonkey" && lent.length > 0 ? "policy-wasi" : kv ? "policy-keyvalue" : "policy";
   const made = join(folder, "component.wasm");
   if (engine === "quickjs") {
     run("componentize-qjs", program("componentize-qjs"), [
-      ...["--wit", contract(), "--world", "policy", "--js", module, "--sync", "--stub-wasi", "--output", made],
+      ...["--wit", contract(), "--world", world, "--js", module, "--sync", "--output", made],
+      // It would stub what the plugin asks for, too. Without it the component imports an inert WASI.
+      ...(kv ? [] : ["--stub-wasi"]),
       ...(optSize ? ["--opt-size"] : []),
     ]);
   } else {
     run("componentize-js", program("@bytecodealliance/componentize-js"), [
-      ...[module, "--wit", contract(), "--world-name", "policy", "--out", made],
+      ...[module, "--wit", contract(), "--world-name", world, "--out", made],
       ...["--disable", "stdio", "random", "clocks", "http", "fetch-event"],
     ]);
   }

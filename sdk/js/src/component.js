@@ -7,6 +7,9 @@ import * as config from "tenon:plugin/config@0.1.0";
 import * as functions from "tenon:plugin/functions@0.1.0";
 import * as log from "tenon:plugin/log@0.1.0";
 import * as random from "tenon:plugin/random@0.1.0";
+import * as secrets from "tenon:plugin/secrets@0.1.0";
+import * as tokenizer from "tenon:plugin/tokenizer@0.1.0";
+import * as tools from "tenon:plugin/tools@0.1.0";
 
 import { HostError, PluginError } from "./errors.js";
 import { useHostsClockAndRandom } from "./globals.js";
@@ -50,7 +53,21 @@ const host = {
     const reply = lent(() => functions.call(text("the name of a function", name), asked, most));
     return { ...reply, metadata: new Map(reply.metadata.map((pair) => [pair.name, pair.value])) };
   },
+  toolList: (server) => lent(() => tools.list(text("the name of a server", server))),
+  toolCall: (server, tool, json) => lent(() => tools.call(text("the name of a server", server), text("the name of a tool", tool), json)),
+  secret: (name) => lent(() => secrets.get(text("the name of a secret", name))),
+  encode: (said) => Array.from(lent(() => tokenizer.encode(text("a text", said)))),
+  decode: (tokens) => lent(() => tokenizer.decode(Uint32Array.from(tokens, (token) => u32("a token", token)))),
+  count: (said) => lent(() => tokenizer.count(text("a text", said))) >>> 0,
 };
+
+/**
+ * What the build adds for plugins that ask for it: buckets, outgoing requests.
+ * @param {Partial<import("./host.js").Host>} more
+ */
+export function lend(more) {
+  Object.assign(host, more);
+}
 
 /** @param {string} said */
 function wellFormed(said) {

@@ -15,7 +15,35 @@ import { PluginError } from "./errors.js";
  * @property {(name: string) => string | undefined} configGet
  * @property {() => Map<string, string>} configAll
  * @property {(name: string, input: import("./index.d.ts").CallInput, maxTokens: number | undefined) => import("./index.d.ts").Reply} callFunction
+ * @property {(server: string) => import("./index.d.ts").Tool[]} toolList
+ * @property {(server: string, tool: string, json: string) => import("./index.d.ts").ToolOutcome} toolCall
+ * @property {(name: string) => string} secret
+ * @property {(text: string) => number[]} encode
+ * @property {(tokens: number[]) => string} decode
+ * @property {(text: string) => number} count
+ * @property {((name: string) => HostBucket) | undefined} [bucket]
+ * @property {((method: string, url: string, headers: [string, string][], body: Uint8Array) => HostAnswer) | undefined} [http]
  */
+
+/**
+ * An open bucket.
+ * @typedef {object} HostBucket
+ * @property {(key: string) => Uint8Array | undefined} get
+ * @property {(key: string, value: Uint8Array) => void} set
+ * @property {(key: string) => void} delete
+ * @property {() => string[]} keys
+ * @property {(key: string, delta: number) => number} increment
+ * @property {(key: string) => HostSnapshot} snapshot
+ */
+
+/**
+ * The state of a key. A swap that came too late returns the newer state.
+ * @typedef {object} HostSnapshot
+ * @property {Uint8Array | undefined} value
+ * @property {(value: Uint8Array) => HostSnapshot | undefined} swap
+ */
+
+/** @typedef {{ status: number, headers: [string, string][], body: Uint8Array }} HostAnswer */
 
 /** @type {Host | undefined} */
 let current;
@@ -38,7 +66,7 @@ export function withHost(host, call) {
 }
 
 /** @returns {Host} */
-function host() {
+export function host() {
   if (current === undefined) {
     throw new PluginError(
       "there is no host here: ask it inside of route, compose and the post-processor, not while the module is loaded; " +
@@ -101,4 +129,29 @@ export const functions = {
     if (json === undefined) throw new PluginError(`the input of \`${name}\` cannot be said in JSON`);
     return host().callFunction(name, { tag: "json", val: json }, options.maxTokens);
   },
+};
+
+export const tools = {
+  /** @param {string} server */
+  list: (server) => host().toolList(server),
+  /** @param {string} server @param {string} tool @param {unknown} [value] */
+  call: (server, tool, value = {}) => {
+    const json = JSON.stringify(value);
+    if (json === undefined) throw new PluginError(`the arguments of \`${tool}\` cannot be said in JSON`);
+    return host().toolCall(server, tool, json);
+  },
+};
+
+export const secrets = {
+  /** @param {string} name */
+  get: (name) => host().secret(name),
+};
+
+export const tokenizer = {
+  /** @param {string} text */
+  encode: (text) => host().encode(text),
+  /** @param {number[]} tokens */
+  decode: (tokens) => host().decode(tokens),
+  /** @param {string} text */
+  count: (text) => host().count(text),
 };

@@ -400,3 +400,45 @@ export const functions: {
   /** The same with any value that JSON can say. */
   callJson(name: string, value: unknown, options?: { maxTokens?: number }): Reply;
 };
+
+/** A tool of a server that speaks MCP. */
+export interface Tool {
+  name: string;
+  /** Written by the server: as trustworthy as that. */
+  description: string;
+  /** JSON Schema of its arguments, as text. */
+  inputSchema: string;
+}
+
+/** What a tool answered. */
+export interface ToolOutcome {
+  text: string;
+  /** JSON, as text. */
+  structured: string | undefined;
+  /** Whether the tool says that it failed. */
+  isError: boolean;
+}
+
+/** Tools of MCP servers, as far as the manifest's `grants.tools` names them. The host holds the addresses and the credentials. */
+export const tools: {
+  /** The granted ones of a server, by the name that the manifest gives it. */
+  list(server: string): Tool[];
+  /** Calls one with any object that JSON can say. */
+  call(server: string, tool: string, value?: unknown): ToolOutcome;
+};
+
+/** The tenant's secrets that the manifest grants (`grants.secrets`). */
+export const secrets: {
+  /** What the secret of this name holds. Throws a `HostError` if it is not granted. */
+  get(name: string): string;
+};
+
+/** The base's tokenizer, over text of at most 1 MiB in one request. In tests it makes a token of every byte. */
+export const tokenizer: {
+  /** The tokens of a text, as a prompt that is given as text has them. */
+  encode(text: string): number[];
+  /** The text of tokens. What is no text by itself, such as half a character, becomes U+FFFD. */
+  decode(tokens: number[]): string;
+  /** How many tokens a text has. */
+  count(text: string): number;
+};

@@ -203,3 +203,15 @@ export function lowerEnding(value) {
     claims: pairs("claims", ending.claims),
   };
 }
+
+/** @param {string} name @param {any} value @returns {Uint8Array} */
+export function data(name, value) {
+  if (!(value instanceof Uint8Array)) wrong(name, "a Uint8Array", value);
+  return value;
+}
+
+/** @param {string} name @param {any} value @returns {number} */
+export function whole(name, value) {
+  if (!Number.isSafeInteger(value)) wrong(name, "a whole number below 2^53", value);
+  return value;
+}

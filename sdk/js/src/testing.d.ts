@@ -17,6 +17,15 @@ export function request(text?: string, more?: Partial<RequestFields>): Request;
 /** A policy, or a class of one that takes no arguments. */
 export type Tested = Policy | (new () => Policy);
 
+/** A request as a policy sent it. */
+export interface SentRequest {
+  method: string;
+  url: string;
+  headers: Map<string, string>;
+  /** As text. */
+  body: string;
+}
+
 /** A host made for one test. Each call begins as it was described, with an empty log. */
 export class Harness {
   /** Grants an adapter of this alias. */
@@ -25,6 +34,14 @@ export class Harness {
   config(name: string, value: string): this;
   /** Grants calls of a function, which answers this. */
   reply(name: string, answer: string): this;
+  /** Grants a tool of a server, which answers every call with this text. */
+  tool(server: string, name: string, answer: string): this;
+  /** Grants a secret. */
+  secret(name: string, value: string): this;
+  /** Grants a bucket, with these values. What a call writes is there for the next one. */
+  bucket(name: string, values?: Record<string, string | Uint8Array>): this;
+  /** Grants requests to URLs that begin with this one, and answers them so; of several the longest counts. */
+  answer(url: string, answer?: { status?: number; headers?: Record<string, string>; body?: string | Uint8Array }): this;
   /** Seeds the random numbers. */
   seed(seed: number): this;
   /** Sets what the clock shows. */
@@ -41,4 +58,10 @@ export class Harness {
   prefetched(): string[];
   /** The functions that the last call asked, each with what it was asked. */
   calls(): [string, string][];
+  /** The tools that the last call called: server, tool, arguments as JSON. */
+  toolCalls(): [string, string, string][];
+  /** What a bucket holds now, as text. */
+  values(bucket: string): Map<string, string>;
+  /** What the last call has sent. */
+  requests(): SentRequest[];
 }

@@ -3,7 +3,7 @@
 
 import { HostError } from "./errors.js";
 import { withHost } from "./host.js";
-import { lowerActions, lowerDecision, lowerEnding, lowerPlan, text, texts } from "./lower.js";
+import { lowerActions, lowerDecision, lowerEnding, lowerPlan, text, texts, u32 } from "./lower.js";
 import { policyOf } from "./policy.js";
 import { Request } from "./request.js";
 
@@ -19,13 +19,65 @@ export function request(text = "", more = {}) {
   return new Request({ id: "test", function: "test", ...more, text });
 }
 
-/** What a call has done before it begins. */
+/** What one call did. */
 function nothing() {
-  return {
-    lines: /** @type {string[]} */ ([]),
-    prefetched: /** @type {string[]} */ ([]),
-    calls: /** @type {[string, string][]} */ ([]),
-  };
+  /** @type {{ lines: string[], prefetched: string[], calls: [string, string][], toolCalls: [string, string, string][], requests: import("./testing.d.ts").SentRequest[] }} */
+  const made = { lines: [], prefetched: [], calls: [], toolCalls: [], requests: [] };
+  return made;
+}
+
+/** @param {string | Uint8Array} value @returns {Uint8Array} */
+const bytesOf = (value) => (typeof value === "string" ? new Uint8Array(Buffer.from(value)) : value);
+
+/** What a bucket of the harness holds: every write makes another version of its key, also of the same value. */
+class Contents {
+  /** @type {Map<string, { version: number, value: Uint8Array }>} */
+  #kept = new Map();
+  #last = 0;
+
+  /** @param {string} key */
+  get(key) {
+    return this.#kept.get(key)?.value;
+  }
+
+  /** @param {string} key @param {Uint8Array} value */
+  set(key, value) {
+    this.#last += 1;
+    this.#kept.set(key, { version: this.#last, value });
+  }
+
+  /** @param {string} key */
+  delete(key) {
+    this.#kept.delete(key);
+  }
+
+  /** In order of their bytes. */
+  keys() {
+    return [...this.#kept.keys()].sort((one, other) => Buffer.compare(Buffer.from(one), Buffer.from(other)));
+  }
+
+  /** @param {string} key @param {number} delta */
+  increment(key, delta) {
+    const before = this.get(key);
+    const said = before === undefined ? "0" : Buffer.from(before).toString();
+    if (!/^-?\d+$/.test(said)) throw new HostError("failed", "the value is no number");
+    const sum = Number(said) + delta;
+    this.set(key, Buffer.from(String(sum)));
+    return sum;
+  }
+
+  /** @param {string} key @returns {import("./host.js").HostSnapshot} */
+  snapshot(key) {
+    const before = this.#kept.get(key);
+    return {
+      value: before?.value,
+      swap: (value) => {
+        if (this.#kept.get(key)?.version !== before?.version) return this.snapshot(key);
+        this.set(key, value);
+        return undefined;
+      },
+    };
+  }
 }
 
 export class Harness {
@@ -35,6 +87,13 @@ export class Harness {
   #config = new Map();
   /** @type {Map<string, string>} */
   #replies = new Map();
+  #secrets = new Map();
+  /** @type {[string, string, string][]} */
+  #tools = [];
+  /** @type {Map<string, Contents>} */
+  #buckets = new Map();
+  /** @type {Map<string, import("./host.js").HostAnswer>} */
+  #answers = new Map();
   #seed = 0;
   #elapsedMs = 0;
   #last = nothing();
@@ -55,6 +114,35 @@ export class Harness {
   /** @param {string} name @param {string} answer */
   reply(name, answer) {
     this.#replies.set(name, answer);
+    return this;
+  }
+
+  /** @param {string} server @param {string} name @param {string} answer */
+  tool(server, name, answer) {
+    this.#tools.push([server, name, answer]);
+    return this;
+  }
+
+  /** @param {string} name @param {string} value */
+  secret(name, value) {
+    this.#secrets.set(name, value);
+    return this;
+  }
+
+  /** @param {string} name @param {Record<string, string | Uint8Array>} [values] */
+  bucket(name, values = {}) {
+    const contents = new Contents();
+    for (const [key, value] of Object.entries(values)) contents.set(key, bytesOf(value));
+    this.#buckets.set(name, contents);
+    return this;
+  }
+
+  /**
+   * @param {string} url
+   * @param {{ status?: number, headers?: Record<string, string>, body?: string | Uint8Array }} [answer]
+   */
+  answer(url, { status = 200, headers = {}, body = "" } = {}) {
+    this.#answers.set(url, { status, headers: Object.entries(headers), body: bytesOf(body) });
     return this;
   }
 
@@ -123,6 +211,20 @@ export class Harness {
     return [...this.#last.calls];
   }
 
+  toolCalls() {
+    return [...this.#last.toolCalls];
+  }
+
+  /** @param {string} bucket */
+  values(bucket) {
+    const contents = this.#buckets.get(bucket) ?? new Contents();
+    return new Map(contents.keys().map((key) => [key, Buffer.from(contents.get(key) ?? []).toString()]));
+  }
+
+  requests() {
+    return [...this.#last.requests];
+  }
+
   /**
    * @template T
    * @param {() => T} call
@@ -132,8 +234,10 @@ export class Harness {
     const last = nothing();
     this.#last = last;
     const replies = new Map(this.#replies);
+    const granted = [...this.#tools];
     const adapters = [...this.#adapters];
     const config = new Map(this.#config);
+    const [secrets, buckets, answers] = [new Map(this.#secrets), this.#buckets, new Map(this.#answers)];
     const elapsedMs = Math.floor(this.#elapsedMs / 10) * 10;
     let state = this.#seed >>> 0;
     let bytesLeft = RANDOM_BYTES_MAX;
@@ -162,6 +266,37 @@ export class Harness {
         last.calls.push([name, text("what a function is asked", input.val)]);
         const usage = { promptTokens: 1, completionTokens: 1, finish: /** @type {const} */ ("stop") };
         return { text: said, function: name, version: 1, usage, metadata: new Map(), receipt: "" };
+      },
+      toolList: (server) => {
+        const found = granted.filter(([of]) => of === text("the name of a server", server));
+        if (found.length === 0) throw new HostError("denied", `the tool server \`${server}\`; see the manifest's grants.tools`);
+        return found.map(([, name]) => ({ name, description: "", inputSchema: '{"type":"object"}' }));
+      },
+      toolCall: (server, tool, json) => {
+        const found = granted.find(([of, name]) => of === server && name === tool);
+        if (found === undefined) throw new HostError("denied", `the tool \`${tool}\` of \`${server}\`; see the manifest's grants.tools`);
+        last.toolCalls.push([server, tool, json]);
+        return { text: found[2], structured: undefined, isError: false };
+      },
+      secret: (name) => {
+        const value = secrets.get(text("the name of a secret", name));
+        if (value === undefined) throw new HostError("denied", `the secret \`${name}\`; see the manifest's grants.secrets`);
+        return value;
+      },
+      encode: (said) => [...Buffer.from(text("a text", said))],
+      decode: (tokens) => Buffer.from(tokens.map((token) => u32("a token", token) & 0xff)).toString(),
+      count: (said) => Buffer.byteLength(text("a text", said)),
+      bucket: (name) => {
+        const contents = buckets.get(name);
+        if (contents === undefined) throw new HostError("denied", `the bucket \`${name}\`; see the manifest's grants.kv`);
+        return contents;
+      },
+      http: (method, url, headers, body) => {
+        last.requests.push({ method, url, headers: new Map(headers), body: Buffer.from(body).toString() });
+        const known = [...answers.keys()].filter((start) => url.startsWith(start)).sort((one, other) => other.length - one.length);
+        const found = answers.get(known[0] ?? "");
+        if (found === undefined) throw new HostError("denied", `${method} ${url}; see the manifest's grants.http`);
+        return found;
       },
     };
     return withHost(host, call);

@@ -5,8 +5,10 @@ import { test } from "node:test";
 
 import {
   Action, ColdPolicy, CompositionEntry, Constraint, Decision, HostError, Message, Plan, PluginError, Policy, PostProcessor, Prompt,
-  Request, Sampling, Span, catalog, clock, config, functions, log, random,
+  Request, Sampling, Span, catalog, clock, config, functions, log, random, secrets, tokenizer, tools,
 } from "../src/index.js";
+import { get, post } from "../src/http.js";
+import { open } from "../src/kv.js";
 import { lowerActions, lowerDecision, lowerEnding, lowerPlan } from "../src/lower.js";
 import { Harness, request } from "../src/testing.js";
 
@@ -170,4 +172,84 @@ test("the clock and the dice of a component are the host's", async () => {
     Date.now = before.now;
     Math.random = before.random;
   }
+});
+
+/** @param {() => void} call */
+const policyOf = (call) =>
+  class extends Policy {
+    /** @param {Request} asked */
+    compose(asked) {
+      call();
+      return new Plan(asked.prompt());
+    }
+  };
+
+test("a bucket is read, written and swapped", () => {
+  const harness = new Harness().bucket("b", { text: "ü", bytes: Uint8Array.of(255), n: "41" });
+  /** @type {unknown[]} */
+  const seen = [];
+  harness.compose(
+    policyOf(() => {
+      const bucket = open("b");
+      seen.push(bucket.get("none"), bucket.getText("text"), bucket.get("bytes")?.[0], bucket.increment("n"));
+      const snapshot = bucket.snapshot("text");
+      bucket.set("text", snapshot.value ?? "");
+      const newer = snapshot.swap("too late");
+      assert.ok(newer);
+      seen.push(newer.swap("in time"), bucket.getText("text"));
+      seen.push(bucket.updateText("list", (value) => `${value ?? ""}x`));
+      bucket.delete("bytes");
+      seen.push(bucket.keys());
+    }),
+    request(),
+  );
+  assert.deepEqual(seen, [undefined, "ü", 255, 42, undefined, "in time", "x", ["list", "n", "text"]]);
+  assert.deepEqual([...harness.values("b")], [["list", "x"], ["n", "42"], ["text", "in time"]]);
+});
+
+test("what a bucket cannot hold is said", () => {
+  /** @type {[(bucket: any) => unknown, RegExp][]} */
+  const cases = [
+    [(bucket) => bucket.getText("bytes"), /is no text/],
+    [(bucket) => bucket.increment("text"), /is no number/],
+    [(bucket) => bucket.increment("n", 0.5), /whole number/],
+    [(bucket) => bucket.set("n", 1), /must be a Uint8Array/],
+    [(bucket) => bucket.get(1), /must be a string/],
+    [(bucket) => bucket.update("text", () => (bucket.set("text", "other"), "mine")), /all the time/],
+  ];
+  for (const [call, said] of cases) {
+    const harness = new Harness().bucket("b", { text: "ü", bytes: Uint8Array.of(255) });
+    assert.throws(() => harness.compose(policyOf(() => call(open("b"))), request()), said);
+  }
+});
+
+test("secrets, tokens and requests", () => {
+  const asks = policyOf(() => {
+    const answer = post("https://a.example/v1/x", "böd", { "X-Key": secrets.get("key") });
+    assert.deepEqual([answer.status, answer.headers.get("x-a"), answer.json()], [201, "b", { a: [1] }]);
+    assert.equal(tokenizer.decode(tokenizer.encode("hé")), "hé");
+    assert.equal(tokenizer.count("hé"), 3);
+  });
+  const harness = new Harness().secret("key", "s").answer("https://a.example/", { status: 404 });
+  harness.answer("https://a.example/v1", { status: 201, headers: { "X-A": "b" }, body: '{"a": [1]}' }).compose(asks, request());
+  const [sent] = harness.requests();
+  assert.deepEqual([sent?.method, sent?.body, sent?.headers.get("X-Key")], ["POST", "böd", "s"]);
+  assert.throws(() => new Harness().compose(asks, request()), /the secret `key`/);
+  assert.throws(() => new Harness().secret("key", "s").compose(asks, request()), /grants\.http/);
+  const noText = policyOf(() => get("https://a.example/").json());
+  assert.throws(() => new Harness().answer("https://a.example", { body: Uint8Array.of(255) }).compose(noText, request()), /no JSON/);
+});
+
+test("tools of servers are listed and called as granted", () => {
+  const policy = {
+    compose: (/** @type {import("../src/index.d.ts").Request} */ request) => {
+      const names = tools.list("facts").map((tool) => tool.name).join();
+      return new Plan(Prompt.text(`${names}: ${tools.call("facts", "depth", { sea: request.text }).text}`));
+    },
+  };
+  const harness = new Harness().tool("facts", "depth", "600 m");
+  assert.deepEqual(harness.compose(policy, request("Baltic")).prompt, Prompt.text("depth: 600 m"));
+  assert.deepEqual(harness.toolCalls(), [["facts", "depth", '{"sea":"Baltic"}']]);
+  assert.throws(() => new Harness().compose(policy, request("Baltic")), /grants\.tools/);
+  assert.throws(() => new Harness().tool("facts", "other", "").compose(policy, request("Baltic")), /`depth` of `facts`/);
 });

@@ -13,7 +13,7 @@ when the component is built, and what it made then is there for each request: ea
 Not here: anything of the host. The WIT in `wit/` is the only link.
 """
 
-from . import catalog, clock, config, functions, log, random
+from . import catalog, clock, config, functions, http, kv, log, random, secrets, tokenizer, tools
 from ._export import export_policy
 from .errors import Error, HostError
 from .policy import PassThrough, Policy, PostProcessor
@@ -61,6 +61,8 @@ from .types import (
     TemplatePrompt,
     TextPrompt,
     Token,
+    Tool,
+    ToolOutcome,
     Usage,
     WholeSpan,
     chat,
@@ -115,6 +117,8 @@ __all__ = [
     "TemplatePrompt",
     "TextPrompt",
     "Token",
+    "Tool",
+    "ToolOutcome",
     "Usage",
     "WholeSpan",
     "catalog",
@@ -123,6 +127,11 @@ __all__ = [
     "config",
     "export_policy",
     "functions",
+    "http",
+    "kv",
     "log",
     "random",
+    "secrets",
+    "tokenizer",
+    "tools",
 ]

@@ -230,3 +230,25 @@ def wrong(name: str, wanted: str, value: Any) -> Never:
     """Raises `Error`."""
     said = repr(value)
     raise Error(f"{name} must be {wanted}; it is {said if len(said) <= 80 else said[:77] + '...'}")
+
+
+def data(name: str, value: Any) -> None:
+    """Raises `Error` unless it is bytes."""
+    if not isinstance(value, bytes):
+        wrong(name, "bytes", value)
+
+
+def s64(name: str, value: Any) -> None:
+    """Raises `Error` unless it is a whole number of 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -(1 << 63) <= value < 1 << 63:
+        wrong(name, "a whole number of 64 bits", value)
+
+
+def request(method: Any, url: Any, headers: list[tuple[Any, Any]], body: Any) -> None:
+    """Raises `Error` unless this can be sent."""
+    text("a request's method", method)
+    text("a request's URL", url)
+    for name, value in headers:
+        text("a header's name", name)
+        text(f"the header `{name}`", value)
+    data("a request's body", body)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Literal, NoReturn, TypeVar
 
 from componentize_py_types import Err
-from wit_world.imports import catalog, clock, config, functions, log, random
-from wit_world.imports import types as wit
+from wit_world.imports import catalog, clock, config, functions, log, random, secrets, tokenizer, tools
+from wit_world.imports import tenon_plugin_types as wit
 
-from . import _check, types
+from . import _check, _wasi, types
 from ._export import the_policy
-from ._host import current
+from ._host import HostBucket, current
 from .errors import Error, HostError
 from .policy import PassThrough, PostProcessor as Processor
 
@@ -67,6 +67,51 @@ class ComponentHost:
         """`config.all`."""
         return dict(config.all())
 
+    def secret(self, name: str) -> str:
+        """`secrets.get`."""
+        _check.text("the name of a secret", name)
+        return lent(lambda: secrets.get(name))
+
+    def encode(self, text: str) -> list[int]:
+        """`tokenizer.encode`."""
+        _check.text("a text", text)
+        return list(lent(lambda: tokenizer.encode(text)))
+
+    def decode(self, tokens: list[int]) -> str:
+        """`tokenizer.decode`."""
+        for token in _check.sequence("tokens", tokens):
+            _check.u32("a token", token)
+        return lent(lambda: tokenizer.decode(tokens))
+
+    def count(self, text: str) -> int:
+        """`tokenizer.count`."""
+        _check.text("a text", text)
+        return lent(lambda: tokenizer.count(text))
+
+    def bucket(self, name: str) -> HostBucket:
+        """`wasi:keyvalue/store.open`."""
+        return _wasi.ComponentBucket(name)
+
+    def http(
+        self, method: str, url: str, headers: list[tuple[str, str]], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """`wasi:http/outgoing-handler.handle`."""
+        _check.request(method, url, headers, body)
+        return _wasi.send(method, url, headers, body)
+
+
+    def tool_list(self, server: str) -> list[types.Tool]:
+        """`tools.list`."""
+        _check.text("the name of a server", server)
+        found = lent(lambda: tools.list(server))
+        return [types.Tool(tool.name, tool.description, tool.input_schema) for tool in found]
+
+    def tool_call(self, server: str, tool: str, arguments: str) -> types.ToolOutcome:
+        """`tools.call`."""
+        _check.text("the name of a server", server)
+        _check.text("the name of a tool", tool)
+        outcome = lent(lambda: tools.call(server, tool, arguments))
+        return types.ToolOutcome(outcome.text, outcome.structured, outcome.is_error)
 
     def call_function(self, function: str, kind: str, value: str, max_tokens: int | None) -> types.Reply:
         """`functions.call`."""

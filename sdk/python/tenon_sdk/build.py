@@ -48,7 +48,7 @@ def build(app: Path, output: Path, *, stub_wasi: bool = False) -> int:
         component = folder / "component.wasm"
         command = [
             tool("componentize-py"),
-            *("--wit-path", str(contract()), "--world", "policy"),
+            *("--wit-path", str(contract()), "--world", "policy-wasi"),
             *("componentize", *(["--stub-wasi"] if stub_wasi else []), ENTRY, "--output", str(component)),
             *("--python-path", str(folder), "--python-path", str(app.parent)),
         ]

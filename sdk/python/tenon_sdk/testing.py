@@ -8,13 +8,15 @@
 What crosses to the host in a component is checked here as there, so that a wrong type fails a test.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from . import _check
 from ._host import current
 from .errors import HostError
+from .http import HttpResponse
 from .policy import Policy
 from .types import (
     Action,
@@ -33,6 +35,8 @@ from .types import (
     Request,
     Residency,
     Stop,
+    Tool,
+    ToolOutcome,
     Usage,
 )
 
@@ -40,6 +44,7 @@ T = TypeVar("T")
 
 RANDOM_BYTES_MAX = 65_536
 ADAPTER_RANK = 8
+S64_MAX = (1 << 63) - 1
 EPOCH_SECONDS = 1_767_225_600.0
 
 
@@ -66,6 +71,16 @@ def request(
     )
 
 
+@dataclass
+class HttpRequest:
+    """A request as a policy sent it."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+
 class Harness:
     """A host made for one test. Each call begins as it was described, with an empty log."""
 
@@ -74,8 +89,12 @@ class Harness:
         self._adapters: list[Adapter] = []
         self._config: dict[str, str] = {}
         self._replies: dict[str, str] = {}
+        self._tools: list[tuple[str, str, str]] = []
         self._seed = 0
         self._elapsed_ms = 0
+        self._secrets: dict[str, str] = {}
+        self._buckets: dict[str, _Contents] = {}
+        self._answers: dict[str, HttpResponse] = {}
         self._last = _Fake(self)
 
     def adapter(self, alias: str) -> Self:
@@ -92,6 +111,28 @@ class Harness:
     def reply(self, function: str, text: str) -> Self:
         """Grants calls of a function, which answers this."""
         self._replies[function] = text
+        return self
+
+    def tool(self, server: str, name: str, text: str) -> Self:
+        """Grants a tool of a server, which answers every call with this text."""
+        self._tools.append((server, name, text))
+        return self
+
+    def secret(self, name: str, value: str) -> Self:
+        """Grants a secret."""
+        self._secrets[name] = value
+        return self
+
+    def bucket(self, name: str, values: Mapping[str, bytes | str] | None = None) -> Self:
+        """Grants a bucket, with these values. What a call writes is there for the next one."""
+        pairs = (values or {}).items()
+        self._buckets[name] = _Contents({key: value.encode() if isinstance(value, str) else value for key, value in pairs})
+        return self
+
+    def answer(self, url: str, status: int = 200, body: bytes | str = b"", headers: dict[str, str] | None = None) -> Self:
+        """Grants requests to URLs that begin with this one, and answers them so; of several the longest counts."""
+        content = body.encode() if isinstance(body, str) else body
+        self._answers[url] = HttpResponse(status, dict(headers or {}), content)
         return self
 
     def seed(self, seed: int) -> Self:
@@ -150,6 +191,18 @@ class Harness:
         """The functions that the last call asked, each with what it was asked."""
         return list(self._last.calls)
 
+    def tool_calls(self) -> list[tuple[str, str, str]]:
+        """The tools that the last call called: server, tool, arguments as JSON."""
+        return list(self._last.tool_calls)
+
+    def values(self, bucket: str) -> dict[str, bytes]:
+        """What a bucket holds now."""
+        return dict(self._buckets[bucket].values)
+
+    def requests(self) -> list[HttpRequest]:
+        """What the last call has sent."""
+        return list(self._last.requests)
+
     def _with(self, call: Callable[[], T]) -> T:
         self._last = _Fake(self)
 
@@ -164,6 +217,82 @@ def _made(policy: Policy | type[Policy]) -> Policy:
     return policy() if isinstance(policy, type) else policy
 
 
+class _Contents:
+    """What a bucket of the harness holds: every write makes another version of its key, also of the same value."""
+
+    def __init__(self, values: dict[str, bytes]) -> None:
+        self.values = values
+        self._versions = dict.fromkeys(values, 0)
+        self._last = 0
+
+    def put(self, key: str, value: bytes) -> None:
+        self._last += 1
+        self.values[key], self._versions[key] = value, self._last
+
+    def remove(self, key: str) -> None:
+        self.values.pop(key, None)
+        self._versions.pop(key, None)
+
+    def version(self, key: str) -> int | None:
+        return self._versions.get(key)
+
+
+class _FakeSnapshot:
+    """The state of a key."""
+
+    def __init__(self, contents: _Contents, key: str) -> None:
+        self._contents = contents
+        self._key = key
+        self._version = contents.version(key)
+        self.value = contents.values.get(key)
+
+    def swap(self, value: bytes) -> "_FakeSnapshot | None":
+        _check.data("the value of a key", value)
+        if self._contents.version(self._key) != self._version:
+            return _FakeSnapshot(self._contents, self._key)
+        self._contents.put(self._key, value)
+        return None
+
+
+class _FakeBucket:
+    """A bucket of the harness."""
+
+    def __init__(self, contents: _Contents) -> None:
+        self._contents = contents
+
+    def get(self, key: str) -> bytes | None:
+        _check.text("a key", key)
+        return self._contents.values.get(key)
+
+    def set(self, key: str, value: bytes) -> None:
+        _check.text("a key", key)
+        _check.data("the value of a key", value)
+        self._contents.put(key, value)
+
+    def delete(self, key: str) -> None:
+        _check.text("a key", key)
+        self._contents.remove(key)
+
+    def keys(self) -> list[str]:
+        return sorted(self._contents.values, key=str.encode)
+
+    def increment(self, key: str, delta: int) -> int:
+        _check.text("a key", key)
+        _check.s64("delta", delta)
+        try:
+            total = int(self._contents.values.get(key, b"0")) + delta
+        except ValueError:
+            raise HostError("failed", "the value is no number") from None
+        if not -S64_MAX - 1 <= total <= S64_MAX:
+            raise HostError("failed", "the sum has over 64 bits")
+        self._contents.put(key, str(total).encode())
+        return total
+
+    def snapshot(self, key: str) -> _FakeSnapshot:
+        _check.text("a key", key)
+        return _FakeSnapshot(self._contents, key)
+
+
 class _Fake:
     """The host of one call, as the harness describes it."""
 
@@ -173,10 +302,16 @@ class _Fake:
         self._random = harness._seed
         self._elapsed_ms = harness._elapsed_ms
         self._bytes_left = RANDOM_BYTES_MAX
+        self._secrets = dict(harness._secrets)
+        self._buckets = harness._buckets
+        self._answers = dict(harness._answers)
         self.lines: list[str] = []
         self.prefetched: list[str] = []
         self.calls: list[tuple[str, str]] = []
         self._replies = dict(harness._replies)
+        self.tool_calls: list[tuple[str, str, str]] = []
+        self._tools = list(harness._tools)
+        self.requests: list[HttpRequest] = []
 
     def adapters(self) -> list[Adapter]:
         return list(self._adapters)
@@ -219,6 +354,57 @@ class _Fake:
             raise HostError("denied", f"the function `{function}`: the manifest's grants.calls does not name it")
         self.calls.append((function, value))
         return Reply(self._replies[function], function, 1, Usage(1, 1, FinishReason.STOP))
+
+    def tool_list(self, server: str) -> list[Tool]:
+        _check.text("the name of a server", server)
+        found = [Tool(name, "", '{"type":"object"}') for of, name, _ in self._tools if of == server]
+        if not found:
+            raise HostError("denied", f"the tool server `{server}`; see the manifest's grants.tools")
+        return found
+
+    def tool_call(self, server: str, tool: str, arguments: str) -> ToolOutcome:
+        _check.text("the name of a server", server)
+        _check.text("the name of a tool", tool)
+        for of, name, text in self._tools:
+            if (of, name) == (server, tool):
+                self.tool_calls.append((server, tool, arguments))
+                return ToolOutcome(text)
+        raise HostError("denied", f"the tool `{tool}` of `{server}`; see the manifest's grants.tools")
+
+    def secret(self, name: str) -> str:
+        _check.text("the name of a secret", name)
+        if name not in self._secrets:
+            raise HostError("denied", f"the secret `{name}`; see the manifest's grants.secrets")
+        return self._secrets[name]
+
+    def encode(self, text: str) -> list[int]:
+        _check.text("a text", text)
+        return list(text.encode())
+
+    def decode(self, tokens: list[int]) -> str:
+        for token in _check.sequence("tokens", tokens):
+            _check.u32("a token", token)
+        return bytes(token & 0xFF for token in tokens).decode(errors="replace")
+
+    def count(self, text: str) -> int:
+        return len(self.encode(text))
+
+    def bucket(self, name: str) -> _FakeBucket:
+        _check.text("the name of a bucket", name)
+        if name not in self._buckets:
+            raise HostError("denied", f"the bucket `{name}`; see the manifest's grants.kv")
+        return _FakeBucket(self._buckets[name])
+
+    def http(
+        self, method: str, url: str, headers: list[tuple[str, str]], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        _check.request(method, url, headers, body)
+        self.requests.append(HttpRequest(method, url, dict(headers), body))
+        known = max((start for start in self._answers if url.startswith(start)), key=len, default=None)
+        if known is None:
+            raise HostError("denied", f"{method} {url}; see the manifest's grants.http")
+        found = self._answers[known]
+        return found.status, list(found.headers.items()), found.body
 
 
 class _Output:

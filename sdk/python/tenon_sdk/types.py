@@ -412,6 +412,28 @@ class Reply:
 
 
 @dataclass
+class Tool:
+    """A tool of a server that speaks MCP."""
+
+    name: str
+    description: str
+    """Written by the server: as trustworthy as that."""
+    input_schema: str
+    """JSON Schema of its arguments."""
+
+
+@dataclass
+class ToolOutcome:
+    """What a tool answered."""
+
+    text: str
+    structured: str | None = None
+    """JSON."""
+    is_error: bool = False
+    """Whether the tool says that it failed."""
+
+
+@dataclass
 class Ending:
     """The plugin's last word."""
 

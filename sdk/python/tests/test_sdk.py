@@ -45,8 +45,13 @@ from tenon_sdk import (
     config,
     export_policy,
     functions,
+    http,
+    kv,
     log,
     random,
+    secrets,
+    tokenizer,
+    tools,
 )
 from tenon_sdk.build import BuildError, build, contract
 from tenon_sdk.testing import Harness, _Output, request
@@ -251,6 +256,99 @@ class TestFunctions(unittest.TestCase):
 
         with self.assertRaisesRegex(Error, "cannot be said in JSON"):
             Harness().reply("facts", "").compose(Asks, request())
+
+
+class TestTools(unittest.TestCase):
+    """Tools of servers, as the harness answers them."""
+
+    def test_they_are_listed_and_called_as_granted(self) -> None:
+        class Asks(Policy):
+            def route(self, request: Request) -> Decision:
+                names = ",".join(tool.name for tool in tools.list_tools("facts"))
+                return Answer(f"{names}: {tools.call('facts', 'depth', {'sea': request.text}).text}")
+
+            def compose(self, request: Request) -> Plan:
+                tools.call("facts", "depth", {"sea": {1}})
+                return Plan(request.prompt())
+
+        harness = Harness().tool("facts", "depth", "600 m")
+        self.assertEqual(harness.route(Asks, request("Baltic")), Answer("depth: 600 m"))
+        self.assertEqual(harness.tool_calls(), [("facts", "depth", '{"sea": "Baltic"}')])
+        for lent, said in ((Harness(), "grants.tools"), (Harness().tool("facts", "other", ""), "`depth` of `facts`")):
+            with self.assertRaisesRegex(Error, said):
+                lent.route(Asks, request("Baltic"))
+        with self.assertRaisesRegex(Error, "cannot be said in JSON"):
+            harness.compose(Asks, request())
+
+
+class TestLent(unittest.TestCase):
+    """What the manifest grants beside adapters."""
+
+    def test_a_bucket_is_read_written_and_swapped(self) -> None:
+        harness = Harness().bucket("b", {"text": "ü", "bytes": b"\xff", "n": "41"})
+        seen: list[object] = []
+
+        class Buckets(Policy):
+            def compose(self, request: Request) -> Plan:
+                bucket = kv.open("b")
+                seen.extend([bucket.get("none"), bucket.get_text("text"), bucket.get("bytes"), bucket.increment("n")])
+                snapshot = bucket.snapshot("text")
+                bucket.set("text", snapshot.value or b"")
+                newer = snapshot.swap(b"too late")
+                assert newer is not None
+                seen.extend([newer.value, newer.swap(b"in time"), bucket.get_text("text")])
+                seen.append(bucket.update("list", lambda value: (value or b"") + b"x"))
+                bucket.delete("bytes")
+                seen.append(bucket.keys())
+                return Plan(request.prompt())
+
+        harness.compose(Buckets, request())
+        self.assertEqual(seen, [None, "ü", b"\xff", 42, "ü".encode(), None, "in time", b"x", ["list", "n", "text"]])
+        self.assertEqual(harness.values("b"), {"list": b"x", "n": b"42", "text": b"in time"})
+
+    def test_what_a_bucket_cannot_hold_is_said(self) -> None:
+        def wrong(call: Any) -> str:
+            class Wrong(Policy):
+                def compose(self, request: Request) -> Plan:
+                    call(kv.open("b"))
+                    return Plan(request.prompt())
+
+            with self.assertRaises(Error) as raised:
+                Harness().bucket("b", {"text": "ü", "bytes": b"\xff", "most": str((1 << 63) - 1)}).compose(Wrong, request())
+            return str(raised.exception)
+
+        self.assertIn("is no text", wrong(lambda bucket: bucket.get_text("bytes")))
+        self.assertIn("is no number", wrong(lambda bucket: bucket.increment("text")))
+        self.assertIn("over 64 bits", wrong(lambda bucket: bucket.increment("most")))
+        self.assertIn("whole number of 64 bits", wrong(lambda bucket: bucket.increment("n", 1 << 63)))
+        self.assertIn("must be bytes", wrong(lambda bucket: bucket.set("n", 1)))
+        self.assertIn("must be a str", wrong(lambda bucket: bucket.get(1)))
+
+        def racing(bucket: kv.Bucket) -> None:
+            bucket.update("text", lambda _: (bucket.set("text", "other"), b"mine")[1])  # type: ignore[func-returns-value]
+
+        self.assertIn("all the time", wrong(racing))
+
+    def test_secrets_tokens_and_requests(self) -> None:
+        class Asks(Policy):
+            def compose(self, request: Request) -> Plan:
+                answer = http.post("https://a.example/v1/x", "böd", {"X-Key": secrets.get("key")})
+                assert answer.json() == {"a": [1]} and (answer.status, answer.headers) == (201, {"x-a": "b"})
+                tokens = tokenizer.encode("hé")
+                assert tokenizer.decode(tokens) == "hé" and tokenizer.count("hé") == len(tokens)
+                return Plan(request.prompt())
+
+        harness = Harness().secret("key", "s").answer("https://a.example/", 404)
+        harness.answer("https://a.example/v1", 201, '{"a": [1]}', {"X-A": "b"}).compose(Asks, request())
+        (sent,) = harness.requests()
+        self.assertEqual((sent.method, sent.body, sent.headers), ("POST", "böd".encode(), {"X-Key": "s"}))
+        for lent, said in (
+            (Harness(), "the secret `key`"),
+            (Harness().secret("key", "s"), "grants.http"),
+            (Harness().secret("key", "s").answer("https://a.example/v1", body=b"\xff"), "no JSON"),
+        ):
+            with self.assertRaisesRegex(Error, said):
+                lent.compose(Asks, request())
 
 
 class TestBuild(unittest.TestCase):
