@@ -23,12 +23,14 @@ import check
 from check import COMPONENTS, LANGUAGES, NODE, PYTHON, ROOT, RUST_TARGET, SDK, TARGET, Failed, Report, Skipped
 
 STAMP = ".tenon-installed"
-# An unoptimised host on a machine that has others to serve starts an interpreter in seconds.
+# An unoptimised host on a machine that has others to serve starts an interpreter in seconds, and compiles one in minutes.
 CONFIG = """
 [limits]
 plugin_start_cpu_ms_max = 30000
 plugin_call_cpu_ms_max = 30000
 plugin_call_wall_ms_max = 60000
+plugin_compile_cpu_seconds_max = 600
+plugin_compile_wall_ms_max = 600000
 """
 READY_SECONDS_MAX = 120
 

@@ -194,6 +194,13 @@ impl Recordings {
     }
 }
 
+impl Drop for Recordings {
+    /// The thread holds the database: whoever opens it next must find it free.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, redb::Error> + Send + 'static,
 ) -> Result<T, StoreError> {

@@ -4,6 +4,7 @@
 mod build;
 mod dev;
 mod inspect;
+mod sizes;
 mod templates;
 
 use std::path::{Path, PathBuf};

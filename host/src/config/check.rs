@@ -394,6 +394,17 @@ impl Checks<'_> {
                 raw.plugin_request_cpu_ms_max,
                 default.request_cpu_ms_max,
             )?,
+            compile_cpu_seconds_max: self.number(
+                "limits.plugin_compile_cpu_seconds_max",
+                raw.plugin_compile_cpu_seconds_max,
+                default.compile_cpu_seconds_max,
+                1..=MS_MAX / 1000,
+            )?,
+            compile_wall_ms_max: ms(
+                "limits.plugin_compile_wall_ms_max",
+                raw.plugin_compile_wall_ms_max,
+                default.compile_wall_ms_max,
+            )?,
             host_calls_max: count("limits.plugin_host_calls_max", raw.plugin_host_calls_max, default.host_calls_max)?,
             request_host_calls_max: count(
                 "limits.plugin_request_host_calls_max",

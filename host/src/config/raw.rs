@@ -213,6 +213,10 @@ pub struct RawLimits {
     pub plugin_call_cpu_ms_max: Option<u64>,
     /// Milliseconds for one call of a plugin.
     pub plugin_call_wall_ms_max: Option<u64>,
+    /// Seconds of CPU for compiling an upload.
+    pub plugin_compile_cpu_seconds_max: Option<u64>,
+    /// Milliseconds for compiling an upload.
+    pub plugin_compile_wall_ms_max: Option<u64>,
     /// Milliseconds of CPU for all calls of a request.
     pub plugin_request_cpu_ms_max: Option<u64>,
     /// Calls of the host during one call of a plugin.

@@ -5,13 +5,13 @@ use tempfile::TempDir;
 use types::Digest;
 
 use super::*;
-use crate::logs::{FunctionLogs, LogLimits, LogOwner};
+use crate::logs::{Cursor, FunctionLogs, LogLimits, LogOwner};
 use crate::store::EmbeddedStore;
 
 struct Setup {
     recordings: Recordings,
     logs: FunctionLogs,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 fn limits() -> RecordingLimits {
@@ -21,7 +21,7 @@ fn limits() -> RecordingLimits {
 async fn open(folder: TempDir, limits: RecordingLimits) -> Setup {
     let store = EmbeddedStore::open(folder.path()).await.expect("a store");
     let recordings = Recordings::open(store.database(), limits).expect("recordings");
-    Setup { recordings, logs: FunctionLogs::new(LogLimits::default()), _folder: folder }
+    Setup { recordings, logs: FunctionLogs::new(LogLimits::default()), folder }
 }
 
 async fn setup(limits: RecordingLimits) -> Setup {
@@ -124,7 +124,7 @@ async fn they_outlive_the_host_and_after_its_end_nothing_is_taken() {
     first.recordings.close();
     first.record(&own, "late", 10, 10);
     assert_eq!(first.recordings.dropped(), 1);
-    let Setup { recordings, _folder: folder, .. } = first;
+    let Setup { recordings, folder, .. } = first;
     drop(recordings);
     let second = open(folder, limits()).await;
     assert_eq!(second.requests(&own).await, ["req"]);
@@ -142,4 +142,21 @@ async fn what_finds_no_room_is_dropped_and_the_function_s_log_says_so() {
     assert_eq!(setup.requests(&own).await, ["small"]);
     setup.record(&own, "again", 10, 10_000);
     assert_eq!(setup.requests(&own).await, ["again", "small"], "what is written takes no memory");
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_costs_the_recording_and_it_is_said() {
+    let setup = setup(limits()).await;
+    let own = owner("one", "f", 1);
+    setup.record(&own, "written", 10, 10);
+    setup.recordings.flush().await;
+    assert_eq!(setup.recordings.dropped(), 0);
+    // A folder that is gone takes as little as a full one, and is easier to come by.
+    std::fs::remove_dir_all(setup.folder.path()).expect("removed");
+    setup.record(&own, "lost", 10, 10);
+    setup.recordings.flush().await;
+    assert_eq!(setup.recordings.dropped(), 1);
+    let log = setup.logs.read(&LogOwner::new(&own.tenant, &own.function, own.life), Cursor::default(), 10);
+    let said: Vec<(&str, &str)> = log.lines.iter().map(|line| (&*line.request_id, line.message.as_str())).collect();
+    assert_eq!(said, [("lost", "the recording was dropped: the host could not write it")]);
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use types::Digest;
 use wit_component::DecodedWasm;
 
+use super::sizes::Sizes;
 use crate::cli::failure::Failure;
 use crate::cli::output::{Printer, cell, items, printable, read, text as field};
 use crate::error::Error;
@@ -45,10 +46,12 @@ pub(in crate::cli) fn described(bytes: &[u8]) -> Result<Value, Error> {
     let imports: Vec<String> = world.imports.keys().map(|key| resolve.name_world_key(key)).collect();
     let exports: Vec<String> = world.exports.keys().map(|key| resolve.name_world_key(key)).collect();
     let max = PluginLimits::default().upload_bytes_max;
+    let sizes = Sizes::of(bytes).map_err(|error| invalid(format!("it is no component: {error}")))?;
     let mut problems = Vec::new();
     if bytes.len() > max {
         problems.push(format!("it has {} bytes, more than the {max} that a host takes", bytes.len()));
     }
+    problems.extend(sizes.problems());
     problems.extend(
         imports
             .iter()
@@ -58,7 +61,7 @@ pub(in crate::cli) fn described(bytes: &[u8]) -> Result<Value, Error> {
     let world = World::of_exports(exports.iter().map(String::as_str));
     let world = world.map(World::name).map_err(|problem| problems.push(problem)).ok();
     Ok(json!({
-        "digest": Digest::of(bytes).to_string(), "bytes": bytes.len(), "bytes_max": max, "world": world,
+        "digest": Digest::of(bytes).to_string(), "bytes": bytes.len(), "bytes_max": max, "sizes": sizes.json(), "world": world,
         "imports": imports, "exports": exports, "problems": problems,
     }))
 }
@@ -74,6 +77,7 @@ pub(super) fn text(found: &Value) -> String {
         format!("digest {}", field(found, "digest")),
     ];
     lines.extend(found.get("world").and_then(Value::as_str).map(|world| format!("world {world}")));
+    lines.extend(found.get("sizes").into_iter().flat_map(Sizes::lines));
     for (what, list) in [("imports", "imports"), ("exports", "exports"), ("problem:", "problems")] {
         lines.extend(items(found, list).filter_map(Value::as_str).map(|name| format!("{what} {name}")));
     }
