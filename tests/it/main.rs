@@ -50,6 +50,7 @@ mod shares;
 mod signatures;
 mod sources;
 mod switch;
+mod tags;
 mod tenants;
 mod tls;
 mod tools;

@@ -223,7 +223,7 @@ fn together(generations: &[GenerationRecord]) -> Vec<AdapterUse> {
             None => sums.push(one.clone()),
         }
     }
-    sums.sort_by(|one, other| one.adapter.cmp(&other.adapter));
+    sums.sort_by_key(|one| one.adapter);
     sums
 }
 

@@ -336,6 +336,10 @@ impl UnderWay {
 
     fn token(&mut self, token: TokenOut) {
         self.completion_tokens = self.completion_tokens.saturating_add(1);
+        // So that the receipt of a request that is cut off has it.
+        if let Some(noted) = self.means.nested.noted().generations.get_mut(self.place) {
+            noted.tokens.completion = self.completion_tokens;
+        }
         self.means.host.quotas.charge_tokens(&self.means.tenant, 1);
         let text = self.decoder.push(token.id);
         self.pending.push(token, text.len());

@@ -1,7 +1,7 @@
 //! `sessions`: generations that an agent drives. Each limit of a request is counted here, before the host is asked; what a guest may
 //! name is the host's to say. Not here: what a session holds.
 
-use types::Chunk;
+use types::{Chunk, Prompt};
 use wasmtime::component::Resource;
 
 use crate::bindings::agent::tenon::plugin::sessions::{
@@ -11,6 +11,9 @@ use crate::convert::{self, error_to_wit};
 use crate::meter::NestedWait;
 use crate::state::InstanceState;
 use crate::{CapabilityError, GenerationBounds, GenerationSession, Opening, SessionStep};
+
+/// Bytes of text that opening a session counts as, beside its prompt.
+const OPENING_BYTES: usize = 64;
 
 /// An open session. It is counted for as long as the guest holds it.
 #[allow(unreachable_pub, reason = "the generated bindings name it")]
@@ -161,6 +164,7 @@ impl InstanceState {
             let message = "generations: only a plugin of world `agent` has sessions of its own".to_owned();
             return Err(CapabilityError::Denied(message));
         }
+        self.take_tokenizer_bytes(prompt_bytes(&opening.prompt))?;
         self.take_session()?;
         let opened = self.session.generations.open(opening).await;
         if opened.is_err() {
@@ -240,6 +244,18 @@ impl InstanceState {
         }
         Ok(step)
     }
+}
+
+/// What reading a prompt takes of the tokenizer: its text, and something for each that is opened.
+fn prompt_bytes(prompt: &Prompt) -> usize {
+    let text = match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Messages(messages) => messages.iter().map(|message| message.role.len() + message.content.len()).sum(),
+        Prompt::Template { arguments, .. } => arguments.iter().map(|(name, value)| name.len() + value.len()).sum(),
+        // A guest cannot say these.
+        Prompt::Tokens(_) | Prompt::Chat(_) => 0,
+    };
+    text.saturating_add(OPENING_BYTES)
 }
 
 fn under_way() -> CapabilityError {
