@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
-    CapabilityError, Catalog, CatalogEntry, Clock, ComponentSource, LogLevel, LogSink, PluginError, PluginInstance,
-    Session,
+    CapabilityError, Catalog, CatalogEntry, Clock, ComponentSource, Decided, LogLevel, LogSink, PluginError,
+    PluginInstance, Session,
 };
 use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
 
@@ -113,19 +113,18 @@ async fn step(
     let function = (&name, &*manifest, &grants);
     let session = session(host, principal, function, lent, plugin_seed, journey.started, log.clone()).await?;
     let source = StoredComponents(host.artifacts.clone());
-    let mut instance = host.plugins.start_after(journey.cpu_used, manifest.plugin, &source, session).await?;
-    let begun = Instant::now();
-    let decision = instance.route(request).await;
-    host.metrics.plugin_call(PluginCall::route, decision.is_ok(), begun.elapsed());
-    let decision = decision?;
+    let Decided { instance, route, compose } =
+        host.plugins.decide(journey.cpu_used, manifest.plugin, &source, session, request).await?;
+    host.metrics.plugin_call(PluginCall::route, route.outcome.is_ok(), route.took);
+    let decision = route.outcome?;
     let (chain, draw, is_copy) = (journey.chain.clone(), called.draw, called.is_copy);
-    let mut call = FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy };
+    let call = FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy };
     match decision {
         Decision::Serve => {
-            let begun = Instant::now();
-            let plan = call.instance.compose(request).await;
-            host.metrics.plugin_call(PluginCall::compose, plan.is_ok(), begun.elapsed());
-            let mut plan = plan?;
+            let missing = || Error::Internal("a plugin that serves was not asked for its plan".into());
+            let compose = compose.ok_or_else(missing)?;
+            host.metrics.plugin_call(PluginCall::compose, compose.outcome.is_ok(), compose.took);
+            let mut plan = compose.outcome?;
             plan.cold = plan.cold.or_else(|| call.manifest.cold.as_ref().map(ManifestCold::policy));
             journey.shorten(&mut plan, limits.deadline_ms_max)?;
             let default = limits.output_tokens_default.min(limits.output_tokens_max);

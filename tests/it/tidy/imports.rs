@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("host", &["plugin", "model", "engine", "types"]),
     ("generators", &["types"]),
     ("tests", &["generators", "host", "types"]),
-    ("bench", &["engine", "kernels", "model", "types"]),
+    ("bench", &["engine", "kernels", "model", "plugin", "types"]),
     ("xtask", &["generators"]),
 ];
 

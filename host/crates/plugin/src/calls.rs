@@ -1,19 +1,19 @@
-//! A plugin's instance as its request sees it: each call moves the guest to the plugin threads and back. Not here: the
-//! calls themselves (`guest.rs`).
+//! A plugin's instance as its request sees it: a call moves the guest to the plugin threads and back, but for the chunks of
+//! plugins that are known to be quick. Not here: the calls themselves (`guest.rs`), and who is quick (`pace.rs`).
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 use types::{Action, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
 
-use crate::bindings::PolicyPre;
 use crate::guest::Guest;
-use crate::host::Shared;
-use crate::state::InstanceState;
+use crate::host::{Prepared, Shared};
+use crate::pace::Pace;
 use crate::{PluginError, Session};
 
 /// One instance of a plugin, alive for one request. A trap or an abandoned call (a dropped future) leaves a guest in no
@@ -22,6 +22,35 @@ pub struct PluginInstance {
     /// Away while a call runs, and for good if that call was abandoned: then the guest ends on its own thread.
     guest: Option<Box<Guest>>,
     shared: Arc<Shared>,
+    pace: Arc<Pace>,
+}
+
+/// What came of a call, and how long it took, without the way to the plugin threads.
+#[derive(Debug)]
+pub struct Timed<T> {
+    /// The answer, or what the call ran into.
+    pub outcome: Result<T, PluginError>,
+    /// From its beginning to its end.
+    pub took: Duration,
+}
+
+impl<T> Timed<T> {
+    async fn of(call: impl Future<Output = Result<T, PluginError>>) -> Self {
+        let begun = Instant::now();
+        let outcome = call.await;
+        Self { outcome, took: begun.elapsed() }
+    }
+}
+
+/// A fresh instance, and what it made of its request.
+#[derive(Debug)]
+pub struct Decided {
+    /// The instance.
+    pub instance: PluginInstance,
+    /// What to do with the request.
+    pub route: Timed<Decision>,
+    /// The plan, if the request is to be served here. It is untrusted.
+    pub compose: Option<Timed<Plan>>,
 }
 
 impl fmt::Debug for PluginInstance {
@@ -36,15 +65,39 @@ type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, PluginError>> + Send + 
 impl PluginInstance {
     pub(crate) async fn start(
         shared: Arc<Shared>,
-        plugin: PolicyPre<InstanceState>,
+        prepared: Prepared,
+        session: Session,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Self, PluginError> {
+        let (of_guest, pace) = (Arc::clone(&shared), Arc::clone(&prepared.pace));
+        let starting =
+            async move { Guest::start(of_guest, &prepared, session, permit, Duration::ZERO).await.map(Box::new) };
+        let guest = shared.threads.run(starting).await??;
+        Ok(Self { guest: Some(guest), shared, pace })
+    }
+
+    /// [`Self::start`], [`Self::route`] and [`Self::compose`] in one visit to the plugin threads: each way there and back costs
+    /// as much as all three together.
+    pub(crate) async fn decide(
+        shared: Arc<Shared>,
+        prepared: Prepared,
         session: Session,
         permit: OwnedSemaphorePermit,
         cpu_used: Duration,
-    ) -> Result<Self, PluginError> {
-        let of_guest = Arc::clone(&shared);
-        let starting = async move { Guest::start(of_guest, &plugin, session, permit, cpu_used).await.map(Box::new) };
-        let guest = shared.threads.run(starting).await??;
-        Ok(Self { guest: Some(guest), shared })
+        request: InvocationRequest,
+    ) -> Result<Decided, PluginError> {
+        let (of_guest, pace) = (Arc::clone(&shared), Arc::clone(&prepared.pace));
+        let deciding = async move {
+            let mut guest = Guest::start(of_guest, &prepared, session, permit, cpu_used).await.map(Box::new)?;
+            let route = Timed::of(guest.route(&request)).await;
+            let compose = match route.outcome {
+                Ok(Decision::Serve) => Some(Timed::of(guest.compose(&request)).await),
+                _ => None,
+            };
+            Ok((guest, route, compose))
+        };
+        let (guest, route, compose) = shared.threads.run(deciding).await??;
+        Ok(Decided { instance: Self { guest: Some(guest), shared, pace }, route, compose })
     }
 
     /// Asks what to do with the request.
@@ -75,12 +128,26 @@ impl PluginInstance {
         self.run(name, move |guest| Box::pin(async move { guest.open_post_processor(&request).await })).await
     }
 
-    /// Gives the post-processor decoded text.
+    /// Gives the post-processor decoded text. A plugin whose chunks are quick is called right here; if it is not quick this
+    /// time, it goes on on the plugin threads.
     ///
     /// # Errors
     /// What the call ran into.
     pub async fn chunk(&mut self, chunk: Chunk) -> Result<Vec<Action>, PluginError> {
-        self.run("post-processor.chunk", move |guest| Box::pin(guest.chunk(chunk))).await
+        let mut guest = self.away("post-processor.chunk")?;
+        let mut calling = Box::pin(async move {
+            let outcome = guest.chunk(chunk).await;
+            (guest, outcome)
+        });
+        let here = if self.pace.is_quick() { poll_once(calling.as_mut()).await } else { None };
+        let (guest, outcome) = match here {
+            Some(done) => done,
+            // It waits for the host, or an epoch has ended: whatever woke it here, it is polled anew there.
+            None => self.shared.threads.run(calling).await?,
+        };
+        self.pace.note(guest.last_call_cpu());
+        self.guest = Some(guest);
+        outcome
     }
 
     /// Tells the post-processor that the generation ended.
@@ -108,9 +175,7 @@ impl PluginInstance {
         name: &'static str,
         call: impl for<'a> FnOnce(&'a mut Guest) -> Call<'a, T> + Send + 'static,
     ) -> Result<T, PluginError> {
-        let Some(mut guest) = self.guest.take() else {
-            return Err(PluginError::Trap { call: name, reason: "the call was abandoned".to_owned() });
-        };
+        let mut guest = self.away(name)?;
         let running = self.shared.threads.run(async move {
             let outcome = call(&mut guest).await;
             (guest, outcome)
@@ -119,4 +184,19 @@ impl PluginInstance {
         self.guest = Some(guest);
         outcome
     }
+
+    /// The guest, which is away until it is put back.
+    fn away(&mut self, name: &'static str) -> Result<Box<Guest>, PluginError> {
+        let abandoned = || PluginError::Trap { call: name, reason: "the call was abandoned".to_owned() };
+        self.guest.take().ok_or_else(abandoned)
+    }
+}
+
+/// What a future comes to if it does so without waiting.
+async fn poll_once<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    std::future::poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }

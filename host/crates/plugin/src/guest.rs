@@ -12,9 +12,9 @@ use wasmtime::component::{ResourceAny, ResourceTableError};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmtimeBug};
 use wasmtime_wasi::I32Exit;
 
-use crate::bindings::{Policy, PolicyPre};
+use crate::bindings::Policy;
 use crate::convert;
-use crate::host::Shared;
+use crate::host::{Prepared, Shared};
 use crate::limiter::Refused;
 use crate::meter::{CpuMeter, Stop, WallTime, metered};
 use crate::state::InstanceState;
@@ -48,18 +48,19 @@ impl fmt::Debug for Guest {
 impl Guest {
     pub(crate) async fn start(
         shared: Arc<Shared>,
-        plugin: &PolicyPre<InstanceState>,
+        prepared: &Prepared,
         session: Session,
         permit: OwnedSemaphorePermit,
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
         let limits = shared.limits_of(&session);
         let meter = Arc::new(CpuMeter::new(Duration::from_millis(limits.request_cpu_ms_max)).after(cpu_used));
-        let mut store = new_store(&shared, session, &limits, &meter);
+        let mut store = new_store(&shared, session, &limits, &meter, prepared.has_wasi_random);
         let running = shared.ticker.running();
         let cpu_max = Duration::from_millis(limits.start_cpu_ms_max);
         let wall_max = Duration::from_millis(limits.call_wall_ms_max);
-        let outcome = metered(Arc::clone(&meter), cpu_max, wall_max, plugin.instantiate_async(&mut store)).await;
+        let starting = prepared.plugin.instantiate_async(&mut store);
+        let outcome = metered(Arc::clone(&meter), cpu_max, wall_max, starting).await;
         drop(running);
         let policy = flatten(outcome).map_err(|failure| failure.explain(START, store.data_mut()))?;
         Ok(Self { store, policy, processor: None, poison: None, meter, limits, shared, _permit: permit })
@@ -140,6 +141,11 @@ impl Guest {
         self.meter.used()
     }
 
+    /// CPU time that the last call has used so far.
+    pub(crate) fn last_call_cpu(&self) -> Duration {
+        self.meter.last_call()
+    }
+
     /// Log lines that were dropped because they were over a limit of the request.
     pub(crate) fn log_lines_dropped(&self) -> u32 {
         self.store.data().log_lines_dropped
@@ -197,8 +203,10 @@ fn new_store(
     session: Session,
     limits: &Arc<PluginLimits>,
     meter: &Arc<CpuMeter>,
+    has_wasi_random: bool,
 ) -> Store<InstanceState> {
-    let mut store = Store::new(&shared.engine, InstanceState::new(session, limits, &shared.log_lines_dropped));
+    let state = InstanceState::new(session, limits, &shared.log_lines_dropped, has_wasi_random);
+    let mut store = Store::new(&shared.engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(limits.transfer_bytes_max);
     store.set_max_component_handles(limits.handles_max);

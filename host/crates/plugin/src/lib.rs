@@ -24,13 +24,14 @@ mod deserialize;
 mod imports;
 mod limiter;
 mod meter;
+mod pace;
 mod sandbox;
 mod self_test;
 mod state;
 mod threads;
 mod ticker;
 
-pub use calls::PluginInstance;
+pub use calls::{Decided, PluginInstance, Timed};
 pub use capability::{
     BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
     Nothing, Outbound, OutboundBounds, OutboundError, Residency, Secrets, Session, Tokenizer, Versioned, Written,

@@ -57,7 +57,10 @@ pub(crate) fn serving_engine(limits: &PluginLimits, instances_max: u32) -> wasmt
         .max_tables_per_module(limits.tables_max)
         .max_memory_size(limits.memory_bytes_max)
         .table_elements(limits.table_elements_max)
-        .linear_memory_keep_resident(0);
+        .linear_memory_keep_resident(knob("KEEP"))
+        .table_keep_resident(knob("TKEEP"))
+        .async_stack_keep_resident(knob("SKEEP"))
+        .pagemap_scan(if knob("PAGEMAP") > 0 { wasmtime::Enabled::Yes } else { wasmtime::Enabled::No });
     let mut config = common(limits);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config)
@@ -110,4 +113,8 @@ mod tests {
         let serving = serving_engine(&limits, 4).expect("an engine");
         assert_eq!(fingerprint(&compiling), fingerprint(&serving));
     }
+}
+
+fn knob(name: &str) -> usize {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }

@@ -41,7 +41,12 @@ pub(crate) struct InstanceState {
 }
 
 impl InstanceState {
-    pub(crate) fn new(session: Session, limits: &Arc<PluginLimits>, dropped_ever: &Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(
+        session: Session,
+        limits: &Arc<PluginLimits>,
+        dropped_ever: &Arc<AtomicU64>,
+        has_wasi_random: bool,
+    ) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles_max);
         let mut http = WasiHttpCtx::new();
@@ -59,7 +64,7 @@ impl InstanceState {
             log_lines_dropped_ever: Arc::clone(dropped_ever),
             host_calls_left: limits.host_calls_max,
             request_host_calls_left: limits.request_host_calls_max,
-            wasi: inert_wasi(&session, limits),
+            wasi: inert_wasi(&session, limits, has_wasi_random),
             http,
             sender: Sender::new(&session, limits),
             table,
@@ -106,10 +111,10 @@ fn random(seed: u64, domain: &str) -> blake3::OutputReader {
 }
 
 /// No environment, arguments, folders or sockets; standard streams that are closed or swallow; coarse clocks; seeded,
-/// repeating randomness. It is there so that components link, not so that they do anything.
-fn inert_wasi(session: &Session, limits: &PluginLimits) -> WasiCtx {
+/// repeating randomness, one byte of it where nobody can ask for any. It is there so that components link, not so that they do anything.
+fn inert_wasi(session: &Session, limits: &PluginLimits, has_random: bool) -> WasiCtx {
     let seeded = |domain| {
-        let mut bytes = vec![0; WASI_RANDOM_BYTES];
+        let mut bytes = vec![0; if has_random { WASI_RANDOM_BYTES } else { 1 }];
         random(session.seed, domain).fill(&mut bytes);
         Deterministic::new(bytes)
     };
