@@ -26,7 +26,8 @@ pub(crate) fn run(arguments: &[OsString]) -> Outcome {
 /// The policy of the Rust example for this machine, which the same policy in the sandbox is compared with.
 fn build_native() -> Outcome {
     let manifest = shell::root().join("plugins/Cargo.toml");
-    let mut cargo = shell::cargo(&["build", "--locked", "--release", "--package", "skill-router", "--example", "native"]);
+    let mut cargo =
+        shell::cargo(&["build", "--locked", "--release", "--package", "skill-router", "--example", "native"]);
     cargo.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(shell::target().join("plugins-native"));
     shell::run(&mut cargo)
 }

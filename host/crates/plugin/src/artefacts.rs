@@ -245,7 +245,10 @@ mod tests {
         let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
         artefacts.write(one, &OwnArtefact::from_compiler(b"code".to_vec())).expect("written");
         assert_eq!(artefacts.read(one).expect("ours").bytes(), 4);
-        assert!(fs::read(artefacts.path(one)).expect("a file").starts_with(b"code"), "the code is mapped from the beginning");
+        assert!(
+            fs::read(artefacts.path(one)).expect("a file").starts_with(b"code"),
+            "the code is mapped from the beginning"
+        );
         assert_eq!(open(folder.path()).read(one).expect("still ours after a restart").bytes(), 4);
 
         fs::copy(artefacts.path(one), artefacts.path(two)).expect("copied");

@@ -71,7 +71,7 @@ impl Default for PluginLimits {
             upload_bytes_max: 32 << 20,
             memory_bytes_max: 64 << 20,
             table_elements_max: 64 << 10,
-            core_instances_max: 32,
+            core_instances_max: 64,
             memories_max: 4,
             tables_max: 32,
             handles_max: 1024,

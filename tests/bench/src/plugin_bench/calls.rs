@@ -78,7 +78,9 @@ pub(super) fn run(tenon: &Path, native: &Path, components: &Path, amount: &Amoun
     for (name, file) in OTHERS {
         match fs::read(components.join(file)) {
             Ok(component) => others.push((name, sandbox.admit(component)?)),
-            Err(error) => report.row(json!({"guest": name, "not_measured": format!("{file}: {error}; {COMPONENTS_MISSING}")})),
+            Err(error) => {
+                report.row(json!({"guest": name, "not_measured": format!("{file}: {error}; {COMPONENTS_MISSING}")}))
+            }
         }
     }
     let few = (amount.cycles / 10).max(10);

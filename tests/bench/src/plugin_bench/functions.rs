@@ -50,11 +50,14 @@ pub(super) fn run(given: &Given, components: &Path, functions: usize, threads: u
     let started = Instant::now();
     register(&http, &server, functions)?;
     let deployed_s = started.elapsed().as_secs_f64();
-    let others: Vec<&str> = OTHERS.iter().filter_map(|(name, file)| {
-        let component = std::fs::read(components.join(file)).ok()?;
-        let (runtime, client) = http.parts();
-        runtime.block_on(deploy(client, &server.target, name, component, json!({}))).ok().map(|()| *name)
-    }).collect();
+    let others: Vec<&str> = OTHERS
+        .iter()
+        .filter_map(|(name, file)| {
+            let component = std::fs::read(components.join(file)).ok()?;
+            let (runtime, client) = http.parts();
+            runtime.block_on(deploy(client, &server.target, name, component, json!({}))).ok().map(|()| *name)
+        })
+        .collect();
     server.stop()?;
     let compiled: Vec<u64> = files(&folder.path().join("data/plugin-cache"))?.iter().map(|(_, bytes)| *bytes).collect();
     report.row(json!({"functions": functions, "deployed_in_s": rounded(deployed_s),

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
-    CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, Decided, LogLevel, LogSink, Nothing,
-    OwnLimits, PluginError, PluginHost, PluginHostConfig, PluginLimits, Residency, Session,
+    CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, Decided, LogLevel, LogSink,
+    Nothing, OwnLimits, PluginError, PluginHost, PluginHostConfig, PluginLimits, Residency, Session,
 };
 use tokio::runtime::Runtime;
-use types::{Chunk, Decision, Digest, HookUsage, FinishReason, InvocationRequest};
+use types::{Chunk, Decision, Digest, FinishReason, HookUsage, InvocationRequest};
 
 use crate::Outcome;
 

@@ -89,7 +89,8 @@ pub(super) fn run(given: &Given, amount: &Amount, report: &mut Report) -> Outcom
 
 impl Load<'_> {
     fn body(&self, side: Side, number: usize) -> Value {
-        let mut body = json!({"messages": [{"role": "user", "content": prompt(number)}], "max_tokens": self.output_tokens});
+        let mut body =
+            json!({"messages": [{"role": "user", "content": prompt(number)}], "max_tokens": self.output_tokens});
         match side {
             // The plugin says the same in its plan.
             Side::Base => {
@@ -107,7 +108,8 @@ impl Load<'_> {
         for number in 0..ALIKE {
             let ask = |side| self.http.post(&self.server.target, ROUTE, &self.body(side, number));
             let (base, passing) = (ask(Side::Base)?, ask(Side::Passing)?);
-            let said = |answer: &Value| (answer.pointer("/choices/0/message/content").cloned(), answer["usage"].clone());
+            let said =
+                |answer: &Value| (answer.pointer("/choices/0/message/content").cloned(), answer["usage"].clone());
             if base.0 != 200 || said(&base.1) != said(&passing.1) {
                 return Err(format!("the base and the function do not answer alike: {base:?}, {passing:?}").into());
             }
