@@ -39,7 +39,7 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         port: u16,
     },
-    /// Build the release, and measure it: `bench engine`, `adapters`, `churn`, `soak`, `quality`; each says more with `--help`
+    /// Build the release, and measure it: `bench engine`, `adapters`, `churn`, `soak`, `plugin`, `quality`; each says more with `--help`
     #[command(disable_help_flag = true)]
     Bench {
         /// Which bench, and what it is told

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
-    CapabilityError, Catalog, CatalogEntry, Clock, ComponentSource, LogLevel, LogSink, PluginError, PluginInstance,
-    Recorder, RecordingHead, Session,
+    Begun, CapabilityError, Catalog, CatalogEntry, Clock, ComponentSource, Decided, LogLevel, LogSink, PluginError,
+    PluginInstance, Recorder, RecordingHead, Session,
 };
 use tokio::runtime::Handle;
 use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
@@ -205,25 +205,29 @@ async fn step(
     let session = session(host, principal, function, lent, plugin_seed, asking.journey.started, log.clone()).await?;
     let session = Session { record, ..session };
     let source = StoredComponents(host.artifacts.clone());
-    let instance = host.plugins.start_after(asking.journey.cpu_used, manifest.plugin, &source, session).await?;
+    let begun = host.plugins.decide(asking.journey.cpu_used, manifest.plugin, &source, session, request).await?;
     let (chain, draw, is_copy) = (asking.journey.chain.clone(), called.draw, called.is_copy);
     let (called_by, nested) = (asking.called_by(), Arc::clone(&asking.nested));
-    let mut call = FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy, called_by, nested };
-    if call.instance.is_agent() {
-        let work = AgentWork { call, written, deadline, answer_bytes_max: limits.answer_bytes_max };
-        return Ok(Step::Routed(Routed::Agent(Box::new(work))));
-    }
-    let begun = Instant::now();
-    let decision = call.instance.route(request).await;
-    host.metrics.plugin_call(PluginCall::route, decision.is_ok(), begun.elapsed());
-    let decision = decision?;
+    let call =
+        |instance| FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy, called_by, nested };
+    let Decided { instance, route, compose } = match begun {
+        Begun::Agent(instance) => {
+            let call = call(instance);
+            let work = AgentWork { call, written, deadline, answer_bytes_max: limits.answer_bytes_max };
+            return Ok(Step::Routed(Routed::Agent(Box::new(work))));
+        }
+        Begun::Decided(decided) => decided,
+    };
+    let call = call(instance);
+    host.metrics.plugin_call(PluginCall::route, route.outcome.is_ok(), route.took);
+    let decision = route.outcome?;
     let journey = &mut asking.journey;
     match decision {
         Decision::Serve => {
-            let begun = Instant::now();
-            let plan = call.instance.compose(request).await;
-            host.metrics.plugin_call(PluginCall::compose, plan.is_ok(), begun.elapsed());
-            let mut plan = plan?;
+            let missing = || Error::Internal("a plugin that serves was not asked for its plan".into());
+            let compose = compose.ok_or_else(missing)?;
+            host.metrics.plugin_call(PluginCall::compose, compose.outcome.is_ok(), compose.took);
+            let mut plan = compose.outcome?;
             plan.cold = plan.cold.or_else(|| call.manifest.cold.as_ref().map(ManifestCold::policy));
             journey.shorten(&mut plan, limits.deadline_ms_max)?;
             let default = limits.output_tokens_default.min(limits.output_tokens_max);

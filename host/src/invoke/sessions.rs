@@ -140,7 +140,8 @@ impl Means {
             by_caller: false,
         };
         let release = self.manifest.release.policy();
-        let Resident { plan, leases, cold_bytes, .. } = cold::make_resident(host, &self.grants, plan, release, bounds).await?;
+        let Resident { plan, leases, cold_bytes, .. } =
+            cold::make_resident(host, &self.grants, plan, release, bounds).await?;
         self.cold_bytes.fetch_max(cold_bytes, Ordering::Relaxed);
         let activations = activations(&leases, &tokens);
         let number = u32::try_from(self.nested.noted().generations.len()).unwrap_or(u32::MAX);

@@ -30,7 +30,14 @@ fn fed() -> Metrics {
     });
     metrics.observe_adapter_disk(&AdapterDiskStats { bytes: 4096, hits: 6, refused: 1, ..Default::default() });
     metrics.observe_recordings(3);
-    metrics.observe_plugins(&PluginStats { instances: 2, instances_max: 9, log_lines_dropped: 11 });
+    let (prepared, prepared_bytes) = (3, 99);
+    metrics.observe_plugins(&PluginStats {
+        instances: 2,
+        instances_max: 9,
+        log_lines_dropped: 11,
+        prepared,
+        prepared_bytes,
+    });
     let receipts = ReceiptCounts { started: 3, finished: 2, transactions: 4, ..ReceiptCounts::default() };
     metrics.observe_receipts(&receipts);
     metrics

@@ -1,7 +1,7 @@
 //! The benches: `engine` (speed, beside llama.cpp with `--peer`), `adapters` (thousands of them), `churn` (they come and go),
-//! `soak` (load for a long time),
-//! `hostile` (guests that mean harm), `dropped` (callers that leave), `mask` (what a constrained output costs), `quality` (the fast path against f32). `cargo xtask bench` builds what they need in the release profile and runs this. Each writes JSON with the
-//! machine, the commit, rows and bars.
+//! `soak` (load for a long time), `hostile` (guests that mean harm), `dropped` (callers that leave), `mask` (what a constrained output
+//! costs), `plugin` (what plugins cost), `quality` (the fast path against f32). `cargo xtask bench` builds what they need in the release
+//! profile and runs this. Each writes JSON with the machine, the commit, rows and bars.
 //!
 //! Not here: what CI runs; nothing depends on how fast a machine is there.
 
@@ -23,6 +23,7 @@ mod memory;
 mod mixes;
 mod ours;
 mod peer;
+mod plugin_bench;
 mod process;
 mod progress;
 mod quality;
@@ -72,6 +73,8 @@ enum Bench {
     Dropped(dropped::Options),
     /// What a mask of a constrained output costs, over the base's vocabulary
     Mask(mask::Options),
+    /// What plugins cost: calls in the sandbox, tokens a second over HTTP, thousands of functions on one host
+    Plugin(plugin_bench::Options),
     /// How far the fast path is from f32: KL divergence, greedy agreement, log-probabilities of the goldens
     Quality(quality::Options),
 }
@@ -105,6 +108,7 @@ fn main() -> ExitCode {
         Bench::Hostile(options) => hostile::run(&given, options),
         Bench::Dropped(options) => dropped::run(&given, options),
         Bench::Mask(options) => mask::run(&given, options),
+        Bench::Plugin(options) => plugin_bench::run(&given, options),
         Bench::Quality(options) => quality::run(&given, options),
     });
     match outcome {

@@ -15,7 +15,7 @@ use crate::{Given, Outcome};
 /// Times that each document is walked after the first.
 const ROUNDS: usize = 20;
 /// What a mask may cost in the median, in microseconds.
-const MEDIAN_US_MAX: f64 = 60.0;
+pub(crate) const MEDIAN_US_MAX: f64 = 60.0;
 
 /// Arguments of the bench.
 #[derive(clap::Args)]

@@ -1,21 +1,28 @@
 //! Compiled components on disk, each with a mark that only this host can make: a keyed BLAKE3 hash over the component's
-//! digest, the engine's fingerprint and the bytes. What does not carry the right mark is made again. Not here:
-//! compiling, and the cache in memory.
+//! digest, the engine's fingerprint and the bytes. What does not carry the right mark is made again. The mark stands behind the
+//! code, so that the file can be mapped as it is; it is checked once for each file in a process's life. Not here: compiling, and
+//! the cache in memory.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tempfile::NamedTempFile;
 use types::Digest;
 
-use crate::deserialize::OwnArtefact;
+use crate::deserialize::{OwnArtefact, OwnFile};
 
-const MAGIC: &[u8; 8] = b"tenoncw1";
+const MAGIC: &[u8; 8] = b"tenoncw2";
 const MARK_BYTES: usize = blake3::OUT_LEN;
 const KEY_BYTES: usize = blake3::KEY_LEN;
 const KEY_FILE: &str = "mark.key";
+/// Files that are remembered to have been checked; the memory of it is some megabytes.
+const CHECKED_MAX: usize = 1 << 16;
+/// Bytes that are read at once while a mark is checked.
+const PIECE_BYTES: usize = 256 << 10;
 /// Free space that a cache leaves to what cannot be made again.
 const FREE_BYTES_MIN: u64 = 16 << 20;
 /// How a file begins that is being written; no process but ours writes into the folder.
@@ -27,6 +34,30 @@ pub(crate) struct Artefacts {
     key: [u8; KEY_BYTES],
     fingerprint: Digest,
     bytes_max: usize,
+    /// Components whose files were found to carry our mark, and how these files looked then.
+    checked: Mutex<HashMap<Digest, Look>>,
+}
+
+/// What changes with a file's content. The time of the last change cannot be set by who writes the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    written: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Look {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            written: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
 }
 
 impl Artefacts {
@@ -41,11 +72,12 @@ impl Artefacts {
             fs::set_permissions(folder, Permissions::from_mode(0o700))?;
         }
         remove_staged(folder)?;
-        Ok(Self { folder: folder.to_owned(), key: read_or_make_key(folder)?, fingerprint, bytes_max })
+        let (folder, key) = (folder.to_owned(), read_or_make_key(folder)?);
+        Ok(Self { folder, key, fingerprint, bytes_max, checked: Mutex::default() })
     }
 
     /// The artefact of a component for this engine, if there is one that is ours.
-    pub(crate) fn read(&self, component: Digest) -> Option<OwnArtefact> {
+    pub(crate) fn read(&self, component: Digest) -> Option<OwnFile> {
         let path = self.path(component);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -55,23 +87,59 @@ impl Artefacts {
                 return None;
             }
         };
-        let artefact = self.read_marked(component, file);
+        let artefact = self.checked(component, file);
         if artefact.is_none() {
             tracing::warn!(%component, "a compiled plugin does not carry our mark; it is compiled again");
         }
         artefact
     }
 
-    fn read_marked(&self, component: Digest, file: File) -> Option<OwnArtefact> {
-        let bytes_max = u64::try_from(MAGIC.len() + MARK_BYTES + self.bytes_max).unwrap_or(u64::MAX);
-        let mut file = file.take(bytes_max);
-        let (mut magic, mut mark, mut bytes) = ([0; MAGIC.len()], [0; MARK_BYTES], Vec::new());
-        file.read_exact(&mut magic).ok()?;
-        file.read_exact(&mut mark).ok()?;
-        file.read_to_end(&mut bytes).ok()?;
+    fn checked(&self, component: Digest, file: File) -> Option<OwnFile> {
+        let look = Look::of(&file.metadata().ok()?);
+        let trailer_bytes = u64::try_from(MAGIC.len() + MARK_BYTES).ok()?;
+        let bytes = look.bytes.checked_sub(trailer_bytes)?;
+        if bytes > u64::try_from(self.bytes_max).unwrap_or(u64::MAX) {
+            return None;
+        }
+        let is_known = self.lock().get(&component) == Some(&look);
+        if !is_known {
+            let is_ours = self.carries_our_mark(component, &file, bytes).unwrap_or(false);
+            // Nor may it have changed while it was read.
+            if !is_ours || Look::of(&file.metadata().ok()?) != look {
+                return None;
+            }
+            self.remember(component, look);
+        }
+        Some(OwnFile::from_marked_file(file, bytes))
+    }
+
+    fn carries_our_mark(&self, component: Digest, mut file: &File, bytes: u64) -> io::Result<bool> {
+        let mut hasher = self.hasher(component);
+        let (mut piece, mut left) = (vec![0; PIECE_BYTES], bytes);
+        while left > 0 {
+            let wanted = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let Some(piece) = piece.get_mut(..wanted) else { break };
+            file.read_exact(piece)?;
+            hasher.update(piece);
+            left = left.saturating_sub(wanted as u64);
+        }
+        let (mut magic, mut mark) = ([0; MAGIC.len()], [0; MARK_BYTES]);
+        file.read_exact(&mut magic)?;
+        file.read_exact(&mut mark)?;
         // `blake3::Hash` compares in constant time.
-        let ours = magic == *MAGIC && self.mark(component, &bytes) == blake3::Hash::from_bytes(mark);
-        ours.then(|| OwnArtefact::from_marked_file(bytes))
+        Ok(magic == *MAGIC && hasher.finalize() == blake3::Hash::from_bytes(mark))
+    }
+
+    fn remember(&self, component: Digest, look: Look) {
+        let mut checked = self.lock();
+        if checked.len() >= CHECKED_MAX {
+            checked.clear();
+        }
+        checked.insert(component, look);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Look>> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps an artefact: all of it or nothing, also when the power fails.
@@ -82,9 +150,9 @@ impl Artefacts {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let mut file = staged(&self.folder)?;
-        file.write_all(MAGIC)?;
-        file.write_all(self.mark(component, bytes).as_bytes())?;
         file.write_all(bytes)?;
+        file.write_all(MAGIC)?;
+        file.write_all(self.hasher(component).update(bytes).finalize().as_bytes())?;
         file.as_file().sync_all()?;
         file.persist(self.path(component)).map_err(|error| error.error)?;
         File::open(&self.folder)?.sync_all()
@@ -92,17 +160,19 @@ impl Artefacts {
 
     /// Lets go of a component's artefact, if there is one.
     pub(crate) fn remove(&self, component: Digest) -> io::Result<()> {
+        self.lock().remove(&component);
         match fs::remove_file(self.path(component)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
-    fn mark(&self, component: Digest, bytes: &[u8]) -> blake3::Hash {
+    /// To be given the code.
+    fn hasher(&self, component: Digest) -> blake3::Hasher {
         // The parts before the last have fixed lengths, so no two inputs are the same bytes.
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        hasher.update(MAGIC).update(component.as_bytes()).update(self.fingerprint.as_bytes()).update(bytes);
-        hasher.finalize()
+        hasher.update(MAGIC).update(component.as_bytes()).update(self.fingerprint.as_bytes());
+        hasher
     }
 
     fn path(&self, component: Digest) -> PathBuf {
@@ -174,8 +244,12 @@ mod tests {
         let artefacts = open(folder.path());
         let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
         artefacts.write(one, &OwnArtefact::from_compiler(b"code".to_vec())).expect("written");
-        assert_eq!(artefacts.read(one).expect("ours").bytes(), b"code");
-        assert_eq!(open(folder.path()).read(one).expect("still ours after a restart").bytes(), b"code");
+        assert_eq!(artefacts.read(one).expect("ours").bytes(), 4);
+        assert!(
+            fs::read(artefacts.path(one)).expect("a file").starts_with(b"code"),
+            "the code is mapped from the beginning"
+        );
+        assert_eq!(open(folder.path()).read(one).expect("still ours after a restart").bytes(), 4);
 
         fs::copy(artefacts.path(one), artefacts.path(two)).expect("copied");
         assert!(artefacts.read(two).is_none(), "another component's artefact");
@@ -184,6 +258,36 @@ mod tests {
         assert!(newer.read(one).is_none(), "another engine's artefact");
         fs::remove_file(folder.path().join(KEY_FILE)).expect("removed");
         assert!(open(folder.path()).read(one).is_none(), "marked with another key");
+    }
+
+    #[test]
+    fn a_file_that_was_checked_is_checked_again_when_it_has_changed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (artefacts, one) = (open(folder.path()), Digest::of(b"one"));
+        artefacts.write(one, &OwnArtefact::from_compiler(b"code".to_vec())).expect("written");
+        let is_remembered = || artefacts.lock().contains_key(&one);
+        assert!(!is_remembered() && artefacts.read(one).is_some() && is_remembered());
+        let whole = fs::read(artefacts.path(one)).expect("a file");
+        for place in [0, whole.len() - 1] {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 1;
+            // In place, as no writer of ours does it, and as a file of the same name.
+            fs::write(artefacts.path(one), &damaged).expect("written");
+            assert!(artefacts.read(one).is_none(), "byte {place}");
+            fs::remove_file(artefacts.path(one)).expect("removed");
+            fs::write(artefacts.path(one), &damaged).expect("written");
+            assert!(artefacts.read(one).is_none(), "byte {place} of a new file");
+        }
+        for bytes in [whole.len() - 1, MAGIC.len() + MARK_BYTES, 3, 0] {
+            fs::write(artefacts.path(one), &whole[..bytes]).expect("written");
+            assert!(artefacts.read(one).is_none(), "the first {bytes} bytes");
+        }
+        fs::write(artefacts.path(one), [&whole[..], b"more"].concat()).expect("written");
+        assert!(artefacts.read(one).is_none(), "something behind the mark");
+        fs::write(artefacts.path(one), &whole).expect("written");
+        assert_eq!(artefacts.read(one).expect("as it was").bytes(), 4);
+        artefacts.remove(one).expect("removed");
+        assert!(artefacts.read(one).is_none() && !is_remembered());
     }
 
     #[test]

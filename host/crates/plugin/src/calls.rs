@@ -1,18 +1,20 @@
-//! A plugin's instance as its request sees it: each call moves the guest to the plugin threads and back. Not here: the
-//! calls themselves (`guest.rs`).
+//! A plugin's instance as its request sees it: a call moves the guest to the plugin threads and back, but for the chunks of
+//! plugins that are known to be quick. Not here: the calls themselves (`guest.rs`), and who is quick (`pace.rs`).
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 use types::{Action, AgentAnswer, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
 
 use crate::convert;
 use crate::guest::Guest;
-use crate::host::{Linked, Shared};
+use crate::host::{Prepared, Shared};
+use crate::pace::Pace;
 use crate::{PluginError, Session};
 
 /// One instance of a plugin, alive for one request. A trap or an abandoned call (a dropped future) leaves a guest in no
@@ -22,6 +24,44 @@ pub struct PluginInstance {
     guest: Option<Box<Guest>>,
     shared: Arc<Shared>,
     is_agent: bool,
+    pace: Arc<Pace>,
+}
+
+/// What came of a call, and how long it took, without the way to the plugin threads.
+#[derive(Debug)]
+pub struct Timed<T> {
+    /// The answer, or what the call ran into.
+    pub outcome: Result<T, PluginError>,
+    /// From its beginning to its end.
+    pub took: Duration,
+}
+
+impl<T> Timed<T> {
+    async fn of(call: impl Future<Output = Result<T, PluginError>>) -> Self {
+        let begun = Instant::now();
+        let outcome = call.await;
+        Self { outcome, took: begun.elapsed() }
+    }
+}
+
+/// A fresh instance, as far as it may go on by itself.
+#[derive(Debug)]
+pub enum Begun {
+    /// Of world `agent`, not called yet.
+    Agent(PluginInstance),
+    /// Of world `policy`.
+    Decided(Decided),
+}
+
+/// A fresh instance, and what it made of its request.
+#[derive(Debug)]
+pub struct Decided {
+    /// The instance.
+    pub instance: PluginInstance,
+    /// What to do with the request.
+    pub route: Timed<Decision>,
+    /// The plan, if the request is to be served here. It is untrusted.
+    pub compose: Option<Timed<Plan>>,
 }
 
 impl fmt::Debug for PluginInstance {
@@ -36,18 +76,52 @@ type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, PluginError>> + Send + 
 impl PluginInstance {
     pub(crate) async fn start(
         shared: Arc<Shared>,
-        plugin: Linked,
+        prepared: Prepared,
+        session: Session,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Self, PluginError> {
+        let (of_guest, pace, is_agent) = (Arc::clone(&shared), Arc::clone(&prepared.pace), prepared.plugin.is_agent());
+        let starting =
+            async move { Guest::start(of_guest, &prepared, session, permit, Duration::ZERO).await.map(Box::new) };
+        let guest = shared.threads.run(starting).await??;
+        Ok(Self { guest: Some(guest), shared, is_agent, pace })
+    }
+
+    /// [`Self::start`], [`Self::route`] and [`Self::compose`] in one visit to the plugin threads: each way there and back costs
+    /// as much as all three together.
+    pub(crate) async fn decide(
+        shared: Arc<Shared>,
+        prepared: Prepared,
         session: Session,
         permit: OwnedSemaphorePermit,
         cpu_used: Duration,
-    ) -> Result<Self, PluginError> {
-        let (of_guest, is_agent) = (Arc::clone(&shared), plugin.is_agent());
-        let starting = async move { Guest::start(of_guest, &plugin, session, permit, cpu_used).await.map(Box::new) };
-        let guest = shared.threads.run(starting).await??;
-        Ok(Self { guest: Some(guest), shared, is_agent })
+        request: &InvocationRequest,
+    ) -> Result<Begun, PluginError> {
+        let (of_guest, pace, is_agent) = (Arc::clone(&shared), Arc::clone(&prepared.pace), prepared.plugin.is_agent());
+        let request = convert::request_to_wit(request);
+        let deciding = async move {
+            let mut guest = Guest::start(of_guest, &prepared, session, permit, cpu_used).await.map(Box::new)?;
+            if is_agent {
+                return Ok((guest, None));
+            }
+            let route = Timed::of(async { guest.route(&request).await.map(convert::decision_from_wit) }).await;
+            let compose = match route.outcome {
+                Ok(Decision::Serve) => {
+                    Some(Timed::of(async { guest.compose(&request).await.map(convert::plan_from_wit) }).await)
+                }
+                _ => None,
+            };
+            Ok((guest, Some((route, compose))))
+        };
+        let (guest, decided) = shared.threads.run(deciding).await??;
+        let instance = Self { guest: Some(guest), shared, is_agent, pace };
+        Ok(match decided {
+            Some((route, compose)) => Begun::Decided(Decided { instance, route, compose }),
+            None => Begun::Agent(instance),
+        })
     }
 
-    /// Whether it is of world `agent`: then [`Self::run`] is its one call, and otherwise it has all but that.
+    /// Whether it is of world `agent`: then [`Self::run_agent`] is its one call, and otherwise it has all but that.
     #[must_use]
     pub const fn is_agent(&self) -> bool {
         self.is_agent
@@ -94,15 +168,27 @@ impl PluginInstance {
         self.run(name, move |guest| Box::pin(async move { guest.open_post_processor(&request).await })).await
     }
 
-    /// Gives the post-processor decoded text.
+    /// Gives the post-processor decoded text. A plugin whose chunks are quick is called right here; if it is not quick this
+    /// time, it goes on on the plugin threads.
     ///
     /// # Errors
     /// What the call ran into.
     pub async fn chunk(&mut self, chunk: Chunk) -> Result<Vec<Action>, PluginError> {
+        let mut guest = self.away("post-processor.chunk")?;
         let chunk = convert::chunk_to_wit(chunk);
-        let name = "post-processor.chunk";
-        let actions = self.run(name, move |guest| Box::pin(async move { guest.chunk(&chunk).await })).await;
-        actions.map(convert::actions_from_wit)
+        let mut calling = Box::pin(async move {
+            let outcome = guest.chunk(&chunk).await;
+            (guest, outcome)
+        });
+        let here = if self.pace.is_quick() { poll_once(calling.as_mut()).await } else { None };
+        let (guest, outcome) = match here {
+            Some(done) => done,
+            // It waits for the host, or an epoch has ended: whatever woke it here, it is polled anew there.
+            None => self.shared.threads.run(calling).await?,
+        };
+        self.pace.note(guest.last_call_cpu());
+        self.guest = Some(guest);
+        outcome.map(convert::actions_from_wit)
     }
 
     /// Tells the post-processor that the generation ended.
@@ -132,9 +218,7 @@ impl PluginInstance {
         name: &'static str,
         call: impl for<'a> FnOnce(&'a mut Guest) -> Call<'a, T> + Send + 'static,
     ) -> Result<T, PluginError> {
-        let Some(mut guest) = self.guest.take() else {
-            return Err(PluginError::Trap { call: name, reason: "the call was abandoned".to_owned() });
-        };
+        let mut guest = self.away(name)?;
         let running = self.shared.threads.run(async move {
             let outcome = call(&mut guest).await;
             (guest, outcome)
@@ -143,4 +227,19 @@ impl PluginInstance {
         self.guest = Some(guest);
         outcome
     }
+
+    /// The guest, which is away until it is put back.
+    fn away(&mut self, name: &'static str) -> Result<Box<Guest>, PluginError> {
+        let abandoned = || PluginError::Trap { call: name, reason: "the call was abandoned".to_owned() };
+        self.guest.take().ok_or_else(abandoned)
+    }
+}
+
+/// What a future comes to if it does so without waiting.
+async fn poll_once<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    std::future::poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }

@@ -18,10 +18,10 @@ use crate::bindings::Policy;
 use crate::bindings::agent::Agent;
 use crate::bindings::agent::exports::tenon::plugin::driver;
 use crate::bindings::tenon::plugin::types as wit;
-use crate::host::{Linked, Shared};
+use crate::host::{Linked, Prepared, Shared};
 use crate::limiter::Refused;
 use crate::meter::{CpuMeter, Stop, Times, WallTime, metered};
-use crate::state::InstanceState;
+use crate::state::{InstanceState, OfGuest};
 use crate::{PluginError, PluginLimits, Recorder, Session, record};
 
 /// Bytes of a guest's message that go into an error.
@@ -61,21 +61,22 @@ impl fmt::Debug for Guest {
 impl Guest {
     pub(crate) async fn start(
         shared: Arc<Shared>,
-        plugin: &Linked,
+        prepared: &Prepared,
         session: Session,
         permit: OwnedSemaphorePermit,
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
         let limits = shared.limits_of(&session);
+        let is_agent = prepared.plugin.is_agent();
         // What an agent asks of its sessions is not part of a recording, so that none could be played again.
-        let recorder = session.record.clone().filter(|_| !plugin.is_agent());
+        let recorder = session.record.clone().filter(|_| !is_agent);
         if let Some(recorder) = &recorder {
             recorder.begin(session.seed, &session.config, &limits);
             recorder.called(START, &json!({}));
         }
         let request_cpu_max = Duration::from_millis(limits.request_cpu_ms_max);
         let meter = Arc::new(CpuMeter::new(request_cpu_max, Arc::clone(&shared.share)).after(cpu_used));
-        let mut store = new_store(&shared, session, &limits, &meter, plugin.is_agent());
+        let mut store = new_store(&shared, session, &limits, &meter, prepared);
         let running = shared.ticker.running();
         let times = Times {
             cpu_max: Duration::from_millis(limits.start_cpu_ms_max),
@@ -83,7 +84,7 @@ impl Guest {
             counts_nested: true,
         };
         let instantiating = async {
-            Ok(match plugin {
+            Ok(match &prepared.plugin {
                 Linked::Policy(plugin) => Exports::Policy(plugin.instantiate_async(&mut store).await?),
                 Linked::Agent(plugin) => Exports::Agent(plugin.instantiate_async(&mut store).await?),
             })
@@ -191,6 +192,11 @@ impl Guest {
         self.meter.used()
     }
 
+    /// CPU time that the last call has used so far.
+    pub(crate) fn last_call_cpu(&self) -> Duration {
+        self.meter.last_call()
+    }
+
     /// Log lines that were dropped because they were over a limit of the request.
     pub(crate) fn log_lines_dropped(&self) -> u32 {
         self.store.data().log_lines_dropped
@@ -277,9 +283,11 @@ fn new_store(
     session: Session,
     limits: &Arc<PluginLimits>,
     meter: &Arc<CpuMeter>,
-    is_agent: bool,
+    prepared: &Prepared,
 ) -> Store<InstanceState> {
-    let state = InstanceState::new(record::noted(session), limits, meter, is_agent, &shared.log_lines_dropped);
+    let (is_agent, has_wasi_random) = (prepared.plugin.is_agent(), prepared.has_wasi_random);
+    let of_guest = OfGuest { is_agent, has_wasi_random };
+    let state = InstanceState::new(record::noted(session), limits, meter, of_guest, &shared.log_lines_dropped);
     let mut store = Store::new(&shared.engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(limits.transfer_bytes_max);

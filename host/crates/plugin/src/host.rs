@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use moka::future::Cache;
-use tokio::sync::Semaphore;
-use types::Digest;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use types::{Digest, InvocationRequest};
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
@@ -19,12 +19,12 @@ use crate::artefacts::Artefacts;
 use crate::bindings::PolicyPre;
 use crate::bindings::agent::AgentPre;
 use crate::compile::Compiler;
-use crate::deserialize::OwnArtefact;
+use crate::pace::Pace;
 use crate::share::CpuShare;
 use crate::state::InstanceState;
 use crate::threads::GuestThreads;
 use crate::ticker::Ticker;
-use crate::{OwnLimits, PluginError, PluginInstance, PluginLimits, Session, sandbox};
+use crate::{Begun, OwnLimits, PluginError, PluginInstance, PluginLimits, Session, sandbox};
 
 /// What a component may import; the linker decides about versions and functions. Those from `wasi:cli` on are inert.
 const IMPORT_PREFIXES: [&str; 24] = [
@@ -53,6 +53,11 @@ const IMPORT_PREFIXES: [&str; 24] = [
     "wasi:random/",
     "wasi:sockets/",
 ];
+
+/// What a component that is kept in memory counts at least: each has four mappings, and Linux gives a process 65,530.
+const PREPARED_BYTES_MIN: u64 = 32 << 10;
+/// How the names of WASI's interfaces of randomness begin.
+const WASI_RANDOM: &str = "wasi:random/";
 
 /// Whether some component of this name may be imported; the linker decides about versions and functions.
 #[must_use]
@@ -189,12 +194,20 @@ pub struct PluginStats {
     pub instances_max: usize,
     /// Lines that guests logged over their limits, ever.
     pub log_lines_dropped: u64,
+    /// Compiled plugins that are ready to be instantiated, about.
+    pub prepared: u64,
+    /// The bytes of their files, mapped and not all in memory.
+    pub prepared_bytes: u64,
 }
 
 /// A component that is checked, linked and ready to be instantiated.
 #[derive(Clone)]
-struct Prepared {
-    plugin: Linked,
+pub(crate) struct Prepared {
+    pub(crate) plugin: Linked,
+    /// How long its chunks have taken so far.
+    pub(crate) pace: Arc<Pace>,
+    /// Whether it imports WASI's randomness, which costs more to make than most calls.
+    pub(crate) has_wasi_random: bool,
     /// Of the cache, in bytes.
     share: u32,
 }
@@ -281,24 +294,36 @@ impl PluginHost {
         source: &dyn ComponentSource,
         session: Session,
     ) -> Result<PluginInstance, PluginError> {
-        self.start_after(Duration::ZERO, digest, source, session).await
+        let (prepared, permit) = self.admitted(digest, source).await?;
+        PluginInstance::start(Arc::clone(&self.shared), prepared, session, permit).await
     }
 
-    /// The same for a request that has used so much CPU time already, in instances of other functions.
+    /// A fresh instance, asked what to do with the request, and for the plan if it is to be served: all of it in one visit to
+    /// the plugin threads. An agent is only begun. The request may have used CPU time already, in instances of other functions.
     ///
     /// # Errors
-    /// As [`Self::start`].
-    pub async fn start_after(
+    /// As [`Self::start`]. What the calls ran into is told with the instance.
+    pub async fn decide(
         &self,
         cpu_used: Duration,
         digest: Digest,
         source: &dyn ComponentSource,
         session: Session,
-    ) -> Result<PluginInstance, PluginError> {
+        request: &InvocationRequest,
+    ) -> Result<Begun, PluginError> {
+        let (prepared, permit) = self.admitted(digest, source).await?;
+        PluginInstance::decide(Arc::clone(&self.shared), prepared, session, permit, cpu_used, request).await
+    }
+
+    async fn admitted(
+        &self,
+        digest: Digest,
+        source: &dyn ComponentSource,
+    ) -> Result<(Prepared, OwnedSemaphorePermit), PluginError> {
         let prepared = self.prepared(digest, source).await?;
         let busy = PluginError::Busy { limit: "instances_max" };
         let permit = Arc::clone(&self.shared.instances).try_acquire_owned().map_err(|_| busy)?;
-        PluginInstance::start(Arc::clone(&self.shared), prepared.plugin, session, permit, cpu_used).await
+        Ok((prepared, permit))
     }
 
     /// The limits on every plugin.
@@ -328,14 +353,21 @@ impl PluginHost {
         })
     }
 
+    /// Does what the cache has put off: what is over its bound leaves it. It happens by itself in later calls.
+    pub async fn settle(&self) {
+        self.shared.prepared.run_pending_tasks().await;
+    }
+
     /// What the instances are doing now.
     #[must_use]
     pub fn stats(&self) -> PluginStats {
-        let Shared { instances, instances_max, log_lines_dropped, .. } = &*self.shared;
+        let Shared { instances, instances_max, log_lines_dropped, prepared, .. } = &*self.shared;
         PluginStats {
             instances: instances_max.saturating_sub(instances.available_permits()),
             instances_max: *instances_max,
             log_lines_dropped: log_lines_dropped.load(Ordering::Relaxed),
+            prepared: prepared.entry_count(),
+            prepared_bytes: prepared.weighted_size(),
         }
     }
 
@@ -346,35 +378,49 @@ impl PluginHost {
     }
 
     async fn prepare(&self, digest: Digest, source: &dyn ComponentSource) -> Result<Prepared, PluginError> {
-        let artefacts = Arc::clone(&self.shared.artefacts);
-        if let Some(artefact) = blocking(move || artefacts.read(digest)).await? {
-            match self.link(artefact).await {
-                Ok((prepared, _)) => return Ok(prepared),
-                Err(error) => tracing::warn!(%digest, %error, "a compiled plugin is of no use; it is compiled again"),
-            }
+        if let Some(prepared) = self.kept(digest).await? {
+            return Ok(prepared);
         }
         let component = source.component(digest).await?;
         if Digest::of(&component) != digest {
             return Err(PluginError::Internal(format!("the stored plugin {digest} is damaged")));
         }
         let (artefact, _) = self.shared.compiler.compile(&component).await?;
-        let (prepared, artefact) = self.link(artefact).await?;
-        let artefacts = Arc::clone(&self.shared.artefacts);
-        if let Err(error) = blocking(move || artefacts.write(digest, &artefact)).await? {
+        let shared = Arc::clone(&self.shared);
+        let written = blocking(move || {
+            let prepared = link(&shared, artefact.load(&shared.engine), artefact.bytes().len() as u64)?;
+            Ok::<_, PluginError>((prepared, shared.artefacts.write(digest, &artefact)))
+        });
+        let (prepared, written) = written.await??;
+        if let Err(error) = written {
             tracing::warn!(%digest, %error, "a compiled plugin could not be kept; it will be compiled again");
+            return Ok(prepared);
         }
-        Ok(prepared)
+        // The file in place of a copy of all of it in memory.
+        Ok(self.kept(digest).await?.unwrap_or(prepared))
     }
 
-    async fn link(&self, artefact: OwnArtefact) -> Result<(Prepared, OwnArtefact), PluginError> {
+    /// From disk, if it is there and of use.
+    async fn kept(&self, digest: Digest) -> Result<Option<Prepared>, PluginError> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || link(&shared, &artefact).map(|prepared| (prepared, artefact))).await?
+        let linked = blocking(move || {
+            let file = shared.artefacts.read(digest)?;
+            Some(link(&shared, file.load(&shared.engine), file.bytes()))
+        });
+        match linked.await? {
+            Some(Err(error)) => {
+                tracing::warn!(%digest, %error, "a compiled plugin is of no use; it is compiled again");
+                Ok(None)
+            }
+            Some(Ok(prepared)) => Ok(Some(prepared)),
+            None => Ok(None),
+        }
     }
 }
 
 /// Checks what only the loaded component shows: that it fits the pool, its imports, its exports.
-fn link(shared: &Shared, artefact: &OwnArtefact) -> Result<Prepared, PluginError> {
-    let component = artefact.load(&shared.engine).map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
+fn link(shared: &Shared, loaded: wasmtime::Result<Component>, bytes: u64) -> Result<Prepared, PluginError> {
+    let component = loaded.map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
     check_imports(shared, &component)?;
     let types = component.component_type();
     let world = World::of_exports(types.exports(&shared.engine).map(|(name, _)| name)).map_err(PluginError::Invalid)?;
@@ -384,11 +430,12 @@ fn link(shared: &Shared, artefact: &OwnArtefact) -> Result<Prepared, PluginError
         World::Agent => AgentPre::new(linked).map(Linked::Agent),
     };
     let plugin = plugin.map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
+    let has_wasi_random = types.imports(&shared.engine).any(|(name, _)| name.starts_with(WASI_RANDOM));
     // Small ones by the thousand would otherwise use up the files that the process may have open.
     let memories = component.resources_required().map_or(shared.limits.memories_max, |required| required.num_memories);
-    let least = shared.image_share_bytes.saturating_mul(memories.max(1).into());
-    let bytes = u64::try_from(artefact.bytes().len()).unwrap_or(u64::MAX);
-    Ok(Prepared { plugin, share: u32::try_from(bytes.max(least)).unwrap_or(u32::MAX) })
+    let least = shared.image_share_bytes.saturating_mul(memories.max(1).into()).max(PREPARED_BYTES_MIN);
+    let share = u32::try_from(bytes.max(least)).unwrap_or(u32::MAX);
+    Ok(Prepared { plugin, pace: Arc::default(), has_wasi_random, share })
 }
 
 /// The linker looks at what is used of an import; this looks at its name, which also refuses what is not used.

@@ -27,6 +27,7 @@ mod deserialize;
 mod imports;
 mod limiter;
 mod meter;
+mod pace;
 mod sandbox;
 mod self_test;
 mod share;
@@ -34,7 +35,7 @@ mod state;
 mod threads;
 mod ticker;
 
-pub use calls::PluginInstance;
+pub use calls::{Begun, Decided, PluginInstance, Timed};
 pub use capability::{
     BucketAccess, CallInput, CapabilityError, Catalog, CatalogEntry, Clock, Expected, FunctionReply, Functions,
     GenerationBounds, GenerationSession, Generations, KeyPage, KeyValue, LogLevel, LogSink, Nothing, Opening, Outbound,

@@ -112,6 +112,11 @@ impl CpuMeter {
         Duration::from_nanos(self.earlier_ns.load(Ordering::Relaxed).saturating_add(last_ns))
     }
 
+    /// Used so far by the last call.
+    pub(crate) fn last_call(&self) -> Duration {
+        Duration::from_nanos(self.used_before_poll_ns.load(Ordering::Relaxed))
+    }
+
     /// Whether no further call may begin. A call that ends within its first epoch is never looked at.
     pub(crate) fn is_used_up(&self) -> bool {
         let last_ns = self.used_before_poll_ns.load(Ordering::Relaxed);

@@ -49,12 +49,19 @@ pub(crate) struct InstanceState {
     table: ResourceTable,
 }
 
+/// What a component is like, as far as its instances differ by it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OfGuest {
+    pub(crate) is_agent: bool,
+    pub(crate) has_wasi_random: bool,
+}
+
 impl InstanceState {
     pub(crate) fn new(
         session: Session,
         limits: &Arc<PluginLimits>,
         meter: &Arc<CpuMeter>,
-        is_agent: bool,
+        OfGuest { is_agent, has_wasi_random }: OfGuest,
         dropped_ever: &Arc<AtomicU64>,
     ) -> Self {
         let mut table = ResourceTable::new();
@@ -79,7 +86,7 @@ impl InstanceState {
             host_calls_left: limits.host_calls_max,
             request_host_calls_left: limits.request_host_calls_max,
             over_calls: None,
-            wasi: inert_wasi(&session, limits),
+            wasi: inert_wasi(&session, limits, has_wasi_random),
             http,
             sender: Sender::new(&session, limits),
             table,
@@ -146,10 +153,10 @@ fn random(seed: u64, domain: &str) -> blake3::OutputReader {
 }
 
 /// No environment, arguments, folders or sockets; standard streams that are closed or swallow; coarse clocks; seeded,
-/// repeating randomness. It is there so that components link, not so that they do anything.
-fn inert_wasi(session: &Session, limits: &PluginLimits) -> WasiCtx {
+/// repeating randomness, one byte of it where nobody can ask for any. It is there so that components link, not so that they do anything.
+fn inert_wasi(session: &Session, limits: &PluginLimits, has_random: bool) -> WasiCtx {
     let seeded = |domain| {
-        let mut bytes = vec![0; WASI_RANDOM_BYTES];
+        let mut bytes = vec![0; if has_random { WASI_RANDOM_BYTES } else { 1 }];
         random(session.seed, domain).fill(&mut bytes);
         Deterministic::new(bytes)
     };

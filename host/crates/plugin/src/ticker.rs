@@ -1,5 +1,5 @@
-//! The thread that advances the epoch while a guest runs, and sleeps while none does. Not here: what an epoch means
-//! (`meter.rs`).
+//! The thread that advances the epoch while a guest runs, and sleeps when none has run for a while: to wake it for each call
+//! would cost more than most calls take. Not here: what an epoch means (`meter.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,6 +10,8 @@ use wasmtime::Engine;
 
 /// Length of an epoch.
 const TICK: Duration = Duration::from_millis(2);
+/// Epochs without a guest after which the thread sleeps.
+const IDLE_TICKS_MAX: u32 = 50;
 
 /// Owns the thread; dropping it ends the thread.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(crate) struct Ticker {
 #[derive(Debug, Default)]
 struct Shared {
     guests_running: AtomicUsize,
+    /// Whether the thread sleeps until it is woken, or is about to.
+    is_asleep: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -40,7 +44,8 @@ impl Ticker {
     }
 
     pub(crate) fn running(&self) -> Running {
-        if self.shared.guests_running.fetch_add(1, Ordering::SeqCst) == 0 {
+        self.shared.guests_running.fetch_add(1, Ordering::SeqCst);
+        if self.shared.is_asleep.load(Ordering::SeqCst) {
             self.wake();
         }
         Running { shared: Arc::clone(&self.shared) }
@@ -69,13 +74,47 @@ impl Drop for Running {
 }
 
 fn tick(engine: &Engine, shared: &Shared) {
+    let is_idle = || shared.guests_running.load(Ordering::SeqCst) == 0 && !shared.ended.load(Ordering::SeqCst);
+    let mut idle_ticks = 0;
     while !shared.ended.load(Ordering::SeqCst) {
-        if shared.guests_running.load(Ordering::SeqCst) == 0 {
-            // A wake-up between the look and this call is kept by the thread's token.
-            std::thread::park();
-        } else {
+        idle_ticks = if is_idle() { idle_ticks + 1 } else { 0 };
+        if idle_ticks <= IDLE_TICKS_MAX {
             std::thread::park_timeout(TICK);
             engine.increment_epoch();
+            continue;
+        }
+        // Who begins to run sees this, or is seen by the next look; a wake-up in between is kept by the thread's token.
+        shared.is_asleep.store(true, Ordering::SeqCst);
+        if is_idle() {
+            std::thread::park();
+        }
+        shared.is_asleep.store(false, Ordering::SeqCst);
+        idle_ticks = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+        let started = std::time::Instant::now();
+        while !holds() {
+            assert!(started.elapsed() < Duration::from_secs(60), "{what}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn it_falls_asleep_without_guests_and_each_guest_wakes_it() {
+        let engine = Engine::default();
+        let ticker = Ticker::start(&engine).expect("a thread");
+        let is_asleep = || ticker.shared.is_asleep.load(Ordering::SeqCst);
+        for _ in 0..3 {
+            wait_until("without guests it sleeps", is_asleep);
+            let running = ticker.running();
+            wait_until("a guest wakes it", || !is_asleep());
+            drop(running);
         }
     }
 }

@@ -20,7 +20,7 @@ const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "au
 const REVIEWED: [&str; 7] = ["review", "i bought", "i like", "i love", "i hate", "the movie", "the service"];
 const ASKING: [&str; 9] = ["what", "who", "why", "how", "where", "when", "give me", "tell me", "can you"];
 
-struct SkillRouter;
+pub struct SkillRouter;
 
 impl Policy for SkillRouter {
     fn route(request: &Request) -> Result<Decision> {

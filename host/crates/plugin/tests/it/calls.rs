@@ -1,9 +1,9 @@
 //! What well-behaved guests are asked and answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use plugin::{LogLevel, PluginLimits, Session};
+use plugin::{Clock, LogLevel, PluginLimits, Session};
 use types::{
     Action, Chunk, Decision, FinishReason, HookUsage, InvocationRequest, Message, PlanEntry, Prompt, Sampling,
 };
@@ -146,4 +146,50 @@ async fn instances_of_one_plugin_run_side_by_side() {
     for task in tasks {
         task.await.expect("no panic");
     }
+}
+
+/// Notes which threads ask for the time.
+#[derive(Default)]
+struct Threads(Mutex<Vec<Option<String>>>);
+
+impl Clock for Threads {
+    fn elapsed(&self) -> Duration {
+        let name = std::thread::current().name().map(str::to_owned);
+        self.0.lock().expect("not poisoned").push(name);
+        Duration::ZERO
+    }
+
+    fn unix_time(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// However well a plugin behaved before: a chunk that computes goes on on the plugin threads, and others run meanwhile.
+#[tokio::test]
+async fn a_chunk_that_takes_long_ends_on_the_plugin_threads() {
+    let setup = Setup::new();
+    let mut quick = setup.start("cancel").await;
+    quick.open_post_processor(&request("")).await.expect("open");
+    for _ in 0..300 {
+        assert_eq!(quick.chunk(Chunk::default()).await, Ok(vec![Action::Pass]));
+    }
+    let clock = Arc::new(Threads::default());
+    let mut slow = setup.start_with("cancel", Session { clock: Arc::clone(&clock) as _, ..session() }).await;
+    slow.open_post_processor(&request("chunk")).await.expect("open");
+    let mut turns = 0_u32;
+    let others = async {
+        loop {
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+    };
+    let error = tokio::select! {
+        outcome = slow.chunk(Chunk::default()) => outcome.expect_err("it never ends"),
+        () = others => unreachable!("it never ends either"),
+    };
+    assert_eq!(error.code(), "plugin_timeout");
+    assert!(turns > 0, "this thread was free while the guest computed");
+    let threads = clock.0.lock().expect("not poisoned");
+    assert_eq!(threads.last().expect("it asked for the time").as_deref(), Some("plugin"));
+    assert_eq!(slow.chunk(Chunk::default()).await.expect_err("it stays so").code(), "plugin_timeout");
 }

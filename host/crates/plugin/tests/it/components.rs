@@ -70,6 +70,82 @@ pub(crate) fn with_endless_start(guest: &[u8]) -> Vec<u8> {
     with_modules(guest, 1, &module)
 }
 
+/// How a memory of [`with_dirty_memories`] may begin.
+const PATTERN: u8 = 0x55;
+/// Elements of the table of [`with_dirty_table`].
+const TABLE_ELEMENTS: u8 = 100;
+
+/// A guest with one more core module for each of these: a memory of so many pages, which begins with a pattern or with nothing.
+/// At its start it grows by a few pages, traps unless all of it is as it was declared, and then fills all of it.
+pub(crate) fn with_dirty_memories(guest: &[u8], memories: &[(usize, bool)]) -> Vec<u8> {
+    memories.iter().fold(guest.to_vec(), |component, (pages, has_image)| {
+        with_modules(&component, 1, &dirty_memory(*pages, *has_image, *has_image))
+    })
+}
+
+/// One whose check must fail: it looks for a pattern that is not there.
+pub(crate) fn with_wrong_check(guest: &[u8]) -> Vec<u8> {
+    with_modules(guest, 1, &dirty_memory(2, true, false))
+}
+
+fn dirty_memory(pages: usize, expects_image: bool, has_image: bool) -> Vec<u8> {
+    let mut memory = vec![1, 0];
+    leb(&mut memory, pages);
+    // memory.size; i32.const 16; i32.shl
+    let size = [0x3f, 0, 0x41, 16, 0x74];
+    // i32.const 8; memory.grow; drop; i32.const 0; i32.load8_u; i32.const PATTERN or 0; i32.ne; if; unreachable; end
+    let pattern = [0x41, 0xd5, 0];
+    let mut code = vec![1, 1, 0x7f, 0x41, 8, 0x40, 0, 0x1a, 0x41, 0, 0x2d, 0, 0];
+    code.extend_from_slice(if expects_image { &pattern } else { &[0x41, 0] });
+    code.extend_from_slice(&[0x47, 0x04, 0x40, 0x00, 0x0b]);
+    // i32.const 8; local.set 0; loop; local.get 0; i64.load; i64.eqz; i32.eqz; if; unreachable; end
+    code.extend_from_slice(&[0x41, 8, 0x21, 0, 0x03, 0x40, 0x20, 0, 0x29, 3, 0, 0x50, 0x45, 0x04, 0x40, 0x00, 0x0b]);
+    // local.get 0; i32.const 8; i32.add; local.tee 0; SIZE; i32.lt_u; br_if 0; end
+    code.extend_from_slice(&[0x20, 0, 0x41, 8, 0x6a, 0x22, 0]);
+    code.extend_from_slice(&size);
+    code.extend_from_slice(&[0x49, 0x0d, 0, 0x0b]);
+    // i32.const 0; i32.const 0xaa; SIZE; memory.fill; end
+    code.extend_from_slice(&[0x41, 0, 0x41, 0xaa, 1]);
+    code.extend_from_slice(&size);
+    code.extend_from_slice(&[0xfc, 11, 0, 0x0b]);
+    let mut module = starting_with(&code, 5, &memory, &[]);
+    if has_image {
+        // One active segment at i32.const 0.
+        section(&mut module, 11, &[1, 0, 0x41, 0, 0x0b, 1, PATTERN]);
+    }
+    module
+}
+
+/// A guest with one more core module, with a table. At its start it traps unless the table is empty, and then fills it.
+pub(crate) fn with_dirty_table(guest: &[u8]) -> Vec<u8> {
+    // loop; local.get 0; table.get 0; ref.is_null; i32.eqz; if; unreachable; end
+    let mut code = vec![1, 1, 0x7f, 0x03, 0x40, 0x20, 0, 0x25, 0, 0xd1, 0x45, 0x04, 0x40, 0x00, 0x0b];
+    // local.get 0; i32.const 1; i32.add; local.tee 0; i32.const N; i32.lt_u; br_if 0; end
+    code.extend_from_slice(&[0x20, 0, 0x41, 1, 0x6a, 0x22, 0, 0x41, TABLE_ELEMENTS | 0x80, 0, 0x49, 0x0d, 0, 0x0b]);
+    // i32.const 0; ref.func 0; i32.const N; table.fill 0; end
+    code.extend_from_slice(&[0x41, 0, 0xd2, 0, 0x41, TABLE_ELEMENTS | 0x80, 0, 0xfc, 17, 0, 0x0b]);
+    // The function is exported as `f`, so that there may be references to it.
+    let module = starting_with(&code, 4, &[1, FUNCREF, 0, TABLE_ELEMENTS], &[1, 1, b'f', 0, 0]);
+    with_modules(guest, 1, &module)
+}
+
+/// A core module with one function of this code, its start; one more section; and what it exports.
+fn starting_with(code: &[u8], number: u8, content: &[u8], exports: &[u8]) -> Vec<u8> {
+    let mut module = CORE_HEADER.to_vec();
+    section(&mut module, 1, &[1, 0x60, 0, 0]);
+    section(&mut module, 3, &[1, 0]);
+    section(&mut module, number, content);
+    if !exports.is_empty() {
+        section(&mut module, 7, exports);
+    }
+    section(&mut module, 8, &[0]);
+    let mut bodies = vec![1];
+    leb(&mut bodies, code.len());
+    bodies.extend_from_slice(code);
+    section(&mut module, 10, &bodies);
+    module
+}
+
 /// A guest with this module `count` times more, each instantiated at its start.
 fn with_modules(guest: &[u8], count: usize, module: &[u8]) -> Vec<u8> {
     let mut component = guest.to_vec();

@@ -8,6 +8,7 @@ mod calls;
 mod components;
 mod hostile;
 mod imports;
+mod kept;
 mod lenders;
 mod limits;
 mod recording;

@@ -1,0 +1,63 @@
+//! Which plugins' chunks are so quick that they run where they are asked for, without the way to the plugin threads, which
+//! takes longer than they do. Not here: what ends a call that is not quick this time, which is the epoch (`meter.rs`).
+//!
+//! A guest that is quick until it is trusted gains little. At the end of an epoch, which is at most 2 ms, it is moved to the
+//! plugin threads; and one long call in a hundred is all that keeps it here. So what guests take from threads of normal
+//! priority is bounded by the tokens that the engine makes, times [`LONG`] and a hundredth of an epoch.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// CPU time from which on a call is long.
+const LONG: Duration = Duration::from_micros(50);
+/// Calls that are looked at before the first one runs where it is asked for.
+const PROBATION_CALLS: u64 = 8;
+/// For each long call there must have been so many that are not.
+const CALLS_PER_LONG: u64 = 100;
+
+/// The chunks of one plugin, in all of its instances.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    calls: AtomicU64,
+    long: AtomicU64,
+}
+
+impl Pace {
+    /// Whether the next call may run where it is asked for.
+    pub(crate) fn is_quick(&self) -> bool {
+        let (calls, long) = (self.calls.load(Ordering::Relaxed), self.long.load(Ordering::Relaxed));
+        calls >= PROBATION_CALLS && long.saturating_mul(CALLS_PER_LONG) <= calls
+    }
+
+    /// Counts a call that used so much CPU time.
+    pub(crate) fn note(&self, cpu: Duration) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if cpu > LONG {
+            self.long.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_after_a_probation_and_while_one_call_in_a_hundred_is_long() {
+        let pace = Pace::default();
+        for _ in 0..PROBATION_CALLS {
+            assert!(!pace.is_quick());
+            pace.note(Duration::from_micros(2));
+        }
+        assert!(pace.is_quick());
+        pace.note(LONG + Duration::from_nanos(1));
+        assert!(!pace.is_quick(), "one of nine is long");
+        let needed = (0..1000).take_while(|_| {
+            pace.note(LONG);
+            !pace.is_quick()
+        });
+        assert_eq!(needed.count() as u64, CALLS_PER_LONG - PROBATION_CALLS - 2);
+        pace.note(Duration::from_millis(2));
+        assert!(!pace.is_quick(), "two of a hundred and one");
+    }
+}

@@ -1,0 +1,164 @@
+//! Thousands of functions on one host, each with a plugin of its own: how long they take to deploy, what the first call of each
+//! costs after a restart, over a later one, and how much memory they hold. The components differ by a custom section, and so in
+//! digest, compiled file and mapping; the calls are answered without generating. Not here: what a call costs by itself (`calls`).
+
+use std::path::Path;
+use std::time::Instant;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use serde_json::json;
+
+use super::calls::fixture;
+use super::deploy::{deploy, invoke};
+use crate::files::files;
+use crate::load::Http;
+use crate::machine::resident_bytes;
+use crate::process::Server;
+use crate::report::{Report, rounded};
+use crate::statistics::{Bound, Spread, median, quantile};
+use crate::{Given, Outcome, progress};
+
+/// Uploads at once: the host compiles one at a time and has the next ones at hand.
+const UPLOADS: usize = 4;
+const FIRST_OVER_WARM_MS_BAR: f64 = 5.0;
+/// Functions in other languages beside them, where `sdk/check.py` has left components.
+const OTHERS: [(&str, &str); 2] = [("python", "python-skill-router.wasm"), ("typescript", "js-skill-router.wasm")];
+
+/// Calls of one function after a restart, in milliseconds.
+struct Calls {
+    first: f64,
+    warm: f64,
+    warm_again: f64,
+}
+
+/// Deploys, restarts, calls, and reports.
+///
+/// # Errors
+/// If a server does not come up, or refuses something.
+pub(super) fn run(given: &Given, components: &Path, functions: usize, threads: usize, report: &mut Report) -> Outcome {
+    println!("\n== {functions} functions on one host");
+    let http = Http::new()?;
+    let folder = tempfile::tempdir()?;
+    let settings = [("THREADS", threads.to_string())];
+    let start = |data: &str| Server::tenon_on(&http, &given.tenon, &given.base, &folder.path().join(data), &settings);
+
+    let empty = start("empty")?;
+    let empty_bytes = resident_bytes(empty.pid()).unwrap_or_default();
+    empty.stop()?;
+
+    let server = start("data")?;
+    let started = Instant::now();
+    register(&http, &server, functions)?;
+    let deployed_s = started.elapsed().as_secs_f64();
+    let others: Vec<&str> = OTHERS
+        .iter()
+        .filter_map(|(name, file)| {
+            let component = std::fs::read(components.join(file)).ok()?;
+            let (runtime, client) = http.parts();
+            runtime.block_on(deploy(client, &server.target, name, component, json!({}))).ok().map(|()| *name)
+        })
+        .collect();
+    server.stop()?;
+    let compiled: Vec<u64> = files(&folder.path().join("data/plugin-cache"))?.iter().map(|(_, bytes)| *bytes).collect();
+    report.row(json!({"functions": functions, "deployed_in_s": rounded(deployed_s),
+        "ms_each": rounded(deployed_s * 1e3 / functions as f64), "uploads_at_once": UPLOADS,
+        "compiled_mb": rounded(compiled.iter().sum::<u64>() as f64 / 1e6), "compiled_files": compiled.len()}));
+
+    let server = start("data")?;
+    let idle_bytes = resident_bytes(server.pid()).unwrap_or_default();
+    let bar = progress::bar(functions, "called");
+    let mut calls = Vec::with_capacity(functions);
+    for number in 0..functions {
+        calls.push(call(&http, &server, &name(number))?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let called_bytes = resident_bytes(server.pid()).unwrap_or_default();
+    let mappings = std::fs::read_to_string(format!("/proc/{}/maps", server.pid()))?.lines().count();
+    let each_kb = |from: u64, to: u64| rounded((to as f64 - from as f64) / 1024.0 / functions as f64);
+    report.row(json!({"resident_mb_without_functions": rounded(empty_bytes as f64 / 1e6),
+        "kb_each_deployed_and_not_called": each_kb(empty_bytes, idle_bytes),
+        "kb_each_called_and_idle": each_kb(idle_bytes, called_bytes), "mappings": mappings}));
+    for name in others {
+        let Calls { first, warm, .. } = call(&http, &server, name)?;
+        report.row(json!({"function_in": name, "first_ms": rounded(first), "warm_ms": rounded(warm)}));
+    }
+    first_calls(&calls, report);
+    server.stop()
+}
+
+fn first_calls(calls: &[Calls], report: &mut Report) {
+    let over: Vec<f64> = calls.iter().map(|calls| calls.first - calls.warm).collect();
+    // What two warm calls differ by: fsync and the machine's other work.
+    let control: Vec<f64> = calls.iter().map(|calls| calls.warm_again - calls.warm).collect();
+    let warm: Vec<f64> = calls.iter().map(|calls| calls.warm).collect();
+    let spread = |values: &[f64]| {
+        let at = |share| quantile(values, share).map(rounded);
+        json!({"p50": at(0.5), "p99": at(0.99), "max": at(1.0)})
+    };
+    report.row(json!({"warm_call_ms": spread(&warm), "median_ms": median(&warm).map(rounded)}));
+    report.row(json!({"first_call_over_a_warm_one_ms": spread(&over), "control_warm_over_warm_ms": spread(&control)}));
+    for (what, share) in [("p99", 0.99), ("the slowest", 1.0)] {
+        let name = format!("first call of a function over a warm one, {what}, in ms");
+        let value = quantile(&over, share).map(Spread::exactly);
+        report.bar(&name, Bound::AtMost(FIRST_OVER_WARM_MS_BAR), value.ok_or("no functions"));
+    }
+}
+
+fn register(http: &Http, server: &Server, functions: usize) -> Outcome {
+    let component = fixture("skill-router")?;
+    let (runtime, client) = http.parts();
+    let bar = progress::bar(functions, "deployed");
+    let deployed = futures::stream::iter(0..functions).map(|number| {
+        let (component, bar) = (distinct(&component, number), &bar);
+        async move {
+            deploy(client, &server.target, &name(number), component, json!({})).await?;
+            bar.inc(1);
+            Outcome::Ok(())
+        }
+    });
+    runtime.block_on(deployed.buffer_unordered(UPLOADS).try_collect::<Vec<()>>())?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn call(http: &Http, server: &Server, name: &str) -> Outcome<Calls> {
+    let (runtime, client) = http.parts();
+    let once = || -> Outcome<f64> {
+        let begun = Instant::now();
+        runtime.block_on(invoke(client, &server.target, name))?;
+        Ok(begun.elapsed().as_secs_f64() * 1e3)
+    };
+    Ok(Calls { first: once()?, warm: once()?, warm_again: once()? })
+}
+
+fn name(number: usize) -> String {
+    format!("function-{number}")
+}
+
+/// The component with a custom section that no other one has.
+fn distinct(component: &[u8], number: usize) -> Vec<u8> {
+    let name = b"number";
+    let content = number.to_le_bytes();
+    let length = 1 + name.len() + content.len();
+    let mut other = component.to_vec();
+    // A custom section is number 0, its length, its name's length, its name, its content; all lengths are below 128.
+    other.extend([0, length as u8, name.len() as u8]);
+    other.extend(name);
+    other.extend(content);
+    other
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_number_makes_another_component() {
+        let component = b"\0asm\x0d\0\x01\0";
+        let (one, two) = (distinct(component, 1), distinct(component, 256));
+        assert!(one.starts_with(component) && one != two && one.len() == two.len());
+        assert_eq!(one[8..11], [0, 15, 6]);
+        assert_eq!(one.len(), component.len() + 2 + 15);
+    }
+}
