@@ -279,7 +279,7 @@ def check_python(report: Report) -> None:
         path = os.pathsep.join([str(SDK / "python"), str(bindings)])
         mypy = ("-m", "mypy", "--cache-dir", TARGET / "mypy-sdk", "--config-file", "pyproject.toml")
         run(PYTHON, *mypy, "tenon_sdk", "tests", cwd=SDK / "python", env={"MYPYPATH": path})
-        run(PYTHON, "-m", "mypy", "--strict", "--cache-dir", TARGET / "mypy", SDK / "check.py", SDK / "c" / "build.py")
+        run(PYTHON, "-m", "mypy", "--strict", "--cache-dir", TARGET / "mypy", SDK / "check.py", SDK / "newcomer.py", SDK / "c" / "build.py")
     for example in examples("python"):
         with report.step(f"python: example {example.name}"):
             folder = copied(example, fresh(WORK / "python" / example.name))

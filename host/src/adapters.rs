@@ -23,7 +23,9 @@ mod shares;
 mod signature;
 mod signers;
 mod source;
+mod tags;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -55,11 +57,14 @@ pub use residents::{Evictions, ReleasePolicy};
 pub use resolved::ResolvedAdapters;
 pub(crate) use shares::source as shared_source;
 pub use shares::{READERS_MAX, Readers, Share, SharedAdapter, SharedBy};
-pub use signature::{PUBLIC_KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
+pub use signature::{PUBLIC_KEY_BYTES_MAX, PluginSignatureError, SIGNATURE_BYTES_MAX, SignatureError, SignerKey};
 pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
+#[cfg(test)]
+pub(crate) use source::fault_server;
 pub use source::{AllowedOrigin, Credential, OriginError, SourceError, SourcesConfig};
 pub(crate) use source::{CONFIG, SIGNATURE, WEIGHTS};
 pub(crate) use source::{Guard, GuardedResolver, Lookup, Refusal, SystemLookup, reason, refusal, tls};
+pub use tags::{AdapterTag, AdapterTagError};
 
 /// Loads that were hinted at and have not ended; further hints are dropped.
 const PREFETCHES_MAX: usize = 32;
@@ -158,6 +163,8 @@ pub struct AdapterInfo {
     pub lineage: Option<Lineage>,
     /// Whose it is, if another tenant shares it.
     pub shared_by: Option<SharedBy>,
+    /// Words that functions may be granted it by.
+    pub tags: BTreeSet<AdapterTag>,
     /// Whether it may be used: not if its owner shares it no more.
     pub is_usable: bool,
 }
@@ -405,7 +412,7 @@ impl AdapterStore {
     }
 
     fn described(&self, tenant: &TenantId, alias: AdapterAlias, record: AliasRecord, is_usable: bool) -> AdapterInfo {
-        let AliasRecord { digest, rank, modules, bytes, report, signature, license, lineage, shared_by } = record;
+        let AliasRecord { digest, rank, modules, bytes, report, signature, license, lineage, shared_by, tags } = record;
         let residency = self.memory.residency(&self.key(tenant, digest));
         let revoked = self.revocations.find(digest);
         AdapterInfo {
@@ -421,6 +428,7 @@ impl AdapterStore {
             license,
             lineage,
             shared_by,
+            tags,
             is_usable,
         }
     }

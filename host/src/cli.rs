@@ -11,6 +11,8 @@ mod local;
 mod output;
 mod project;
 mod receipts;
+mod recordings;
+mod registry;
 mod remote;
 mod rollouts;
 mod secrets;
@@ -42,7 +44,7 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed or the host refused; 2 the arguments make no sense; 3 the host \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed, the host refused, or a replay differs; 2 the arguments make no sense; 3 the host \
     could not be reached, or broke off.";
 
 #[derive(Debug, Subcommand)]
@@ -53,8 +55,14 @@ enum Command {
     New(project::NewArgs),
     /// Make the component of a plugin's project
     Build(project::BuildArgs),
+    /// Build and deploy a plugin's project whenever it changes, and print what it says
+    Dev(project::DevArgs),
     /// Say what a component imports, exports and weighs
     Inspect(project::InspectArgs),
+    /// Push a component to an OCI registry
+    Push(registry::PushArgs),
+    /// Pull a component from an OCI registry
+    Pull(registry::PullArgs),
     /// Upload a plugin and deploy a function of it
     Deploy(client::DeployArgs),
     /// Invoke a function and print its answer as it comes
@@ -86,6 +94,13 @@ enum Command {
         #[command(subcommand)]
         command: kv::KvCommand,
     },
+    /// Recordings of requests: list, show
+    Recording {
+        #[command(subcommand)]
+        command: recordings::RecordingCommand,
+    },
+    /// Run a recorded request's plugin again on this machine, and say where it does another thing
+    Replay(recordings::ReplayArgs),
     /// Receipts: show, verify
     Receipt {
         #[command(subcommand)]
@@ -193,7 +208,10 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve(*arguments, printer),
         Command::New(arguments) => project::new(arguments, printer),
         Command::Build(arguments) => project::build(arguments, printer),
+        Command::Dev(arguments) => block_on(project::dev(arguments, printer)),
         Command::Inspect(arguments) => project::inspect(arguments, printer),
+        Command::Push(arguments) => block_on(registry::push(arguments, printer)),
+        Command::Pull(arguments) => block_on(registry::pull(arguments, printer)),
         Command::Deploy(arguments) => block_on(client::deploy(arguments, printer)),
         Command::Invoke(arguments) => block_on(client::invoke(arguments, printer)),
         Command::Versions(arguments) => block_on(functions::versions(arguments, printer)),
@@ -205,6 +223,8 @@ pub fn main() -> ExitCode {
         Command::Adapter { command } => block_on(adapters::run(command, printer)),
         Command::Secret { command } => block_on(secrets::run(command, printer)),
         Command::Kv { command } => block_on(kv::run(command, printer)),
+        Command::Recording { command } => block_on(recordings::run(command, printer)),
+        Command::Replay(arguments) => block_on(recordings::replay(arguments, printer)),
         Command::Receipt { command } => block_on(receipts::run(command, printer)),
         Command::Usage(arguments) => block_on(usage::run(arguments, printer)),
         Command::Tenant { command } => block_on(local::tenant(command, printer)),

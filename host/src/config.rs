@@ -17,6 +17,7 @@ use types::{Blame, PlanLimits};
 
 use crate::adapters::SourcesConfig;
 use crate::keyvalue::KeyValueLimits;
+use crate::oci::PluginSourcesConfig;
 use crate::outbound::OutboundConfig;
 use crate::quotas::Quota;
 
@@ -79,6 +80,8 @@ pub struct Config {
     pub plugin_instances_max: u32,
     /// What every tenant may use that has no quota of its own.
     pub tenant_quota: Quota,
+    /// Which registries plugins may be pulled from by this host.
+    pub plugin_sources: PluginSourcesConfig,
     /// Where plugins may send requests, as far as manifests grant it.
     pub plugin_http: OutboundConfig,
     /// What key-value buckets may hold.

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use types::{Blame, PlanError};
 
-use crate::adapters::AdapterError;
+use crate::adapters::{AdapterError, PluginSignatureError};
 use crate::artifacts::ArtifactError;
 use crate::config::ConfigError;
 use crate::invoke::HandOverError;
 use crate::keyvalue::KeyValueError;
+use crate::oci::OciError;
 use crate::quotas::QuotaError;
 use crate::receipt::ReceiptError;
 use crate::registry::RegistryError;
@@ -91,6 +92,9 @@ pub enum Error {
     /// Nothing could be answered in time.
     #[error("the deadline passed before the adapters were there")]
     Deadline,
+    /// Something that a plugin waited for, or the plugin, was not there in time.
+    #[error("the deadline passed before {0}")]
+    Late(&'static str),
     /// A cold policy: the adapters are not in memory, and nothing else is to be served.
     #[error("{adapters} of the adapters are not in memory yet; they are being loaded, try again")]
     Cold {
@@ -129,6 +133,12 @@ pub enum Error {
     /// Key-value buckets.
     #[error(transparent)]
     KeyValue(#[from] KeyValueError),
+    /// Signatures of plugins.
+    #[error(transparent)]
+    PluginSignature(#[from] PluginSignatureError),
+    /// Registries of plugins.
+    #[error(transparent)]
+    Oci(#[from] OciError),
     /// Pointers.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -189,7 +199,7 @@ impl Error {
             Self::Constraint { source, .. } => source.code(),
             Self::Plugin(error) => error.code(),
             Self::Submit(error) => error.code(),
-            Self::Deadline => "deadline_exceeded",
+            Self::Deadline | Self::Late(_) => "deadline_exceeded",
             Self::Cold { .. } => "adapter_cold",
             Self::Generation(error) => error.code(),
             Self::Model(error) => error.code(),
@@ -201,6 +211,8 @@ impl Error {
             Self::Quota(error) => error.code(),
             Self::Secret(error) => error.code(),
             Self::KeyValue(error) => error.code(),
+            Self::Oci(error) => error.code(),
+            Self::PluginSignature(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Receipt(error) => error.code(),
             Self::Config(error) => error.code(),
@@ -220,7 +232,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::TooSlow
             | Self::Rejected { .. } => Blame::Caller,
-            Self::Unavailable(_) | Self::Deadline | Self::Cold { .. } => Blame::Capacity,
+            Self::Unavailable(_) | Self::Deadline | Self::Late(_) | Self::Cold { .. } => Blame::Capacity,
             Self::Plan { by_caller: true, .. } => Blame::Caller,
             Self::Plan { source, .. } => source.blame(),
             Self::HandOver(error) => error.blame(),
@@ -239,6 +251,8 @@ impl Error {
             Self::Quota(error) => error.blame(),
             Self::Secret(error) => error.blame(),
             Self::KeyValue(error) => error.blame(),
+            Self::Oci(error) => error.blame(),
+            Self::PluginSignature(error) => error.blame(),
             Self::Store(error) => error.blame(),
             Self::Receipt(error) => error.blame(),
             Self::Config(error) => error.blame(),

@@ -25,9 +25,11 @@ use crate::invoke::{Handling, TenantSalts};
 use crate::keyvalue::KeyValues;
 use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
+use crate::oci::PluginSources;
 use crate::outbound::WebClient;
 use crate::quotas::Quotas;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
+use crate::recordings::{RecordingLimits, Recordings};
 use crate::registry::Registry;
 use crate::revocation::{Revocation, Revocations};
 use crate::secrets::Secrets;
@@ -45,6 +47,7 @@ pub(crate) struct Host {
     pub(crate) registry: Registry,
     pub(crate) artifacts: Artifacts,
     pub(crate) plugins: PluginHost,
+    pub(crate) plugin_sources: PluginSources,
     pub(crate) plan_limits: PlanLimits,
     pub(crate) adapters: AdapterStore,
     pub(crate) revocations: Revocations,
@@ -58,6 +61,7 @@ pub(crate) struct Host {
     pub(crate) receipts: ReceiptLog,
     pub(crate) receipt_keys: PublicKeys,
     pub(crate) logs: FunctionLogs,
+    pub(crate) recordings: Recordings,
     pub(crate) shadows: Shadows,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) precision: String,
@@ -121,6 +125,7 @@ impl Host {
         let artifacts = Artifacts::new(store.clone());
         let registry = Registry::new(store.clone());
         let plugins = open_plugins(config, compiler)?;
+        let plugin_sources = PluginSources::new(&config.plugin_sources)?;
         let (base, runner) = open_base(config).await?;
         let layers = u32::try_from(base.config().layers).unwrap_or(u32::MAX);
         let vocabulary = u32::try_from(base.config().vocabulary).unwrap_or(u32::MAX);
@@ -173,6 +178,7 @@ impl Host {
             registry,
             artifacts,
             plugins,
+            plugin_sources,
             plan_limits,
             adapters,
             revocations,
@@ -186,6 +192,7 @@ impl Host {
             receipts,
             receipt_keys,
             logs: FunctionLogs::new(LogLimits::default()),
+            recordings: Recordings::open(store.database(), RecordingLimits::default())?,
             shadows: Shadows::new()?,
             metrics: Arc::clone(metrics),
             precision: config.precision.to_string(),
@@ -337,6 +344,7 @@ pub(crate) async fn close(running: Running) -> Result<(), Error> {
         if let Err(error) = engine.abort() {
             tracing::error!(%error, "the engine did not stop cleanly");
         }
+        host.recordings.close();
         host.receipts.close();
     });
     stopped.await.map_err(|error| Error::Internal(format!("closing did not return: {error}")))?;

@@ -22,14 +22,17 @@ mod openapi;
 mod operations;
 mod pace;
 mod pins;
+mod plugins;
 mod quotas;
 mod receipts;
+mod recordings;
 mod revocations;
 mod rollouts;
 mod secrets;
 mod shares;
 mod sticky;
 mod stream;
+mod tags;
 mod tls;
 mod usage;
 mod vllm;
@@ -40,6 +43,7 @@ pub(crate) use answers::AdapterReport;
 pub use in_process::{Answer, InProcess};
 pub(crate) use listen::{Listener, Serving, serve};
 pub(crate) use tls::Tls;
+pub(crate) use wire::json_request;
 
 use std::sync::{Arc, OnceLock};
 
@@ -127,14 +131,15 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
     use Access::{Needs, Public};
     use Right::{Adapters, Admin, Deploy, Invoke, Receipts};
     let route = |path, access, methods| Route { path, access, dialect: Dialect::Own, methods };
-    let plugin_body = DefaultBodyLimit::max(limits.upload_bytes_max);
+    let plugin_body = DefaultBodyLimit::max(plugins::body_bytes_max(limits.upload_bytes_max));
     let adapter_body = DefaultBodyLimit::max(adapters::adapter_bytes_max(limits));
     vec![
         route("/health", Public, get(operations::health)),
         route("/ready", Public, get(operations::ready)),
         route("/metrics", Public, get(operations::metrics)),
         route("/openapi.json", Public, get(openapi::serve)),
-        route("/v1/plugins", Needs(Deploy), post(functions::upload).layer(plugin_body)),
+        route("/v1/plugins", Needs(Deploy), post(plugins::upload).layer(plugin_body)),
+        route("/v1/plugins/{digest}", Needs(Deploy), get(plugins::download)),
         route("/v1/functions", Needs(Deploy), get(functions::list)),
         route(
             "/v1/functions/{name}",
@@ -150,6 +155,8 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             put(rollouts::put_shadow).get(rollouts::show_shadow).delete(rollouts::end_shadow),
         ),
         route("/v1/functions/{name}/logs", Needs(Deploy), get(logs::read)),
+        route("/v1/functions/{name}/recordings", Needs(Deploy), get(recordings::list)),
+        route("/v1/recordings/{request}", Needs(Deploy), get(recordings::show)),
         route("/v1/functions/{name}/invoke", Needs(Invoke), post(invoke::invoke)),
         route("/v1/adapters", Needs(Adapters), get(adapters::list)),
         route(
@@ -157,6 +164,7 @@ fn routes(limits: &HttpLimits) -> Vec<Route> {
             Needs(Adapters),
             put(adapters::put).layer(adapter_body).get(adapters::show).delete(adapters::remove),
         ),
+        route("/v1/adapters/{alias}/tags", Needs(Adapters), put(tags::put)),
         route("/v1/adapters/{alias}/pin", Needs(Adapters), put(pins::put).delete(pins::remove)),
         route(
             "/v1/adapters/{alias}/readers",

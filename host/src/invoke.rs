@@ -3,6 +3,8 @@
 //!
 //! Not here: JSON and HTTP types, and how any stage does its work.
 
+mod agent;
+mod call;
 mod called;
 mod cold;
 mod copy;
@@ -12,11 +14,13 @@ mod generation;
 mod grants;
 mod hand_over;
 mod lent;
+mod nested;
 mod pending;
 mod post;
 mod prompt;
 mod record;
 mod seed;
+mod sessions;
 mod stop;
 mod template;
 mod terms;
@@ -42,6 +46,7 @@ use crate::host::Host;
 use crate::logs::InvocationLog;
 use crate::registry::ManifestRelease;
 use crate::tenants::Principal;
+use agent::AgentWork;
 use cold::{ColdBounds, Resident};
 use copy::Tap;
 use course::Rights;
@@ -94,6 +99,8 @@ pub(crate) enum Routed {
     Draft(Box<Draft>),
     /// Answered without generating.
     Answer(Box<FunctionCall>, String),
+    /// Left to an agent.
+    Agent(Box<AgentWork>),
 }
 
 /// A request that is ready for the engine, or answered already.
@@ -111,6 +118,7 @@ struct Prepared {
 enum Work {
     Answer { call: Box<FunctionCall>, text: String, stages: Stages },
     Generate(Box<generation::Parts>),
+    Agent(Box<AgentWork>, Stages),
 }
 
 /// A request that has its place in the engine's queue. Dropping it gives the place back.
@@ -198,12 +206,15 @@ async fn prepare_tapped(host: &Arc<Host>, invocation: Invocation) -> Result<Prep
     let from_plugin = matches!(target, Target::Function(_));
     let routed = match target {
         Target::Plan(plan) => Routed::Draft(Box::new(direct(host, &principal, *plan).await?)),
-        Target::Function(called) => function::route(host, &principal, &called, &mut request, started).await?,
+        Target::Function(called) => {
+            function::route(host, &principal, &called, &mut request, (handling, started)).await?
+        }
     };
     let plugin = if from_plugin { started.elapsed() } else { Duration::ZERO };
     let stages = Stages { started, plugin, adapters: Duration::ZERO };
     let (log, work) = match routed {
         Routed::Answer(call, text) => (Some(call.log.clone()), Work::Answer { call, text, stages }),
+        Routed::Agent(work) => (Some(work.call.log.clone()), Work::Agent(work, stages)),
         Routed::Draft(draft) => {
             let log = draft.function.as_ref().map(|call| call.log.clone());
             let checked = check(host, &principal, *draft, choice, stages).await;
@@ -319,6 +330,7 @@ impl Queued {
             (Work::Answer { call, text, stages }, _) => {
                 Generation::answered(host, &principal, &request, *call, text, stages).await
             }
+            (Work::Agent(work, stages), _) => Generation::agent(host, &principal, &request, *work, stages).await,
             (Work::Generate(parts), Some(tokens)) => {
                 let terms = parts.terms(host, &principal, handling);
                 Generation::started(host, &principal, &request, *parts, tokens, terms).await

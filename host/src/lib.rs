@@ -15,6 +15,7 @@ mod key_file;
 pub mod adapters;
 pub mod artifacts;
 pub mod keyvalue;
+pub mod oci;
 pub mod outbound;
 pub mod quotas;
 pub mod registry;
@@ -23,11 +24,13 @@ pub mod secrets;
 mod shadows;
 pub mod store;
 pub mod tenants;
+mod tools;
 
 // Records.
 mod logs;
 pub mod metrics;
 pub mod receipt;
+mod recordings;
 
 pub use error::Error;
 /// For tests and fuzz targets.

@@ -130,6 +130,7 @@ struct Fed {
     plugin_instances: Gauge,
     plugin_instances_max: Gauge,
     plugin_log_lines_dropped: Counter,
+    recordings_dropped: Counter,
     preemptions: Counter,
     prefix_queries: Counter,
     prefix_hits: Counter,
@@ -321,6 +322,11 @@ impl Metrics {
         self.fed.plugin_log_lines_dropped.inner().store(stats.log_lines_dropped, Relaxed);
     }
 
+    /// Feeds how many recordings of requests were dropped.
+    pub fn observe_recordings(&self, dropped: u64) {
+        self.fed.recordings_dropped.inner().store(dropped, Relaxed);
+    }
+
     /// Feeds what the receipt log has written.
     pub fn observe_receipts(&self, counts: &ReceiptCounts) {
         for (kind, count) in [
@@ -402,6 +408,12 @@ impl Fed {
                 r,
                 "tenon_plugin_log_lines_dropped",
                 "Log lines of plugins over their limits",
+                Counter::default(),
+            ),
+            recordings_dropped: add(
+                r,
+                "tenon_recordings_dropped",
+                "Recordings of requests that found no room",
                 Counter::default(),
             ),
             engine_steps: add(r, "tenon_engine_steps", "Steps of the engine", Counter::default()),

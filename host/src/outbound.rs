@@ -122,7 +122,7 @@ impl WebClient {
         bounds: OutboundBounds,
     ) -> Result<http::Response<Bytes>, OutboundError> {
         let (parts, body) = request.into_parts();
-        let url = Url::parse(&parts.uri.to_string()).map_err(|_| OutboundError::Failed("its URL is none"))?;
+        let url = Url::parse(&parts.uri.to_string()).map_err(|_| OutboundError::Failed("its URL is none".into()))?;
         self.check(grants, &parts.method, &url)?;
         let mut headers = parts.headers;
         // These follow from the URL and the body.
@@ -133,7 +133,7 @@ impl WebClient {
         let answered = async {
             let answer = request.send().await.map_err(|error| match refusal(&error) {
                 Some(_) => OutboundError::Address(host),
-                None => OutboundError::Failed(reason(&error)),
+                None => OutboundError::Failed(reason(&error).into()),
             })?;
             read(answer, bounds).await
         };
@@ -166,7 +166,7 @@ impl WebClient {
         let resolver = GuardedResolver { guard: Arc::clone(&self.guard), lookup: Arc::clone(&self.lookup) };
         let no_client = |error: String| {
             tracing::error!(error, "no HTTP client for plugins");
-            OutboundError::Failed("the host has no HTTP client; its log has the reason")
+            OutboundError::Failed("the host has no HTTP client; its log has the reason".into())
         };
         let tls = tls(true).map_err(|error| no_client(error.to_string()))?;
         let made = Client::builder()
@@ -198,7 +198,7 @@ async fn read(mut answer: reqwest::Response, bounds: OutboundBounds) -> Result<h
     }
     let max = bounds.response_bytes_max;
     let mut body = BytesMut::new();
-    while let Some(piece) = answer.chunk().await.map_err(|error| OutboundError::Failed(reason(&error)))? {
+    while let Some(piece) = answer.chunk().await.map_err(|error| OutboundError::Failed(reason(&error).into()))? {
         if body.len().saturating_add(piece.len()) > max {
             return Err(OutboundError::Limit { limit: "http_response_bytes_max", max });
         }

@@ -32,8 +32,8 @@ pub(crate) use key::PublicKeyEntry;
 pub use key::{PublicKeys, ReceiptKey};
 pub use log::{Final, OpenReceipt, ReceiptCounts, ReceiptLog, Started, StoredReceipt};
 pub use record::{
-    AdapterPart, AdapterUse, Claim, Claims, ColdRecord, Ending, FunctionRef, Kind, LoadRecord, Outcome, Receipt,
-    ReceiptId, SamplingRecord, Subject, Timings, TokenCounts,
+    AdapterPart, AdapterUse, CallRecord, CalledBy, Claim, Claims, ColdRecord, Ending, FunctionRef, GenerationRecord,
+    Kind, LoadRecord, Outcome, Receipt, ReceiptId, SamplingRecord, Subject, Timings, TokenCounts,
 };
 pub use usage::{Part, USAGE_DAYS_MAX, UsageCounts, UsageDays, UsageRow, day_of};
 pub use verify::{Break, Head, Verified, Verifier, verify};

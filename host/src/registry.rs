@@ -1,5 +1,5 @@
 //! Functions: names with immutable versions, pointers to those that answer (`head.rs`, `rollout.rs`), and the plugins that a
-//! tenant may deploy.
+//! tenant may deploy (`plugins.rs`).
 //!
 //! All of it is keyed by tenant; what another tenant has cannot be told from what is not there. Not here: the bytes of plugins
 //! (`artifacts`), checks of a plan against a manifest (`types::ValidPlan`).
@@ -12,6 +12,7 @@ mod error;
 mod head;
 mod live;
 mod manifest;
+mod plugins;
 mod rollout;
 
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use moka::future::Cache;
 use serde::{Deserialize, Serialize};
-use types::{Digest, FunctionName, TenantId};
+use types::{FunctionName, TenantId};
 
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError};
 
@@ -119,46 +120,6 @@ impl Registry {
             |_: &VersionKey, found: &FunctionVersion| u32::try_from(found.manifest.text_bytes()).unwrap_or(u32::MAX);
         let versions = Cache::builder().max_capacity(MANIFEST_CACHE_BYTES_MAX).weigher(weigh).build();
         Self { store, versions }
-    }
-
-    /// Notes that the tenant uploaded this plugin; again is no error.
-    ///
-    /// # Errors
-    /// [`RegistryError::OverLimit`].
-    pub async fn record_plugin(&self, tenant: &TenantId, digest: Digest) -> Result<(), RegistryError> {
-        if self.owns_plugin(tenant, digest).await? {
-            return Ok(());
-        }
-        if self.plugins(tenant).await?.len() >= PLUGINS_PER_TENANT_MAX {
-            let (limit, max) = ("plugins_per_tenant_max", PLUGINS_PER_TENANT_MAX);
-            return Err(RegistryError::OverLimit { what: "the number of plugins", limit, max });
-        }
-        match self.store.swap(&plugin_key(tenant, digest), None, Some(Bytes::from_static(b"{}"))).await {
-            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Whether the tenant uploaded this plugin.
-    ///
-    /// # Errors
-    /// [`RegistryError::Store`].
-    pub async fn owns_plugin(&self, tenant: &TenantId, digest: Digest) -> Result<bool, RegistryError> {
-        Ok(self.store.get(&plugin_key(tenant, digest)).await?.is_some())
-    }
-
-    /// The tenant's plugins.
-    ///
-    /// # Errors
-    /// [`RegistryError::Store`].
-    pub async fn plugins(&self, tenant: &TenantId) -> Result<Vec<Digest>, RegistryError> {
-        let prefix = format!("plugins/{tenant}/");
-        let found = self.store.scan(&prefix).await?;
-        let digest = |key: &str| key.strip_prefix(&prefix).and_then(|text| text.parse().ok());
-        found
-            .iter()
-            .map(|found| digest(&found.key).ok_or_else(|| RegistryError::BadRecord(found.key.clone())))
-            .collect()
     }
 
     /// Adds a version, durable before it is visible. The first one becomes live, on behalf of the key `by`.
@@ -447,10 +408,6 @@ fn head_key(tenant: &TenantId, function: &FunctionName) -> String {
 
 fn version_key(tenant: &TenantId, function: &FunctionName, version: u32) -> String {
     format!("versions/{tenant}/{function}/{version:010}")
-}
-
-fn plugin_key(tenant: &TenantId, digest: Digest) -> String {
-    format!("plugins/{tenant}/{digest}")
 }
 
 fn unix_ms() -> u64 {

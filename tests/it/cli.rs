@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::{Value, json};
-use tests::{Options, Server, adapter_folder, guest, run_tenon, shared_server, tenon};
+use tests::{MemoryRegistry, Options, Server, adapter_folder, guest, run_tenon, shared_server, tenon};
 
 /// Runs `tenon` against this server with its development key.
 fn run(server: &Server, arguments: &[&str]) -> Output {
@@ -208,6 +208,9 @@ fn every_command_speaks_json() {
     let adapter = adapter.to_str().unwrap();
     let receipt = server.client().post("/v1/functions/echo/invoke", &json!({"input": "a", "max_tokens": 1}));
     let receipt = receipt.expect(200).receipt.unwrap();
+    tests::deploy_plugin(&server.client(), "json-recorded", "echo", &json!({"record": {}}));
+    let request = server.client().post("/v1/functions/json-recorded/invoke", &json!({"input": "a", "max_tokens": 1}));
+    let request = request.expect(200).request.unwrap();
     let made = server.client().post("/v1/keys", &json!({"tenant": "dev", "rights": ["invoke"]})).expect(201).json();
     let key = made["id"].as_str().unwrap().to_owned();
     let base = tests::base().expect("the server has one");
@@ -220,11 +223,17 @@ fn every_command_speaks_json() {
     let into = folder.path().to_str().unwrap();
     let shaped = shaped_project(folder.path(), plugin);
     let shaped = shaped.to_str().unwrap();
+    let registry = MemoryRegistry::start();
+    let (reference, pulled) = (format!("{}/json:1", registry.address()), folder.path().join("pulled.wasm"));
+    let (reference, pulled) = (reference.as_str(), pulled.to_str().unwrap());
     // In an order in which each finds what it needs.
-    let commands: [(&str, Vec<&str>, &str); 41] = [
+    let commands: [(&str, Vec<&str>, &str); 47] = [
         ("new", vec!["json-project", "--lang", "c", "--into", into], "/files/0"),
         ("build", vec![shaped], "/component"),
+        ("dev", vec![shaped, "--name", "json-dev", "--once"], "/version"),
         ("inspect", vec![plugin], "/imports/0"),
+        ("push", vec![plugin, reference, "--plain-http"], "/digest"),
+        ("pull", vec![reference, "--plain-http", "--output", pulled], "/component"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date"], "/version"),
         ("deploy", vec!["json-f", "--plugin", plugin, "--adapter", "iso-date", "--promote"], "/live"),
         ("versions", vec!["json-f"], "/data/1/created_unix_ms"),
@@ -253,6 +262,9 @@ fn every_command_speaks_json() {
         ("kv list", vec!["json-bucket"], "/keys/0"),
         ("kv get", vec!["json-bucket", "a/key"], "/value"),
         ("kv delete", vec!["json-bucket", "a/key"], "/removed"),
+        ("recording list", vec!["echo"], "/data"),
+        ("recording show", vec![&request], "/data/0/head/function"),
+        ("replay", vec![&request], "/is_same"),
         ("receipt show", vec![&receipt], "/receipt/id"),
         ("receipt verify", vec![&receipt], "/head/digest"),
         ("usage", vec![], "/total/requests"),

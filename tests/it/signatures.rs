@@ -37,7 +37,7 @@ fn a_tenant_s_adapters_must_be_signed_by_whom_it_trusts() {
     let path = "/v1/tenants/signed/signers";
     assert_eq!(
         operator.get(path).expect(200).json(),
-        json!({"tenant": "signed", "policy": "none", "keys": [], "revision": 0})
+        json!({"tenant": "signed", "policy": "none", "plugins": "none", "keys": [], "revision": 0})
     );
 
     // Nobody asks for it yet: a signature is kept quiet about, not believed.

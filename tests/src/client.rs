@@ -173,6 +173,19 @@ impl Client {
         answer.json().get("digest").and_then(Value::as_str).expect("a digest").to_owned()
     }
 
+    /// Uploads a component with signatures beside it.
+    ///
+    /// # Panics
+    /// If the server does not answer.
+    #[must_use]
+    pub fn upload_signed_plugin(&self, bytes: Vec<u8>, signatures: &[Vec<u8>]) -> Answer {
+        let form = multipart::Form::new().part("plugin", multipart::Part::bytes(bytes));
+        let signed =
+            |form: multipart::Form, bundle: &Vec<u8>| form.part("signature", multipart::Part::bytes(bundle.clone()));
+        let request = self.request(Method::POST, "/v1/plugins").multipart(signatures.iter().fold(form, signed));
+        answer(request.send().expect("the server answers"))
+    }
+
     /// Uploads the two files of a PEFT folder.
     #[must_use]
     pub fn upload_adapter(&self, alias: &str, folder: &Path) -> Answer {

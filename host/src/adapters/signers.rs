@@ -1,20 +1,20 @@
-//! Who may sign a tenant's adapters, and whether that is asked for: one record per tenant, `adapter-signers/TENANT`, swapped
+//! Who may sign a tenant's adapters and plugins, and whether that is asked for: one record per tenant, `adapter-signers/TENANT`, swapped
 //! against its version. Not here: how a signature is verified (`signature`).
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use types::TenantId;
+use types::{Digest, TenantId};
 
-use super::signature::{self, SignatureError, SignerKey};
+use super::signature::{self, PluginSignatureError, SignatureError, SignerKey};
 use super::{AdapterError, AdapterStore};
 use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 
 /// Keys that one tenant may trust: a signature is tried under each.
 pub const SIGNER_KEYS_MAX: usize = 16;
 
-/// Whether a tenant's adapters must be signed.
+/// Whether what a tenant uploads must be signed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SignaturePolicy {
@@ -30,15 +30,17 @@ pub enum SignaturePolicy {
 /// What a tenant asks of signatures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Signers {
-    /// Whether there must be one.
+    /// Whether adapters must have one.
     pub policy: SignaturePolicy,
+    /// Whether plugins must have one.
+    pub plugins: SignaturePolicy,
     /// Whose holds.
     pub keys: Vec<SignerKey>,
     /// Counts the changes; 0 before the first.
     pub revision: u64,
 }
 
-/// What was found of an adapter's signature when its alias was set.
+/// What was found of an adapter's signature when its alias was set, of a plugin's when it was uploaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum SignatureState {
@@ -73,6 +75,38 @@ impl Signers {
             }
         }
     }
+
+    /// Applies the policy to a component that is uploaded. Of several bundles one must hold.
+    ///
+    /// # Errors
+    /// [`PluginSignatureError::Required`], and whatever is wrong with the signatures that are looked at.
+    pub fn check_plugin(&self, bundles: &[Bytes], component: &[u8]) -> Result<SignatureState, PluginSignatureError> {
+        match (self.plugins, bundles) {
+            (SignaturePolicy::Required, []) => Err(PluginSignatureError::Required),
+            (_, []) => Ok(SignatureState::Unsigned),
+            (SignaturePolicy::None, _) => Ok(SignatureState::Unchecked),
+            (SignaturePolicy::Optional | SignaturePolicy::Required, [first, rest @ ..]) => {
+                let verify = |bundle: &Bytes| signature::verify_component(bundle, &self.keys, component);
+                // What is wrong with the first is what is told: mostly there is one.
+                let found =
+                    verify(first).or_else(|error| rest.iter().find_map(|bundle| verify(bundle).ok()).ok_or(error));
+                Ok(SignatureState::Signed { key: found? })
+            }
+        }
+    }
+
+    /// Applies the policy as it is now to a plugin that was uploaded before.
+    ///
+    /// # Errors
+    /// [`PluginSignatureError::Unsigned`].
+    pub fn check_uploaded(&self, digest: Digest, found: &SignatureState) -> Result<(), PluginSignatureError> {
+        let is_signed =
+            matches!(found, SignatureState::Signed { key } if self.keys.iter().any(|known| known.id() == key));
+        if self.plugins == SignaturePolicy::Required && !is_signed {
+            return Err(PluginSignatureError::Unsigned(digest));
+        }
+        Ok(())
+    }
 }
 
 impl AdapterStore {
@@ -96,7 +130,22 @@ impl AdapterStore {
         keys: &[SignerKey],
         expect: Option<u64>,
     ) -> Result<Signers, AdapterError> {
-        self.signers.set(tenant, policy, keys, expect).await
+        self.signers.set(tenant, policy, None, keys, expect).await
+    }
+
+    /// The same, and whether plugins must be signed; `None` leaves that as it is.
+    ///
+    /// # Errors
+    /// As [`Self::set_signers`].
+    pub async fn set_signers_of_all(
+        &self,
+        tenant: &TenantId,
+        policy: SignaturePolicy,
+        plugins: Option<SignaturePolicy>,
+        keys: &[SignerKey],
+        expect: Option<u64>,
+    ) -> Result<Signers, AdapterError> {
+        self.signers.set(tenant, policy, plugins, keys, expect).await
     }
 }
 
@@ -104,6 +153,9 @@ impl AdapterStore {
 #[serde(deny_unknown_fields)]
 struct SignersRecord {
     policy: SignaturePolicy,
+    /// Of plugins; an older record has none.
+    #[serde(default)]
+    plugins: SignaturePolicy,
     /// In PEM.
     keys: Vec<String>,
     revision: u64,
@@ -129,6 +181,7 @@ impl SignerStore {
         &self,
         tenant: &TenantId,
         policy: SignaturePolicy,
+        plugins: Option<SignaturePolicy>,
         keys: &[SignerKey],
         expect: Option<u64>,
     ) -> Result<Signers, AdapterError> {
@@ -144,10 +197,11 @@ impl SignerStore {
             }
             let revision = found.revision + 1;
             let pems = keys.iter().map(|key| key.pem().to_owned()).collect();
-            let record = SignersRecord { policy, keys: pems, revision };
+            let plugins = plugins.unwrap_or(found.plugins);
+            let record = SignersRecord { policy, plugins, keys: pems, revision };
             let value = serde_json::to_vec(&record).map_err(|_| AdapterError::BadRecord(key.clone()))?;
             match self.store.swap(&key, version, Some(Bytes::from(value))).await {
-                Ok(_) => return Ok(Signers { policy, keys: keys.to_vec(), revision }),
+                Ok(_) => return Ok(Signers { policy, plugins, keys: keys.to_vec(), revision }),
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -161,7 +215,8 @@ impl SignerStore {
         let record: SignersRecord = serde_json::from_slice(&value).map_err(|_| bad())?;
         let keys = record.keys.iter().map(|pem| SignerKey::from_pem(pem).map_err(|_| bad()));
         let keys = keys.collect::<Result<_, _>>()?;
-        Ok((Signers { policy: record.policy, keys, revision: record.revision }, Some(version)))
+        let (policy, plugins) = (record.policy, record.plugins);
+        Ok((Signers { policy, plugins, keys, revision: record.revision }, Some(version)))
     }
 }
 

@@ -208,6 +208,6 @@ impl Sources {
 }
 
 #[cfg(test)]
-pub(super) mod fault_server;
+pub(crate) mod fault_server;
 #[cfg(test)]
 mod tests;

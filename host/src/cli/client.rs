@@ -2,24 +2,46 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use clap::Args;
 use futures::StreamExt as _;
 use reqwest::Method;
 use reqwest::header::CONTENT_LENGTH;
+use reqwest::multipart::{Form, Part};
 use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Refusal};
 use super::output::{Printer, cell, put, read, read_text, text};
+use super::registry::{RegistryArgs, reference, signatures};
 use super::remote::{Connection, Remote, broken, segment, upload};
 use crate::error::Error;
+use crate::oci::SIGNATURES_MAX;
 
 #[derive(Debug, Args)]
 pub(crate) struct DeployArgs {
     /// Name of the function
     name: String,
-    /// The component, a .wasm file
-    #[arg(long, value_name = "FILE")]
-    plugin: PathBuf,
+    /// The component: a .wasm file, or oci://REGISTRY/REPOSITORY:TAG, which is pulled first
+    #[arg(long, value_name = "FILE|oci://…")]
+    plugin: String,
+    /// A signature of the component, a Sigstore bundle as `cosign sign-blob --bundle` writes it; may be repeated. What is pulled
+    /// brings its own
+    #[arg(long = "signature", value_name = "FILE")]
+    signatures: Vec<PathBuf>,
+    #[command(flatten)]
+    manifest: ManifestArgs,
+    /// Make the new version live at once
+    #[arg(long)]
+    promote: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// What a version has beside its plugin.
+#[derive(Debug, Args)]
+pub(crate) struct ManifestArgs {
     /// The rest of the manifest, JSON without `plugin`: grants, limits and the like; the other options add to it
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
@@ -35,55 +57,97 @@ pub(crate) struct DeployArgs {
     /// A prompt template, NAME=FILE; may be repeated
     #[arg(long = "template", value_name = "NAME=FILE")]
     templates: Vec<String>,
-    /// Make the new version live at once
-    #[arg(long)]
-    promote: bool,
-    #[command(flatten)]
-    connection: Connection,
+    /// Record so many requests in a hundred, for `tenon replay`; all without a number
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, default_missing_value = "100", require_equals = true)]
+    record: Option<f64>,
 }
 
 /// Uploads the plugin and puts a version of the function.
 pub(crate) async fn deploy(arguments: DeployArgs, printer: Printer) -> Result<(), Failure> {
     let remote = Remote::new(&arguments.connection)?;
-    let component = read(&arguments.plugin)?;
-    let bytes = component.len();
-    let call = remote.call(Method::POST, "/v1/plugins").header(CONTENT_LENGTH, bytes);
-    let plugin = remote.json(call.body(upload(component, "uploading the plugin"))).await?;
+    let (component, signatures) = component(&arguments).await?;
+    let DeployArgs { name, manifest, promote, .. } = arguments;
+    let put = put_version(&remote, &name, (component, signatures), manifest.read()?, promote).await?;
+    printer.result(&put, |put| {
+        let (version, live, plugin) = (cell(put, "version"), cell(put, "live"), text(put, "plugin"));
+        format!("{} version {version} (live: {live}), plugin {plugin}", text(put, "name"))
+    })
+}
+
+/// Uploads a component with its signatures and puts a version with it; what the host answered, with the plugin's digest.
+pub(crate) async fn put_version(
+    remote: &Remote,
+    name: &str,
+    (component, signatures): (Vec<u8>, Vec<Bytes>),
+    mut manifest: Map<String, Value>,
+    promote: bool,
+) -> Result<Value, Failure> {
+    let plugin = send_plugin(remote, component, signatures).await?;
     let plugin = text(&plugin, "digest");
-    let mut manifest = written(arguments.manifest.as_deref())?;
     manifest.insert("plugin".to_owned(), plugin.into());
-    for name in arguments.adapters {
-        if let Some(list) = manifest.entry("adapters").or_insert_with(|| json!([])).as_array_mut() {
-            list.push(name.into());
-        }
-    }
-    for name in arguments.functions {
-        if let Some(list) = manifest.entry("functions").or_insert_with(|| json!([])).as_array_mut() {
-            list.push(name.into());
-        }
-    }
-    for pair in &arguments.templates {
-        let (name, file) = name_value(pair, "template")?;
-        set(&mut manifest, "templates", name, read_text(file.as_ref())?);
-    }
-    for pair in &arguments.config {
-        let (name, value) = name_value(pair, "config")?;
-        set(&mut manifest, "config", name, value.to_owned());
-    }
-    let path = format!("/v1/functions/{}", segment(&arguments.name));
+    let path = format!("/v1/functions/{}", segment(name));
     let mut put = remote.json(remote.call(Method::PUT, &path).json(&manifest)).await?;
     let version = put.get("version").cloned().unwrap_or_default();
-    if arguments.promote && put.get("live") != Some(&version) {
+    if promote && put.get("live") != Some(&version) {
         let call = remote.call(Method::POST, &format!("{path}/promote")).json(&json!({"version": version}));
         let live = remote.json(call).await?.get("live").cloned().unwrap_or_default();
         put.as_object_mut().into_iter().for_each(|put| drop(put.insert("live".into(), live.clone())));
     }
     put.as_object_mut().into_iter().for_each(|put| drop(put.insert("plugin".into(), plugin.into())));
-    printer.result(&put, |put| {
-        let (name, live) = (text(put, "name"), cell(put, "live"));
-        format!("{name} version {version} (live: {live}), plugin {plugin}")
-    })?;
-    Ok(())
+    Ok(put)
+}
+
+impl ManifestArgs {
+    /// The manifest without its plugin.
+    pub(crate) fn read(&self) -> Result<Map<String, Value>, Failure> {
+        let mut manifest = written(self.manifest.as_deref())?;
+        for (member, names) in [("adapters", &self.adapters), ("functions", &self.functions)] {
+            for name in names {
+                if let Some(list) = manifest.entry(member).or_insert_with(|| json!([])).as_array_mut() {
+                    list.push(name.as_str().into());
+                }
+            }
+        }
+        for pair in &self.templates {
+            let (name, file) = name_value(pair, "template")?;
+            set(&mut manifest, "templates", name, read_text(file.as_ref())?);
+        }
+        for pair in &self.config {
+            let (name, value) = name_value(pair, "config")?;
+            set(&mut manifest, "config", name, value.to_owned());
+        }
+        if let Some(percent) = self.record
+            && let Some(record) = manifest.entry("record").or_insert_with(|| json!({})).as_object_mut()
+        {
+            record.insert("percent".to_owned(), percent.into());
+        }
+        Ok(manifest)
+    }
+}
+
+/// The component with its signatures, from files or from a registry.
+async fn component(arguments: &DeployArgs) -> Result<(Vec<u8>, Vec<Bytes>), Failure> {
+    let mut signatures = signatures(&arguments.signatures)?;
+    if !arguments.plugin.starts_with("oci://") {
+        return Ok((read(Path::new(&arguments.plugin))?, signatures));
+    }
+    let pulled = arguments.registry.pull(&reference(&arguments.plugin)?).await?;
+    // Those that were named come first: the host takes so many.
+    signatures.extend(pulled.signatures);
+    signatures.truncate(SIGNATURES_MAX);
+    Ok((pulled.component.into(), signatures))
+}
+
+async fn send_plugin(remote: &Remote, component: Vec<u8>, signatures: Vec<Bytes>) -> Result<Value, Failure> {
+    let call = remote.call(Method::POST, "/v1/plugins");
+    let bytes = component.len();
+    let body = upload(component, "uploading the plugin");
+    if signatures.is_empty() {
+        return remote.json(call.header(CONTENT_LENGTH, bytes).body(body)).await;
+    }
+    let form = Form::new().part("plugin", Part::stream_with_length(body, bytes as u64));
+    let signed = |form: Form, bundle: Bytes| form.part("signature", Part::stream(bundle));
+    remote.json(call.multipart(signatures.into_iter().fold(form, signed))).await
 }
 
 /// The manifest as it was written in a file.

@@ -22,7 +22,7 @@ pub(crate) enum Failure {
     Remote(Box<Refusal>),
     /// The host did not answer, or not to the end.
     Unreachable(String),
-    /// `tenon doctor` found something, and has said what.
+    /// `tenon doctor` or `tenon replay` found something, and has said what.
     Unsound,
     /// Whoever read the output stopped.
     NobodyReads,

@@ -124,25 +124,63 @@ pub(crate) async fn logs(arguments: LogsArgs, printer: Printer) -> Result<(), Fa
         printer.result(&first, |page| items(page, "data").map(line_text).collect::<Vec<_>>().join("\n"))?;
         return Ok(());
     }
-    let (mut page, mut failures) = (first, 0);
-    loop {
-        say_dropped(&page, printer);
-        for line in items(&page, "data") {
+    let mut tail = Tail { path, since, next: None };
+    tail.say(&first, printer)?;
+    Err(tail.follow(&remote, printer).await)
+}
+
+/// The lines of a function's log as they come.
+pub(super) struct Tail {
+    path: String,
+    since: u64,
+    /// Where to go on.
+    next: Option<String>,
+}
+
+impl Tail {
+    /// From the first line on.
+    pub(super) fn new(function: &str) -> Self {
+        Self { path: format!("/v1/functions/{}/logs", segment(function)), since: 0, next: None }
+    }
+
+    /// Passes over the lines that are there, if there is such a function.
+    pub(super) async fn skip(&mut self, remote: &Remote) {
+        if let Ok(page) = remote.get(&format!("{}?limit=1", self.path)).await {
+            self.next = Some(text(&page, "next").to_owned());
+        }
+    }
+
+    /// Prints lines until there is no more to come, and says why. It may be dropped and called again.
+    pub(super) async fn follow(&mut self, remote: &Remote, printer: Printer) -> Failure {
+        let mut failures = 0;
+        loop {
+            let after = self.next.as_deref().map(|next| format!("after={}&", segment(next))).unwrap_or_default();
+            let (path, since) = (&self.path, self.since);
+            let wait = format!("wait_ms={FOLLOW_WAIT_MS}&limit={PAGE_LINES_MAX}&since_unix_ms={since}");
+            match remote.get(&format!("{path}?{after}{wait}")).await {
+                Ok(page) => {
+                    failures = 0;
+                    if let Err(failure) = self.say(&page, printer) {
+                        return failure;
+                    }
+                }
+                // A host that restarts is back in a moment; its log then begins anew, which the cursor shows it.
+                Err(failure) if failures < RETRIES_MAX && is_passing(&failure) => {
+                    failures += 1;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Err(failure) => return failure,
+            }
+        }
+    }
+
+    fn say(&mut self, page: &Value, printer: Printer) -> Result<(), Failure> {
+        say_dropped(page, printer);
+        self.next = Some(text(page, "next").to_owned());
+        for line in items(page, "data") {
             put(&format!("{}\n", if printer.json { line.to_string() } else { line_text(line) }))?;
         }
-        let after = segment(text(&page, "next"));
-        let next =
-            format!("{path}?after={after}&wait_ms={FOLLOW_WAIT_MS}&limit={PAGE_LINES_MAX}&since_unix_ms={since}");
-        page = loop {
-            match remote.get(&next).await {
-                Ok(page) => break page,
-                // A host that restarts is back in a moment; its log then begins anew, which the cursor shows it.
-                Err(failure) if failures < RETRIES_MAX && is_passing(&failure) => failures += 1,
-                Err(failure) => return Err(failure),
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        };
-        failures = 0;
+        Ok(())
     }
 }
 
@@ -164,7 +202,7 @@ fn say_dropped(page: &Value, printer: Printer) {
 }
 
 /// A plugin wrote the message: it gets no line of its own and no colour.
-fn line_text(line: &Value) -> String {
+pub(super) fn line_text(line: &Value) -> String {
     let at = line.get("time_unix_ms").and_then(Value::as_u64).unwrap_or_default();
     let level = text(line, "level").to_uppercase();
     let (version, request) = (cell(line, "version"), text(line, "request"));

@@ -34,13 +34,16 @@ pub(crate) enum TenantCommand {
         #[command(flatten)]
         place: Place,
     },
-    /// Show who may sign a tenant's adapters, or set it
+    /// Show who may sign a tenant's adapters and plugins, or set it
     Signers {
         /// The tenant
         name: String,
         /// `required`, `optional` or `none`: sets the policy, and the keys with it
         #[arg(long, value_parser = ["required", "optional", "none"])]
         policy: Option<String>,
+        /// The same for plugins; left out, that stays as it is
+        #[arg(long, value_name = "POLICY", value_parser = ["required", "optional", "none"], requires = "policy")]
+        plugins: Option<String>,
         /// A public key (ECDSA P-256, PEM) whose signatures hold; may be given again
         #[arg(long = "signer-key", value_name = "FILE", requires = "policy")]
         keys: Vec<PathBuf>,
@@ -119,12 +122,12 @@ pub(crate) async fn tenant(command: TenantCommand, printer: Printer) -> Result<(
             }
             printer.result(&created, |_| format!("tenant {name} created"))?;
         }
-        TenantCommand::Signers { name, policy, keys, expect, connection } => {
+        TenantCommand::Signers { name, policy, plugins, keys, expect, connection } => {
             let (remote, path) = (Remote::new(&connection)?, format!("/v1/tenants/{}/signers", segment(&name)));
             let found = match policy {
                 Some(policy) => {
                     let keys = keys.iter().map(|file| read_text(file)).collect::<Result<Vec<_>, _>>()?;
-                    let body = json!({"policy": policy, "keys": keys, "expect": expect});
+                    let body = json!({"policy": policy, "plugins": plugins, "keys": keys, "expect": expect});
                     remote.json(remote.call(Method::PUT, &path).json(&body)).await?
                 }
                 None => remote.get(&path).await?,
@@ -185,7 +188,8 @@ async fn list_stored(tenants: &Tenants) -> Result<Value, Error> {
 
 fn signers_text(signers: &Value) -> String {
     let (policy, revision) = (text(signers, "policy"), cell(signers, "revision"));
-    let mut lines = vec![format!("{} {policy} revision {revision}", text(signers, "tenant"))];
+    let (tenant, plugins) = (text(signers, "tenant"), text(signers, "plugins"));
+    let mut lines = vec![format!("{tenant} {policy} (plugins {plugins}) revision {revision}")];
     lines.extend(items(signers, "keys").map(|key| format!("  {}", text(key, "id"))));
     lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }

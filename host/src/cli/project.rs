@@ -1,7 +1,8 @@
 //! A plugin's project on the developer's machine: `tenon new` writes one from a template, `tenon build` makes its component,
-//! `tenon inspect` says what a component is. Nothing here talks to a host. Not here: the templates (`sdk/templates`).
+//! `tenon inspect` says what a component is. Only `tenon dev` talks to a host. Not here: the templates (`sdk/templates`).
 
 mod build;
+mod dev;
 mod inspect;
 mod templates;
 
@@ -15,6 +16,8 @@ use super::output::Printer;
 use crate::error::Error;
 
 pub(crate) use build::{BuildArgs, build};
+pub(crate) use dev::{DevArgs, dev};
+pub(super) use inspect::described;
 pub(crate) use inspect::{InspectArgs, inspect};
 
 /// Bytes of a project's name.

@@ -39,6 +39,13 @@ pub(crate) struct Connection {
     ca: Option<PathBuf>,
 }
 
+impl Connection {
+    /// Another host, with a key from this file.
+    pub(crate) fn at(&self, url: &str, key_file: &Path) -> Self {
+        Self { url: url.to_owned(), key: None, key_file: Some(key_file.to_path_buf()), ca: self.ca.clone() }
+    }
+}
+
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -140,7 +147,7 @@ pub(crate) fn upload(bytes: Vec<u8>, what: &str) -> Body {
 }
 
 /// The named authorities, or the system's.
-fn tls(is_https: bool, ca: Option<&Path>) -> Result<ClientConfig, Failure> {
+pub(crate) fn tls(is_https: bool, ca: Option<&Path>) -> Result<ClientConfig, Failure> {
     let internal = |error: rustls::Error| Error::Internal(format!("TLS: {error}"));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))

@@ -83,6 +83,7 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             1..=4096,
         )?,
         plugin_http: checks.plugin_http(&raw.plugin_http)?,
+        plugin_sources: checks.plugin_sources(&raw.plugin_sources)?,
         keyvalue_limits: checks.keyvalue_limits(&raw.limits)?,
         log: checks.log(&raw)?,
     })

@@ -59,6 +59,8 @@ pub struct RawConfig {
     pub adapter_sources: RawAdapterSources,
     /// Where plugins may send requests.
     pub plugin_http: RawPluginHttp,
+    /// Which registries plugins may be pulled from.
+    pub plugin_sources: RawPluginSources,
     /// Limits.
     pub limits: RawLimits,
 }
@@ -112,6 +114,18 @@ pub struct RawAdapterSources {
 #[serde(deny_unknown_fields, default)]
 pub struct RawPluginHttp {
     /// Origins that manifests may grant; all if this is left out.
+    #[serde(deserialize_with = "words")]
+    pub hosts: Option<Vec<String>>,
+    /// Networks (CIDR) that are not public, and may be connected to.
+    #[serde(deserialize_with = "words")]
+    pub private_networks: Option<Vec<String>>,
+}
+
+/// The table `plugin_sources`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPluginSources {
+    /// Registries that may be asked, and where they lead; none if this is left out.
     #[serde(deserialize_with = "words")]
     pub hosts: Option<Vec<String>>,
     /// Networks (CIDR) that are not public, and may be connected to.
@@ -221,10 +235,26 @@ pub struct RawLimits {
     pub plugin_kv_writes_max: Option<u64>,
     /// Outgoing HTTP requests of one request.
     pub plugin_http_requests_max: Option<u64>,
-    /// Bytes of the body of one of these.
+    /// Calls of tools of one request.
+    pub plugin_tool_calls_max: Option<u64>,
+    /// Bytes of the body of one outgoing request.
     pub plugin_http_request_bytes_max: Option<u64>,
     /// Bytes of the body of its answer.
     pub plugin_http_response_bytes_max: Option<u64>,
+    /// Calls of other functions of one request, those of the functions that it called included.
+    pub plugin_function_calls_max: Option<u64>,
+    /// Generation sessions that an agent holds at once.
+    pub plugin_sessions_max: Option<u64>,
+    /// Generations of an agent in one request.
+    pub plugin_generations_max: Option<u64>,
+    /// Tokens that an agent has generated in one request.
+    pub plugin_generated_tokens_max: Option<u64>,
+    /// Tokens of all prompts of an agent's generations in one request.
+    pub plugin_session_tokens_max: Option<u64>,
+    /// Milliseconds of CPU for an agent.
+    pub plugin_run_cpu_ms_max: Option<u64>,
+    /// Milliseconds for an agent, waiting included.
+    pub plugin_run_wall_ms_max: Option<u64>,
     /// Keys of a bucket.
     pub kv_bucket_keys_max: Option<u64>,
     /// Bytes of all buckets of a tenant.

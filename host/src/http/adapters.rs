@@ -53,7 +53,12 @@ pub(crate) async fn put(
             Some(name) => Some(caller.host.secrets.read(tenant, &secrets::name(name, "secret")?).await?),
             None => None,
         };
-        store.add_url(tenant, &alias, &body.source, credential.as_ref(), claims).await?
+        let tags = body.tags.as_deref().map(super::tags::read).transpose()?;
+        let added = store.add_url(tenant, &alias, &body.source, credential.as_ref(), claims).await?;
+        match tags {
+            Some(tags) => store.set_tags(tenant, &alias, tags).await?,
+            None => added,
+        }
     } else {
         let message = "send multipart/form-data with the PEFT files, or application/json with `source`";
         return Err(Error::invalid("unsupported_media_type", "", message));

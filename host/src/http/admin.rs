@@ -38,7 +38,7 @@ pub(crate) async fn list_tenants(caller: Caller) -> Result<Json<List<Tenant>>, E
     Ok(Json(List::new(data)))
 }
 
-/// Who may sign a tenant's adapters.
+/// Who may sign a tenant's adapters and plugins.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/signers", tag = "admin",
     responses((status = 200, description = "The policy and the keys", body = answers::TenantSigners)))]
 pub(crate) async fn signers(caller: Caller, PathText(name): PathText) -> Result<Json<answers::TenantSigners>, Error> {
@@ -47,7 +47,7 @@ pub(crate) async fn signers(caller: Caller, PathText(name): PathText) -> Result<
     Ok(Json(answers::TenantSigners::new(&tenant, &signers)))
 }
 
-/// Sets who may sign a tenant's adapters from now on.
+/// Sets who may sign a tenant's adapters and plugins from now on.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}/signers", tag = "admin", request_body = NewSigners,
     responses(
         (status = 200, description = "Set", body = answers::TenantSigners),
@@ -59,10 +59,10 @@ pub(crate) async fn set_signers(
     RawBody(body): RawBody,
 ) -> Result<Json<answers::TenantSigners>, Error> {
     let tenant = existing(&caller, &name).await?;
-    let NewSigners { policy, keys, expect } = wire::parse(body)?;
+    let NewSigners { policy, plugins, keys, expect } = wire::parse(body)?;
     let keys = keys.iter().map(|pem| SignerKey::from_pem(pem)).collect::<Result<Vec<_>, _>>();
     let keys = keys.map_err(|error| Error::invalid(error.code(), "keys", error.to_string()))?;
-    let signers = caller.host.adapters.set_signers(&tenant, policy, &keys, expect).await?;
+    let signers = caller.host.adapters.set_signers_of_all(&tenant, policy, plugins, &keys, expect).await?;
     Ok(Json(answers::TenantSigners::new(&tenant, &signers)))
 }
 

@@ -7,7 +7,7 @@ mod revoked;
 mod rollout;
 mod share;
 
-pub(crate) use adapter::{Adapter, AdapterReport};
+pub(crate) use adapter::{Adapter, AdapterReport, AdapterSignature};
 pub(crate) use revoked::Revoked;
 pub(crate) use rollout::{CanarySet, LiveMove, RolloutCard, ShadowAnswer, ShadowSet};
 pub(crate) use share::{AdapterShare, SharedAdapter};
@@ -23,8 +23,8 @@ use crate::adapters::{SignaturePolicy, SignerKey, Signers};
 use crate::logs::Line;
 use crate::receipt::{Envelope, Kind, Receipt};
 use crate::registry::{
-    FunctionInfo, FunctionVersion, Manifest, ManifestCold, ManifestGrants, ManifestLimits, ManifestRelease,
-    ManifestSwitch,
+    FunctionInfo, FunctionVersion, Manifest, ManifestCold, ManifestGrants, ManifestLimits, ManifestRecord,
+    ManifestRelease, ManifestSwitch,
 };
 use crate::tenants::{KeyInfo, Right, Rights};
 
@@ -62,6 +62,10 @@ pub(crate) struct Plugin {
     #[schema(pattern = "^[0-9a-f]{64}$")]
     pub(crate) digest: String,
     pub(crate) bytes: usize,
+    pub(crate) signature: AdapterSignature,
+    /// What it was pulled as, for good: with the digest of its manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<String>,
 }
 
 /// A version that was deployed.
@@ -118,6 +122,9 @@ pub(crate) struct Version {
     cold: Option<ManifestCold>,
     release: ManifestRelease,
     switch: ManifestSwitch,
+    /// Which requests are recorded; `null` is none.
+    #[schema(required)]
+    record: Option<ManifestRecord>,
     description: String,
     version: u32,
     /// When it was deployed, in milliseconds since 1970-01-01 UTC; 0 if that was not noted.
@@ -125,7 +132,7 @@ pub(crate) struct Version {
 }
 
 impl From<&FunctionVersion> for Version {
-    fn from(record: &FunctionVersion) -> Self {
+    fn from(stored: &FunctionVersion) -> Self {
         // Taken apart, so that a field that is added there is missed here by the compiler.
         let Manifest {
             plugin,
@@ -138,9 +145,10 @@ impl From<&FunctionVersion> for Version {
             cold,
             release,
             switch,
+            record,
             description,
-        } = Manifest::clone(&record.manifest);
-        let (plugin, version, created_unix_ms) = (plugin.to_string(), record.version, record.created_unix_ms);
+        } = Manifest::clone(&stored.manifest);
+        let (plugin, version, created_unix_ms) = (plugin.to_string(), stored.version, stored.created_unix_ms);
         Self {
             plugin,
             adapters,
@@ -152,6 +160,7 @@ impl From<&FunctionVersion> for Version {
             cold,
             release,
             switch,
+            record,
             description,
             version,
             created_unix_ms,
@@ -242,13 +251,16 @@ impl From<&Line> for LogLine {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct TenantSigners {
     tenant: String,
+    /// For adapters.
     policy: SignaturePolicy,
+    /// For plugins.
+    plugins: SignaturePolicy,
     keys: Vec<PublicSignerKey>,
     /// What to give as `expect` in order to change just this.
     revision: u64,
 }
 
-/// A public key that may sign adapters.
+/// A public key that may sign adapters and plugins.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct PublicSignerKey {
     /// SHA-256 of its DER.
@@ -262,7 +274,8 @@ impl TenantSigners {
     pub(crate) fn new(tenant: &TenantId, signers: &Signers) -> Self {
         let key = |key: &SignerKey| PublicSignerKey { id: key.id().to_owned(), public_key: key.pem().to_owned() };
         let (tenant, keys) = (tenant.as_str().to_owned(), signers.keys.iter().map(key).collect());
-        Self { tenant, policy: signers.policy, keys, revision: signers.revision }
+        let Signers { policy, plugins, keys: _, revision } = *signers;
+        Self { tenant, policy, plugins, keys, revision }
     }
 }
 

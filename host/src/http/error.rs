@@ -38,9 +38,14 @@ pub(crate) fn status(error: &Error) -> StatusCode {
         "queue_full" | "quota_exceeded" => StatusCode::TOO_MANY_REQUESTS,
         "storage_full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => match (error.blame(), error) {
-            (Blame::Caller, Error::Rejected { .. } | Error::Adapter(_) | Error::Plugin(_)) => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            (
+                Blame::Caller,
+                Error::Rejected { .. }
+                | Error::Adapter(_)
+                | Error::Plugin(_)
+                | Error::Oci(_)
+                | Error::PluginSignature(_),
+            ) => StatusCode::UNPROCESSABLE_ENTITY,
             (Blame::Caller, _) => StatusCode::BAD_REQUEST,
             (Blame::Function, _) => StatusCode::BAD_GATEWAY,
             (Blame::Capacity, _) => StatusCode::SERVICE_UNAVAILABLE,

@@ -1,18 +1,13 @@
-//! Plugins and functions: upload, deploy, list, promote, remove. Not here: invoking them.
+//! Functions: deploy, list, promote, remove. Not here: their plugins (`plugins`), and invoking them.
 
 use axum::Json;
-use axum::extract::State;
 use axum::http::StatusCode;
 use types::FunctionName;
 
-use super::App;
-use super::answers::{
-    Deployed, FunctionCard, List, LiveMove, LiveVersion, Plugin, Promoted, RolloutCard, Version, Versions,
-};
+use super::answers::{Deployed, FunctionCard, List, LiveMove, LiveVersion, Promoted, RolloutCard, Version, Versions};
 use super::auth::Caller;
+use super::openai;
 use super::wire::{self, PathText, Promote, RawBody};
-use super::{openai, openapi};
-use crate::artifacts::ArtifactKind;
 use crate::error::Error;
 use crate::invoke;
 use crate::registry::{Live, Manifest, RegistryError};
@@ -20,30 +15,6 @@ use crate::registry::{Live, Manifest, RegistryError};
 /// A name from a path.
 pub(crate) fn name(text: &str) -> Result<FunctionName, Error> {
     text.parse().map_err(|error: types::NameError| Error::invalid("invalid_request", "name", error.to_string()))
-}
-
-/// Uploads a component.
-///
-/// It is validated and compiled before it is kept; the answer is the same whoever uploaded the same bytes before.
-#[utoipa::path(post, path = "/v1/plugins", tag = "functions",
-    request_body(content = openapi::Bytes, content_type = "application/octet-stream"),
-    responses((status = 201, description = "Taken in", body = Plugin), (status = 422, description = "Not a plugin")))]
-pub(crate) async fn upload(
-    State(app): State<App>,
-    caller: Caller,
-    body: Result<RawBody, Error>,
-) -> Result<(StatusCode, Json<Plugin>), Error> {
-    let too_large = || Error::TooLarge { limit: "upload_bytes_max", max: app.limits().upload_bytes_max };
-    // The body does not know that this route's limit is another one.
-    let RawBody(bytes) = body.map_err(|error| if let Error::TooLarge { .. } = error { too_large() } else { error })?;
-    let host = &caller.host;
-    let size = bytes.len();
-    host.artifacts.check_room(size).await?;
-    let digest = host.plugins.admit(bytes.clone()).await?;
-    host.revocations.check("the plugin", digest)?;
-    host.artifacts.put(ArtifactKind::Plugin, bytes).await?;
-    host.registry.record_plugin(&caller.principal.tenant, digest).await?;
-    Ok((StatusCode::CREATED, Json(Plugin { digest: digest.to_string(), bytes: size })))
 }
 
 /// Deploys a new version; the first one becomes live.
@@ -66,11 +37,17 @@ pub(crate) async fn put(
         }
     }
     host.revocations.check("the plugin", manifest.plugin)?;
+    let signature = host.registry.plugin_signature(tenant, manifest.plugin).await?;
+    // One that is not there is refused as such, below.
+    if host.registry.owns_plugin(tenant, manifest.plugin).await? {
+        host.adapters.signers(tenant).await?.check_uploaded(manifest.plugin, &signature)?;
+    }
     let put = host.registry.put_version(tenant, &name, manifest, caller.principal.key_id.as_str()).await?;
     let version = put.version;
     if put.life > 1 && version == put.life {
         // What requests of a deleted function of this name wrote when it was gone.
         host.keyvalue.remove_function(tenant, &name, put.life).await?;
+        host.recordings.remove_function(tenant, &name, put.life).await?;
     }
     let live = host.registry.get_live(tenant, &name).await?.version;
     Ok((StatusCode::CREATED, Json(Deployed { name: name.as_str().to_owned(), version, live })))
@@ -147,6 +124,7 @@ pub(crate) async fn delete(caller: Caller, PathText(path): PathText) -> Result<S
     let successor = host.registry.next_life(tenant, &name).await?;
     if let Some(successor) = successor {
         host.keyvalue.remove_function(tenant, &name, successor).await?;
+        host.recordings.remove_function(tenant, &name, successor).await?;
     }
     let successor = deleted?;
     // Should this not be reached: a successor's log is another one all the same.

@@ -7,7 +7,7 @@ mod openai;
 mod shapes;
 
 pub(crate) use openai::{ChatCompletion, Completion, Model};
-pub(crate) use shapes::{AdapterUpload, Bytes, Event};
+pub(crate) use shapes::{AdapterUpload, Bytes, Event, PluginUpload};
 
 use axum::extract::State;
 use axum::http::header;
@@ -15,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, quotas, receipts,
-    revocations, rollouts, secrets, shares, usage, vllm,
+    App, Route, adapters, admin, error, functions, invoke, kv, logs, lorax, operations, pins, plugins, quotas,
+    receipts, recordings, revocations, rollouts, secrets, shares, tags, usage, vllm,
 };
 
 #[derive(OpenApi)]
@@ -31,7 +31,8 @@ use super::{
         operations::ready,
         operations::metrics,
         serve,
-        functions::upload,
+        plugins::upload,
+        plugins::download,
         functions::list,
         functions::put,
         functions::show,
@@ -44,11 +45,14 @@ use super::{
         rollouts::show_shadow,
         rollouts::end_shadow,
         logs::read,
+        recordings::list,
+        recordings::show,
         invoke::invoke,
         adapters::list,
         adapters::put,
         adapters::show,
         adapters::remove,
+        tags::put,
         pins::put,
         pins::remove,
         adapters::derive::derive,

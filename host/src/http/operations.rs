@@ -46,6 +46,7 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
         app.metrics.observe_adapter_memory(&host.adapters.memory_stats());
         app.metrics.observe_adapter_disk(&host.adapters.disk_stats());
         app.metrics.observe_plugins(&host.plugins.stats());
+        app.metrics.observe_recordings(host.recordings.dropped());
         app.metrics.observe_receipts(&host.receipts.counts());
     }
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.metrics.render()).into_response()

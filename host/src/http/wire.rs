@@ -11,10 +11,11 @@ mod refused;
 mod rollout;
 
 pub(crate) use admin::{
-    AdapterSource, Derivation, NewKey, NewReaders, NewSecret, NewSigners, NewTenant, Promote, RevocationBody,
+    AdapterSource, Derivation, NewKey, NewReaders, NewSecret, NewSigners, NewTags, NewTenant, PluginSource, Promote,
+    RevocationBody,
 };
 pub(crate) use constraint::ResponseFormat;
-pub(crate) use invoke::{InvokeBody, chat_request, text_request};
+pub(crate) use invoke::{InvokeBody, chat_request, json_request, text_request};
 pub(crate) use messages::plain_messages;
 pub(crate) use openai::{ChatBody, CommonBody, CompletionBody};
 pub(crate) use refused::{Asks, unsupported};

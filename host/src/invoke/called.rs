@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use types::FunctionName;
 
+use super::hand_over::Caller;
 use super::seed;
 use crate::error::Error;
 use crate::host::Host;
@@ -28,6 +29,8 @@ pub(crate) struct Called {
     pub(super) draw: Option<u64>,
     /// Whether this is the copy: nobody gets its answer, and there is no receipt of it.
     pub(super) is_copy: bool,
+    /// The request whose plugin calls, if one does.
+    pub(super) caller: Option<Caller>,
 }
 
 /// Refuses a sticky key that is empty or too long.
@@ -57,7 +60,24 @@ impl Called {
         sticky.as_deref().map_or(Ok(()), check_sticky)?;
         let sticky = sticky.unwrap_or_else(|| principal.key_id.as_str().to_owned());
         let chosen = host.registry.choose(&principal.tenant, name, &sticky, request_id).await?;
-        Ok(Self { version: chosen.version, shadow: chosen.shadow, sticky, draw: None, is_copy: false })
+        Ok(Self { version: chosen.version, shadow: chosen.shadow, sticky, draw: None, is_copy: false, caller: None })
+    }
+
+    /// Looks a function up for a plugin of another one. It has no shadow then: a copy would be of a part of a request.
+    ///
+    /// # Errors
+    /// `function_not_found`.
+    pub(super) async fn by_plugin(
+        host: &Arc<Host>,
+        principal: &Principal,
+        name: &FunctionName,
+        sticky: &str,
+        caller: Caller,
+        is_copy: bool,
+    ) -> Result<Self, Error> {
+        let version = host.registry.choose(&principal.tenant, name, sticky, "").await?.version;
+        let (sticky, caller) = (sticky.to_owned(), Some(caller));
+        Ok(Self { version, shadow: None, sticky, draw: None, is_copy, caller })
     }
 
     /// Draws the randomness that one inference shares with its copy; one that has no copy shares it with nothing.

@@ -2,29 +2,35 @@
 //! it hands over to. Not here: the choice (`called.rs`), the sandbox, which is the crate `plugin`, and the check of the plan.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
     CapabilityError, Catalog, CatalogEntry, Clock, ComponentSource, LogLevel, LogSink, PluginError, PluginInstance,
-    Session,
+    Recorder, RecordingHead, Session,
 };
+use tokio::runtime::Handle;
 use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
 
+use super::agent::AgentWork;
+use super::call::FunctionCalls;
 use super::called::Called;
 use super::grants::ResolvedGrants;
-use super::hand_over::Journey;
-use super::lent::{self, Lent};
+use super::hand_over::{Caller, Journey};
+use super::lent::{self, Lent, LentNested};
+use super::nested::NestedLog;
 use super::post::over;
-use super::{Draft, Routed, hand_over, seed};
+use super::{Draft, Handling, Routed, agent, hand_over, seed, sessions};
 use crate::adapters::ResolvedAdapters;
 use crate::artifacts::{ArtifactKind, Artifacts};
 use crate::error::Error;
 use crate::host::Host;
 use crate::logs::{InvocationLog, Level, LogOwner};
 use crate::metrics::PluginCall;
-use crate::receipt::FunctionRef;
+use crate::receipt::{CalledBy, FunctionRef};
+use crate::recordings::RecordingOwner;
 use crate::registry::{FunctionVersion, Manifest, ManifestCold};
 use crate::tenants::Principal;
 
@@ -40,6 +46,10 @@ pub(crate) struct FunctionCall {
     /// As [`Called`] has them.
     pub(crate) draw: Option<u64>,
     pub(crate) is_copy: bool,
+    /// The request whose plugin called.
+    pub(crate) called_by: Option<CalledBy>,
+    /// What the plugins did by requests of their own.
+    pub(crate) nested: Arc<NestedLog>,
 }
 
 impl FunctionCall {
@@ -61,21 +71,34 @@ pub(crate) async fn route(
     principal: &Principal,
     called: &Called,
     request: &mut InvocationRequest,
-    started: Instant,
+    (handling, started): (Handling, Instant),
 ) -> Result<Routed, Error> {
     check_request(request, &host.plan_limits).map_err(|source| Error::Plan { source, by_caller: true })?;
     let (asked, log_name) = (request.max_tokens, called.log_name(&request.id));
-    let (mut journey, mut version) = (Journey::new(started), called.version.clone());
+    let mut asking = Asking {
+        principal,
+        called,
+        handling,
+        journey: Journey::new(started, called.caller.as_ref()),
+        nested: Arc::default(),
+        calls_left: called.caller.as_ref().map_or_else(
+            || Arc::new(AtomicU32::new(host.plugins.limits().function_calls_max)),
+            |caller| Arc::clone(&caller.calls_left),
+        ),
+    };
+    let mut version = called.version.clone();
     loop {
         // Each function narrows what the caller asked for, not what another one left of it.
         request.max_tokens = asked;
         let owner = LogOwner::new(&principal.tenant, &version.function, version.life);
         let log = host.logs.invocation(owner, version.version, &log_name);
-        journey.enter(&version);
-        if let Some(FunctionRef { name, version, .. }) = journey.predecessor() {
+        asking.journey.enter(&version);
+        if let Some(FunctionRef { name, version, .. }) = asking.journey.predecessor() {
             log.write(Level::Info, &format!("handed over by `{name}` version {version}"));
+        } else if let Some(FunctionRef { name, version, .. }) = asking.journey.callers.last() {
+            log.write(Level::Info, &format!("called by `{name}` version {version}"));
         }
-        let step = step(host, principal, called, version, &mut journey, log.clone(), request).await;
+        let step = step(host, &mut asking, version, log.clone(), request).await;
         version = match step.inspect_err(|error| log_failure(Some(&log), error))? {
             Step::Routed(routed) => return Ok(routed),
             Step::HandOver(next) => next,
@@ -90,36 +113,111 @@ pub(crate) fn log_failure(log: Option<&InvocationLog>, error: &Error) {
     log.write(Level::Error, &format!("the invocation failed: {}: {}", error.code(), error.public_message()));
 }
 
+/// One request on its way through functions.
+struct Asking<'a> {
+    principal: &'a Principal,
+    called: &'a Called,
+    handling: Handling,
+    journey: Journey,
+    nested: Arc<NestedLog>,
+    calls_left: Arc<AtomicU32>,
+}
+
+impl Asking<'_> {
+    /// What the plugin at work may call.
+    fn calls(&self, host: &Arc<Host>, manifest: &Manifest, request: &str, deadline: Instant) -> FunctionCalls {
+        let (chain, calls_left) = (self.journey.path(), Arc::clone(&self.calls_left));
+        FunctionCalls {
+            host: Arc::clone(host),
+            principal: self.principal.clone(),
+            handling: self.handling,
+            sticky: self.called.sticky.clone(),
+            is_copy: self.called.is_copy,
+            granted: manifest.grants.calls.clone(),
+            caller: Caller { request: request.to_owned(), chain, deadline, calls_left },
+            nested: Arc::clone(&self.nested),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// The generations that it may have, if it is an agent.
+    fn generations(
+        &self,
+        host: &Arc<Host>,
+        manifest: &Arc<Manifest>,
+        grants: &ResolvedGrants,
+        (limits, deadline): (&PlanLimits, Instant),
+    ) -> sessions::AgentGenerations {
+        sessions::AgentGenerations(Arc::new(sessions::Means {
+            host: Arc::clone(host),
+            tenant: self.principal.tenant.clone(),
+            handling: self.handling,
+            manifest: Arc::clone(manifest),
+            grants: grants.clone(),
+            limits: limits.clone(),
+            deadline,
+            draw: self.called.draw,
+            is_copy: self.called.is_copy,
+            nested: Arc::clone(&self.nested),
+            runtime: Handle::current(),
+            opened: AtomicU32::new(0),
+            cold_bytes: AtomicU64::new(0),
+        }))
+    }
+
+    /// The request that led here, as the receipt has it.
+    fn called_by(&self) -> Option<CalledBy> {
+        let caller = self.called.caller.as_ref()?;
+        Some(CalledBy { request: caller.request.clone(), function: caller.chain.last()?.clone() })
+    }
+}
+
 async fn step(
     host: &Arc<Host>,
-    principal: &Principal,
-    called: &Called,
+    asking: &mut Asking<'_>,
     version: FunctionVersion,
-    journey: &mut Journey,
     log: InvocationLog,
     request: &mut InvocationRequest,
 ) -> Result<Step, Error> {
-    let lent = lent::lent(host, &principal.tenant, &version, called.is_copy);
-    let FunctionVersion { function: name, version, manifest, .. } = version;
+    let (principal, called) = (asking.principal, asking.called);
+    let manifest = Arc::clone(&version.manifest);
     host.revocations.check("the plugin", manifest.plugin)?;
-    request.function = name.to_string();
-    request.version = version;
+    request.function = version.function.to_string();
+    request.version = version.version;
     let limits = manifest.limits.narrow(&host.plan_limits);
     // The caller cannot know the function's own limit; the plugin is told what it may use of what was asked.
     request.max_tokens = request.max_tokens.map(|asked| asked.min(limits.output_tokens_max));
-    let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &manifest.adapters).await?;
+    let names = ResolvedGrants::names(host, &principal.tenant, &manifest).await?;
+    let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &names).await?;
     let grants = grants.with_templates(&manifest.templates);
+    let deadline = asking.journey.deadline(limits.deadline_ms_max);
+    let (output, written) = agent::output(limits.answer_bytes_max);
+    let nested = LentNested {
+        functions: Arc::new(asking.calls(host, &manifest, &request.id, deadline)),
+        generations: Arc::new(asking.generations(host, &manifest, &grants, (&limits, deadline))),
+        output: Arc::new(output),
+    };
+    let lent = lent::lent(host, &principal.tenant, &version, called.is_copy, nested);
+    let FunctionVersion { function: name, version, life, .. } = version;
     let plugin_seed = called.draw.map_or_else(seed::random, Ok)?;
-    let function = (&name, &*manifest, &grants);
-    let session = session(host, principal, function, lent, plugin_seed, journey.started, log.clone()).await?;
+    let function = (&name, &*manifest, &grants, names.as_slice());
+    let record = recorder(host, principal, called, (&name, version, life, &manifest), &request.id, &log);
+    let session = session(host, principal, function, lent, plugin_seed, asking.journey.started, log.clone()).await?;
+    let session = Session { record, ..session };
     let source = StoredComponents(host.artifacts.clone());
-    let mut instance = host.plugins.start_after(journey.cpu_used, manifest.plugin, &source, session).await?;
+    let instance = host.plugins.start_after(asking.journey.cpu_used, manifest.plugin, &source, session).await?;
+    let (chain, draw, is_copy) = (asking.journey.chain.clone(), called.draw, called.is_copy);
+    let (called_by, nested) = (asking.called_by(), Arc::clone(&asking.nested));
+    let mut call = FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy, called_by, nested };
+    if call.instance.is_agent() {
+        let work = AgentWork { call, written, deadline, answer_bytes_max: limits.answer_bytes_max };
+        return Ok(Step::Routed(Routed::Agent(Box::new(work))));
+    }
     let begun = Instant::now();
-    let decision = instance.route(request).await;
+    let decision = call.instance.route(request).await;
     host.metrics.plugin_call(PluginCall::route, decision.is_ok(), begun.elapsed());
     let decision = decision?;
-    let (chain, draw, is_copy) = (journey.chain.clone(), called.draw, called.is_copy);
-    let mut call = FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy };
+    let journey = &mut asking.journey;
     match decision {
         Decision::Serve => {
             let begun = Instant::now();
@@ -182,14 +280,14 @@ fn rejection_code(code: &str) -> String {
 async fn session(
     host: &Arc<Host>,
     principal: &Principal,
-    (name, manifest, grants): (&FunctionName, &Manifest, &ResolvedGrants),
+    (name, manifest, grants, names): (&FunctionName, &Manifest, &ResolvedGrants, &[String]),
     lent: Lent,
     seed: u64,
     started: Instant,
     log: InvocationLog,
 ) -> Result<Session, Error> {
     let mut entries = Vec::new();
-    for adapter in &manifest.adapters {
+    for adapter in names {
         let Some(info) = host.adapters.info(&principal.tenant, adapter).await? else { continue };
         if !info.is_usable {
             continue;
@@ -209,10 +307,37 @@ async fn session(
         keyvalue: lent.keyvalue,
         secrets: lent.secrets,
         outbound: lent.outbound,
+        tools: lent.tools,
         tokenizer: lent.tokenizer,
+        functions: lent.nested.functions,
+        generations: lent.nested.generations,
+        output: lent.nested.output,
         limits: manifest.limits.plugin(),
         seed,
+        record: None,
     })
+}
+
+/// Records the request, if the manifest says so of this one; a shadow's copy is nobody's request.
+fn recorder(
+    host: &Arc<Host>,
+    principal: &Principal,
+    called: &Called,
+    (name, version, life, manifest): (&FunctionName, u32, u32, &Manifest),
+    request: &str,
+    log: &InvocationLog,
+) -> Option<Recorder> {
+    let record = manifest.record.filter(|record| !called.is_copy && record.takes(request))?;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let head = RecordingHead {
+        request: request.to_owned(),
+        function: name.to_string(),
+        version,
+        plugin: manifest.plugin.to_string(),
+        time_unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+    };
+    let owner = RecordingOwner { tenant: principal.tenant.clone(), function: name.clone(), life };
+    Some(host.recordings.recorder(owner, head, record.recordings_max, log.clone()))
 }
 
 /// The adapters that the manifest grants, as they were when the request began.

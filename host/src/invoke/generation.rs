@@ -3,6 +3,8 @@
 //!
 //! Not here: SSE or JSON, and the engine's own work.
 
+mod agent;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +17,7 @@ use types::{
 };
 
 use super::Stages;
+use super::agent::AgentRun;
 use super::cold::Cold;
 use super::copy::Tap;
 use super::course::{Course, Rights};
@@ -118,6 +121,8 @@ pub(crate) struct Generation {
     /// Whether pieces reach the caller as they come; if not, nothing of an answer that fails does.
     is_streamed: bool,
     progress: Progress,
+    /// In place of the source, if the plugin is an agent.
+    agent: Option<AgentRun>,
 }
 
 /// What the plugin wants beside the text.
@@ -227,6 +232,7 @@ impl Generation {
             is_copy,
             is_streamed: request.stream,
             progress,
+            agent: None,
         })
     }
 
@@ -271,6 +277,7 @@ impl Generation {
             is_copy: call.is_copy,
             is_streamed: request.stream,
             progress,
+            agent: None,
         })
     }
 
@@ -294,7 +301,9 @@ impl Generation {
                 }
                 return Some(Err(error));
             }
-            self.source.as_ref()?;
+            if self.source.is_none() && self.agent.is_none() {
+                return None;
+            }
             if let Err(error) = self.advance().await {
                 let error = self.fail(error).await;
                 self.failed = Some(error);
@@ -334,6 +343,9 @@ impl Generation {
 
     /// Takes one event of the engine and makes pieces of it.
     async fn advance(&mut self) -> Result<(), Error> {
+        if self.agent.is_some() {
+            return self.advance_agent().await;
+        }
         let Some(source) = self.source.as_mut() else { return Ok(()) };
         match source.tokens.recv().await {
             Some(TokenEvent::Token { id, logprob, top }) => {
@@ -455,7 +467,7 @@ impl Generation {
     }
 
     async fn fail(&mut self, error: Error) -> Error {
-        self.source = None;
+        (self.source, self.agent) = (None, None);
         log_failure(self.log.as_ref(), &error);
         // What the plugin let through before it failed goes out first.
         let Some(receipt) = self.take_receipt() else {

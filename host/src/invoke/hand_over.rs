@@ -4,6 +4,8 @@
 //! The other function has its own version for this caller, manifest, limits and log. The time and the CPU time that the request
 //! has are those that it began with. A loop is cut by the depth: whether one function is there twice is not asked.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use types::{Blame, FunctionName, Plan};
@@ -15,8 +17,8 @@ use crate::receipt::FunctionRef;
 use crate::registry::{FunctionVersion, Manifest, RegistryError};
 use crate::tenants::Principal;
 
-/// Times that one request may be handed over.
-const HAND_OVER_DEPTH_MAX: usize = 4;
+/// How many functions away from the one that was called first a request may get, by hand-overs and calls together.
+pub(super) const HAND_OVER_DEPTH_MAX: usize = 4;
 
 /// Why a request was not handed over. All of it but the time is the fault of the function that wanted to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,11 +86,28 @@ pub(super) struct Journey {
     pub(super) cpu_used: Duration,
     /// In order; the last one is at work.
     pub(super) chain: Vec<FunctionRef>,
+    /// The functions that led here by a call, before those.
+    pub(super) callers: Vec<FunctionRef>,
+    /// When the request that called has no time any more.
+    pub(super) caller_deadline: Option<Instant>,
 }
 
 impl Journey {
-    pub(super) const fn new(started: Instant) -> Self {
-        Self { started, cpu_used: Duration::ZERO, chain: Vec::new() }
+    pub(super) fn new(started: Instant, caller: Option<&Caller>) -> Self {
+        let callers = caller.map(|caller| caller.chain.clone()).unwrap_or_default();
+        let caller_deadline = caller.map(|caller| caller.deadline);
+        Self { started, cpu_used: Duration::ZERO, chain: Vec::new(), callers, caller_deadline }
+    }
+
+    /// All functions up to the one that is at work.
+    pub(super) fn path(&self) -> Vec<FunctionRef> {
+        self.callers.iter().chain(&self.chain).cloned().collect()
+    }
+
+    /// When the request has no time any more, under a function that may take so long.
+    pub(super) fn deadline(&self, deadline_ms_max: u32) -> Instant {
+        let own = self.started + Duration::from_millis(deadline_ms_max.into());
+        self.caller_deadline.map_or(own, |callers| callers.min(own))
     }
 
     /// Begins the work of a function.
@@ -103,7 +122,7 @@ impl Journey {
     }
 
     fn names(&self) -> String {
-        self.chain.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(" -> ")
+        names(&self.path())
     }
 
     /// What is left of a deadline that counts from the request's beginning.
@@ -111,23 +130,46 @@ impl Journey {
     /// # Errors
     /// [`HandOverError::Late`] if nothing is.
     fn left(&self, deadline_ms: u32) -> Result<u32, HandOverError> {
-        let elapsed_ms = u32::try_from(self.started.elapsed().as_millis()).unwrap_or(u32::MAX);
-        let left = deadline_ms.checked_sub(elapsed_ms).filter(|left| *left > 0);
-        left.ok_or_else(|| HandOverError::Late { chain: self.names() })
+        let left = self.deadline(deadline_ms).saturating_duration_since(Instant::now());
+        let left_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+        if left_ms == 0 { Err(HandOverError::Late { chain: self.names() }) } else { Ok(left_ms) }
     }
 
-    /// Has the deadline of a plan count from the request's beginning, if the request was handed over. One that is over the
-    /// limit is left as it is, for the plan's check to refuse.
+    /// Has the deadline of a plan count from the request's beginning, if the request was handed over, and end with the caller's, if
+    /// a plugin called. One that is over the limit is left as it is, for the plan's check to refuse.
     ///
     /// # Errors
     /// [`HandOverError::Late`].
     pub(super) fn shorten(&self, plan: &mut Plan, deadline_ms_max: u32) -> Result<(), HandOverError> {
         let asked = plan.deadline_ms.unwrap_or(deadline_ms_max);
-        if self.chain.len() > 1 && asked <= deadline_ms_max {
+        if asked > deadline_ms_max {
+            return Ok(());
+        }
+        if self.chain.len() > 1 {
             plan.deadline_ms = Some(self.left(asked)?);
+        } else if self.caller_deadline.is_some() {
+            plan.deadline_ms = Some(asked.min(self.left(u32::MAX)?));
         }
         Ok(())
     }
+}
+
+/// A request that called this one.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// Its identifier.
+    pub(super) request: String,
+    /// All functions up to the one that called.
+    pub(super) chain: Vec<FunctionRef>,
+    /// When it has no time any more.
+    pub(super) deadline: Instant,
+    /// What is left of the calls that it and all that it leads to may make.
+    pub(super) calls_left: Arc<AtomicU32>,
+}
+
+/// Functions as messages show them.
+pub(super) fn names(chain: &[FunctionRef]) -> String {
+    chain.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(" -> ")
 }
 
 /// The version that goes on with a request.
@@ -146,7 +188,7 @@ pub(super) async fn next(
     let Some(to) = granted else {
         return Err(HandOverError::NotGranted { from: from.clone(), to: to.chars().take(96).collect() }.into());
     };
-    if journey.chain.len() > HAND_OVER_DEPTH_MAX {
+    if journey.callers.len() + journey.chain.len() > HAND_OVER_DEPTH_MAX {
         let chain = format!("{} -> {to}", journey.names());
         return Err(HandOverError::TooDeep { max: HAND_OVER_DEPTH_MAX, chain }.into());
     }
@@ -171,7 +213,7 @@ mod tests {
             FunctionRef { name, version: 1, plugin: Digest::of(b"plugin") }
         };
         let started = Instant::now().checked_sub(elapsed).expect("the machine runs for longer than that");
-        Journey { chain: (0..functions).map(one).collect(), ..Journey::new(started) }
+        Journey { chain: (0..functions).map(one).collect(), ..Journey::new(started, None) }
     }
 
     fn shortened(journey: &Journey, asked: Option<u32>) -> Result<Option<u32>, HandOverError> {
@@ -188,6 +230,14 @@ mod tests {
         assert!((6000..=7500).contains(&left), "{left}");
         assert_eq!(shortened(&journey(1, late), Some(5000)), Ok(Some(5000)), "nobody handed it over");
         assert_eq!(shortened(&journey(2, late), Some(20_000)), Ok(Some(20_000)), "the plan's check refuses it");
+        let called = |left: u64| {
+            let deadline = Instant::now() + Duration::from_millis(left);
+            Journey { caller_deadline: Some(deadline), ..journey(1, late) }
+        };
+        let left = shortened(&called(4000), Some(5000)).expect("in time").expect("a deadline");
+        assert!((2500..=4000).contains(&left), "what its caller has left: {left}");
+        assert_eq!(shortened(&called(60_000), Some(5000)), Ok(Some(5000)), "its own, from now");
+        assert!(shortened(&called(0), Some(5000)).is_err());
         let error = shortened(&journey(2, late), Some(2500)).expect_err("too late");
         assert_eq!((error.code(), error.blame()), ("deadline_exceeded", Blame::Capacity));
         assert!(error.to_string().ends_with("f0 -> f1"), "{error}");

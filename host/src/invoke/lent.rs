@@ -7,8 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
-    BucketAccess, CapabilityError, Expected, KeyPage, KeyValue, Outbound, OutboundBounds, OutboundError, Secrets,
-    Tokenizer, Versioned, Written,
+    BucketAccess, CapabilityError, Expected, Functions, Generations, KeyPage, KeyValue, Outbound, OutboundBounds,
+    OutboundError, Output, Secrets, Tokenizer, Tools, Versioned, Written,
 };
 use types::{FunctionName, SecretName, TenantId};
 
@@ -17,7 +17,9 @@ use crate::host::Host;
 use crate::keyvalue::{BucketPlace, KeyValueError};
 use crate::outbound::HttpGrant;
 use crate::registry::{FunctionVersion, ManifestAccess, ManifestGrants, ManifestScope};
+
 use crate::secrets::SecretError;
+use crate::tools::FunctionTools;
 
 /// Characters of a name that a message quotes.
 const QUOTED_CHARS_MAX: usize = 96;
@@ -188,23 +190,43 @@ pub(super) struct Lent {
     pub(super) keyvalue: Arc<dyn KeyValue>,
     pub(super) secrets: Arc<dyn Secrets>,
     pub(super) outbound: Arc<dyn Outbound>,
+    pub(super) tools: Arc<dyn Tools>,
     pub(super) tokenizer: Arc<dyn Tokenizer>,
+    pub(super) nested: LentNested,
+}
+
+/// What its plugin may make requests of its own with.
+pub(super) struct LentNested {
+    pub(super) functions: Arc<dyn Functions>,
+    pub(super) generations: Arc<dyn Generations>,
+    pub(super) output: Arc<dyn Output>,
 }
 
 /// What a version is granted; a copy of a request must not do again what was done: it may only read, and asks nobody.
-pub(super) fn lent(host: &Arc<Host>, tenant: &TenantId, version: &FunctionVersion, is_copy: bool) -> Lent {
+pub(super) fn lent(
+    host: &Arc<Host>,
+    tenant: &TenantId,
+    version: &FunctionVersion,
+    is_copy: bool,
+    nested: LentNested,
+) -> Lent {
     let mut grants = version.manifest.grants.clone();
     if is_copy {
         grants.http.clear();
+        grants.tools.clear();
         grants.kv.iter_mut().for_each(|entry| entry.access = ManifestAccess::ReadOnly);
     }
     let grants = &grants;
-    let secrets = FunctionSecrets { host: Arc::clone(host), tenant: tenant.clone(), granted: grants.secrets.clone() };
+    let secrets = |granted| FunctionSecrets { host: Arc::clone(host), tenant: tenant.clone(), granted };
+    // The credentials of tools are the host's to use: a plugin reads none that grants.secrets does not name.
+    let credentials = secrets(grants.tools.iter().filter_map(|server| server.secret.clone()).collect());
     Lent {
         keyvalue: Arc::new(FunctionBuckets::new(host, tenant, &version.function, version.life, grants)),
-        secrets: Arc::new(secrets),
+        secrets: Arc::new(secrets(grants.secrets.clone())),
         outbound: Arc::new(FunctionWeb::new(host, grants)),
+        tools: Arc::new(FunctionTools::new(host, Arc::new(credentials), grants)),
         tokenizer: Arc::new(BaseTokenizer(Arc::clone(host))),
+        nested,
     }
 }
 

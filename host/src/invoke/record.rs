@@ -11,14 +11,15 @@ use super::Stages;
 use super::cold::Cold;
 use super::course::Course;
 use super::function::FunctionCall;
+use super::nested::{NestedLog, Noted};
 use super::prompt::Rendered;
 use crate::adapters::{LoadTimes, LoadedFrom, ResolvedAdapters};
 use crate::error::Error;
 use crate::host::Host;
 use crate::metrics::Metrics;
 use crate::receipt::{
-    AdapterPart, AdapterUse, Claims, ColdRecord, Commitment, Committer, FunctionRef, LoadRecord, Outcome,
-    SamplingRecord, Subject, Timings, TokenCounts,
+    AdapterPart, AdapterUse, Claims, ColdRecord, Commitment, Committer, FunctionRef, GenerationRecord, LoadRecord,
+    Outcome, SamplingRecord, Subject, Timings, TokenCounts,
 };
 
 /// What is known so far about a request that is being answered.
@@ -44,6 +45,7 @@ pub(crate) struct Progress {
     since: u32,
     /// The functions that the request was handed over to.
     handed_over: Vec<FunctionRef>,
+    called: Option<Arc<NestedLog>>,
     /// Whose adapters are that other tenants share.
     owners: HashMap<Digest, TenantId>,
 }
@@ -69,13 +71,15 @@ impl Progress {
             before: Vec::new(),
             since: 0,
             handed_over: Vec::new(),
+            called: None,
             owners: HashMap::new(),
         })
     }
 
     /// The same, answered by this function.
     pub(crate) fn by(self, function: Option<&FunctionCall>) -> Self {
-        Self { handed_over: function.map(FunctionCall::handed_over).unwrap_or_default(), ..self }
+        let called = function.map(|call| Arc::clone(&call.nested));
+        Self { handed_over: function.map(FunctionCall::handed_over).unwrap_or_default(), called, ..self }
     }
 
     /// The same, whose adapters were not all in memory.
@@ -139,32 +143,37 @@ impl Progress {
         self.answer.update(text.as_bytes());
     }
 
-    /// What was used so far.
-    pub(crate) const fn usage(&self) -> Usage {
-        Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens }
+    /// Something is sent that did not come from the engine: the first of it counts as the first token.
+    pub(crate) fn first_piece(&mut self) {
+        self.first_token.get_or_insert_with(|| self.stages.started.elapsed());
+    }
+
+    /// What was used so far, an agent's generations included.
+    pub(crate) fn usage(&self) -> Usage {
+        let own = Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens };
+        let Some(called) = &self.called else { return own };
+        called.noted().generations.iter().fold(own, |sum, one| Usage {
+            prompt_tokens: sum.prompt_tokens.saturating_add(one.tokens.prompt),
+            completion_tokens: sum.completion_tokens.saturating_add(one.tokens.completion),
+        })
     }
 
     /// Tokens before this one that the part acts on: all of them since the last switch, those from its invocation on, or those that
     /// yield its range of the answer.
     fn tokens_active(&self, part: &CompositionPart, end: u32) -> u32 {
-        let invoked = match self.activations.iter().find(|activation| activation.adapter == part.adapter) {
-            None => 0,
-            Some(Activation { first_token: Some(first), .. }) => *first,
-            Some(Activation { first_token: None, .. }) => return 0,
-        };
-        let (first, last) = part.output.map_or((0, None), |output| output.positions(self.prompt_tokens as usize));
-        let token = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
-        let end = last.map_or(end, |last| end.min(token(last)));
-        end.saturating_sub(self.since.max(invoked).max(token(first)))
+        tokens_active(part, &self.activations, self.since, self.prompt_tokens, end)
     }
 
     /// What a final record says, as of now.
     pub(crate) fn outcome(&self) -> Outcome {
-        let Usage { prompt_tokens, completion_tokens } = self.usage();
-        let uses = self.uses(prompt_tokens.saturating_add(completion_tokens));
+        let uses = self.uses(self.prompt_tokens.saturating_add(self.completion_tokens));
+        let Noted { calls, generations } =
+            self.called.as_ref().map(|called| called.noted().clone()).unwrap_or_default();
         Outcome {
             handed_over: self.handed_over.clone(),
-            composition: self.before.iter().cloned().chain(uses).collect(),
+            composition: self.before.iter().cloned().chain(uses).chain(together(&generations)).collect(),
+            calls,
+            generations,
             sampling: self.sampling.clone(),
             tokens: TokenCounts::from(self.usage()),
             timings: Timings {
@@ -181,6 +190,41 @@ impl Progress {
             ..Outcome::default()
         }
     }
+}
+
+/// Tokens from `since` to before `end` that the part acts on, after a prompt of so many.
+pub(super) fn tokens_active(
+    part: &CompositionPart,
+    activations: &[Activation],
+    since: u32,
+    prompt_tokens: u32,
+    end: u32,
+) -> u32 {
+    let invoked = match activations.iter().find(|activation| activation.adapter == part.adapter) {
+        None => 0,
+        Some(Activation { first_token: Some(first), .. }) => *first,
+        Some(Activation { first_token: None, .. }) => return 0,
+    };
+    let (first, last) = part.output.map_or((0, None), |output| output.positions(prompt_tokens as usize));
+    let token = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
+    let end = last.map_or(end, |last| end.min(token(last)));
+    end.saturating_sub(since.max(invoked).max(token(first)))
+}
+
+/// What acted in several generations, each term once.
+fn together(generations: &[GenerationRecord]) -> Vec<AdapterUse> {
+    let mut sums: Vec<AdapterUse> = Vec::new();
+    for one in generations.iter().flat_map(|generation| &generation.composition) {
+        let is_same = |sum: &&mut AdapterUse| {
+            AdapterUse { tokens_active: 0, ..(**sum).clone() } == AdapterUse { tokens_active: 0, ..one.clone() }
+        };
+        match sums.iter_mut().find(is_same) {
+            Some(sum) => sum.tokens_active = sum.tokens_active.saturating_add(one.tokens_active),
+            None => sums.push(one.clone()),
+        }
+    }
+    sums.sort_by(|one, other| one.adapter.cmp(&other.adapter));
+    sums
 }
 
 fn cold_record(cold: &Cold, owners: &HashMap<Digest, TenantId>) -> ColdRecord {
@@ -216,6 +260,7 @@ pub(crate) fn subject(
         request: request.id.clone(),
         // The one that was called; the outcome has those that it was handed over to.
         function: function.and_then(|call| call.chain.first().cloned()),
+        called_by: function.and_then(|call| call.called_by.clone()),
         base: host.base.digest(),
         runner: "cpu".to_owned(),
         precision: host.precision.clone(),

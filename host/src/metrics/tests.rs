@@ -29,6 +29,7 @@ fn fed() -> Metrics {
         load: Duration::ZERO,
     });
     metrics.observe_adapter_disk(&AdapterDiskStats { bytes: 4096, hits: 6, refused: 1, ..Default::default() });
+    metrics.observe_recordings(3);
     metrics.observe_plugins(&PluginStats { instances: 2, instances_max: 9, log_lines_dropped: 11 });
     let receipts = ReceiptCounts { started: 3, finished: 2, transactions: 4, ..ReceiptCounts::default() };
     metrics.observe_receipts(&receipts);
@@ -65,6 +66,7 @@ fn routers_find_what_they_look_for() {
         "tenon_adapter_disk_total{kind=\"refused\"} 1\n",
         "tenon_plugin_instances 2\n",
         "tenon_plugin_log_lines_dropped_total 11\n",
+        "tenon_recordings_dropped_total 3\n",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }

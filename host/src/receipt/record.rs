@@ -1,6 +1,7 @@
 //! What a receipt says: the payload of an envelope. Fields are only ever added under a new payload type, because readers
 //! refuse unknown ones. Not here: signatures, the chain's checks, storage.
 
+mod nested;
 pub(super) mod text;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use types::{
 use utoipa::ToSchema;
 
 use super::{Commitment, ReceiptError};
+pub use nested::{CallRecord, CalledBy, GenerationRecord};
 
 /// Claims of one plugin in one receipt.
 const CLAIMS_MAX: usize = 32;
@@ -100,6 +102,9 @@ pub struct Subject {
     /// The function that was called; none when the base or an adapter was called by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub function: Option<FunctionRef>,
+    /// The request that called it, if a plugin did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called_by: Option<CalledBy>,
     /// The base model's digest.
     #[serde(with = "text::digest")]
     #[schema(value_type = String)]
@@ -411,6 +416,12 @@ pub struct Outcome {
     /// The functions that the request was handed over to, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handed_over: Vec<FunctionRef>,
+    /// The functions that its plugins called, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<CallRecord>,
+    /// The generations of an agent, in order; the composition and the tokens of the outcome are those of all of them together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generations: Vec<GenerationRecord>,
     /// The adapters, in canonical order; where the composition was switched, those of each composition after those of the one
     /// before.
     pub composition: Vec<AdapterUse>,

@@ -2,6 +2,7 @@
 
 mod grants;
 mod limits;
+mod record;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,8 +13,9 @@ use utoipa::ToSchema;
 
 use crate::adapters::ReleasePolicy;
 
-pub use grants::{ManifestAccess, ManifestBucket, ManifestGrants, ManifestScope};
+pub use grants::{ManifestAccess, ManifestBucket, ManifestGrants, ManifestScope, ManifestToolServer};
 pub use limits::ManifestLimits;
+pub use record::ManifestRecord;
 
 /// Bytes of all text of a manifest.
 pub(super) const MANIFEST_BYTES_MAX: usize = 256 << 10;
@@ -42,6 +44,9 @@ pub enum ManifestError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A share of requests that is none, or no recording to keep.
+    #[error("the manifest's record.{0}")]
+    BadRecord(&'static str),
     /// A limit that would let the function do nothing.
     #[error("the manifest's limit {0} must be at least 1")]
     ZeroLimit(&'static str),
@@ -68,6 +73,7 @@ impl ManifestError {
             | Self::BadFunction(_)
             | Self::BadFallback(_)
             | Self::BadGrant { .. }
+            | Self::BadRecord(_)
             | Self::ZeroLimit(_) => "invalid_manifest",
             Self::OverLimit { .. } => "limit_exceeded",
         }
@@ -115,6 +121,9 @@ pub struct Manifest {
     /// What becomes of what was computed when the plugin switches the composition in mid-stream.
     #[serde(default, skip_serializing_if = "ManifestSwitch::is_reuse")]
     pub switch: ManifestSwitch,
+    /// Which requests are recorded, for `tenon replay`. Left out: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<ManifestRecord>,
     /// For people.
     #[serde(default)]
     pub description: String,
@@ -228,6 +237,7 @@ impl Manifest {
             cold: None,
             release: ManifestRelease::default(),
             switch: ManifestSwitch::default(),
+            record: None,
             description: String::new(),
         }
     }
@@ -263,6 +273,7 @@ impl Manifest {
             }
         }
         self.grants.check()?;
+        self.record.map_or(Ok(()), ManifestRecord::check)?;
         self.limits.zero().map_or(Ok(()), |limit| Err(ManifestError::ZeroLimit(limit)))
     }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::store::EmbeddedStore;
 use crate::store::memory::MemoryStore;
+use types::Digest;
 
 fn tenant(name: &str) -> TenantId {
     name.parse().expect("a name")
@@ -27,7 +28,7 @@ fn by() -> By<'static> {
 async fn registry() -> (Registry, TenantId) {
     let registry = Registry::new(Arc::new(MemoryStore::default()));
     let acme = tenant("acme");
-    registry.record_plugin(&acme, Digest::of(b"plugin")).await.expect("record");
+    registry.record_plugin(&acme, Digest::of(b"plugin"), &Default::default()).await.expect("record");
     (registry, acme)
 }
 
@@ -89,8 +90,8 @@ async fn tenants_do_not_see_each_other() {
     let nobodys = registry.put_version(&other, &f, nobodys, "key").await.expect_err("nobody's");
     assert_eq!((theirs.code(), theirs.blame()), (nobodys.code(), nobodys.blame()));
     assert_eq!(theirs.code(), "plugin_not_found");
-    registry.record_plugin(&other, Digest::of(b"plugin")).await.expect("record");
-    registry.record_plugin(&other, Digest::of(b"plugin")).await.expect("again is no error");
+    registry.record_plugin(&other, Digest::of(b"plugin"), &Default::default()).await.expect("record");
+    registry.record_plugin(&other, Digest::of(b"plugin"), &Default::default()).await.expect("again is no error");
     assert_eq!(registry.put_version(&other, &f, manifest("other's"), "key").await.expect("put").version, 1);
     registry.delete(&other, &f).await.expect("delete");
     assert_eq!(registry.get_live(&acme, &f).await.expect("live").manifest.description, "acme's");
@@ -102,7 +103,7 @@ async fn concurrent_deploys_lose_none() {
     let store = Arc::new(EmbeddedStore::open(folder.path()).await.expect("open"));
     let registry = Registry::new(store);
     let (acme, f) = (tenant("acme"), function("f"));
-    registry.record_plugin(&acme, Digest::of(b"plugin")).await.expect("record");
+    registry.record_plugin(&acme, Digest::of(b"plugin"), &Default::default()).await.expect("record");
     let tasks: Vec<_> = (0..8)
         .map(|number| {
             let (registry, acme, f) = (registry.clone(), acme.clone(), f.clone());
@@ -183,7 +184,7 @@ async fn a_restart_keeps_everything() {
     let open = || async { Registry::new(Arc::new(EmbeddedStore::open(folder.path()).await.expect("open"))) };
     let (acme, f) = (tenant("acme"), function("f"));
     let registry = open().await;
-    registry.record_plugin(&acme, Digest::of(b"plugin")).await.expect("record");
+    registry.record_plugin(&acme, Digest::of(b"plugin"), &Default::default()).await.expect("record");
     let mut sent = manifest("one");
     sent.templates.insert("greet".into(), "Hello {{ name }}".into());
     sent.limits.output_tokens_max = Some(7);
@@ -244,7 +245,7 @@ async fn heads_of_before_there_were_kinds_are_read_and_go_on() {
         {"from":1,"to":2,"time_unix_ms":8,"by":"two"}]}"#;
     store.swap("functions/acme/f", None, Some(Bytes::from_static(head))).await.expect("written");
     let registry = Registry::new(store);
-    registry.record_plugin(&acme, Digest::of(b"plugin")).await.expect("record");
+    registry.record_plugin(&acme, Digest::of(b"plugin"), &Default::default()).await.expect("record");
     for number in [1, 2] {
         let value = record("manifest", &stored("old")).expect("json");
         registry.store.swap(&version_key(&acme, &f, number), None, Some(value)).await.expect("written");

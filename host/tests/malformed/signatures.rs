@@ -92,12 +92,21 @@ pub(crate) fn hold(bytes: &[u8]) -> &'static str {
         }
         bundle
     };
-    let signers = Signers { policy: SignaturePolicy::Required, keys: vec![signer.trusted.clone()], revision: 1 };
+    let (policy, keys) = (SignaturePolicy::Required, vec![signer.trusted.clone()]);
+    let signers = Signers { policy, plugins: policy, keys, revision: 1 };
     let nobody = Signers { keys: Vec::new(), ..signers.clone() };
     assert!(nobody.check(Some(&bundle), &FILES).is_err(), "nobody's signature holds if nobody is trusted");
+    // The same bundle beside a plugin: what covers both files covers each.
+    let of_plugin = signers.check_plugin(&[bundle.clone().into()], FILES[0].1);
+    if let Err(error) = &of_plugin {
+        assert!(error.code().starts_with("plugin_signature_"), "{}: {error}", error.code());
+        assert!(!error.to_string().contains(char::is_control), "{error:?}");
+    }
+    assert!(nobody.check_plugin(&[bundle.clone().into()], FILES[0].1).is_err());
     match signers.check(Some(&bundle), &FILES) {
         Ok(SignatureState::Signed { key }) => {
             assert_eq!(key, signer.trusted.id());
+            assert!(of_plugin.is_ok(), "{of_plugin:?}");
             // The statement that was signed names both files by their digests, however it is written.
             let text = payload.to_string().to_ascii_lowercase();
             assert!(kind != 7, "nobody else has the key");

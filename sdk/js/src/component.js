@@ -4,6 +4,7 @@
 import * as catalog from "tenon:plugin/catalog@0.1.0";
 import * as clock from "tenon:plugin/clock@0.1.0";
 import * as config from "tenon:plugin/config@0.1.0";
+import * as functions from "tenon:plugin/functions@0.1.0";
 import * as log from "tenon:plugin/log@0.1.0";
 import * as random from "tenon:plugin/random@0.1.0";
 
@@ -43,6 +44,12 @@ const host = {
   randomNext: () => random.next() >>> 0,
   configGet: (name) => config.get(text("the name of a configuration value", name)) ?? undefined,
   configAll: () => new Map(config.all()),
+  callFunction: (name, input, maxTokens) => {
+    const asked = { tag: input.tag, val: text("what a function is asked", input.val) };
+    const most = maxTokens === undefined ? undefined : u32("maxTokens", maxTokens);
+    const reply = lent(() => functions.call(text("the name of a function", name), asked, most));
+    return { ...reply, metadata: new Map(reply.metadata.map((pair) => [pair.name, pair.value])) };
+  },
 };
 
 /** @param {string} said */

@@ -14,6 +14,7 @@ import { PluginError } from "./errors.js";
  * @property {() => number} randomNext
  * @property {(name: string) => string | undefined} configGet
  * @property {() => Map<string, string>} configAll
+ * @property {(name: string, input: import("./index.d.ts").CallInput, maxTokens: number | undefined) => import("./index.d.ts").Reply} callFunction
  */
 
 /** @type {Host | undefined} */
@@ -89,4 +90,15 @@ export const config = {
     return value;
   },
   all: () => host().configAll(),
+};
+
+export const functions = {
+  /** @param {string} name @param {string} text @param {{ maxTokens?: number }} [options] */
+  call: (name, text, options = {}) => host().callFunction(name, { tag: "text", val: text }, options.maxTokens),
+  /** @param {string} name @param {unknown} value @param {{ maxTokens?: number }} [options] */
+  callJson: (name, value, options = {}) => {
+    const json = JSON.stringify(value);
+    if (json === undefined) throw new PluginError(`the input of \`${name}\` cannot be said in JSON`);
+    return host().callFunction(name, { tag: "json", val: json }, options.maxTokens);
+  },
 };

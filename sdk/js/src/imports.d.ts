@@ -23,3 +23,11 @@ declare module "tenon:plugin/config@0.1.0" {
   export function get(name: string): string | null | undefined;
   export function all(): [string, string][];
 }
+
+declare module "tenon:plugin/functions@0.1.0" {
+  export function call(
+    name: string,
+    input: import("./index.d.ts").CallInput,
+    maxTokens: number | undefined,
+  ): Omit<import("./index.d.ts").Reply, "metadata"> & { metadata: { name: string; value: string }[] };
+}

@@ -377,3 +377,26 @@ export const config: {
   /** Every name and value. */
   all(): Map<string, string>;
 };
+
+/** What another function is asked: a text, or JSON as text. */
+export type CallInput = { tag: "text" | "json"; val: string };
+
+/** What another function answered. */
+export interface Reply {
+  text: string;
+  /** Who answered: another one than was called, if that one handed over. */
+  function: string;
+  version: number;
+  usage: Usage;
+  metadata: Map<string, string>;
+  /** Identifier of its receipt. */
+  receipt: string;
+}
+
+/** Other functions of the tenant, as far as the manifest's `grants.calls` names them. */
+export const functions: {
+  /** Asks another function with a text, and waits for its whole answer. */
+  call(name: string, text: string, options?: { maxTokens?: number }): Reply;
+  /** The same with any value that JSON can say. */
+  callJson(name: string, value: unknown, options?: { maxTokens?: number }): Reply;
+};

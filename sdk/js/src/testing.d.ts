@@ -23,6 +23,8 @@ export class Harness {
   adapter(alias: string): this;
   /** Sets a value of the manifest's configuration. */
   config(name: string, value: string): this;
+  /** Grants calls of a function, which answers this. */
+  reply(name: string, answer: string): this;
   /** Seeds the random numbers. */
   seed(seed: number): this;
   /** Sets what the clock shows. */
@@ -37,4 +39,6 @@ export class Harness {
   lines(): string[];
   /** Which adapters the last call asked to be fetched ahead. */
   prefetched(): string[];
+  /** The functions that the last call asked, each with what it was asked. */
+  calls(): [string, string][];
 }

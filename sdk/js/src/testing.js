@@ -3,7 +3,7 @@
 
 import { HostError } from "./errors.js";
 import { withHost } from "./host.js";
-import { lowerActions, lowerDecision, lowerEnding, lowerPlan, texts } from "./lower.js";
+import { lowerActions, lowerDecision, lowerEnding, lowerPlan, text, texts } from "./lower.js";
 import { policyOf } from "./policy.js";
 import { Request } from "./request.js";
 
@@ -19,14 +19,25 @@ export function request(text = "", more = {}) {
   return new Request({ id: "test", function: "test", ...more, text });
 }
 
+/** What a call has done before it begins. */
+function nothing() {
+  return {
+    lines: /** @type {string[]} */ ([]),
+    prefetched: /** @type {string[]} */ ([]),
+    calls: /** @type {[string, string][]} */ ([]),
+  };
+}
+
 export class Harness {
   /** @type {import("./index.d.ts").Adapter[]} */
   #adapters = [];
   /** @type {Map<string, string>} */
   #config = new Map();
+  /** @type {Map<string, string>} */
+  #replies = new Map();
   #seed = 0;
   #elapsedMs = 0;
-  #last = { lines: /** @type {string[]} */ ([]), prefetched: /** @type {string[]} */ ([]) };
+  #last = nothing();
 
   /** @param {string} alias */
   adapter(alias) {
@@ -38,6 +49,12 @@ export class Harness {
   /** @param {string} name @param {string} value */
   config(name, value) {
     this.#config.set(name, value);
+    return this;
+  }
+
+  /** @param {string} name @param {string} answer */
+  reply(name, answer) {
+    this.#replies.set(name, answer);
     return this;
   }
 
@@ -102,14 +119,19 @@ export class Harness {
     return [...this.#last.prefetched];
   }
 
+  calls() {
+    return [...this.#last.calls];
+  }
+
   /**
    * @template T
    * @param {() => T} call
    * @returns {T}
    */
   #with(call) {
-    const last = { lines: /** @type {string[]} */ ([]), prefetched: /** @type {string[]} */ ([]) };
+    const last = nothing();
     this.#last = last;
+    const replies = new Map(this.#replies);
     const adapters = [...this.#adapters];
     const config = new Map(this.#config);
     const elapsedMs = Math.floor(this.#elapsedMs / 10) * 10;
@@ -134,6 +156,13 @@ export class Harness {
       randomNext: next,
       configGet: (name) => config.get(name),
       configAll: () => config,
+      callFunction: (name, input) => {
+        const said = replies.get(name);
+        if (said === undefined) throw new HostError("denied", `the function \`${name}\`: the manifest's grants.calls does not name it`);
+        last.calls.push([name, text("what a function is asked", input.val)]);
+        const usage = { promptTokens: 1, completionTokens: 1, finish: /** @type {const} */ ("stop") };
+        return { text: said, function: name, version: 1, usage, metadata: new Map(), receipt: "" };
+      },
     };
     return withHost(host, call);
   }

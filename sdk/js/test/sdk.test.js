@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import {
   Action, ColdPolicy, CompositionEntry, Constraint, Decision, HostError, Message, Plan, PluginError, Policy, PostProcessor, Prompt,
-  Request, Sampling, Span, catalog, clock, config, log, random,
+  Request, Sampling, Span, catalog, clock, config, functions, log, random,
 } from "../src/index.js";
 import { lowerActions, lowerDecision, lowerEnding, lowerPlan } from "../src/lower.js";
 import { Harness, request } from "../src/testing.js";
@@ -141,6 +141,18 @@ test("a wrong type is named", () => {
 test("what is exported is a policy", () => {
   assert.throws(() => new Harness().compose(/** @type {any} */ ({}), request()), /default export must be a policy/);
   assert.throws(() => new Harness().compose(/** @type {any} */ (undefined), request()), /default export must be a policy/);
+});
+
+test("another function answers if it is granted", () => {
+  const route = (/** @type {Request} */ asked) => {
+    const said = [functions.call("facts", asked.text), functions.callJson("facts", { a: [1] }, { maxTokens: 3 })];
+    return Decision.answer(said.map((one) => one.text).join(" "));
+  };
+  const policy = /** @type {any} */ ({ route, compose: () => new Plan(Prompt.text("")) });
+  const harness = new Harness().reply("facts", "Wet.");
+  assert.deepEqual(harness.route(policy, request("Is it?")), Decision.answer("Wet. Wet."));
+  assert.deepEqual(harness.calls(), [["facts", "Is it?"], ["facts", '{"a":[1]}']]);
+  assert.throws(() => new Harness().route(policy, request("Is it?")), /grants\.calls/);
 });
 
 test("the clock and the dice of a component are the host's", async () => {

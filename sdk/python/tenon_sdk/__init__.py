@@ -13,7 +13,7 @@ when the component is built, and what it made then is there for each request: ea
 Not here: anything of the host. The WIT in `wit/` is the only link.
 """
 
-from . import catalog, clock, config, log, random
+from . import catalog, clock, config, functions, log, random
 from ._export import export_policy
 from .errors import Error, HostError
 from .policy import PassThrough, Policy, PostProcessor
@@ -49,6 +49,7 @@ from .types import (
     Regex,
     Reject,
     Replace,
+    Reply,
     Request,
     Residency,
     Sampling,
@@ -102,6 +103,7 @@ __all__ = [
     "Regex",
     "Reject",
     "Replace",
+    "Reply",
     "Request",
     "Residency",
     "Sampling",
@@ -120,6 +122,7 @@ __all__ = [
     "clock",
     "config",
     "export_policy",
+    "functions",
     "log",
     "random",
 ]

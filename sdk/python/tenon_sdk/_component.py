@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal, NoReturn, TypeVar
 
 from componentize_py_types import Err
-from wit_world.imports import catalog, clock, config, log, random
+from wit_world.imports import catalog, clock, config, functions, log, random
 from wit_world.imports import types as wit
 
 from . import _check, types
@@ -66,6 +66,19 @@ class ComponentHost:
     def config_all(self) -> dict[str, str]:
         """`config.all`."""
         return dict(config.all())
+
+
+    def call_function(self, function: str, kind: str, value: str, max_tokens: int | None) -> types.Reply:
+        """`functions.call`."""
+        _check.text("the name of a function", function)
+        _check.text("what a function is asked", value)
+        _check.maybe_u32("max_tokens", max_tokens)
+        asked = functions.Input_Text(value) if kind == "text" else functions.Input_Json(value)
+        reply = lent(lambda: functions.call(function, asked, max_tokens))
+        finish = types.FinishReason[reply.usage.finish.name]
+        usage = types.Usage(reply.usage.prompt_tokens, reply.usage.completion_tokens, finish)
+        metadata = {pair.name: pair.value for pair in reply.metadata}
+        return types.Reply(reply.text, reply.function, reply.version, usage, metadata, reply.receipt)
 
 
 HOST = ComponentHost()

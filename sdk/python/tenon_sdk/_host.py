@@ -4,7 +4,7 @@ from contextvars import ContextVar
 from typing import Protocol
 
 from .errors import Error
-from .types import Adapter
+from .types import Adapter, Reply
 
 
 class Host(Protocol):
@@ -19,6 +19,7 @@ class Host(Protocol):
     def random_next(self) -> int: ...
     def config_get(self, name: str) -> str | None: ...
     def config_all(self) -> dict[str, str]: ...
+    def call_function(self, function: str, kind: str, value: str, max_tokens: int | None) -> Reply: ...
 
 
 current: ContextVar[Host] = ContextVar("tenon_host")

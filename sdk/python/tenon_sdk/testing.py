@@ -29,6 +29,7 @@ from .types import (
     Pass,
     Plan,
     Replace,
+    Reply,
     Request,
     Residency,
     Stop,
@@ -72,6 +73,7 @@ class Harness:
         """No adapters, no configuration."""
         self._adapters: list[Adapter] = []
         self._config: dict[str, str] = {}
+        self._replies: dict[str, str] = {}
         self._seed = 0
         self._elapsed_ms = 0
         self._last = _Fake(self)
@@ -85,6 +87,11 @@ class Harness:
     def config(self, name: str, value: str) -> Self:
         """Sets a value of the manifest's configuration."""
         self._config[name] = value
+        return self
+
+    def reply(self, function: str, text: str) -> Self:
+        """Grants calls of a function, which answers this."""
+        self._replies[function] = text
         return self
 
     def seed(self, seed: int) -> Self:
@@ -139,6 +146,10 @@ class Harness:
         """Which adapters the last call asked to be fetched ahead."""
         return list(self._last.prefetched)
 
+    def calls(self) -> list[tuple[str, str]]:
+        """The functions that the last call asked, each with what it was asked."""
+        return list(self._last.calls)
+
     def _with(self, call: Callable[[], T]) -> T:
         self._last = _Fake(self)
 
@@ -164,6 +175,8 @@ class _Fake:
         self._bytes_left = RANDOM_BYTES_MAX
         self.lines: list[str] = []
         self.prefetched: list[str] = []
+        self.calls: list[tuple[str, str]] = []
+        self._replies = dict(harness._replies)
 
     def adapters(self) -> list[Adapter]:
         return list(self._adapters)
@@ -197,6 +210,15 @@ class _Fake:
 
     def config_all(self) -> dict[str, str]:
         return dict(self._config)
+
+    def call_function(self, function: str, kind: str, value: str, max_tokens: int | None) -> Reply:
+        _check.text("the name of a function", function)
+        _check.text("what a function is asked", value)
+        _check.maybe_u32("max_tokens", max_tokens)
+        if function not in self._replies:
+            raise HostError("denied", f"the function `{function}`: the manifest's grants.calls does not name it")
+        self.calls.append((function, value))
+        return Reply(self._replies[function], function, 1, Usage(1, 1, FinishReason.STOP))
 
 
 class _Output:

@@ -399,6 +399,19 @@ class Usage:
 
 
 @dataclass
+class Reply:
+    """What another function answered."""
+
+    text: str
+    function: str
+    """Who answered: another one than was called, if that one handed over."""
+    version: int
+    usage: Usage
+    metadata: dict[str, str] = field(default_factory=dict)
+    receipt: str = ""
+
+
+@dataclass
 class Ending:
     """The plugin's last word."""
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from tenon_sdk import (
     Action,
+    Answer,
     Chunk,
     ColdFallback,
     ColdWait,
     CompositionEntry,
+    Decision,
     Emit,
     Error,
     FinishReason,
@@ -42,6 +44,7 @@ from tenon_sdk import (
     clock,
     config,
     export_policy,
+    functions,
     log,
     random,
 )
@@ -221,6 +224,33 @@ class TestExport(unittest.TestCase):
 
         self.assertIsInstance(Least().post_processor(request()), PassThrough)
         self.assertEqual(Harness().post_process(Least, request(), ["a", "b"])[0], "ab")
+
+
+class TestFunctions(unittest.TestCase):
+    """Calls of other functions, as the harness answers them."""
+
+    def test_what_another_function_says(self) -> None:
+        class Asks(Policy):
+            def route(self, request: Request) -> Decision:
+                return Answer(functions.call("facts", request.text).text + functions.call_json("facts", {"a": [1]}).text)
+
+            def compose(self, request: Request) -> Plan:
+                return Plan(request.prompt())
+
+        harness = Harness().reply("facts", "Wet.")
+        self.assertEqual(harness.route(Asks, request("Is it?")), Answer("Wet.Wet."))
+        self.assertEqual(harness.calls(), [("facts", "Is it?"), ("facts", '{"a": [1]}')])
+        with self.assertRaisesRegex(Error, "grants.calls"):
+            Harness().route(Asks, request("Is it?"))
+
+    def test_what_cannot_be_asked(self) -> None:
+        class Asks(Policy):
+            def compose(self, request: Request) -> Plan:
+                functions.call_json("facts", {1, 2})
+                return Plan(request.prompt())
+
+        with self.assertRaisesRegex(Error, "cannot be said in JSON"):
+            Harness().reply("facts", "").compose(Asks, request())
 
 
 class TestBuild(unittest.TestCase):

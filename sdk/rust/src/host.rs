@@ -116,6 +116,22 @@ pub mod secrets {
     }
 }
 
+/// Tools of MCP servers that the manifest grants (`grants.tools`). The host holds the addresses and the credentials.
+pub mod tools {
+    use super::wit;
+    use crate::{Result, Tool, ToolOutcome};
+
+    /// The granted tools of a server, by the name that the manifest gives it.
+    pub fn list(server: &str) -> Result<Vec<Tool>> {
+        Ok(wit::tools::list(server)?)
+    }
+
+    /// Calls one. `arguments` is a JSON object, or empty for none. That a tool fails is an outcome, no error.
+    pub fn call(server: &str, tool: &str, arguments: &str) -> Result<ToolOutcome> {
+        Ok(wit::tools::call(server, tool, arguments)?)
+    }
+}
+
 /// The base's tokenizer.
 pub mod tokenizer {
     use super::wit;

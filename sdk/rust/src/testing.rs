@@ -12,6 +12,7 @@
 //! assert!(plan.composition.is_empty());
 //! ```
 
+pub(crate) mod agents;
 pub(crate) mod buckets;
 pub(crate) mod web;
 
@@ -20,8 +21,8 @@ use std::collections::BTreeMap;
 
 use crate::bindings::tenon::plugin::log::Level;
 use crate::{
-    Action, Adapter, Chunk, Decision, Ending, FinishReason, HttpRequest, HttpResponse, Pair, Plan, Policy, Request,
-    Residency, Result, Usage,
+    Action, Adapter, Agent, Answer, Chunk, Decision, Ending, FinishReason, HttpRequest, HttpResponse, Pair, Plan,
+    Policy, Request, Residency, Result, Tool, ToolOutcome, Usage,
 };
 
 /// A request with this text and nothing else.
@@ -48,6 +49,17 @@ impl Request {
     }
 }
 
+/// A call of a tool, as the policy made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToolCall {
+    /// The server's name.
+    pub server: String,
+    /// The tool's.
+    pub tool: String,
+    /// JSON.
+    pub arguments: String,
+}
+
 #[derive(Clone, Debug, Default)]
 struct State {
     adapters: Vec<Adapter>,
@@ -57,8 +69,15 @@ struct State {
     elapsed_ms: u32,
     secrets: Vec<(String, String)>,
     buckets: BTreeMap<String, buckets::Contents>,
+    tools: Vec<(String, Tool, ToolOutcome)>,
+    calls: Vec<ToolCall>,
     answers: Vec<(String, HttpResponse)>,
     requests: Vec<HttpRequest>,
+    said: Vec<agents::Said>,
+    prompts: Vec<String>,
+    written: String,
+    replies: Vec<(String, String)>,
+    calls: Vec<(String, String)>,
 }
 
 thread_local! {
@@ -114,12 +133,58 @@ impl Harness {
         self
     }
 
+    /// Grants a tool of a server, which answers every call with this text.
+    #[must_use]
+    pub fn tool(mut self, server: &str, name: &str, text: &str) -> Self {
+        let schema = r#"{"type":"object"}"#.to_owned();
+        let tool = Tool { name: name.to_owned(), description: String::new(), input_schema: schema };
+        let outcome = ToolOutcome { text: text.to_owned(), structured: None, is_error: false };
+        self.state.tools.push((server.to_owned(), tool, outcome));
+        self
+    }
+
+    /// The calls of tools that the last call on this thread made.
+    pub fn tool_calls(&self) -> Vec<ToolCall> {
+        STATE.with_borrow(|state| state.calls.clone())
+    }
+
     /// Answers requests whose URL begins like this; others are denied.
     #[must_use]
     pub fn answer(mut self, url: &str, status: u16, body: &str) -> Self {
         let response = HttpResponse { status, headers: Vec::new(), body: body.as_bytes().to_vec() };
         self.state.answers.push((url.to_owned(), response));
         self
+    }
+
+    /// Has the next generation of an agent say this, each token with this log-probability. Without more, generations fail.
+    #[must_use]
+    pub fn says(mut self, text: &str, logprob: f32) -> Self {
+        self.state.said.push(agents::Said { text: text.to_owned(), logprob });
+        self
+    }
+
+    /// Grants calls of a function, which answers this.
+    #[must_use]
+    pub fn replies(mut self, function: &str, text: &str) -> Self {
+        self.state.replies.push((function.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// Calls `run`; all that the caller would read, and the answer.
+    pub fn run<A: Agent>(&self, request: &Request) -> Result<(String, Answer)> {
+        let answer = self.with(|| A::run(request))?;
+        let written = STATE.with_borrow(|state| state.written.clone());
+        Ok((written + &answer.text, answer))
+    }
+
+    /// What sessions held when the last call on this thread had them generate, in order.
+    pub fn prompts(&self) -> Vec<String> {
+        STATE.with_borrow(|state| state.prompts.clone())
+    }
+
+    /// The functions that the last call on this thread called, each with what it was asked.
+    pub fn calls(&self) -> Vec<(String, String)> {
+        STATE.with_borrow(|state| state.calls.clone())
     }
 
     /// The value that the last call on this thread left in a bucket.
@@ -284,6 +349,27 @@ pub(crate) mod fake {
         pub(crate) fn get(name: &str) -> Result<String, HostError> {
             let found = STATE.with_borrow(|state| state.secrets.iter().find(|(key, _)| key == name).cloned());
             found.map(|(_, value)| value).ok_or_else(|| HostError::Denied(format!("the secret `{name}`")))
+        }
+    }
+
+    pub(crate) mod tools {
+        use crate::testing::{STATE, ToolCall};
+        use crate::{HostError, Tool, ToolOutcome};
+
+        pub(crate) fn list(server: &str) -> Result<Vec<Tool>, HostError> {
+            let tools = STATE.with_borrow(|state| state.tools.clone());
+            let found: Vec<Tool> = tools.into_iter().filter(|(of, ..)| of == server).map(|(_, tool, _)| tool).collect();
+            if found.is_empty() { Err(HostError::Denied(format!("the tool server `{server}`"))) } else { Ok(found) }
+        }
+
+        pub(crate) fn call(server: &str, tool: &str, arguments: &str) -> Result<ToolOutcome, HostError> {
+            STATE.with_borrow_mut(|state| {
+                let found = state.tools.iter().find(|(of, granted, _)| of == server && granted.name == tool).cloned();
+                let (.., outcome) = found.ok_or_else(|| HostError::Denied(format!("the tool `{tool}` of `{server}`")))?;
+                let (server, tool, arguments) = (server.to_owned(), tool.to_owned(), arguments.to_owned());
+                state.calls.push(ToolCall { server, tool, arguments });
+                Ok(outcome)
+            })
         }
     }
 

@@ -48,7 +48,9 @@ enum Kind {
     Adapter,
     Derivation,
     Readers,
+    Tags,
     Plugin,
+    PluginSource,
     Tenant,
     Quota,
     Key,
@@ -89,6 +91,7 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/v1/adapters/{}", Kind::None),
     ("DELETE", "/v1/adapters/{}", Kind::None),
     ("GET", "/v1/adapters", Kind::None),
+    ("PUT", "/v1/adapters/{}/tags", Kind::Tags),
     ("PUT", "/v1/adapters/{}/pin", Kind::None),
     ("DELETE", "/v1/adapters/{}/pin", Kind::None),
     ("PUT", "/v1/adapters/{}/readers", Kind::Readers),
@@ -126,7 +129,11 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/health", Kind::None),
     ("GET", "/ready", Kind::None),
     ("GET", "/metrics", Kind::None),
+    ("POST", "/v1/plugins", Kind::PluginSource),
     ("POST", "/v1/plugins", Kind::Plugin),
+    ("GET", "/v1/plugins/{}", Kind::None),
+    ("GET", "/v1/functions/{}/recordings", Kind::None),
+    ("GET", "/v1/recordings/{}", Kind::None),
 ];
 
 /// Names in paths: some exist, some cannot.

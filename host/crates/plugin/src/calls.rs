@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
-use types::{Action, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
+use types::{Action, AgentAnswer, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
 
-use crate::bindings::PolicyPre;
+use crate::convert;
 use crate::guest::Guest;
-use crate::host::Shared;
-use crate::state::InstanceState;
+use crate::host::{Linked, Shared};
 use crate::{PluginError, Session};
 
 /// One instance of a plugin, alive for one request. A trap or an abandoned call (a dropped future) leaves a guest in no
@@ -22,6 +21,7 @@ pub struct PluginInstance {
     /// Away while a call runs, and for good if that call was abandoned: then the guest ends on its own thread.
     guest: Option<Box<Guest>>,
     shared: Arc<Shared>,
+    is_agent: bool,
 }
 
 impl fmt::Debug for PluginInstance {
@@ -36,15 +36,32 @@ type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, PluginError>> + Send + 
 impl PluginInstance {
     pub(crate) async fn start(
         shared: Arc<Shared>,
-        plugin: PolicyPre<InstanceState>,
+        plugin: Linked,
         session: Session,
         permit: OwnedSemaphorePermit,
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
-        let of_guest = Arc::clone(&shared);
+        let (of_guest, is_agent) = (Arc::clone(&shared), plugin.is_agent());
         let starting = async move { Guest::start(of_guest, &plugin, session, permit, cpu_used).await.map(Box::new) };
         let guest = shared.threads.run(starting).await??;
-        Ok(Self { guest: Some(guest), shared })
+        Ok(Self { guest: Some(guest), shared, is_agent })
+    }
+
+    /// Whether it is of world `agent`: then [`Self::run`] is its one call, and otherwise it has all but that.
+    #[must_use]
+    pub const fn is_agent(&self) -> bool {
+        self.is_agent
+    }
+
+    /// Has an agent do all of its work.
+    ///
+    /// # Errors
+    /// What the call ran into.
+    pub async fn run_agent(&mut self, request: &InvocationRequest) -> Result<AgentAnswer, PluginError> {
+        let request = convert::request_to_wit(request);
+        let answer = self.run("run", move |guest| Box::pin(async move { guest.run(&request).await })).await?;
+        let (metadata, claims) = (convert::pairs_from_wit(answer.metadata), convert::pairs_from_wit(answer.claims));
+        Ok(AgentAnswer { text: answer.text, metadata, claims })
     }
 
     /// Asks what to do with the request.
@@ -52,8 +69,9 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn route(&mut self, request: &InvocationRequest) -> Result<Decision, PluginError> {
-        let request = request.clone();
-        self.run("route", move |guest| Box::pin(async move { guest.route(&request).await })).await
+        let request = convert::request_to_wit(request);
+        let decision = self.run("route", move |guest| Box::pin(async move { guest.route(&request).await })).await;
+        decision.map(convert::decision_from_wit)
     }
 
     /// Asks for the plan. It is untrusted.
@@ -61,8 +79,9 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn compose(&mut self, request: &InvocationRequest) -> Result<Plan, PluginError> {
-        let request = request.clone();
-        self.run("compose", move |guest| Box::pin(async move { guest.compose(&request).await })).await
+        let request = convert::request_to_wit(request);
+        let plan = self.run("compose", move |guest| Box::pin(async move { guest.compose(&request).await })).await;
+        plan.map(convert::plan_from_wit)
     }
 
     /// Creates the guest's post-processor; call it once, before the first chunk.
@@ -70,7 +89,7 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn open_post_processor(&mut self, request: &InvocationRequest) -> Result<(), PluginError> {
-        let request = request.clone();
+        let request = convert::request_to_wit(request);
         let name = "post-processor";
         self.run(name, move |guest| Box::pin(async move { guest.open_post_processor(&request).await })).await
     }
@@ -80,7 +99,10 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn chunk(&mut self, chunk: Chunk) -> Result<Vec<Action>, PluginError> {
-        self.run("post-processor.chunk", move |guest| Box::pin(guest.chunk(chunk))).await
+        let chunk = convert::chunk_to_wit(chunk);
+        let name = "post-processor.chunk";
+        let actions = self.run(name, move |guest| Box::pin(async move { guest.chunk(&chunk).await })).await;
+        actions.map(convert::actions_from_wit)
     }
 
     /// Tells the post-processor that the generation ended.
@@ -88,7 +110,9 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn finish(&mut self, usage: HookUsage) -> Result<Ending, PluginError> {
-        self.run("post-processor.finish", move |guest| Box::pin(guest.finish(usage))).await
+        let usage = convert::usage_to_wit(usage);
+        let ending = self.run("post-processor.finish", move |guest| Box::pin(guest.finish(usage))).await;
+        ending.map(convert::ending_from_wit)
     }
 
     /// CPU time that the request has used in all instances so far: what its next instance begins with, if it is handed over.
@@ -103,7 +127,7 @@ impl PluginInstance {
         self.guest.as_ref().map_or(0, |guest| guest.log_lines_dropped())
     }
 
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &mut self,
         name: &'static str,
         call: impl for<'a> FnOnce(&'a mut Guest) -> Call<'a, T> + Send + 'static,

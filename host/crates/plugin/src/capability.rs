@@ -2,21 +2,29 @@
 //! adds limits, coarse time and seeded randomness. Not here: the WIT side, which is `imports/`.
 
 mod keyvalue;
+mod nested;
 mod outbound;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use types::Digest;
 
-use crate::OwnLimits;
+use crate::{OwnLimits, Recorder};
 
 pub use keyvalue::{BucketAccess, Expected, KeyPage, KeyValue, Versioned, Written};
+pub use nested::{
+    CallInput, FunctionReply, Functions, GenerationBounds, GenerationSession, Generations, Opening, Output, SessionStep,
+};
 pub use outbound::{Outbound, OutboundBounds, OutboundError};
+pub use tools::{ToolDescription, ToolOutcome, Tools};
 
 /// Why a capability did not do what was asked: the `host-error` of `wit/types.wit`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CapabilityError {
     /// Not granted to this function.
     #[error("not granted: {0}")]
@@ -33,7 +41,8 @@ pub enum CapabilityError {
 }
 
 /// Where an adapter is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Residency {
     /// In a slot of the runner.
     Device,
@@ -44,11 +53,12 @@ pub enum Residency {
 }
 
 /// An adapter that is granted to the function.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogEntry {
     /// Movable name.
     pub alias: String,
     /// Its content.
+    #[serde(with = "digest_text")]
     pub digest: Digest,
     /// The rank of its matrices.
     pub rank: u32,
@@ -67,7 +77,8 @@ pub trait Catalog: Send + Sync {
 }
 
 /// How much a log line matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LogLevel {
     /// For the plugin's author.
     Debug,
@@ -128,12 +139,36 @@ pub struct Session {
     pub secrets: Arc<dyn Secrets>,
     /// The granted hosts.
     pub outbound: Arc<dyn Outbound>,
+    /// The granted tools.
+    pub tools: Arc<dyn Tools>,
     /// The base's tokenizer.
     pub tokenizer: Arc<dyn Tokenizer>,
+    /// The functions that may be called.
+    pub functions: Arc<dyn Functions>,
+    /// Sessions of generations, for an agent.
+    pub generations: Arc<dyn Generations>,
+    /// Where an agent's answer goes.
+    pub output: Arc<dyn Output>,
     /// The function's own limits.
     pub limits: OwnLimits,
     /// Of the guest's random numbers; it goes into the receipt.
     pub seed: u64,
+    /// Writes down what the instance does, if that is wanted.
+    pub record: Option<Recorder>,
+}
+
+/// `types` knows no serialisation: a digest is its text.
+mod digest_text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+    use types::Digest;
+
+    pub(super) fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(digest)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
 }
 
 /// Grants nothing: what a function has whose manifest names nothing.

@@ -30,7 +30,7 @@ fn message_to_wit(message: &Message) -> wit::Message {
     wit::Message { role: message.role.clone(), content: message.content.clone() }
 }
 
-fn pair_to_wit((name, value): &(String, String)) -> wit::Pair {
+pub(crate) fn pair_to_wit((name, value): &(String, String)) -> wit::Pair {
     wit::Pair { name: name.clone(), value: value.clone() }
 }
 
@@ -48,6 +48,17 @@ pub(crate) fn usage_to_wit(usage: HookUsage) -> wit::Usage {
         FinishReason::Deadline => wit::FinishReason::Deadline,
     };
     wit::Usage { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens, finish }
+}
+
+pub(crate) const fn usage_from_wit(usage: wit::Usage) -> HookUsage {
+    let finish = match usage.finish {
+        wit::FinishReason::Stop => FinishReason::Stop,
+        wit::FinishReason::Length => FinishReason::Length,
+        wit::FinishReason::StoppedByPlugin => FinishReason::StoppedByPlugin,
+        wit::FinishReason::Cancelled => FinishReason::Cancelled,
+        wit::FinishReason::Deadline => FinishReason::Deadline,
+    };
+    HookUsage { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens, finish }
 }
 
 pub(crate) fn entry_to_wit(entry: CatalogEntry) -> catalog::Adapter {
@@ -99,22 +110,9 @@ pub(crate) fn plan_from_wit(plan: wit::Plan) -> Plan {
         prompt: prompt_from_wit(plan.prompt),
         composition: composition_from_wit(plan.composition),
         sampling: sampling_from_wit(plan.sampling),
-        stop: StopConditions {
-            strings: plan.stop.strings,
-            token_ids: plan.stop.token_ids,
-            ignore_eos: plan.stop.ignore_eos,
-        },
-        constraint: plan.constraint.map(|constraint| match constraint {
-            wit::Constraint::JsonSchema(schema) => Constraint::JsonSchema(schema),
-            wit::Constraint::Regex(regex) => Constraint::Regex(regex),
-            wit::Constraint::Grammar(grammar) => Constraint::Grammar(grammar),
-        }),
-        cold: plan.cold.map(|cold| match cold {
-            wit::ColdPolicy::Wait(wait_ms) => ColdPolicy::Wait(wait_ms),
-            wit::ColdPolicy::Base => ColdPolicy::Base,
-            wit::ColdPolicy::Fallback(entries) => ColdPolicy::Fallback(composition_from_wit(entries)),
-            wit::ColdPolicy::Refuse => ColdPolicy::Refuse,
-        }),
+        stop: stop_from_wit(plan.stop),
+        constraint: plan.constraint.map(constraint_from_wit),
+        cold: plan.cold.map(cold_from_wit),
         deadline_ms: plan.deadline_ms,
         token_budget: plan.token_budget,
         prefetch: plan.prefetch,
@@ -122,7 +120,28 @@ pub(crate) fn plan_from_wit(plan: wit::Plan) -> Plan {
     }
 }
 
-fn prompt_from_wit(prompt: wit::Prompt) -> Prompt {
+pub(crate) fn stop_from_wit(stop: wit::StopConditions) -> StopConditions {
+    StopConditions { strings: stop.strings, token_ids: stop.token_ids, ignore_eos: stop.ignore_eos }
+}
+
+pub(crate) fn constraint_from_wit(constraint: wit::Constraint) -> Constraint {
+    match constraint {
+        wit::Constraint::JsonSchema(schema) => Constraint::JsonSchema(schema),
+        wit::Constraint::Regex(regex) => Constraint::Regex(regex),
+        wit::Constraint::Grammar(grammar) => Constraint::Grammar(grammar),
+    }
+}
+
+pub(crate) fn cold_from_wit(cold: wit::ColdPolicy) -> ColdPolicy {
+    match cold {
+        wit::ColdPolicy::Wait(wait_ms) => ColdPolicy::Wait(wait_ms),
+        wit::ColdPolicy::Base => ColdPolicy::Base,
+        wit::ColdPolicy::Fallback(entries) => ColdPolicy::Fallback(composition_from_wit(entries)),
+        wit::ColdPolicy::Refuse => ColdPolicy::Refuse,
+    }
+}
+
+pub(crate) fn prompt_from_wit(prompt: wit::Prompt) -> Prompt {
     match prompt {
         wit::Prompt::Text(text) => Prompt::Text(text),
         wit::Prompt::Messages(messages) => {
@@ -135,11 +154,11 @@ fn prompt_from_wit(prompt: wit::Prompt) -> Prompt {
     }
 }
 
-fn pairs_from_wit(pairs: Vec<wit::Pair>) -> Vec<(String, String)> {
+pub(crate) fn pairs_from_wit(pairs: Vec<wit::Pair>) -> Vec<(String, String)> {
     pairs.into_iter().map(|pair| (pair.name, pair.value)).collect()
 }
 
-fn composition_from_wit(entries: Vec<wit::CompositionEntry>) -> Vec<PlanEntry> {
+pub(crate) fn composition_from_wit(entries: Vec<wit::CompositionEntry>) -> Vec<PlanEntry> {
     let entry = |entry: wit::CompositionEntry| PlanEntry {
         adapter: entry.adapter,
         weight: entry.weight,
@@ -167,7 +186,7 @@ fn modules_from_wit(modules: wit::Modules) -> ModuleSet {
     pairs.into_iter().filter(|(flag, _)| modules.contains(*flag)).map(|(_, module)| module).collect()
 }
 
-fn sampling_from_wit(sampling: wit::Sampling) -> Sampling {
+pub(crate) fn sampling_from_wit(sampling: wit::Sampling) -> Sampling {
     Sampling {
         temperature: sampling.temperature,
         top_k: sampling.top_k,

@@ -49,8 +49,8 @@ pub enum PluginError {
         /// The limit's name.
         limit: &'static str,
     },
-    /// The upload is not a component, or not one that provides the world `policy`.
-    #[error("the upload is not a plugin: {0}; build a component for the world `policy` of wit/")]
+    /// The upload is not a component, or not one that provides the world `policy` or `agent`.
+    #[error("the upload is not a plugin: {0}; build a component for the world `policy` or `agent` of wit/")]
     Invalid(String),
     /// The upload imports what this host does not provide.
     #[error(

@@ -6,36 +6,49 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
-use types::{Action, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
+
 use wasmtime::component::{ResourceAny, ResourceTableError};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmtimeBug};
 use wasmtime_wasi::I32Exit;
 
-use crate::bindings::{Policy, PolicyPre};
-use crate::convert;
-use crate::host::Shared;
+use crate::bindings::Policy;
+use crate::bindings::agent::Agent;
+use crate::bindings::agent::exports::tenon::plugin::driver;
+use crate::bindings::tenon::plugin::types as wit;
+use crate::host::{Linked, Shared};
 use crate::limiter::Refused;
-use crate::meter::{CpuMeter, Stop, WallTime, metered};
+use crate::meter::{CpuMeter, Stop, Times, WallTime, metered};
 use crate::state::InstanceState;
-use crate::{PluginError, PluginLimits, Session};
+use crate::{PluginError, PluginLimits, Recorder, Session, record};
 
 /// Bytes of a guest's message that go into an error.
 const MESSAGE_BYTES_MAX: usize = 1024;
 /// The name of an instance's start in errors.
 const START: &str = "start";
+/// The name of an agent's call in errors.
+const RUN: &str = "run";
+
+/// What a plugin exports.
+enum Exports {
+    Policy(Policy),
+    Agent(Agent),
+}
 
 /// One instance of a plugin. A trap or an abandoned call (a dropped future) leaves a guest in no particular state, so
 /// every later call answers with an error.
 pub(crate) struct Guest {
     // The store goes before the permit: its place in the pool is free before another may take it.
     store: Store<InstanceState>,
-    policy: Policy,
+    exports: Exports,
     processor: Option<ResourceAny>,
     poison: Option<PluginError>,
     meter: Arc<CpuMeter>,
     limits: Arc<PluginLimits>,
     shared: Arc<Shared>,
+    recorder: Option<Recorder>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -48,60 +61,85 @@ impl fmt::Debug for Guest {
 impl Guest {
     pub(crate) async fn start(
         shared: Arc<Shared>,
-        plugin: &PolicyPre<InstanceState>,
+        plugin: &Linked,
         session: Session,
         permit: OwnedSemaphorePermit,
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
         let limits = shared.limits_of(&session);
+        // What an agent asks of its sessions is not part of a recording, so that none could be played again.
+        let recorder = session.record.clone().filter(|_| !plugin.is_agent());
+        if let Some(recorder) = &recorder {
+            recorder.begin(session.seed, &session.config, &limits);
+            recorder.called(START, &json!({}));
+        }
         let request_cpu_max = Duration::from_millis(limits.request_cpu_ms_max);
         let meter = Arc::new(CpuMeter::new(request_cpu_max, Arc::clone(&shared.share)).after(cpu_used));
-        let mut store = new_store(&shared, session, &limits, &meter);
+        let mut store = new_store(&shared, session, &limits, &meter, plugin.is_agent());
         let running = shared.ticker.running();
-        let cpu_max = Duration::from_millis(limits.start_cpu_ms_max);
-        let wall_max = Duration::from_millis(limits.call_wall_ms_max);
-        let outcome = metered(Arc::clone(&meter), cpu_max, wall_max, plugin.instantiate_async(&mut store)).await;
+        let times = Times {
+            cpu_max: Duration::from_millis(limits.start_cpu_ms_max),
+            wall_max: Duration::from_millis(limits.call_wall_ms_max),
+            counts_nested: true,
+        };
+        let instantiating = async {
+            Ok(match plugin {
+                Linked::Policy(plugin) => Exports::Policy(plugin.instantiate_async(&mut store).await?),
+                Linked::Agent(plugin) => Exports::Agent(plugin.instantiate_async(&mut store).await?),
+            })
+        };
+        let outcome = metered(Arc::clone(&meter), times, instantiating).await;
         drop(running);
-        let outcome = flatten(outcome).and_then(|policy| within_calls(policy, store.data()));
-        let policy = outcome.map_err(|failure| failure.explain(START, store.data_mut()))?;
-        Ok(Self { store, policy, processor: None, poison: None, meter, limits, shared, _permit: permit })
+        let outcome = flatten(outcome).and_then(|exports| within_calls(exports, store.data()));
+        let started = outcome.map_err(|failure| failure.explain(START, store.data_mut()));
+        if let Some(recorder) = &recorder {
+            recorder.returned(START, started.as_ref().map(|_| &()));
+        }
+        let exports = started?;
+        Ok(Self { store, exports, processor: None, poison: None, meter, limits, shared, recorder, _permit: permit })
     }
 
     /// Asks what to do with the request.
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn route(&mut self, request: &InvocationRequest) -> Result<Decision, PluginError> {
-        let request = convert::request_to_wit(request);
-        let watch = self.begin("route")?;
-        let call = self.policy.tenon_plugin_hooks().call_route(&mut self.store, &request);
+    pub(crate) async fn route(&mut self, request: &wit::Request) -> Result<wit::Decision, PluginError> {
+        let watch = self.begin("route", || json!({"request": request}))?;
+        let call = policy(&self.exports)?.tenon_plugin_hooks().call_route(&mut self.store, request);
         let outcome = watch.run(call).await;
-        self.end("route", outcome).map(convert::decision_from_wit)
+        self.end("route", outcome)
     }
 
     /// Asks for the plan. It is untrusted.
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn compose(&mut self, request: &InvocationRequest) -> Result<Plan, PluginError> {
-        let request = convert::request_to_wit(request);
-        let watch = self.begin("compose")?;
-        let call = self.policy.tenon_plugin_hooks().call_compose(&mut self.store, &request);
+    pub(crate) async fn compose(&mut self, request: &wit::Request) -> Result<wit::Plan, PluginError> {
+        let watch = self.begin("compose", || json!({"request": request}))?;
+        let call = policy(&self.exports)?.tenon_plugin_hooks().call_compose(&mut self.store, request);
         let outcome = watch.run(call).await;
-        self.end("compose", outcome).map(convert::plan_from_wit)
+        self.end("compose", outcome)
     }
 
     /// Creates the guest's post-processor; call it once, before the first chunk.
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn open_post_processor(&mut self, request: &InvocationRequest) -> Result<(), PluginError> {
+    pub(crate) async fn open_post_processor(&mut self, request: &wit::Request) -> Result<(), PluginError> {
         let name = "post-processor";
-        let request = convert::request_to_wit(request);
-        let watch = self.begin(name)?;
-        let hooks = self.policy.tenon_plugin_hooks().post_processor();
-        let outcome = watch.run(hooks.call_constructor(&mut self.store, &request)).await;
-        self.processor = Some(self.end(name, outcome.map(|result| result.map(Ok)))?);
+        let watch = self.begin(name, || json!({"request": request}))?;
+        let hooks = policy(&self.exports)?.tenon_plugin_hooks().post_processor();
+        let outcome = watch.run(hooks.call_constructor(&mut self.store, request)).await;
+        let mut opened = None;
+        // The resource is not part of what is recorded.
+        let outcome = outcome.map(|result| {
+            result.map(|processor| {
+                opened = Some(processor);
+                Ok(())
+            })
+        });
+        self.end(name, outcome)?;
+        self.processor = opened;
         Ok(())
     }
 
@@ -109,32 +147,43 @@ impl Guest {
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn chunk(&mut self, chunk: Chunk) -> Result<Vec<Action>, PluginError> {
+    pub(crate) async fn chunk(&mut self, chunk: &wit::Chunk) -> Result<Vec<wit::Action>, PluginError> {
         let name = "post-processor.chunk";
         let processor = self.processor()?;
-        let chunk = convert::chunk_to_wit(chunk);
-        let watch = self.begin(name)?;
-        let hooks = self.policy.tenon_plugin_hooks().post_processor();
-        let outcome = watch.run(hooks.call_chunk(&mut self.store, processor, &chunk)).await;
+        let watch = self.begin(name, || json!({"chunk": chunk}))?;
+        let hooks = policy(&self.exports)?.tenon_plugin_hooks().post_processor();
+        let outcome = watch.run(hooks.call_chunk(&mut self.store, processor, chunk)).await;
         let actions = self.end(name, outcome)?;
         self.at_most(name, actions.len())?;
-        Ok(convert::actions_from_wit(actions))
+        Ok(actions)
     }
 
     /// Tells the post-processor that the generation ended.
     ///
     /// # Errors
     /// What the call ran into.
-    pub(crate) async fn finish(&mut self, usage: HookUsage) -> Result<Ending, PluginError> {
+    pub(crate) async fn finish(&mut self, usage: wit::Usage) -> Result<wit::Ending, PluginError> {
         let name = "post-processor.finish";
         let processor = self.processor()?;
-        let usage = convert::usage_to_wit(usage);
-        let watch = self.begin(name)?;
-        let hooks = self.policy.tenon_plugin_hooks().post_processor();
+        let watch = self.begin(name, || json!({"usage": usage}))?;
+        let hooks = policy(&self.exports)?.tenon_plugin_hooks().post_processor();
         let outcome = watch.run(hooks.call_finish(&mut self.store, processor, usage)).await;
         let ending = self.end(name, outcome)?;
         self.at_most(name, ending.actions.len().max(ending.metadata.len()).max(ending.claims.len()))?;
-        Ok(convert::ending_from_wit(ending))
+        Ok(ending)
+    }
+
+    /// Has an agent do all of its work.
+    ///
+    /// # Errors
+    /// What the call ran into.
+    pub(crate) async fn run(&mut self, request: &wit::Request) -> Result<driver::Answer, PluginError> {
+        let watch = self.begin(RUN, || json!({"request": request}))?;
+        let Exports::Agent(agent) = &self.exports else { return Err(other_world()) };
+        let outcome = watch.run(agent.tenon_plugin_driver().call_run(&mut self.store, request)).await;
+        let answer = self.end(RUN, outcome)?;
+        self.at_most(RUN, answer.metadata.len().max(answer.claims.len()))?;
+        Ok(answer)
     }
 
     /// CPU time that the request has used in all instances so far.
@@ -163,7 +212,7 @@ impl Guest {
     }
 
     /// Until [`Self::end`] the instance counts as abandoned, which is what it is when the future is dropped.
-    fn begin(&mut self, call: &'static str) -> Result<Watch, PluginError> {
+    fn begin(&mut self, call: &'static str, arguments: impl FnOnce() -> Value) -> Result<Watch, PluginError> {
         if let Some(poison) = &self.poison {
             return Err(poison.clone());
         }
@@ -173,13 +222,30 @@ impl Guest {
             return Err(error);
         }
         self.poison = Some(PluginError::Trap { call, reason: "the call was abandoned".to_owned() });
+        if let Some(recorder) = &self.recorder {
+            recorder.called(call, &arguments());
+        }
         self.store.set_epoch_deadline(1);
         self.store.data_mut().begin_call();
-        let (shared, limits) = (Arc::clone(&self.shared), Arc::clone(&self.limits));
-        Ok(Watch { shared, meter: Arc::clone(&self.meter), limits })
+        let limits = &self.limits;
+        let (cpu_ms_max, wall_ms_max, counts_nested) = match call {
+            RUN => (limits.run_cpu_ms_max, limits.run_wall_ms_max, true),
+            _ => (limits.call_cpu_ms_max, limits.call_wall_ms_max, false),
+        };
+        let (cpu_max, wall_max) = (Duration::from_millis(cpu_ms_max), Duration::from_millis(wall_ms_max));
+        let times = Times { cpu_max, wall_max, counts_nested };
+        Ok(Watch { shared: Arc::clone(&self.shared), meter: Arc::clone(&self.meter), times })
     }
 
-    fn end<T>(&mut self, call: &'static str, outcome: Outcome<Result<T, String>>) -> Result<T, PluginError> {
+    fn end<T: Serialize>(&mut self, call: &'static str, outcome: Outcome<Result<T, String>>) -> Result<T, PluginError> {
+        let result = self.settle(call, outcome);
+        if let Some(recorder) = &self.recorder {
+            recorder.returned(call, result.as_ref());
+        }
+        result
+    }
+
+    fn settle<T>(&mut self, call: &'static str, outcome: Outcome<Result<T, String>>) -> Result<T, PluginError> {
         match flatten(outcome).and_then(|answer| within_calls(answer, self.store.data())) {
             Ok(answer) => {
                 self.poison = None;
@@ -194,13 +260,27 @@ impl Guest {
     }
 }
 
+/// The exports of the world that the host asked for by the wrong name.
+fn policy(exports: &Exports) -> Result<&Policy, PluginError> {
+    match exports {
+        Exports::Policy(policy) => Ok(policy),
+        Exports::Agent(_) => Err(other_world()),
+    }
+}
+
+fn other_world() -> PluginError {
+    PluginError::Internal("a plugin was called by the other world's functions".to_owned())
+}
+
 fn new_store(
     shared: &Shared,
     session: Session,
     limits: &Arc<PluginLimits>,
     meter: &Arc<CpuMeter>,
+    is_agent: bool,
 ) -> Store<InstanceState> {
-    let mut store = Store::new(&shared.engine, InstanceState::new(session, limits, &shared.log_lines_dropped));
+    let state = InstanceState::new(record::noted(session), limits, meter, is_agent, &shared.log_lines_dropped);
+    let mut store = Store::new(&shared.engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(limits.transfer_bytes_max);
     store.set_max_component_handles(limits.handles_max);
@@ -217,15 +297,13 @@ fn new_store(
 struct Watch {
     shared: Arc<Shared>,
     meter: Arc<CpuMeter>,
-    limits: Arc<PluginLimits>,
+    times: Times,
 }
 
 impl Watch {
     async fn run<T>(self, call: impl Future<Output = wasmtime::Result<T>>) -> Outcome<T> {
         let _running = self.shared.ticker.running();
-        let cpu_max = Duration::from_millis(self.limits.call_cpu_ms_max);
-        let wall_max = Duration::from_millis(self.limits.call_wall_ms_max);
-        metered(self.meter, cpu_max, wall_max, call).await
+        metered(self.meter, self.times, call).await
     }
 }
 
@@ -254,6 +332,9 @@ impl Failure {
     fn explain(self, call: &'static str, state: &mut InstanceState) -> PluginError {
         let limits = Arc::clone(&state.limits);
         let error = match self {
+            Self::WallTime if call == RUN => {
+                return PluginError::Timeout { call, limit: "run_wall_ms_max", max_ms: limits.run_wall_ms_max };
+            }
             Self::WallTime => {
                 return PluginError::Timeout { call, limit: "call_wall_ms_max", max_ms: limits.call_wall_ms_max };
             }
@@ -262,6 +343,9 @@ impl Failure {
         match error.downcast_ref::<Stop>() {
             Some(Stop::CpuTime) if call == START => {
                 return PluginError::Timeout { call, limit: "start_cpu_ms_max", max_ms: limits.start_cpu_ms_max };
+            }
+            Some(Stop::CpuTime) if call == RUN => {
+                return PluginError::Timeout { call, limit: "run_cpu_ms_max", max_ms: limits.run_cpu_ms_max };
             }
             Some(Stop::CpuTime) => {
                 return PluginError::Timeout { call, limit: "call_cpu_ms_max", max_ms: limits.call_cpu_ms_max };

@@ -17,6 +17,7 @@ use wasmtime::component::{Component, Linker};
 
 use crate::artefacts::Artefacts;
 use crate::bindings::PolicyPre;
+use crate::bindings::agent::AgentPre;
 use crate::compile::Compiler;
 use crate::deserialize::OwnArtefact;
 use crate::share::CpuShare;
@@ -26,7 +27,7 @@ use crate::ticker::Ticker;
 use crate::{OwnLimits, PluginError, PluginInstance, PluginLimits, Session, sandbox};
 
 /// What a component may import; the linker decides about versions and functions. Those from `wasi:cli` on are inert.
-const IMPORT_PREFIXES: [&str; 21] = [
+const IMPORT_PREFIXES: [&str; 24] = [
     "tenon:plugin/types@",
     "tenon:plugin/catalog@",
     "tenon:plugin/log@",
@@ -35,6 +36,9 @@ const IMPORT_PREFIXES: [&str; 21] = [
     "tenon:plugin/config@",
     "tenon:plugin/secrets@",
     "tenon:plugin/tokenizer@",
+    "tenon:plugin/functions@",
+    "tenon:plugin/sessions@",
+    "tenon:plugin/output@",
     "wasi:config/store@0.2.0-rc.1",
     "wasi:keyvalue/store@0.2.0-draft2",
     "wasi:keyvalue/atomics@0.2.0-draft2",
@@ -54,6 +58,70 @@ const IMPORT_PREFIXES: [&str; 21] = [
 #[must_use]
 pub fn may_be_imported(name: &str) -> bool {
     IMPORT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// What a plugin of world `policy` exports, and one of world `agent`.
+const HOOKS: &str = "tenon:plugin/hooks@";
+const DRIVER: &str = "tenon:plugin/driver@";
+
+/// What kind of plugin a component is, by its exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum World {
+    /// The host asks it what to generate.
+    Policy,
+    /// It drives generations of its own.
+    Agent,
+}
+
+impl World {
+    /// By the names of a component's exports. What toolchains export beside ours is theirs.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub fn of_exports<'a>(exports: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
+        let (mut policy, mut agent) = (false, false);
+        for name in exports {
+            let is_hooks = name.starts_with(HOOKS);
+            let is_driver = name.starts_with(DRIVER);
+            if name.starts_with("tenon:plugin/") && !is_hooks && !is_driver {
+                return Err(format!(
+                    "it exports `{name}`, which no host calls: export `{HOOKS}…` (world `policy`) or `{DRIVER}…` (world `agent`)"
+                ));
+            }
+            policy |= is_hooks;
+            agent |= is_driver;
+        }
+        match (policy, agent) {
+            (true, false) => Ok(Self::Policy),
+            (false, true) => Ok(Self::Agent),
+            (true, true) => Err(format!("it exports both `{HOOKS}…` and `{DRIVER}…`: export one of them")),
+            (false, false) => Err(format!(
+                "it does not export what a host calls: export `{HOOKS}…` (world `policy`) or `{DRIVER}…` (world `agent`)"
+            )),
+        }
+    }
+
+    /// Its name in `wit/`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// A component of one of the worlds, linked.
+#[derive(Clone)]
+pub(crate) enum Linked {
+    Policy(PolicyPre<InstanceState>),
+    Agent(AgentPre<InstanceState>),
+}
+
+impl Linked {
+    pub(crate) const fn is_agent(&self) -> bool {
+        matches!(self, Self::Agent(_))
+    }
 }
 
 /// How to start the child that compiles: a program that calls [`crate::compiler_main`].
@@ -126,7 +194,7 @@ pub struct PluginStats {
 /// A component that is checked, linked and ready to be instantiated.
 #[derive(Clone)]
 struct Prepared {
-    plugin: PolicyPre<InstanceState>,
+    plugin: Linked,
     /// Of the cache, in bytes.
     share: u32,
 }
@@ -233,6 +301,12 @@ impl PluginHost {
         PluginInstance::start(Arc::clone(&self.shared), prepared.plugin, session, permit, cpu_used).await
     }
 
+    /// The limits on every plugin.
+    #[must_use]
+    pub fn limits(&self) -> &PluginLimits {
+        &self.shared.limits
+    }
+
     pub(crate) fn engine(&self) -> &Engine {
         &self.shared.engine
     }
@@ -302,8 +376,14 @@ impl PluginHost {
 fn link(shared: &Shared, artefact: &OwnArtefact) -> Result<Prepared, PluginError> {
     let component = artefact.load(&shared.engine).map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
     check_imports(shared, &component)?;
+    let types = component.component_type();
+    let world = World::of_exports(types.exports(&shared.engine).map(|(name, _)| name)).map_err(PluginError::Invalid)?;
     let linked = shared.linker.instantiate_pre(&component).map_err(|error| unknown_import(&error))?;
-    let plugin = PolicyPre::new(linked).map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
+    let plugin = match world {
+        World::Policy => PolicyPre::new(linked).map(Linked::Policy),
+        World::Agent => AgentPre::new(linked).map(Linked::Agent),
+    };
+    let plugin = plugin.map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
     // Small ones by the thousand would otherwise use up the files that the process may have open.
     let memories = component.resources_required().map_or(shared.limits.memories_max, |required| required.num_memories);
     let least = shared.image_share_bytes.saturating_mul(memories.max(1).into());
@@ -331,7 +411,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// The source of a component that is just being uploaded.
-struct Uploaded(Bytes);
+pub(crate) struct Uploaded(pub(crate) Bytes);
 
 #[async_trait]
 impl ComponentSource for Uploaded {

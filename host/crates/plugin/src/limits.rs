@@ -1,8 +1,11 @@
 //! What a plugin may use, each limit with its unit last in its name, and how a function narrows it. Not here: where each
 //! is enforced.
 
+use serde::{Deserialize, Serialize};
+
 /// Limits on one plugin: its upload, its compilation, its instance and each call.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PluginLimits {
     /// Bytes of an uploaded component.
     pub upload_bytes_max: usize,
@@ -24,7 +27,7 @@ pub struct PluginLimits {
     pub call_cpu_ms_max: u64,
     /// Milliseconds that all calls of one request may run WebAssembly code, its start included.
     pub request_cpu_ms_max: u64,
-    /// Milliseconds that one call may take, waiting in host functions included.
+    /// Milliseconds that one call may take, waiting in host functions included, but for other functions that it called.
     pub call_wall_ms_max: u64,
     /// Milliseconds that the start of an instance may run WebAssembly code (interpreters start slowly).
     pub start_cpu_ms_max: u64,
@@ -53,8 +56,24 @@ pub struct PluginLimits {
     pub http_response_bytes_max: usize,
     /// Bytes of the headers of one, and of its answer, each.
     pub http_headers_bytes_max: usize,
+    /// Calls of tools for each request, and questions which there are.
+    pub tool_calls_max: u32,
     /// Bytes of text, and of the text that tokens stand for, that the tokenizer takes for each request.
     pub tokenizer_bytes_max: usize,
+    /// Calls of other functions for each request.
+    pub function_calls_max: u32,
+    /// Generation sessions that an agent may hold at once.
+    pub sessions_max: u32,
+    /// Generations of an agent for each request.
+    pub generations_max: u32,
+    /// Tokens that an agent may have generated for each request.
+    pub generated_tokens_max: u32,
+    /// Tokens of all the prompts of an agent's generations, for each request; those whose KV is there already count.
+    pub session_tokens_max: u32,
+    /// Milliseconds that an agent may run WebAssembly code.
+    pub run_cpu_ms_max: u64,
+    /// Milliseconds that an agent may take, waiting for generations and calls included.
+    pub run_wall_ms_max: u64,
     /// CPU seconds of the child that compiles.
     pub compile_cpu_seconds_max: u64,
     /// Address space of the child that compiles, in bytes.
@@ -71,7 +90,7 @@ impl Default for PluginLimits {
             upload_bytes_max: 32 << 20,
             memory_bytes_max: 64 << 20,
             table_elements_max: 64 << 10,
-            core_instances_max: 32,
+            core_instances_max: 64,
             memories_max: 4,
             tables_max: 32,
             handles_max: 1024,
@@ -92,7 +111,15 @@ impl Default for PluginLimits {
             http_request_bytes_max: 1 << 20,
             http_response_bytes_max: 1 << 20,
             http_headers_bytes_max: 16 << 10,
+            tool_calls_max: 16,
             tokenizer_bytes_max: 1 << 20,
+            function_calls_max: 8,
+            sessions_max: 8,
+            generations_max: 32,
+            generated_tokens_max: 4096,
+            session_tokens_max: 64 << 10,
+            run_cpu_ms_max: 1_000,
+            run_wall_ms_max: 120_000,
             compile_cpu_seconds_max: 60,
             compile_memory_bytes_max: 4 << 30,
             compile_wall_ms_max: 120_000,
@@ -146,7 +173,15 @@ own_limits! {
     http_request_bytes_max: usize,
     http_response_bytes_max: usize,
     http_headers_bytes_max: usize,
+    tool_calls_max: u32,
     tokenizer_bytes_max: usize,
+    function_calls_max: u32,
+    sessions_max: u32,
+    generations_max: u32,
+    generated_tokens_max: u32,
+    session_tokens_max: u32,
+    run_cpu_ms_max: u64,
+    run_wall_ms_max: u64,
 }
 
 #[cfg(test)]
@@ -159,6 +194,6 @@ mod tests {
         assert_eq!(host.narrowed(&OwnLimits::default()), host);
         let own = OwnLimits { call_cpu_ms_max: Some(5), memory_bytes_max: Some(usize::MAX), ..OwnLimits::default() };
         assert_eq!(host.narrowed(&own), PluginLimits { call_cpu_ms_max: 5, ..host });
-        assert_eq!(OwnLimits::NAMES.len(), 20);
+        assert_eq!(OwnLimits::NAMES.len(), 28);
     }
 }

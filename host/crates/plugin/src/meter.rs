@@ -6,17 +6,20 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
 use wasmtime::UpdateDeadline;
 
 use crate::share::CpuShare;
 
 /// Epochs between two looks at the meter.
 const EPOCHS_PER_LOOK: u64 = 1;
+/// Between two looks at the clock while a call waits for a request of its own.
+const NESTED_LOOK: Duration = Duration::from_millis(50);
 
 /// CPU time of the call in progress, and of those before it. Only the thread that polls the call touches it, so `Relaxed` is enough.
 #[derive(Debug)]
@@ -29,6 +32,48 @@ pub(crate) struct CpuMeter {
     request_max_ns: u64,
     /// Of all guests.
     share: Arc<CpuShare>,
+    nested: Mutex<Nested>,
+}
+
+/// How long the call in progress waited for requests of its own, which have limits of their own.
+#[derive(Debug, Default)]
+struct Nested {
+    earlier: Duration,
+    since: Option<Instant>,
+}
+
+impl Nested {
+    fn so_far(&self) -> Duration {
+        self.earlier + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+/// The times that one call may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) cpu_max: Duration,
+    pub(crate) wall_max: Duration,
+    /// Whether waiting for requests of its own counts as well.
+    pub(crate) counts_nested: bool,
+}
+
+/// Waits for a request of the call's own, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct NestedWait(Arc<CpuMeter>);
+
+impl NestedWait {
+    pub(crate) fn begin(meter: &Arc<CpuMeter>) -> Self {
+        meter.nested().since = Some(Instant::now());
+        Self(Arc::clone(meter))
+    }
+}
+
+impl Drop for NestedWait {
+    fn drop(&mut self) {
+        let mut nested = self.0.nested();
+        nested.earlier = nested.so_far();
+        nested.since = None;
+    }
 }
 
 /// What stopped a guest, when it was not its own trap.
@@ -53,7 +98,7 @@ impl CpuMeter {
     pub(crate) fn new(request_max: Duration, share: Arc<CpuShare>) -> Self {
         let [used_before_poll_ns, poll_began_ns, max_ns, earlier_ns] = [const { AtomicU64::new(0) }; 4];
         let request_max_ns = nanoseconds(request_max);
-        Self { used_before_poll_ns, poll_began_ns, max_ns, earlier_ns, request_max_ns, share }
+        Self { used_before_poll_ns, poll_began_ns, max_ns, earlier_ns, request_max_ns, share, nested: Mutex::default() }
     }
 
     /// The same for a request that has used so much already, in other instances.
@@ -88,6 +133,21 @@ impl CpuMeter {
         })
     }
 
+    fn nested(&self) -> std::sync::MutexGuard<'_, Nested> {
+        self.nested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is left of a time on the wall that began then, and when to look again.
+    fn wall_left(&self, begun: Instant, times: Times) -> Option<Duration> {
+        let nested = self.nested();
+        let (apart, is_waiting) = match times.counts_nested {
+            true => (Duration::ZERO, false),
+            false => (nested.so_far(), nested.since.is_some()),
+        };
+        let left = times.wall_max.checked_sub(begun.elapsed().saturating_sub(apart)).filter(|left| !left.is_zero())?;
+        Some(if is_waiting { left.max(NESTED_LOOK) } else { left })
+    }
+
     fn used_ns(&self) -> u64 {
         self.used_before_poll_ns.load(Ordering::Relaxed).saturating_add(self.used_in_poll_ns())
     }
@@ -100,6 +160,7 @@ impl CpuMeter {
         let used_ns = self.used_before_poll_ns.swap(0, Ordering::Relaxed);
         self.earlier_ns.fetch_add(used_ns, Ordering::Relaxed);
         self.max_ns.store(nanoseconds(max), Ordering::Relaxed);
+        *self.nested() = Nested::default();
     }
 }
 
@@ -110,11 +171,11 @@ fn nanoseconds(time: Duration) -> u64 {
 /// Runs a call within its times.
 pub(crate) async fn metered<T>(
     meter: Arc<CpuMeter>,
-    cpu_max: Duration,
-    wall_max: Duration,
+    times: Times,
     call: impl Future<Output = T>,
 ) -> Result<T, WallTime> {
-    meter.reset(cpu_max);
+    meter.reset(times.cpu_max);
+    let begun = Instant::now();
     let mut call = pin!(call);
     let counted = std::future::poll_fn(|context| {
         meter.poll_began_ns.store(thread_cpu_ns(), Ordering::Relaxed);
@@ -124,7 +185,16 @@ pub(crate) async fn metered<T>(
         meter.share.took(in_this_poll);
         poll
     });
-    tokio::time::timeout(wall_max, counted).await.map_err(|_| WallTime)
+    let over = async {
+        while let Some(left) = meter.wall_left(begun, times) {
+            tokio::time::sleep(left).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        outcome = counted => Ok(outcome),
+        () = over => Err(WallTime),
+    }
 }
 
 fn thread_cpu_ns() -> u64 {

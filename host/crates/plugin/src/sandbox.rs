@@ -8,6 +8,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::bindings::Policy;
+use crate::bindings::agent::tenon::plugin as agent;
 use crate::bindings::standard::Standard;
 use crate::state::InstanceState;
 use crate::{PluginError, PluginLimits};
@@ -67,6 +68,8 @@ pub(crate) fn serving_engine(limits: &PluginLimits, instances_max: u32) -> wasmt
 pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<InstanceState>> {
     let mut linker = Linker::new(engine);
     Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    agent::sessions::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    agent::output::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     Standard::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;

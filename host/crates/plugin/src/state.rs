@@ -10,8 +10,9 @@ use wasmtime_wasi::{Deterministic, HostMonotonicClock, HostWallClock, ResourceTa
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::imports::http::Sender;
+use crate::imports::sessions::Left;
 use crate::limiter::SumLimiter;
-use crate::meter::Stop;
+use crate::meter::{CpuMeter, Stop};
 use crate::{Clock, PluginLimits, Session};
 
 /// Guests see time in these steps, too coarse to time anything secret.
@@ -26,12 +27,18 @@ pub(crate) struct InstanceState {
     pub(crate) random: blake3::OutputReader,
     pub(crate) random_bytes_left: u32,
     pub(crate) kv_writes_left: u32,
+    pub(crate) tool_calls_left: u32,
     pub(crate) tokenizer_bytes_left: usize,
     pub(crate) log_bytes_left: usize,
     pub(crate) log_lines_left: u32,
     pub(crate) log_lines_dropped: u32,
     /// Of all requests.
     pub(crate) log_lines_dropped_ever: Arc<AtomicU64>,
+    /// Calls of functions and generations.
+    pub(crate) left: Left,
+    /// Whether it is of world `agent`.
+    pub(crate) is_agent: bool,
+    pub(crate) meter: Arc<CpuMeter>,
     host_calls_left: u32,
     request_host_calls_left: u32,
     /// The limit that a call of WASI went over: that call could not say so itself.
@@ -43,7 +50,13 @@ pub(crate) struct InstanceState {
 }
 
 impl InstanceState {
-    pub(crate) fn new(session: Session, limits: &Arc<PluginLimits>, dropped_ever: &Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(
+        session: Session,
+        limits: &Arc<PluginLimits>,
+        meter: &Arc<CpuMeter>,
+        is_agent: bool,
+        dropped_ever: &Arc<AtomicU64>,
+    ) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles_max);
         let mut http = WasiHttpCtx::new();
@@ -54,11 +67,15 @@ impl InstanceState {
             random: random(session.seed, "tenon plugin random v1"),
             random_bytes_left: limits.random_bytes_max,
             kv_writes_left: limits.kv_writes_max,
+            tool_calls_left: limits.tool_calls_max,
             tokenizer_bytes_left: limits.tokenizer_bytes_max,
             log_bytes_left: limits.log_bytes_max,
             log_lines_left: limits.log_lines_max,
             log_lines_dropped: 0,
             log_lines_dropped_ever: Arc::clone(dropped_ever),
+            left: Left::new(limits),
+            is_agent,
+            meter: Arc::clone(meter),
             host_calls_left: limits.host_calls_max,
             request_host_calls_left: limits.request_host_calls_max,
             over_calls: None,
@@ -94,7 +111,8 @@ impl InstanceState {
     /// Gives a new call its host calls, and forgets what the last one ran into and survived.
     pub(crate) fn begin_call(&mut self) {
         self.limiter.take_refused();
-        self.host_calls_left = self.limits.host_calls_max;
+        // An agent has one call, which is the whole request.
+        self.host_calls_left = if self.is_agent { u32::MAX } else { self.limits.host_calls_max };
     }
 
     /// Counts a call of a host function; each import begins with it.
@@ -161,7 +179,8 @@ impl CoarseClock {
     }
 }
 
-fn coarse(time: Duration) -> Duration {
+/// A time in the steps that guests see.
+pub(crate) fn coarse(time: Duration) -> Duration {
     let step_ns = CLOCK_STEP.as_nanos();
     let steps = time.as_nanos() / step_ns;
     Duration::from_nanos(u64::try_from(steps * step_ns).unwrap_or(u64::MAX))

@@ -102,6 +102,17 @@ pub struct HookUsage {
     pub finish: FinishReason,
 }
 
+/// The last word of an agent, which answered by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentAnswer {
+    /// Sent after what was sent before.
+    pub text: String,
+    /// Added to the answer.
+    pub metadata: Vec<(String, String)>,
+    /// Written into the receipt.
+    pub claims: Vec<(String, String)>,
+}
+
 /// The plugin's last word.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ending {

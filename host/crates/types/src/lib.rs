@@ -19,7 +19,9 @@ pub use blame::Blame;
 pub use chat::{Chat, ChatMessage, ToolCall};
 pub use composition::{Composition, CompositionPart, LayerRange, Module, ModuleSet, OutputRange};
 pub use digest::{Digest, DigestError};
-pub use hook::{Action, Chunk, ChunkToken, Decision, Ending, HookUsage, InvocationRequest, Message, Rejection};
+pub use hook::{
+    Action, AgentAnswer, Chunk, ChunkToken, Decision, Ending, HookUsage, InvocationRequest, Message, Rejection,
+};
 pub use ids::{AdapterAlias, BucketName, FunctionName, NameError, SecretName, TenantId};
 pub use limits::PlanLimits;
 pub use plan::{ColdPolicy, Constraint, Plan, PlanEntry, Prompt, Span};

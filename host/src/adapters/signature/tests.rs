@@ -225,7 +225,7 @@ fn the_policy_decides_what_is_looked_at() {
     let forge = Forge::new();
     let sound = forge.bundle(statement(&FILES).to_string().as_bytes()).to_string();
     let of = |policy, bundle: Option<&str>| {
-        let signers = Signers { policy, keys: vec![forge.key.clone()], revision: 1 };
+        let signers = Signers { policy, plugins: policy, keys: vec![forge.key.clone()], revision: 1 };
         signers.check(bundle.map(str::as_bytes), &FILES).map_err(|error| error.code())
     };
     let signed = Ok(SignatureState::Signed { key: forge.key.id().to_owned() });

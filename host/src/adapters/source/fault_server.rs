@@ -11,28 +11,28 @@ use tokio::task::JoinSet;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
-pub(in crate::adapters) struct Seen {
+pub(crate) struct Seen {
     /// With the query.
-    pub(in crate::adapters) path: String,
+    pub(crate) path: String,
     /// How often this path was asked for before.
-    pub(in crate::adapters) before: usize,
+    pub(crate) before: usize,
     headers: Vec<(String, String)>,
 }
 
 impl Seen {
-    pub(in crate::adapters) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
     /// The first byte of the range that was asked for.
-    pub(in crate::adapters) fn range_first(&self) -> Option<usize> {
+    pub(crate) fn range_first(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
 }
 
 /// What is sent in answer to a request.
 #[derive(Clone, Debug)]
-pub(in crate::adapters) struct Reply {
+pub(crate) struct Reply {
     status: u16,
     headers: Vec<(&'static str, String)>,
     /// What the header says; without one the connection's end is the body's.
@@ -44,16 +44,16 @@ pub(in crate::adapters) struct Reply {
 }
 
 impl Reply {
-    pub(in crate::adapters) fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         Self { status, headers: Vec::new(), length: Some(0), body: Vec::new(), pace: None, is_endless: false }
     }
 
-    pub(in crate::adapters) fn ok(body: &[u8]) -> Self {
+    pub(crate) fn ok(body: &[u8]) -> Self {
         Self { length: Some(body.len()), body: body.to_vec(), ..Self::status(200) }
     }
 
     /// What an honest server answers: the rest, if a range was asked for and the tag is still the same.
-    pub(in crate::adapters) fn honest(body: &[u8], tag: &str, request: &Seen) -> Self {
+    pub(crate) fn honest(body: &[u8], tag: &str, request: &Seen) -> Self {
         match request.range_first() {
             Some(first) if request.header("if-range") == Some(tag) && first < body.len() => {
                 let range = format!("bytes {first}-{}/{}", body.len() - 1, body.len());
@@ -63,37 +63,37 @@ impl Reply {
         }
     }
 
-    pub(in crate::adapters) fn part(body: &[u8], range: &str, tag: &str) -> Self {
+    pub(crate) fn part(body: &[u8], range: &str, tag: &str) -> Self {
         Self { status: 206, ..Self::ok(body) }.with("Content-Range", range).with("ETag", tag)
     }
 
-    pub(in crate::adapters) fn redirect(to: &str) -> Self {
+    pub(crate) fn redirect(to: &str) -> Self {
         Self::status(302).with("Location", to)
     }
 
-    pub(in crate::adapters) fn with(mut self, name: &'static str, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
         self.headers.push((name, value.to_owned()));
         self
     }
 
     /// Ends after so many bytes, whatever was said.
-    pub(in crate::adapters) fn cut(mut self, bytes: usize) -> Self {
+    pub(crate) fn cut(mut self, bytes: usize) -> Self {
         self.body.truncate(bytes);
         self
     }
 
-    pub(in crate::adapters) fn saying(mut self, length: Option<usize>) -> Self {
+    pub(crate) fn saying(mut self, length: Option<usize>) -> Self {
         self.length = length;
         self
     }
 
-    pub(in crate::adapters) fn slowly(mut self, bytes: usize, wait: Duration) -> Self {
+    pub(crate) fn slowly(mut self, bytes: usize, wait: Duration) -> Self {
         self.pace = Some((bytes, wait));
         self
     }
 
     /// Sends the body again and again.
-    pub(in crate::adapters) fn endless(mut self) -> Self {
+    pub(crate) fn endless(mut self) -> Self {
         (self.is_endless, self.length) = (true, None);
         self
     }
@@ -103,14 +103,14 @@ type Script = dyn Fn(&Seen) -> Reply + Send + Sync;
 
 /// A server on a free port of the loopback address, until it is dropped.
 #[derive(Debug)]
-pub(in crate::adapters) struct FaultServer {
-    pub(in crate::adapters) address: SocketAddr,
+pub(crate) struct FaultServer {
+    pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     _tasks: JoinSet<()>,
 }
 
 impl FaultServer {
-    pub(in crate::adapters) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -125,12 +125,12 @@ impl FaultServer {
         Self { address, seen, _tasks: tasks }
     }
 
-    pub(in crate::adapters) fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 
     /// All requests so far.
-    pub(in crate::adapters) fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().expect("no panic").clone()
     }
 }

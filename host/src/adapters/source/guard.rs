@@ -43,7 +43,7 @@ impl Guard {
     }
 
     /// Whether this URL may be asked, as far as the URL itself tells.
-    pub(super) fn check(&self, url: &Url) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, url: &Url) -> Result<(), Refusal> {
         if !url.username().is_empty() || url.password().is_some() || !matches!(url.scheme(), "http" | "https") {
             return Err(Refusal::Malformed);
         }
@@ -85,11 +85,11 @@ impl Guard {
     }
 
     /// Whether the operator listed anything that needs certificates.
-    pub(super) fn needs_tls(&self) -> bool {
+    pub(crate) fn needs_tls(&self) -> bool {
         self.hosts.iter().any(|origin| !origin.is_plain())
     }
 
-    fn may_connect(&self, address: IpAddr) -> bool {
+    pub(crate) fn may_connect(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let inner = embedded(address);
         if self.private_networks.iter().any(|network| network.contains(&inner)) {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use plugin::PluginLimits;
+use plugin::{PluginLimits, World};
 use serde_json::{Value, json};
 use types::Digest;
 use wit_component::DecodedWasm;
@@ -12,9 +12,6 @@ use wit_component::DecodedWasm;
 use crate::cli::failure::Failure;
 use crate::cli::output::{Printer, cell, items, printable, read, text as field};
 use crate::error::Error;
-
-/// What a plugin of world `policy` exports.
-const HOOKS: &str = "tenon:plugin/hooks@";
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
@@ -33,7 +30,7 @@ pub(crate) fn inspect(arguments: InspectArgs, printer: Printer) -> Result<(), Fa
 }
 
 /// Its digest, size, imports and exports, and what would keep a host with the default limits from taking it.
-pub(super) fn described(bytes: &[u8]) -> Result<Value, Error> {
+pub(in crate::cli) fn described(bytes: &[u8]) -> Result<Value, Error> {
     let invalid = |reason: String| Error::invalid("plugin_invalid", "component", reason);
     if bytes.starts_with(b"\0asm\x01\0\0\0") {
         let reason =
@@ -58,12 +55,11 @@ pub(super) fn described(bytes: &[u8]) -> Result<Value, Error> {
             .filter(|name| !plugin::may_be_imported(name))
             .map(|name| format!("no host has its import `{name}`")),
     );
-    if !exports.iter().any(|name| name.starts_with(HOOKS)) {
-        problems.push(format!("it does not export `{HOOKS}…`, which is what a host calls"));
-    }
+    let world = World::of_exports(exports.iter().map(String::as_str));
+    let world = world.map(World::name).map_err(|problem| problems.push(problem)).ok();
     Ok(json!({
-        "digest": Digest::of(bytes).to_string(), "bytes": bytes.len(), "bytes_max": max, "imports": imports,
-        "exports": exports, "problems": problems,
+        "digest": Digest::of(bytes).to_string(), "bytes": bytes.len(), "bytes_max": max, "world": world,
+        "imports": imports, "exports": exports, "problems": problems,
     }))
 }
 
@@ -77,6 +73,7 @@ pub(super) fn text(found: &Value) -> String {
         ),
         format!("digest {}", field(found, "digest")),
     ];
+    lines.extend(found.get("world").and_then(Value::as_str).map(|world| format!("world {world}")));
     for (what, list) in [("imports", "imports"), ("exports", "exports"), ("problem:", "problems")] {
         lines.extend(items(found, list).filter_map(Value::as_str).map(|name| format!("{what} {name}")));
     }

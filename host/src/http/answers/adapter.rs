@@ -35,6 +35,9 @@ pub(crate) struct Adapter {
     /// Whose it is, if another tenant shares it.
     #[serde(skip_serializing_if = "Option::is_none")]
     shared_by: Option<SharedBy>,
+    /// Words that functions may be granted it by.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
 }
 
 /// The owner of a shared adapter.
@@ -47,7 +50,7 @@ pub(crate) struct SharedBy {
     usable: bool,
 }
 
-/// Who had signed an adapter when its alias was set.
+/// Who had signed an adapter when its alias was set, or a plugin when it was uploaded.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct AdapterSignature {
     /// `signed`, `unsigned`, or `unchecked`: there was one that the tenant's policy does not look at.
@@ -86,6 +89,7 @@ impl Adapter {
                 name: from.name.clone(),
                 usable: info.is_usable,
             }),
+            tags: info.tags.iter().map(ToString::to_string).collect(),
         }
     }
 }

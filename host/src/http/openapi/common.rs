@@ -18,6 +18,8 @@ const PARTS: &[(&str, &str, &str, &str)] = &[
     ("/v1/functions/", "name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "The function's name"),
     ("/v1/adapters/", "alias", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "The adapter's alias"),
     ("/v1/secrets/", "name", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "The secret's name"),
+    ("/v1/plugins/", "digest", "^[0-9a-fA-F]{64}$", "The plugin's digest"),
+    ("/v1/recordings/", "request", "", "The request's identifier, as `x-request-id` has it"),
     ("/v1/kv/", "bucket", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "The bucket's name"),
     ("/v1/kv/", "key", "", "The key, percent-encoded"),
     ("/v1/models/", "id", "", "The model's name"),

@@ -9,6 +9,16 @@ use utoipa::ToSchema;
 #[schema(value_type = String, format = Binary)]
 pub(crate) struct Bytes(Vec<u8>);
 
+/// A component with its signatures.
+#[derive(ToSchema)]
+pub(crate) struct PluginUpload {
+    #[schema(value_type = String, format = Binary)]
+    plugin: Vec<u8>,
+    /// A Sigstore bundle over the component; the part may be there up to eight times.
+    #[schema(value_type = Option<String>, format = Binary)]
+    signature: Option<Vec<u8>>,
+}
+
 /// The files of a PEFT folder. The names of parts or of files say what they are.
 #[derive(ToSchema)]
 pub(crate) struct AdapterUpload {

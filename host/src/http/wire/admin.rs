@@ -23,6 +23,27 @@ pub(crate) struct AdapterSource {
     /// An SPDX identifier, such as `Apache-2.0`.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$")]
     pub(crate) license: Option<String>,
+    /// Its tags, in place of those that the alias has; they stay if this is left out. At most 16.
+    #[schema(max_items = 16)]
+    pub(crate) tags: Option<Vec<String>>,
+}
+
+/// `PUT /v1/adapters/{alias}/tags`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewTags {
+    /// At most 16; none takes all away.
+    #[schema(max_items = 16)]
+    pub(crate) tags: Vec<String>,
+}
+
+/// `POST /v1/plugins` with a JSON body.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PluginSource {
+    /// `oci://REGISTRY/REPOSITORY:TAG`, with or without `@sha256:…`, as far as the host's `plugin_sources` let it ask.
+    #[schema(pattern = "^oci://")]
+    pub(crate) source: String,
 }
 
 /// `PUT /v1/adapters/{alias}/readers`: either `everyone` or `tenants`.
@@ -139,6 +160,8 @@ pub(crate) struct NewTenant {
 pub(crate) struct NewSigners {
     /// Whether adapters must be signed.
     pub(crate) policy: SignaturePolicy,
+    /// Whether plugins must be; left out, that stays as it is.
+    pub(crate) plugins: Option<SignaturePolicy>,
     /// Public keys (ECDSA P-256) in PEM.
     #[serde(default, deserialize_with = "or_default")]
     #[schema(value_type = Option<Vec<String>>)]

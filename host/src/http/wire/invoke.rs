@@ -52,6 +52,13 @@ impl InvokeBody {
     }
 }
 
+/// What a plugin sees of a call by another plugin, which wrote JSON.
+pub(crate) fn json_request(id: &str, json: &str, max_tokens: Option<u32>) -> Result<InvocationRequest, Error> {
+    let input = serde_json::from_str(json);
+    let input: Value = input.map_err(|error| Error::invalid("invalid_json", "input", format!("the input: {error}")))?;
+    Ok(input_request(id, &input, false, max_tokens))
+}
+
 fn input_request(id: &str, input: &Value, stream: bool, max_tokens: Option<u32>) -> InvocationRequest {
     let text = match input {
         Value::String(text) => text.clone(),

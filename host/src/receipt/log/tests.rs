@@ -45,6 +45,7 @@ pub(in crate::receipt) fn tenant(name: &str) -> TenantId {
 pub(in crate::receipt) fn started(name: &str, request: &str) -> Started {
     let function = FunctionRef { name: "skills".parse().expect("name"), version: 3, plugin: Digest::of(b"plugin") };
     let subject = Subject {
+        called_by: None,
         request: request.to_owned(),
         function: Some(function),
         base: Digest::of(b"base"),

@@ -1,15 +1,19 @@
-//! What a manifest grants beside adapters: outbound hosts, secrets, key-value buckets. What it does not name is denied. Not here:
+//! What a manifest grants beside adapters: outbound hosts, secrets, key-value buckets, tools. What it does not name is denied. Not here:
 //! whether what it names exists, which is looked at when it is used.
 
 use serde::{Deserialize, Serialize};
-use types::{BucketName, SecretName};
+use types::{BucketName, FunctionName, SecretName, TenantId};
 use utoipa::ToSchema;
 
 use super::{MANIFEST_ENTRIES_MAX, ManifestError, at_most};
+use crate::adapters::AdapterTag;
 use crate::outbound::HttpGrant;
 
 /// Characters of an entry that an error quotes.
 const QUOTED_CHARS_MAX: usize = 96;
+
+/// Bytes of a tool's name.
+const TOOL_NAME_BYTES_MAX: usize = 128;
 
 /// What the plugin may use beside adapters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -25,6 +29,26 @@ pub struct ManifestGrants {
     /// Key-value buckets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kv: Vec<ManifestBucket>,
+    /// Functions of the tenant that it may call and read the answers of; looked up at each call.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<String>,
+    /// Adapters of the tenant's by their tags: those that have one of these, looked up at each request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapter_tags: Vec<String>,
+    /// Adapters by whose they are: those that these tenants share, under the aliases that the tenant gave them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapter_owners: Vec<String>,
+    /// Whether an agent may open generation sessions.
+    #[serde(skip_serializing_if = "is_false")]
+    pub generations: bool,
+    /// Servers that speak MCP, and their tools.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<ManifestToolServer>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A key-value bucket.
@@ -40,6 +64,34 @@ pub struct ManifestBucket {
     /// Whose it is.
     #[serde(default)]
     pub scope: ManifestScope,
+}
+
+/// A server of tools, by streamable HTTP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestToolServer {
+    /// What the plugin calls it.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    pub server: String,
+    /// Where it is: `https://tools.example.com/mcp`. `http://` must be written out.
+    pub url: String,
+    /// The names of its tools that may be used; `*` is all that it has, now and later.
+    pub tools: Vec<String>,
+    /// The tenant's secret of the kind `value` that is sent as a bearer token. The plugin does not see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+impl ManifestToolServer {
+    /// Whether a tool may be used.
+    #[must_use]
+    pub fn allows(&self, tool: &str) -> bool {
+        self.tools.iter().any(|name| name == "*" || name == tool)
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &String> {
+        [&self.server, &self.url].into_iter().chain(&self.tools).chain(&self.secret)
+    }
 }
 
 /// What may be done with a bucket.
@@ -72,7 +124,15 @@ impl ManifestGrants {
 
     /// Bytes of all its text.
     pub(super) fn text_bytes(&self) -> usize {
-        let names = self.http.iter().chain(&self.secrets).chain(self.kv.iter().map(|entry| &entry.bucket));
+        let names = self
+            .http
+            .iter()
+            .chain(&self.secrets)
+            .chain(&self.calls)
+            .chain(&self.adapter_tags)
+            .chain(&self.adapter_owners)
+            .chain(self.kv.iter().map(|entry| &entry.bucket))
+            .chain(self.tools.iter().flat_map(ManifestToolServer::texts));
         names.map(String::len).sum()
     }
 
@@ -81,6 +141,11 @@ impl ManifestGrants {
             ("the number of hosts in grants.http", self.http.len()),
             ("the number of names in grants.secrets", self.secrets.len()),
             ("the number of buckets in grants.kv", self.kv.len()),
+            ("the number of functions in grants.calls", self.calls.len()),
+            ("the number of tags in grants.adapter_tags", self.adapter_tags.len()),
+            ("the number of tenants in grants.adapter_owners", self.adapter_owners.len()),
+            ("the number of servers in grants.tools", self.tools.len()),
+            ("the number of tools in grants.tools", self.tools.iter().map(|server| server.tools.len()).sum()),
         ] {
             at_most(what, value, "manifest_entries_max", MANIFEST_ENTRIES_MAX)?;
         }
@@ -95,10 +160,38 @@ impl ManifestGrants {
         for name in &self.secrets {
             name.parse::<SecretName>().map_err(|error| bad("secrets", name, error.to_string()))?;
         }
+        for tag in &self.adapter_tags {
+            tag.parse::<AdapterTag>().map_err(|error| bad("adapter_tags", tag, error.to_string()))?;
+        }
+        for owner in &self.adapter_owners {
+            owner.parse::<TenantId>().map_err(|error| bad("adapter_owners", owner, error.to_string()))?;
+        }
+        for name in &self.calls {
+            name.parse::<FunctionName>().map_err(|error| bad("calls", name, error.to_string()))?;
+        }
         for (place, entry) in self.kv.iter().enumerate() {
             entry.bucket.parse::<BucketName>().map_err(|error| bad("kv", &entry.bucket, error.to_string()))?;
             if self.kv.iter().take(place).any(|other| other.bucket == entry.bucket) {
                 return Err(bad("kv", &entry.bucket, "it is there twice; a plugin opens it by its name alone".into()));
+            }
+        }
+        for (place, entry) in self.tools.iter().enumerate() {
+            let bad = |value: &str, reason: &str| bad("tools", value, reason.to_owned());
+            entry.server.parse::<BucketName>().map_err(|error| bad(&entry.server, &error.to_string()))?;
+            entry.url.parse::<HttpGrant>().map_err(|error| bad(&entry.url, &error.to_string()))?;
+            if let Some(secret) = &entry.secret {
+                secret.parse::<SecretName>().map_err(|error| bad(secret, &error.to_string()))?;
+            }
+            if self.tools.iter().take(place).any(|other| other.server == entry.server) {
+                return Err(bad(&entry.server, "it is there twice; a plugin calls it by this name alone"));
+            }
+            if entry.tools.is_empty() {
+                return Err(bad(&entry.server, "it grants no tool: name them in its `tools`, or `*` for all"));
+            }
+            let is_name =
+                |name: &str| !name.is_empty() && name.len() <= TOOL_NAME_BYTES_MAX && !name.contains(char::is_control);
+            if let Some(name) = entry.tools.iter().find(|name| !is_name(name)) {
+                return Err(bad(name, "a tool's name has 1 to 128 bytes and no control characters"));
             }
         }
         Ok(())
@@ -118,7 +211,7 @@ mod tests {
     #[test]
     fn grants_are_read_and_written() {
         let text = r#"{"http":["https://api.example.com/v1"],"secrets":["weather"],"kv":[{"bucket":"seen"},
-            {"bucket":"shared","access":"read_only","scope":"tenant"}]}"#;
+            {"bucket":"shared","access":"read_only","scope":"tenant"}],"calls":["other-one"],"adapter_tags":["dates"],"adapter_owners":["them"],"generations":true}"#;
         let grants = read(text).expect("good");
         assert_eq!((grants.kv[0].access, grants.kv[0].scope), (ManifestAccess::ReadWrite, ManifestScope::Function));
         assert_eq!((grants.kv[1].access, grants.kv[1].scope), (ManifestAccess::ReadOnly, ManifestScope::Tenant));
@@ -142,6 +235,12 @@ mod tests {
             (r#"{"kv":[{"bucket":"a/b"}]}"#, "grants.kv has `a/b`"),
             (r#"{"kv":[{"bucket":"a"},{"bucket":"a","scope":"tenant"}]}"#, "twice"),
             (r#"{"kv":[{"bucket":"a","access":"write"}]}"#, "unknown variant"),
+            (r#"{"calls":["../x"]}"#, "grants.calls has `../x`"),
+            (r#"{"calls":["*"]}"#, "grants.calls"),
+            (r#"{"adapter_tags":["A B"]}"#, "grants.adapter_tags has `A B`"),
+            (r#"{"adapter_tags":["*"]}"#, "grants.adapter_tags"),
+            (r#"{"adapter_owners":["*"]}"#, "grants.adapter_owners"),
+            (r#"{"generations":"all"}"#, "invalid type"),
             (r#"{"files":["/"]}"#, "unknown field `files`"),
         ] {
             let error = read(text).expect_err(text);

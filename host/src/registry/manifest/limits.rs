@@ -102,13 +102,29 @@ manifest_limits! {
         http_response_bytes_max: usize,
         /// Bytes of the headers of either.
         http_headers_bytes_max: usize,
+        /// Calls of tools in a request, and questions which there are.
+        tool_calls_max: u32,
         /// Bytes of text for the tokenizer in a request.
         tokenizer_bytes_max: usize,
+        /// Calls of other functions in a request.
+        function_calls_max: u32,
+        /// Generation sessions that an agent may hold at once.
+        sessions_max: u32,
+        /// Generations of an agent in a request.
+        generations_max: u32,
+        /// Tokens that it may have generated in a request.
+        generated_tokens_max: u32,
+        /// Tokens of all the prompts of its generations, those whose KV is there already included.
+        session_tokens_max: u32,
+        /// Milliseconds of CPU for an agent.
+        run_cpu_ms_max: u64,
+        /// Milliseconds for an agent, waiting for generations and calls included.
+        run_wall_ms_max: u64,
     }
 }
 
 /// Limits of which nothing is a function that can do nothing.
-const NEVER_ZERO: [&str; 9] = [
+const NEVER_ZERO: [&str; 11] = [
     "output_tokens_max",
     "deadline_ms_max",
     "kv_blocks_max",
@@ -118,6 +134,8 @@ const NEVER_ZERO: [&str; 9] = [
     "call_wall_ms_max",
     "start_cpu_ms_max",
     "transfer_bytes_max",
+    "run_cpu_ms_max",
+    "run_wall_ms_max",
 ];
 
 impl ManifestLimits {

@@ -21,7 +21,7 @@ fn share(percent: f64) -> Share {
 /// A function with so many versions, of which the first is live.
 async fn registry(versions: u32) -> Registry {
     let registry = Registry::new(Arc::new(MemoryStore::default()));
-    registry.record_plugin(&acme(), Digest::of(b"plugin")).await.expect("record");
+    registry.record_plugin(&acme(), Digest::of(b"plugin"), &Default::default()).await.expect("record");
     for _ in 0..versions {
         let manifest = Manifest::new(Digest::of(b"plugin"));
         registry.put_version(&acme(), &f(), manifest, "deployer").await.expect("put");

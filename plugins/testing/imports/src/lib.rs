@@ -3,7 +3,7 @@
 //! b k v`, does it so often and tells the last outcome.
 
 use tenon_sdk::kv::Bucket;
-use tenon_sdk::{Decision, HttpRequest, Plan, Policy, Request, Result, config, secrets, tokenizer};
+use tenon_sdk::{Decision, HttpRequest, Plan, Policy, Request, Result, Tool, config, secrets, tokenizer, tools};
 
 struct Imports;
 
@@ -89,6 +89,16 @@ fn done(command: &str) -> Result<String> {
             tokenizer::decode(&tokens)?
         }
         ["round", rest @ ..] => tokenizer::decode(&tokenizer::encode(&rest.join(" "))?)?,
+        ["tools", server] => {
+            let tools = tools::list(server)?;
+            let told = |tool: Tool| format!("{}: {} {}", tool.name, tool.description, tool.input_schema);
+            tools.into_iter().map(told).collect::<Vec<_>>().join("; ")
+        }
+        ["tool", server, tool, arguments @ ..] => {
+            let outcome = tools::call(server, tool, &grown(&arguments.join(" ")))?;
+            let word = if outcome.is_error { "failed" } else { "done" };
+            format!("{word}: {}, {:?}", outcome.text.replace('\n', "/"), outcome.structured)
+        }
         ["log", context, rest @ ..] => {
             logging(context, &rest.join(" "));
             "logged".to_owned()

@@ -7,12 +7,16 @@ use crate::{Draw, Json, Sizes, adapter};
 const BOUNDARY: &str = "boundary";
 /// What `model` may name.
 const MODELS: &[&str] = &["base", "tiny", "echo", "one", "a/b", "", "BASE"];
+/// Where a plugin may be said to lie.
+const PLUGIN_SOURCES: &[&str] =
+    &["oci://127.0.0.1:1/a:1", "oci://a.example/b@sha256:00", "oci://", "https://a.example/"];
 
 /// Content type and body, if the route takes one.
 pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
     let json = match kind {
         Kind::None => return None,
         Kind::Adapter if !draw.one_in(4) => return Some(multipart(draw)),
+        Kind::PluginSource => Json::object([("source", draw.pick(PLUGIN_SOURCES).into())]),
         Kind::Plugin => return Some((b"application/wasm".to_vec(), plugin(draw))),
         Kind::Chat => chat(draw),
         Kind::Completion => completion(draw),
@@ -24,6 +28,10 @@ pub(super) fn body(kind: Kind, draw: &mut Draw<'_>) -> Option<(Vec<u8>, Vec<u8>)
         Kind::UnloadLora => Json::object([("lora_name", draw.pick(&["two", "one", "", "a/b", "none"]).into())]),
         Kind::Derivation => derivation(draw),
         Kind::Readers => readers(draw),
+        Kind::Tags => {
+            let tags = (0..draw.below(4)).map(|_| draw.pick(&["dates", "a.b-c_d", "", "A", "a b"]));
+            Json::object([("tags", Json::texts(tags))])
+        }
         Kind::Promote => Json::object([("version", number(draw, &["1", "2"]))]),
         Kind::Rollout => rollout(draw),
         Kind::Tenant => Json::object([("name", draw.pick(&["one", "two", "A.b"]).into())]),
@@ -346,6 +354,12 @@ fn manifest(draw: &mut Draw<'_>) -> Json {
     if draw.one_in(6) {
         body.set("functions", Json::texts((0..draw.below(3)).map(|_| draw.pick(&["echo", "one", "", "a/b"]))));
     }
+    if draw.one_in(6) {
+        let calls = Json::texts((0..draw.below(3)).map(|_| draw.pick(&["echo", "one", "", "a/b"])));
+        let tags = Json::texts((0..draw.below(3)).map(|_| draw.pick(&["dates", "", "A"])));
+        let generations = Json::Raw(draw.pick(&["true", "false", "1"]).into());
+        body.set("grants", Json::object([("calls", calls), ("generations", generations), ("adapter_tags", tags)]));
+    }
     if draw.one_in(3) {
         let templates = (0..draw.below(3)).map(|_| {
             let source = ["Hello {{ name }}", "{{ a }}{{ b }}", "{%", "{{", "{{ 1 }}", "}}", "{{ name", "{# #}"];
@@ -378,6 +392,13 @@ fn manifest(draw: &mut Draw<'_>) -> Json {
         let names = ["http", "secrets", "kv", "x"];
         let grants = (0..draw.below(3)).map(|_| (draw.pick(&names).to_owned(), grant(draw))).collect();
         body.set("grants", Json::Object(grants));
+    }
+    if draw.one_in(4) {
+        let names = ["percent", "recordings_max", "x"];
+        let record = (0..draw.below(3))
+            .map(|_| (draw.pick(&names).to_owned(), number(draw, &["1", "100", "0", "0.5", "-1", "1000000"])));
+        let record = record.collect();
+        body.set("record", Json::Object(record));
     }
     body
 }

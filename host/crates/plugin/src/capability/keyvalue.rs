@@ -2,11 +2,13 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::{CapabilityError, Nothing};
 
 /// What a function may do with a bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BucketAccess {
     /// Read.
     ReadOnly,
@@ -15,16 +17,18 @@ pub enum BucketAccess {
 }
 
 /// A value with the version that a swap goes by. No two states of a key share a version.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versioned {
     /// The value.
+    #[serde(with = "octets")]
     pub value: Bytes,
     /// Its version.
     pub version: u64,
 }
 
 /// The state that a write expects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Expected {
     /// Whatever it is.
     Any,
@@ -35,7 +39,8 @@ pub enum Expected {
 }
 
 /// What became of a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Written {
     /// It is durable; the version of the value that is there now, if one is.
     Done(Option<u64>),
@@ -44,12 +49,28 @@ pub enum Written {
 }
 
 /// Some of a bucket's keys, in order of their bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPage {
     /// The keys.
     pub keys: Vec<String>,
     /// Whether there are more after the last of these.
     pub has_more: bool,
+}
+
+/// A value as recordings have it.
+mod octets {
+    use bytes::Bytes;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use crate::record::Octets;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+        Octets::from(bytes.as_ref()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        Octets::deserialize(deserializer).map(Bytes::from)
+    }
 }
 
 /// The buckets that the manifest grants. Each call but [`Self::access`] is of a bucket that was found granted.

@@ -1,5 +1,6 @@
 //! Outgoing HTTP as the host lends it: a whole request, a whole answer. Not here: which addresses may be connected to.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,7 +42,7 @@ pub enum OutboundError {
     Timeout(u128),
     /// No connection, or one that broke off.
     #[error("{0}")]
-    Failed(&'static str),
+    Failed(Cow<'static, str>),
 }
 
 /// Asks hosts that the manifest grants. Redirects are not followed.

@@ -4,13 +4,17 @@
 mod catalog;
 mod clock;
 mod config;
+mod functions;
 pub(crate) mod http;
 pub(crate) mod keyvalue;
 mod log;
 mod logging;
+mod output;
 mod random;
 mod secrets;
+pub(crate) mod sessions;
 mod tokenizer;
+mod tools;
 mod wasi_config;
 
 use crate::bindings::tenon::plugin::types;

@@ -43,7 +43,7 @@ impl InstanceState {
         self.session.tokenizer.encode(text).await
     }
 
-    fn take_tokenizer_bytes(&mut self, bytes: usize) -> Result<(), CapabilityError> {
+    pub(crate) fn take_tokenizer_bytes(&mut self, bytes: usize) -> Result<(), CapabilityError> {
         let max = self.limits.tokenizer_bytes_max;
         let left = self.tokenizer_bytes_left.checked_sub(bytes);
         let over = || CapabilityError::Limit(format!("tokenizer_bytes_max of {max} bytes in one request"));

@@ -1,4 +1,4 @@
-//! Buckets, secrets, hosts and a tokenizer that a test can look into.
+//! Buckets, secrets, hosts, a tokenizer, other functions and sessions that a test can look into.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,9 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
-    BucketAccess, CapabilityError, Expected, KeyPage, KeyValue, LogSink, Outbound, OutboundBounds, OutboundError,
-    Secrets, Session, Tokenizer, Versioned, Written,
+    BucketAccess, CallInput, CapabilityError, Expected, FunctionReply, Functions, GenerationBounds, GenerationSession,
+    Generations, KeyPage, KeyValue, LogSink, Opening, Outbound, OutboundBounds, OutboundError, Secrets, Session,
+    SessionStep, Tokenizer, Versioned, Written,
 };
+use types::{Chunk, ChunkToken, FinishReason, HookUsage, Prompt};
 
 use crate::setup::{Kept, session};
 
@@ -129,7 +131,7 @@ impl Outbound for Web {
                 .expect("an answer")),
             Some("silent") => {
                 tokio::time::sleep(Duration::from_secs(3600)).await;
-                Err(OutboundError::Failed("never"))
+                Err(OutboundError::Failed("never".into()))
             }
             Some("private") => Err(OutboundError::Address("private".into())),
             _ => plugin::Nothing.send(request, bounds).await,
@@ -156,6 +158,86 @@ impl Tokenizer for ByteTokens {
     }
 }
 
+const USAGE: HookUsage = HookUsage { prompt_tokens: 1, completion_tokens: 1, finish: FinishReason::Stop };
+
+/// Other functions: `slow` never answers, `later` after a while, the others at once.
+#[derive(Default)]
+pub(crate) struct Others {
+    /// Calls that were begun and neither ended nor dropped.
+    pub(crate) pending: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl Functions for Others {
+    async fn call(&self, function: String, input: CallInput, _: Option<u32>) -> Result<FunctionReply, CapabilityError> {
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        let _pending = Pending(Arc::clone(&self.pending));
+        match function.as_str() {
+            "slow" => tokio::time::sleep(Duration::from_secs(3600)).await,
+            "later" => tokio::time::sleep(Duration::from_millis(600)).await,
+            _ => {}
+        }
+        let text = format!("{input:?}");
+        Ok(FunctionReply { text, function, version: 1, usage: USAGE, metadata: Vec::new(), receipt: String::new() })
+    }
+}
+
+/// Opens sessions of one token for each byte, which say `x` as often as they may. It counts those that live.
+#[derive(Default)]
+pub(crate) struct Sessions(pub(crate) Arc<AtomicU32>);
+
+struct ByteSession {
+    tokens: u32,
+    left: u32,
+    living: Pending,
+}
+
+impl ByteSession {
+    fn new(tokens: u32, living: &Arc<AtomicU32>) -> Box<Self> {
+        living.fetch_add(1, Ordering::SeqCst);
+        Box::new(Self { tokens, left: 0, living: Pending(Arc::clone(living)) })
+    }
+}
+
+#[async_trait]
+impl Generations for Sessions {
+    async fn open(&self, opening: Opening) -> Result<Box<dyn GenerationSession>, CapabilityError> {
+        let Prompt::Text(text) = opening.prompt else { return Err(CapabilityError::Failed("no text".into())) };
+        Ok(ByteSession::new(u32::try_from(text.len()).expect("short"), &self.0))
+    }
+}
+
+#[async_trait]
+impl GenerationSession for ByteSession {
+    fn tokens(&self) -> u32 {
+        self.tokens
+    }
+
+    async fn append(&mut self, text: String) -> Result<(), CapabilityError> {
+        self.tokens += u32::try_from(text.len()).expect("short");
+        Ok(())
+    }
+
+    async fn start(&mut self, bounds: GenerationBounds) -> Result<(), CapabilityError> {
+        self.left = bounds.max_tokens.unwrap_or(1);
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<SessionStep, CapabilityError> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(SessionStep::Done(USAGE)) };
+        (self.left, self.tokens) = (left, self.tokens + 1);
+        Ok(SessionStep::Text(Chunk { text: "x".into(), tokens: vec![ChunkToken { id: 1, logprob: None }] }))
+    }
+
+    fn stop(&mut self) {
+        self.left = 0;
+    }
+
+    fn fork(&self) -> Result<Box<dyn GenerationSession>, CapabilityError> {
+        Ok(Self::new(self.tokens, &self.living.0))
+    }
+}
+
 /// A session with all of them, and its log.
 pub(crate) fn lent() -> (Session, Arc<Kept>) {
     let log = Arc::new(Kept::default());
@@ -164,7 +246,10 @@ pub(crate) fn lent() -> (Session, Arc<Kept>) {
         keyvalue: Arc::new(Buckets::default()),
         secrets: Arc::new(OneSecret),
         outbound: Arc::new(Web::default()),
+        tools: Arc::new(plugin::Nothing),
         tokenizer: Arc::new(ByteTokens),
+        functions: Arc::new(Others::default()),
+        generations: Arc::new(Sessions::default()),
         ..session()
     };
     (session, log)

@@ -48,6 +48,13 @@ fn cases() -> Vec<Case> {
         case("http_response_bytes_max", OwnLimits { http_response_bytes_max: Some(10), ..own() }, "imports", "get http://long/"),
         case("http_headers_bytes_max", OwnLimits { http_headers_bytes_max: Some(1000), ..own() }, "imports", "header http://echo/ a x2000"),
         case("tokenizer_bytes_max", OwnLimits { tokenizer_bytes_max: Some(4), ..own() }, "imports", "count hello"),
+        case("function_calls_max", OwnLimits { function_calls_max: Some(1), ..own() }, "agent-probe", "repeat 2 call other x"),
+        case("sessions_max", OwnLimits { sessions_max: Some(1), ..own() }, "agent-probe", "open a x\nfork a b"),
+        case("generations_max", OwnLimits { generations_max: Some(1), ..own() }, "agent-probe", "open a x\nrepeat 2 gen a 1"),
+        case("generated_tokens_max", OwnLimits { generated_tokens_max: Some(2), ..own() }, "agent-probe", "open a x\ngen a 3"),
+        case("session_tokens_max", OwnLimits { session_tokens_max: Some(3), ..own() }, "agent-probe", "open a hello\ngen a 1"),
+        case("run_cpu_ms_max", OwnLimits { run_cpu_ms_max: Some(5), ..own() }, "agent-probe", "spin"),
+        case("run_wall_ms_max", OwnLimits { run_wall_ms_max: Some(50), ..own() }, "agent-probe", "call slow x"),
     ]
 }
 
@@ -67,6 +74,9 @@ async fn told(setup: &Setup, case: &Case, own: OwnLimits) -> String {
         if case.text == "chunk" {
             instance.open_post_processor(&request("")).await?;
             return instance.chunk(Chunk::default()).await.map(|_| Decision::Serve);
+        }
+        if instance.is_agent() {
+            return instance.run_agent(&request(case.text)).await.map(|answer| Decision::Answer(answer.text));
         }
         instance.route(&request(case.text)).await
     };
@@ -104,6 +114,8 @@ async fn without_it_the_same_guest_does_not_meet_it() {
         "log_bytes_max",
         "log_lines_max",
         "host_calls_max",
+        "run_cpu_ms_max",
+        "run_wall_ms_max",
     ];
     for case in cases().iter().filter(|case| !endless.contains(&case.limit)) {
         let said = told(&setup, case, OwnLimits::default()).await;

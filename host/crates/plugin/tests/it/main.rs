@@ -3,11 +3,13 @@
 
 mod abandoned;
 mod admission;
+mod agents;
 mod calls;
 mod components;
 mod hostile;
 mod imports;
 mod lenders;
 mod limits;
+mod recording;
 mod setup;
 mod stuck;

@@ -178,8 +178,13 @@ pub(crate) fn session() -> Session {
         keyvalue: Arc::new(Nothing),
         secrets: Arc::new(Nothing),
         outbound: Arc::new(Nothing),
+        tools: Arc::new(Nothing),
         tokenizer: Arc::new(Nothing),
+        functions: Arc::new(Nothing),
+        generations: Arc::new(Nothing),
+        output: Arc::new(Nothing),
         limits: OwnLimits::default(),
         seed: 7,
+        record: None,
     }
 }

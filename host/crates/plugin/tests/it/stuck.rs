@@ -63,8 +63,13 @@ impl Stuck {
             secrets: Arc::clone(self) as _,
             outbound: Arc::clone(self) as _,
             tokenizer: Arc::clone(self) as _,
+            functions: Arc::new(Nothing),
+            tools: Arc::new(Nothing),
+            generations: Arc::new(Nothing),
+            output: Arc::new(Nothing),
             limits: OwnLimits::default(),
             seed: 7,
+            record: None,
         }
     }
 }
