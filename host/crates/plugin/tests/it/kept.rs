@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use plugin::{PluginHost, PluginHostConfig};
+use plugin::{Begun, PluginHost, PluginHostConfig};
 use types::{Decision, Digest};
 
 use crate::components;
@@ -15,13 +15,21 @@ const TURNS: usize = 24;
 
 fn host(cache: &std::path::Path, instances_max: u32, cache_bytes_max: u64) -> PluginHost {
     let (cache_dir, limits) = (cache.to_owned(), limits());
-    PluginHost::new(PluginHostConfig { cache_dir, compiler: compiler(), limits, instances_max, cache_bytes_max })
-        .expect("a host")
+    let config = PluginHostConfig {
+        cache_dir,
+        compiler: compiler(),
+        limits,
+        instances_max,
+        cache_bytes_max,
+        images_max: 1 << 16,
+    };
+    PluginHost::new(config).expect("a host")
 }
 
 /// Instantiates and calls it; what a component of `components` finds in its memory and tables it says by a trap.
 async fn is_served(host: &PluginHost, digest: Digest) -> Result<(), plugin::PluginError> {
-    let decided = host.decide(Duration::ZERO, digest, &Nowhere, session(), &request("hi")).await?;
+    let begun = host.decide(Duration::ZERO, digest, &Nowhere, session(), &request("hi")).await?;
+    let Begun::Decided(decided) = begun else { panic!("it is no agent") };
     assert_eq!(decided.route.outcome?, Decision::Serve);
     decided.compose.expect("a plan is asked for").outcome.map(drop)
 }
@@ -73,6 +81,7 @@ async fn compiled_plugins_leave_memory_and_come_back() {
         limits: limits(),
         instances_max: 4,
         cache_bytes_max,
+        images_max: 1 << 16,
     };
     let host = PluginHost::new(config).expect("a host");
     for turn in 0..40 {
