@@ -270,7 +270,7 @@ fn every_command_speaks_json() {
         ("usage", vec![], "/total/requests"),
         ("tenant create", vec!["json-tenant"], "/name"),
         ("tenant list", vec![], "/data/0/name"),
-        ("tenant signers", vec!["json-tenant", "--policy", "optional"], "/revision"),
+        ("tenant signers", vec!["json-tenant", "--policy", "optional", "--plugins", "none"], "/revision"),
         ("tenant quota", vec!["json-tenant", "--requests-per-minute-max", "100"], "/quota/requests_per_minute_max"),
         ("key create", vec!["--tenant", "json-tenant"], "/key"),
         ("key revoke", vec![&key], "/revoked"),

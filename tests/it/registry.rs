@@ -134,6 +134,21 @@ fn another_client_reads_what_was_pushed_and_the_other_way_round() {
     let pulled = folder.path().join(read["files"][0].as_str().expect("a file"));
     assert_eq!(std::fs::read(pulled).expect("pulled"), bytes);
 
+    // It has no referrers API: a signature is found by the tag that stands for it.
+    let bundle = folder.path().join("echo.json");
+    std::fs::write(&bundle, Signer::new().sign(&bytes)).expect("written");
+    let bundle = bundle.to_str().expect("UTF-8");
+    for _ in 0..2 {
+        printed(&run(&["push", &file, &reference, "--plain-http", "--signature", bundle, "--json"]));
+    }
+    let beside = folder.path().join("beside.wasm");
+    let pull = ["pull", &reference, "--plain-http", "--json", "-o", beside.to_str().expect("UTF-8")];
+    let pulled = printed(&run(&pull));
+    let signatures = pulled["signatures"].as_array().expect("a list");
+    assert_eq!(signatures.len(), 1, "the same one twice is one");
+    let found = std::fs::read(signatures[0].as_str().expect("a file")).expect("written");
+    assert_eq!(found, std::fs::read(bundle).expect("there"));
+
     let (_, blend) = component(folder.path(), "blend");
     let config = json!({
         "created": "2026-01-01T00:00:00Z", "author": "somebody", "architecture": "wasm", "os": "wasip2",
@@ -220,6 +235,48 @@ fn a_function_is_deployed_from_a_registry() {
     client.post("/v1/plugins", &json!({"source": "oci://nothing"})).expect_error(422, "invalid_reference");
     client.post("/v1/plugins", &json!({"source": "https://example.org/a.wasm"})).expect_error(400, "invalid_request");
     client.post("/v1/plugins", &json!({"source": source, "secret": "s"})).expect_error(400, "invalid_request");
+}
+
+#[test]
+fn signatures_come_along_by_the_command_line() {
+    let Some(server) = shared_server("signatures_come_along_by_the_command_line") else { return };
+    let (operator, registry) = (server.client(), MemoryRegistry::start());
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, bytes) = component(folder.path(), "echo");
+    let (signer, stranger) = (Signer::new(), Signer::new());
+    let kept = |name: &str, bundle: Vec<u8>| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, bundle).expect("written");
+        file.to_str().expect("UTF-8").to_owned()
+    };
+    let (good, bad) = (kept("good.json", signer.sign(&bytes)), kept("bad.json", stranger.sign(&bytes)));
+    let key = tenant_key(&operator, "signed-by-command", &["deploy"]);
+    let pem = kept("signer.pub", signer.pem().into_bytes());
+    let tenon = |arguments: &[&str], key: &str| {
+        let all: Vec<&str> = arguments.iter().copied().chain(["--key", key, "--json"]).collect();
+        command(&all).env("TENON_URL", server.url()).output().expect("tenon starts")
+    };
+    let policy =
+        ["tenant", "signers", "signed-by-command", "--policy", "none", "--plugins", "required", "--signer-key", &pem];
+    assert_eq!(printed(&tenon(&policy, &server.key()))["plugins"], "required");
+    let deploy = |more: &[&str]| {
+        let typed: Vec<&str> = ["deploy", "signed"].iter().chain(more).copied().collect();
+        tenon(&typed, &key)
+    };
+    refused(&deploy(&["--plugin", &file]), "plugin_signature_required");
+    refused(&deploy(&["--plugin", &file, "--signature", &bad]), "plugin_signature_untrusted");
+    refused(&deploy(&["--plugin", &file, "--signature", &pem]), "plugin_signature_invalid");
+    // In a registry it lies beside the component, a stranger's too.
+    let reference = format!("{}/acme/echo:1.0", registry.address());
+    let (source, push) = (format!("oci://{reference}"), ["push", &file, &reference, "--plain-http", "--json"]);
+    printed(&run(&push));
+    refused(&deploy(&["--plugin", &source, "--plain-http"]), "plugin_signature_required");
+    for bundle in [&bad, &good] {
+        let signed: Vec<&str> = push.iter().copied().chain(["--signature", bundle]).collect();
+        printed(&run(&signed));
+    }
+    assert_eq!(printed(&deploy(&["--plugin", &source, "--plain-http"]))["version"], 1);
+    assert_eq!(printed(&deploy(&["--plugin", &file, "--signature", &good]))["version"], 2);
 }
 
 /// A host that may ask this registry.

@@ -99,7 +99,7 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
         Stage::Clients => clients::ensure(),
         Stage::Workspace => tests(shell::cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), totals),
         Stage::Plugins => tests(native(&["test", "--locked", "--workspace", "--manifest-path", GUESTS]), totals),
-        Stage::Sdks => checks(&["sdk/check.py", "python", "js", "ts", "c"], totals),
+        Stage::Sdks => checks(&["sdk/check.py"], totals),
         Stage::Newcomer => newcomer(totals),
         Stage::Clippy => {
             let arguments = ["clippy", "--locked", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
@@ -179,7 +179,7 @@ fn newcomer(totals: &mut Totals) -> Outcome {
     checks(&["sdk/newcomer.py", &tenon.to_string_lossy(), &base.to_string_lossy()], totals)
 }
 
-/// What a script checks, a line each. `sdk/check.py` without the template in Rust, whose parts are built as guests.
+/// What a script checks, a line each.
 fn checks(arguments: &[&str], totals: &mut Totals) -> Outcome {
     let mut command = Command::new("python3");
     command.arg("-u").args(arguments).current_dir(shell::root());

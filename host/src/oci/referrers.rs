@@ -24,11 +24,18 @@ pub(super) async fn signatures(session: &mut Session, subject: Sha256) -> Result
     for descriptor in listed(session, subject).await?.into_iter().filter(is_bundle).take(SIGNATURES_MAX) {
         match bundle(session, &descriptor, subject).await {
             Ok(Some(bundle)) => found.push(bundle),
-            Ok(None) | Err(OciError::NotFound { .. } | OciError::NotPlugin { .. }) => {}
-            Err(error) => return Err(error),
+            Ok(None) => {}
+            Err(error) if may_pass(&error) => return Err(error),
+            Err(_) => {}
         }
     }
     Ok(found)
+}
+
+/// Whether asking again may help. All else means that there is no signature to be had: some registries send those who ask for
+/// referrers to a page, and what must be signed is refused then, with that reason.
+const fn may_pass(error: &OciError) -> bool {
+    matches!(error, OciError::Unavailable { .. } | OciError::TooSlow { .. } | OciError::NoClient(_))
 }
 
 fn is_bundle(descriptor: &Descriptor) -> bool {
@@ -39,18 +46,26 @@ fn is_bundle(descriptor: &Descriptor) -> bool {
 async fn listed(session: &mut Session, subject: Sha256) -> Result<Vec<Descriptor>, OciError> {
     let mut url = session.url(&format!("referrers/{subject}"))?;
     url.query_pairs_mut().append_pair("artifactType", BUNDLE);
-    let answer = session.ask(&Ask::get(url)).await?;
-    let bytes = if answer.status() == StatusCode::OK {
-        let (limit, max) = size_max(false);
-        session.read(answer, Wanted { what: "list of referrers", limit, max }, &|_| ()).await?
-    } else {
-        match tagged(session, subject).await? {
-            Some(bytes) => bytes,
-            None => return Ok(Vec::new()),
-        }
+    let (limit, max) = size_max(false);
+    let wanted = Wanted { what: "list of referrers", limit, max };
+    let read = match session.ask(&Ask::get(url)).await {
+        Ok(answer) if answer.status() == StatusCode::OK => session.read(answer, wanted, &|_| ()).await.map(Some),
+        Ok(_) => Ok(None),
+        Err(error) => Err(error),
     };
-    let index: Result<Index, _> = serde_json::from_slice(&bytes);
-    Ok(index.map(|index| index.manifests).unwrap_or_default())
+    let index = |bytes: Bytes| serde_json::from_slice::<Index>(&bytes).ok();
+    let found = match read {
+        Ok(bytes) => bytes.and_then(index),
+        Err(error) if may_pass(&error) => return Err(error),
+        Err(_) => None,
+    };
+    if let Some(index) = found {
+        return Ok(index.manifests);
+    }
+    match tagged(session, subject).await {
+        Err(error) if may_pass(&error) => Err(error),
+        found => Ok(found.ok().flatten().and_then(index).map(|index| index.manifests).unwrap_or_default()),
+    }
 }
 
 /// The index under the tag that stands for the referrers API.

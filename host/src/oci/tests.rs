@@ -328,3 +328,30 @@ async fn signatures_are_found_by_both_ways_and_strangers_are_passed_over() {
         assert_eq!(pulled.signatures, [bundle.as_slice()], "by the API: {is_new}");
     }
 }
+
+#[tokio::test]
+async fn a_registry_that_does_not_list_referrers_has_none() {
+    for answer in [
+        Reply::redirect("http://169.254.169.254/"),
+        Reply::redirect("/login"),
+        Reply::status(403),
+        Reply::status(401),
+        Reply::ok(b"<html>log in</html>"),
+        Reply::ok(&[b' '; 4096]).endless(),
+    ] {
+        let answer = Arc::new(answer);
+        let server = serve(move |_, seen| {
+            let is_asked = seen.path.contains("/referrers/") || seen.path.contains("/manifests/sha256-");
+            is_asked.then(|| (*answer).clone())
+        })
+        .await;
+        for pulled in [pull_named(&server, ":1", None).await, pull_listed(&server, &["127.0.0.0/8"]).await] {
+            assert!(pulled.expect("pulled").signatures.is_empty());
+        }
+    }
+    let server = serve(|_, seen| seen.path.contains("/referrers/").then(|| Reply::status(503))).await;
+    pull_named(&server, ":1", None).await.expect("the tag is asked too, and is not there");
+    let server = serve(|_, seen| seen.path.contains("/manifests/sha256-").then(|| Reply::status(503))).await;
+    let error = pull_named(&server, ":1", None).await.expect_err("it may be there");
+    assert_eq!(error.code(), "source_unavailable");
+}
