@@ -490,16 +490,3 @@ fn usage_is_a_table() {
     let none = printed(&run(server, &["usage", "--from", "2026-01-01", "--to", "2026-01-02"]));
     assert_eq!(none.lines().count(), 2, "{none}");
 }
-
-#[test]
-fn what_serve_says_can_be_json() {
-    let options = Options { arguments: vec!["--json".into()], ..Options::default() };
-    let Some(mut server) = Server::start("what_serve_says_can_be_json", options) else { return };
-    server.terminate();
-    assert!(server.wait().success());
-    let log = server.log();
-    let said: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let mut events: Vec<&str> = said.iter().filter_map(|line| line["event"].as_str()).collect();
-    events.sort_unstable();
-    assert_eq!(events, ["development_key", "listening", "ready"], "{log}");
-}

@@ -218,3 +218,16 @@ fn who_follows_a_log_does_not_hold_up_the_drain() {
         assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     });
 }
+
+#[test]
+fn what_serve_says_can_be_json() {
+    let options = Options { arguments: vec!["--json".into()], ..Options::default() };
+    let Some(mut server) = Server::start("what_serve_says_can_be_json", options) else { return };
+    server.terminate();
+    assert!(server.wait().success());
+    let log = server.log();
+    let said: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let mut events: Vec<&str> = said.iter().filter_map(|line| line["event"].as_str()).collect();
+    events.sort_unstable();
+    assert_eq!(events, ["development_key", "listening", "ready"], "{log}");
+}

@@ -185,12 +185,16 @@ pub(crate) async fn replay(arguments: ReplayArgs, printer: Printer) -> Result<()
         None => {
             let remote = Remote::new(&connection)?;
             let call = remote.call(Method::GET, &format!("/v1/plugins/{}", segment(&recording.head.plugin)));
-            remote.send(call).await?.bytes().await.map_err(broken)?
+            let bytes = remote.send(call).await?.bytes().await.map_err(broken)?;
+            if types::Digest::of(&bytes).to_string() != recording.head.plugin {
+                return Err(Failure::Unreachable("the host sent another component than was asked for".into()));
+            }
+            bytes
         }
     };
     if let Some(folder) = &save {
         let written = std::fs::create_dir_all(folder)
-            .and_then(|()| std::fs::write(folder.join(format!("{}.jsonl", recording.head.request)), &lines))
+            .and_then(|()| std::fs::write(folder.join(format!("{}.jsonl", segment(&recording.head.request))), &lines))
             .and_then(|()| std::fs::write(folder.join(format!("{}.wasm", types::Digest::of(&bytes))), &bytes));
         written.map_err(Error::io(format!("cannot write into {}", folder.display())))?;
     }
