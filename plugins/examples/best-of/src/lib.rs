@@ -16,7 +16,7 @@ impl Agent for BestOf {
     fn run(request: &Request) -> Result<Answer> {
         let system = config::get("system").unwrap_or_else(|| "Answer the question.".into());
         let sampling = Sampling { temperature: 0.8, logprobs: Some(0), ..Sampling::default() };
-        let mut opening = Opening::new(Prompt::chat(&system, &request.text)).sampling(sampling.clone());
+        let mut opening = Opening::new(Prompt::chat(&system, &request.text)).sampling(sampling);
         if let Some(adapter) = config::get("adapter") {
             opening = opening.adapter(adapter, 1.0);
         }
@@ -27,7 +27,7 @@ impl Agent for BestOf {
         let mut best: Option<(f32, Generated)> = None;
         for _ in 0..draws.max(1) {
             // Each draw is its own, and can be had again by the seed in the receipt.
-            let sampling = Sampling { seed: Some(random::next()), ..sampling.clone() };
+            let sampling = Sampling { seed: Some(random::next()), ..sampling };
             let drawn = start.fork()?.generate(&Bounds { sampling: Some(sampling), ..Bounds::tokens(tokens) })?;
             let score = drawn.mean_logprob()?;
             if best.as_ref().is_none_or(|(highest, _)| score > *highest) {
