@@ -81,7 +81,7 @@ pub(super) fn run(given: &Given, amount: &Amount, report: &mut Report) -> Outcom
             "ratio": spread_json(Spread::of_ratios(&passing, &bare)), "control_a_a": spread_json(control)}));
         let ratio = Spread::of_median_ratio(&passing, &bare).zip(control);
         let ratio = ratio.map(|(ratio, control)| ratio.widened_by(control.of_mean()));
-        let name = format!("{streams} streams: tokens/s of a function that passes everything over the base's");
+        let name = format!("tokens/s of a function that passes everything over the base's, streams: {streams}");
         report.bar(&name, Bound::AtLeast(RATIO_BAR), ratio.ok_or("no rounds"));
     }
     Ok(())
