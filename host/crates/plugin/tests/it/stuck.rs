@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
     BucketAccess, CapabilityError, Catalog, CatalogEntry, Clock, Expected, KeyPage, KeyValue, LogLevel, LogSink,
-    Outbound, OutboundBounds, OutboundError, OwnLimits, PluginError, PluginHost, Secrets, Session, Tokenizer,
+    Nothing, Outbound, OutboundBounds, OutboundError, OwnLimits, PluginError, PluginHost, Secrets, Session, Tokenizer,
     Versioned, Written,
 };
 use tokio::sync::Notify;
