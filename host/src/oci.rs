@@ -1,6 +1,6 @@
 //! Plugins in OCI registries, in the WASM artefact layout of CNCF's TAG Runtime: one component is one layer, and its config says what
-//! it imports and exports (<https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>). What `wkg`, `oras` and `wasm-to-oci`'s
-//! successors push is pulled here, and the other way round.
+//! it imports and exports (<https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>). It is what
+//! `wkg oci` writes; the tests push and pull with `oras`.
 //!
 //! Reading order: `reference` (how an artefact is named), `layout` (its manifest and config), `doors` (what may be asked), `challenge`
 //! (what a registry wants to see first), `session` (one request, with that), `pull`, `push`, `referrers` (the signatures beside an
