@@ -214,3 +214,20 @@ fn recordings_outlive_the_host() {
     let (output, _) = replay(&[&requests[0], "--url", server.url(), "--key", &key]);
     assert!(output.status.success());
 }
+
+#[test]
+fn what_a_plugin_made_of_an_answer_is_played_again_without_the_model() {
+    let test = "what_a_plugin_made_of_an_answer_is_played_again_without_the_model";
+    let Some(server) = shared_server(test) else { return };
+    let client = server.client();
+    deploy_plugin(&client, "rec-chunks", "first-sentence", &json!({"record": {}}));
+    let request = invoke(&client, "rec-chunks", "Tell me about the ocean.");
+    let lines = recorded(&client, &request);
+    let calls: Vec<&str> = lines.iter().filter_map(|line| line["call"].as_str()).collect();
+    assert!(calls.iter().filter(|call| **call == "post-processor.chunk").count() >= 2, "{calls:?}");
+    assert_eq!(calls.last(), Some(&"post-processor.finish"));
+    let key = server.key();
+    let (output, same) = replay(&[&request, "--url", server.url(), "--key", &key]);
+    assert!(output.status.success() && same["is_same"] == json!(true), "{same:#}");
+    assert_eq!(same["returns"].as_array().unwrap().len(), calls.len(), "each call returned");
+}
