@@ -226,7 +226,8 @@ fn an_agent_s_answer_is_streamed_and_leaving_ends_it() {
     let chat = client.post("/v1/chat/completions", &chat).expect(200).json();
     assert_eq!(chat["choices"][0]["message"]["content"], json!("hello"));
     // Whoever leaves in the middle leaves nothing behind: no instance, no sequence, no receipt that is open.
-    let endless = format!("write begun\nopen a {PROMPT}\nrepeat 30 draw a 100 1");
+    let draws = (0..30).map(|seed| format!("\nfork a b\ndraw b 120 {seed}"));
+    let endless = format!("write begun\nopen a {PROMPT}{}", draws.collect::<String>());
     let body = json!({"input": endless, "stream": true});
     client.hang_up("/v1/functions/probe/invoke", &body, "begun", Duration::ZERO);
     wait_until_idle(&client);
