@@ -206,7 +206,7 @@ fn a_call_ends_with_its_caller() {
     deploy_plugin(&client, "slow", "agent-probe", &json!({"grants": {"generations": true}}));
     let hurried = json!({"grants": {"calls": ["slow"]}, "limits": {"deadline_ms_max": 1}});
     deploy_plugin(&client, "hurried", "agent-probe", &hurried);
-    invoke(&client, "hurried", "call slow write x").expect_error(503, "deadline_exceeded");
+    invoke(&client, "hurried", "call slow write x\nspin").expect_error(503, "deadline_exceeded");
     // The caller leaves while the other function works.
     asks(&client, "front", "slow", "append");
     let body = json!({"input": endless, "stream": true, "max_tokens": 2});
