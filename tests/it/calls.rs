@@ -199,11 +199,14 @@ fn callers_that_hold_every_place_never_wait_for_one_another() {
 fn a_call_ends_with_its_caller() {
     let server = started("plugin_generations_max = 64\nplugin_generated_tokens_max = 100000");
     let client = server.client();
-    let endless = "open a The tenon is\nrepeat 64 draw a 400 1";
+    // Each draw begins anew and ends where its seed has it end: thousands of tokens in all. The text is the first one's prompt too, and
+    // the base's context is short.
+    let draws = (0..16).map(|seed| format!("\nfork a b\ndraw b 400 {seed}"));
+    let endless = format!("open a The tenon is{}", draws.collect::<String>());
     deploy_plugin(&client, "slow", "agent-probe", &json!({"grants": {"generations": true}}));
     let hurried = json!({"grants": {"calls": ["slow"]}, "limits": {"deadline_ms_max": 1}});
     deploy_plugin(&client, "hurried", "agent-probe", &hurried);
-    invoke(&client, "hurried", "call slow write x").expect_error(503, "deadline_exceeded");
+    invoke(&client, "hurried", "call slow write x\nspin").expect_error(503, "deadline_exceeded");
     // The caller leaves while the other function works.
     asks(&client, "front", "slow", "append");
     let body = json!({"input": endless, "stream": true, "max_tokens": 2});
