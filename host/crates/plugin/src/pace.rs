@@ -14,6 +14,8 @@ const LONG: Duration = Duration::from_micros(50);
 const PROBATION_CALLS: u64 = 8;
 /// For each long call there must have been so many that are not.
 const CALLS_PER_LONG: u64 = 100;
+/// Calls that are remembered: all counts are halved then, so that no plugin saves up for more than ten long calls in a row.
+const REMEMBERED_CALLS_MAX: u64 = 1000;
 
 /// The chunks of one plugin, in all of its instances.
 #[derive(Debug, Default)]
@@ -31,9 +33,14 @@ impl Pace {
 
     /// Counts a call that used so much CPU time.
     pub(crate) fn note(&self, cpu: Duration) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         if cpu > LONG {
             self.long.fetch_add(1, Ordering::Relaxed);
+        }
+        if calls >= REMEMBERED_CALLS_MAX {
+            // Calls that are counted at the same moment may be lost; that changes little.
+            self.calls.store(calls / 2, Ordering::Relaxed);
+            self.long.store(self.long.load(Ordering::Relaxed).div_ceil(2), Ordering::Relaxed);
         }
     }
 }
@@ -59,5 +66,19 @@ mod tests {
         assert_eq!(needed.count() as u64, CALLS_PER_LONG - PROBATION_CALLS - 2);
         pace.note(Duration::from_millis(2));
         assert!(!pace.is_quick(), "two of a hundred and one");
+    }
+    #[test]
+    fn no_plugin_saves_up_for_many_long_calls() {
+        let pace = Pace::default();
+        (0..100_000).for_each(|_| pace.note(Duration::ZERO));
+        assert!(pace.is_quick());
+        let long = (0..1000).take_while(|_| {
+            let is_quick = pace.is_quick();
+            pace.note(LONG * 2);
+            is_quick
+        });
+        assert!((1..=10).contains(&long.count()));
+        (0..REMEMBERED_CALLS_MAX * 20).for_each(|_| pace.note(Duration::ZERO));
+        assert!(pace.is_quick(), "what was long is forgotten in time");
     }
 }
