@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::{Value, json};
-use tests::{MemoryRegistry, Options, Server, adapter_folder, guest, run_tenon, shared_server, tenon};
+use tests::{MemoryRegistry, Server, adapter_folder, guest, run_tenon, shared_server, tenon};
 
 /// Runs `tenon` against this server with its development key.
 fn run(server: &Server, arguments: &[&str]) -> Output {

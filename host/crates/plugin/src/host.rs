@@ -27,7 +27,7 @@ use crate::ticker::Ticker;
 use crate::{Begun, OwnLimits, PluginError, PluginInstance, PluginLimits, Session, sandbox};
 
 /// What a component may import; the linker decides about versions and functions. Those from `wasi:cli` on are inert.
-const IMPORT_PREFIXES: [&str; 24] = [
+const IMPORT_PREFIXES: [&str; 25] = [
     "tenon:plugin/types@",
     "tenon:plugin/catalog@",
     "tenon:plugin/log@",
@@ -37,6 +37,7 @@ const IMPORT_PREFIXES: [&str; 24] = [
     "tenon:plugin/secrets@",
     "tenon:plugin/tokenizer@",
     "tenon:plugin/functions@",
+    "tenon:plugin/tools@",
     "tenon:plugin/sessions@",
     "tenon:plugin/output@",
     "wasi:config/store@0.2.0-rc.1",
