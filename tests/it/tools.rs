@@ -141,7 +141,7 @@ fn a_copy_of_a_request_calls_no_tool() {
     let grants = json!({"grants": {"tools": [facts.grant(&["*"])]}});
     deploy_plugin(&client, "called", "imports", &grants);
     deploy_plugin(&client, "called", "imports", &grants);
-    client.put("/v1/functions/called/shadow", &json!({"version": 2})).expect(200);
+    client.put("/v1/functions/called/shadow", &json!({"version": 1})).expect(200);
     assert!(script(&client, "called", &[r#"tool facts depth {"sea": "North"}"#])[0].contains("500 m"));
     // The shadow's report has the copy once it ended; what it would have called was denied to it.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
