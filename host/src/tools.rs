@@ -44,7 +44,8 @@ const TOOLS_MAX: usize = 256;
 /// Characters of what a server or a plugin says that a message quotes.
 const QUOTED_CHARS_MAX: usize = 256;
 
-type Session = Arc<RunningService<RoleClient, ()>>;
+/// A session, and the credential that it was made with.
+type Session = (Arc<RunningService<RoleClient, ()>>, Option<Arc<str>>);
 type PostResult = Result<StreamableHttpPostResponse, StreamableHttpError<OutboundError>>;
 
 /// The granted servers of one request, each with a session once it was asked.
@@ -76,19 +77,22 @@ impl FunctionTools {
         // Held while a session is made: a request's calls come one after the other anyway.
         let mut sessions = self.sessions.lock().await;
         if let Some(session) = sessions.get(&server.server) {
-            return Ok(Arc::clone(session));
+            return Ok(session.clone());
         }
         let grant = server.url.parse().map_err(|_| CapabilityError::Failed("the server's URL".to_owned()))?;
         let transport = Guarded { host: Arc::clone(&self.host), grant: Arc::new(grant), bounds };
         let mut config = StreamableHttpClientTransportConfig::with_uri(server.url.as_str());
         config.max_concurrent_requests = 1;
+        let mut credential = None;
         if let Some(secret) = &server.secret {
-            config.auth_header = Some(self.secrets.get(secret).await?);
+            let value = self.secrets.get(secret).await?;
+            credential = Some(Arc::from(value.as_str()));
+            config.auth_header = Some(value);
         }
         let transport = StreamableHttpClientTransport::with_client(transport, config);
         let session = rmcp::serve_client((), transport).await.map_err(|error| not_connected(&server.server, &error))?;
-        let session = Arc::new(session);
-        sessions.insert(server.server.clone(), Arc::clone(&session));
+        let session = (Arc::new(session), credential);
+        sessions.insert(server.server.clone(), session.clone());
         Ok(session)
     }
 }
@@ -98,14 +102,21 @@ impl Tools for FunctionTools {
     async fn list(&self, server: &str, bounds: OutboundBounds) -> Result<Vec<ToolDescription>, CapabilityError> {
         let server = self.server(server)?;
         in_time(bounds, async {
-            let session = self.session(server, bounds).await?;
+            let (session, credential) = self.session(server, bounds).await?;
+            let told = |tool: Tool| described(tool, credential.as_deref());
             let mut found = Vec::new();
             let mut cursor = None;
             for _ in 0..PAGES_MAX {
                 let page = PaginatedRequestParams::default().with_cursor(cursor.take());
                 let page =
                     session.peer().list_tools(Some(page)).await.map_err(|error| failed(&server.server, &error))?;
-                found.extend(page.tools.into_iter().filter(|tool| server.allows(&tool.name)).map(described));
+                found.extend(page.tools.into_iter().filter(|tool| server.allows(&tool.name)).map(told));
+                let text = |tool: &ToolDescription| tool.name.len() + tool.description.len() + tool.input_schema.len();
+                if found.iter().map(text).sum::<usize>() > bounds.response_bytes_max {
+                    let max = bounds.response_bytes_max;
+                    let what = format!("http_response_bytes_max of {max} bytes: the tools of `{}`", server.server);
+                    return Err(CapabilityError::Limit(what));
+                }
                 cursor = page.next_cursor;
                 if cursor.is_none() || found.len() >= TOOLS_MAX {
                     break;
@@ -138,12 +149,13 @@ impl Tools for FunctionTools {
             params.arguments = Some(object.map_err(no_object)?);
         }
         in_time(bounds, async {
-            let session = self.session(server, bounds).await?;
+            let (session, credential) = self.session(server, bounds).await?;
+            let hidden = |text: String| without(text, credential.as_deref());
             let result = session.peer().call_tool(params).await.map_err(|error| failed(&server.server, &error))?;
             let text: Vec<Cow<'_, str>> = result.content.iter().map(block).collect();
             Ok(ToolOutcome {
-                text: text.join("\n"),
-                structured: result.structured_content.map(|value| value.to_string()),
+                text: hidden(text.join("\n")),
+                structured: result.structured_content.map(|value| hidden(value.to_string())),
                 is_error: result.is_error.unwrap_or(false),
             })
         })
@@ -159,11 +171,20 @@ async fn in_time<T>(
     tokio::time::timeout(bounds.time, work).await.unwrap_or_else(|_| Err(late()))
 }
 
-fn described(tool: Tool) -> ToolDescription {
+fn described(tool: Tool, credential: Option<&str>) -> ToolDescription {
+    let schema = serde_json::Value::Object((*tool.input_schema).clone());
     ToolDescription {
         name: tool.name.into_owned(),
-        description: tool.description.unwrap_or_default().into_owned(),
-        input_schema: serde_json::Value::Object((*tool.input_schema).clone()).to_string(),
+        description: without(tool.description.unwrap_or_default().into_owned(), credential),
+        input_schema: without(schema.to_string(), credential),
+    }
+}
+
+/// The credential is not the plugin's to see, also where a server repeats it.
+fn without(text: String, credential: Option<&str>) -> String {
+    match credential {
+        Some(credential) if text.contains(credential) => text.replace(credential, "[credential]"),
+        _ => text,
     }
 }
 

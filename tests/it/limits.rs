@@ -44,6 +44,7 @@ fn cases(web: &str) -> Vec<Case> {
     let chat = "Tell me all about the sea, and of the rivers that feed it, and of the rain.";
     let kv = || json!({"kv": [{"bucket": "b"}]});
     let http = || json!({"http": [web]});
+    let generations = || json!({"generations": true});
     let every = |action: &str| json!({"*": action, "ignore-eos": "yes"});
     let post = format!("post {web}/ x1000");
     let get = format!("get {web}/");
@@ -70,6 +71,14 @@ fn cases(web: &str) -> Vec<Case> {
         case("http_response_bytes_max", 10, "imports", &get).with("grants", http()),
         case("http_headers_bytes_max", 1000, "imports", &header).with("grants", http()),
         case("tokenizer_bytes_max", 2, "imports", "count hello"),
+        case("tool_calls_max", 1, "imports", "2*tools facts"),
+        case("function_calls_max", 1, "agent-probe", "repeat 2 call other x").with("grants", json!({"calls": ["other"]})),
+        case("sessions_max", 1, "agent-probe", "open a x\nfork a b").with("grants", generations()),
+        case("generations_max", 1, "agent-probe", "open a x\nrepeat 2 gen a 1").with("grants", generations()),
+        case("generated_tokens_max", 2, "agent-probe", "open a x\ngen a 3").with("grants", generations()),
+        case("session_tokens_max", 3, "agent-probe", "open a hello, my old friend\ngen a 1").with("grants", generations()),
+        case("run_cpu_ms_max", 5, "agent-probe", "spin").with("grants", generations()),
+        case("run_wall_ms_max", 5, "agent-probe", "spin").with("grants", generations()),
         case("output_tokens_max", 3, "bad-plan", "budget").unbounded(),
         case("deadline_ms_max", 1000, "bad-plan", "deadline").with("adapters", json!(["all-caps"])).unbounded(),
         case("composition_entries_max", 1, "blend", chat).with("adapters", json!(["all-caps", "iso-date"]))

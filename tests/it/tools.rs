@@ -78,7 +78,7 @@ fn a_real_server_s_tools_are_listed_and_called_as_granted() {
         let Some(server) = patient_server(name) else { return };
         let client = server.client();
         client.put("/v1/secrets/tools-key", &json!({"value": TOKEN})).expect(204);
-        let some = facts.grant(&["depth", "add", "broken", "picture", "letters", "missing"]);
+        let some = facts.grant(&["depth", "add", "broken", "picture", "letters", "missing", "echo_token"]);
         let limits = json!({"tool_calls_max": 7, "http_response_bytes_max": 20_000});
         deploy_plugin(&client, "some", "imports", &json!({"grants": {"tools": [some]}, "limits": limits}));
         deploy_plugin(&client, "one", "imports", &json!({"grants": {"tools": [facts.grant(&["depth"])]}}));
@@ -110,6 +110,9 @@ fn a_real_server_s_tools_are_listed_and_called_as_granted() {
             script(&client, "some", &[r#"tool facts letters {"count": 30000}"#, r#"tool facts letters {"count": 3}"#]);
         assert!(long[0].contains("http_response_bytes_max of 20000"), "{long:?}");
         assert!(long[1].contains("done: xxx"), "what was too long ends nothing else: {long:?}");
+
+        let echoed = script(&client, "some", &["tool facts echo_token"]);
+        assert_eq!(echoed[0], "done: I was called with [credential]., None");
 
         let listed = script(&client, "one", &["tools facts", "tool facts add {}", "tool other depth", "tools other"]);
         assert!(listed[0].starts_with("depth: How deep a sea is. {") && listed[0].contains("\"sea\""), "{listed:?}");

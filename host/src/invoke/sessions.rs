@@ -235,7 +235,7 @@ impl GenerationSession for AgentSession {
         Ok(())
     }
 
-    async fn start(&mut self, bounds: GenerationBounds) -> Result<(), CapabilityError> {
+    async fn start(&mut self, bounds: GenerationBounds) -> Result<u32, CapabilityError> {
         let means = &self.means;
         if !means.host.quotas.has_tokens(&means.tenant) {
             let message = "tokens_per_minute_max, the tenant's quota: it is used up; try again later";
@@ -247,18 +247,19 @@ impl GenerationSession for AgentSession {
             return Err(told(&Error::Late("this generation could begin")));
         }
         let default = means.limits.output_tokens_default.min(means.limits.output_tokens_max);
+        let budget = bounds.max_tokens.unwrap_or_else(|| default.min(bounds.tokens_left));
         let plan = Plan {
             prompt: Prompt::Tokens(self.tokens.clone()),
             sampling: bounds.sampling.unwrap_or_else(|| self.plan.sampling.clone()),
             stop: bounds.stop.unwrap_or_else(|| self.plan.stop.clone()),
             constraint: bounds.constraint,
             deadline_ms: Some(left_ms.min(means.limits.deadline_ms_max)),
-            token_budget: Some(bounds.max_tokens.unwrap_or_else(|| default.min(bounds.tokens_left))),
+            token_budget: Some(budget),
             ..(*self.plan).clone()
         };
         let began = Arc::clone(means).begin(self.number, plan, self.tokens.clone());
         self.under_way = Some(means.apart(began).await?);
-        Ok(())
+        Ok(budget)
     }
 
     async fn next(&mut self) -> Result<SessionStep, CapabilityError> {
@@ -273,8 +274,8 @@ impl GenerationSession for AgentSession {
         step.map_err(|error| told(&error))
     }
 
-    fn stop(&mut self) {
-        self.under_way = None;
+    fn stop(&mut self) -> u32 {
+        self.under_way.take().map_or(0, |mut under_way| under_way.unread())
     }
 
     fn fork(&self) -> Result<Box<dyn GenerationSession>, CapabilityError> {
@@ -352,6 +353,18 @@ impl UnderWay {
         }
     }
 
+    /// Counts what was generated and nobody has read: it is the tenant's all the same.
+    fn unread(&mut self) -> u32 {
+        let before = self.completion_tokens;
+        while let Some(event) = self.stream.try_recv() {
+            if let TokenEvent::Token { .. } = event {
+                self.completion_tokens = self.completion_tokens.saturating_add(1);
+                self.means.host.quotas.charge_tokens(&self.means.tenant, 1);
+            }
+        }
+        self.completion_tokens.saturating_sub(before)
+    }
+
     fn push(&mut self, text: String, tokens: Vec<TokenOut>) {
         if text.is_empty() && tokens.is_empty() {
             return;
@@ -385,6 +398,7 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
+        self.unread();
         self.note();
         if !self.means.is_copy {
             self.means.host.metrics.tokens(self.prompt_tokens, self.completion_tokens);

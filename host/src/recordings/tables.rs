@@ -181,11 +181,13 @@ pub(super) fn list(database: &Database, owner: &RecordingOwner, max: usize) -> R
     let RecordingOwner { tenant, function, life } = owner;
     let (tenant, function, life) = (tenant.as_str(), function.as_str(), *life);
     let transaction = database.begin_read()?;
-    let table = match transaction.open_table(BY_FUNCTION) {
-        Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-        table => table?,
+    // Any of them may be missing: that a function without recordings was removed makes the index alone.
+    let (table, cards) = match (transaction.open_table(BY_FUNCTION), transaction.open_table(CARDS)) {
+        (Err(TableError::TableDoesNotExist(_)), _) | (_, Err(TableError::TableDoesNotExist(_))) => {
+            return Ok(Vec::new());
+        }
+        (table, cards) => (table?, cards?),
     };
-    let cards = transaction.open_table(CARDS)?;
     let mut found = Vec::new();
     for entry in table.range((tenant, function, life, 0)..=(tenant, function, life, u64::MAX))?.rev().take(max) {
         let number = entry?.0.value().3;
@@ -201,11 +203,14 @@ pub(super) fn of_request(
 ) -> Result<Vec<(RecordingCard, String)>, redb::Error> {
     let tenant = tenant.as_str();
     let transaction = database.begin_read()?;
-    let table = match transaction.open_table(BY_REQUEST) {
+    let opened = (|| {
+        let (table, cards) = (transaction.open_table(BY_REQUEST)?, transaction.open_table(CARDS)?);
+        Ok((table, cards, transaction.open_table(TEXTS)?))
+    })();
+    let (table, cards, texts) = match opened {
         Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-        table => table?,
+        opened => opened?,
     };
-    let (cards, texts) = (transaction.open_table(CARDS)?, transaction.open_table(TEXTS)?);
     let mut found = Vec::new();
     for entry in table.range((tenant, request, 0)..=(tenant, request, u64::MAX))? {
         let number = entry?.0.value().2;

@@ -40,11 +40,11 @@ pub mod testing;
 pub use agent::{Agent, Answer};
 pub use bindings::tenon::plugin::catalog::{Adapter, Residency};
 pub use bindings::tenon::plugin::functions::Reply;
+pub use bindings::tenon::plugin::tools::{Outcome as ToolOutcome, Tool};
 pub use bindings::tenon::plugin::types::{
     Action, Chunk, ColdPolicy, CompositionEntry, Constraint, Decision, Ending, FinishReason, HostError, LayerRange,
     Message, Modules, Pair, Plan, Prompt, Rejection, Request, Sampling, Span, StopConditions, Template, Token, Usage,
 };
-pub use bindings::tenon::plugin::tools::{Outcome as ToolOutcome, Tool};
 pub use error::{Error, Result};
 #[doc(hidden)]
 pub use export::{Exported, ExportedAgent};

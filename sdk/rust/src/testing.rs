@@ -365,7 +365,8 @@ pub(crate) mod fake {
         pub(crate) fn call(server: &str, tool: &str, arguments: &str) -> Result<ToolOutcome, HostError> {
             STATE.with_borrow_mut(|state| {
                 let found = state.tools.iter().find(|(of, granted, _)| of == server && granted.name == tool).cloned();
-                let (.., outcome) = found.ok_or_else(|| HostError::Denied(format!("the tool `{tool}` of `{server}`")))?;
+                let (.., outcome) =
+                    found.ok_or_else(|| HostError::Denied(format!("the tool `{tool}` of `{server}`")))?;
                 let (server, tool, arguments) = (server.to_owned(), tool.to_owned(), arguments.to_owned());
                 state.calls.push(ToolCall { server, tool, arguments });
                 Ok(outcome)

@@ -24,6 +24,11 @@ def add(first: int, second: int) -> dict[str, int]:
     return {"sum": first + second}
 
 
+@server.tool(description="Repeats the credential that it was called with.", structured_output=False)
+def echo_token() -> str:
+    return f"I was called with {os.environ.get('TOKEN')}."
+
+
 @server.tool(description="Always fails.")
 def broken() -> str:
     raise ValueError("it is broken")

@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn every_route_is_drawn() {
         let mut seen = std::collections::BTreeSet::new();
-        for seed in 0..8000 {
+        for seed in 0..16000 {
             let bytes = crate::seeded_bytes(seed, 400);
             seen.extend(requests(&mut Draw::new(&bytes)).into_iter().map(|request| request.method + &request.path));
         }

@@ -176,11 +176,12 @@ impl PluginInstance {
     pub async fn chunk(&mut self, chunk: Chunk) -> Result<Vec<Action>, PluginError> {
         let mut guest = self.away("post-processor.chunk")?;
         let chunk = convert::chunk_to_wit(chunk);
+        let is_quick = self.pace.is_quick() && !guest.is_recorded();
         let mut calling = Box::pin(async move {
             let outcome = guest.chunk(&chunk).await;
             (guest, outcome)
         });
-        let here = if self.pace.is_quick() { poll_once(calling.as_mut()).await } else { None };
+        let here = if is_quick { poll_once(calling.as_mut()).await } else { None };
         let (guest, outcome) = match here {
             Some(done) => done,
             // It waits for the host, or an epoch has ended: whatever woke it here, it is polled anew there.

@@ -70,6 +70,7 @@ impl Guest {
         let is_agent = prepared.plugin.is_agent();
         // What an agent asks of its sessions is not part of a recording, so that none could be played again.
         let recorder = session.record.clone().filter(|_| !is_agent);
+        let session = Session { record: recorder.clone(), ..session };
         if let Some(recorder) = &recorder {
             recorder.begin(session.seed, &session.config, &limits);
             recorder.called(START, &json!({}));
@@ -190,6 +191,11 @@ impl Guest {
     /// CPU time that the request has used in all instances so far.
     pub(crate) fn cpu_used(&self) -> Duration {
         self.meter.used()
+    }
+
+    /// Whether its calls are written down, which takes time that no meter sees.
+    pub(crate) const fn is_recorded(&self) -> bool {
+        self.recorder.is_some()
     }
 
     /// CPU time that the last call has used so far.

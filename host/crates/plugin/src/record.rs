@@ -187,6 +187,9 @@ impl Recorder {
     /// The guest asks the host.
     pub(crate) fn asked(&self, import: &str, arguments: &Value) -> Asked {
         let mut state = self.open.lock();
+        if !state.is_whole {
+            return Asked(None);
+        }
         let arguments = state.scrub.json(arguments);
         let number = state.lines.len() + 1;
         let text = format!(r#"{{"n":{number},"import":{},"arguments":{arguments},"result":"#, quoted(import));
@@ -198,6 +201,9 @@ impl Recorder {
     pub(crate) fn answered(&self, asked: Asked, result: &impl Serialize) {
         let Some(index) = asked.0 else { return };
         let mut state = self.open.lock();
+        if !state.is_whole {
+            return;
+        }
         let text = state.scrub.json(result);
         if !state.fits(text.len(), self.open.bytes_max) {
             return;
@@ -209,7 +215,12 @@ impl Recorder {
 
     /// From now on, nothing that is written has this value.
     pub(crate) fn hide(&self, name: &str, value: &str) {
-        self.open.lock().scrub.hide(name, value);
+        let mut state = self.open.lock();
+        // One of a few letters is in everything, and what stands for it would be most of the recording.
+        if value.len() < scrub::VALUE_BYTES_MIN {
+            state.is_whole = false;
+        }
+        state.scrub.hide(name, value);
     }
 
     /// As it would be written.
@@ -224,6 +235,9 @@ impl Recorder {
 
     fn note(&self, text: impl FnOnce(usize, &Scrub) -> String) {
         let mut state = self.open.lock();
+        if !state.is_whole {
+            return;
+        }
         let text = text(state.lines.len() + 1, &state.scrub);
         state.push(Line { text, result: None, is_question: false }, self.open.bytes_max);
     }

@@ -60,6 +60,7 @@ const C: &[File] = &[
     (".gitignore", include_str!("../../../../sdk/templates/c/gitignore")),
     ("build.py", include_str!("../../../../sdk/c/build.py")),
     ("tenon.h", include_str!("../../../../sdk/c/tenon.h")),
+    ("wit/agent.wit", include_str!("../../../../wit/agent.wit")),
     ("wit/deps/wasi-clocks/clocks.wit", include_str!("../../../../wit/deps/wasi-clocks/clocks.wit")),
     ("wit/deps/wasi-config/config.wit", include_str!("../../../../wit/deps/wasi-config/config.wit")),
     ("wit/deps/wasi-http/http.wit", include_str!("../../../../wit/deps/wasi-http/http.wit")),

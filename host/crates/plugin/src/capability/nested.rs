@@ -99,14 +99,14 @@ pub trait GenerationSession: Send {
     /// Adds text; the session must not hold more than so many tokens then.
     async fn append(&mut self, text: String) -> Result<(), CapabilityError>;
 
-    /// Begins to generate. What was begun before and not ended is an error.
-    async fn start(&mut self, bounds: GenerationBounds) -> Result<(), CapabilityError>;
+    /// Begins to generate, and says how many tokens at most. What was begun before and not ended is an error.
+    async fn start(&mut self, bounds: GenerationBounds) -> Result<u32, CapabilityError>;
 
     /// What comes next of it.
     async fn next(&mut self) -> Result<SessionStep, CapabilityError>;
 
-    /// Ends it.
-    fn stop(&mut self);
+    /// Ends it, and says how many tokens were generated that nobody has read.
+    fn stop(&mut self) -> u32;
 
     /// Another session that holds the same.
     fn fork(&self) -> Result<Box<dyn GenerationSession>, CapabilityError>;

@@ -20,6 +20,19 @@ const OPENING_BYTES: usize = 64;
 pub struct Held {
     session: Box<dyn GenerationSession>,
     is_generating: bool,
+    /// Tokens that its generation may still have, which no other may.
+    reserved: u32,
+    /// Tokens that its generation gave so far.
+    given: u32,
+}
+
+impl Held {
+    /// Ends what it generates, if it does; the tokens that another generation may have now.
+    fn ended(&mut self) -> u32 {
+        let unread = self.session.stop();
+        self.is_generating = false;
+        std::mem::take(&mut self.reserved).saturating_sub(unread)
+    }
 }
 
 impl std::fmt::Debug for Held {
@@ -130,8 +143,8 @@ impl HostSession for InstanceState {
     async fn stop(&mut self, session: Resource<Held>) -> wasmtime::Result<()> {
         self.count_host_call()?;
         let held = self.table().get_mut(&session)?;
-        held.session.stop();
-        held.is_generating = false;
+        let back = held.ended();
+        self.left.generated_tokens += back;
         Ok(())
     }
 
@@ -152,7 +165,8 @@ impl HostSession for InstanceState {
     }
 
     async fn drop(&mut self, session: Resource<Held>) -> wasmtime::Result<()> {
-        self.table().delete(session)?;
+        let mut held = self.table().delete(session)?;
+        self.left.generated_tokens += held.ended();
         self.left.sessions += 1;
         Ok(())
     }
@@ -175,7 +189,7 @@ impl InstanceState {
 
     /// One that [`Self::take_session`] counted.
     fn hold(&mut self, session: Box<dyn GenerationSession>) -> wasmtime::Result<Resource<Held>> {
-        Ok(self.table().push(Held { session, is_generating: false })?)
+        Ok(self.table().push(Held { session, is_generating: false, reserved: 0, given: 0 })?)
     }
 
     fn take_session(&mut self) -> Result<(), CapabilityError> {
@@ -211,7 +225,16 @@ impl InstanceState {
         let held = self.table().get_mut(session)?;
         let started = held.session.start(bounds).await;
         held.is_generating = started.is_ok();
-        Ok(started)
+        Ok(match started {
+            Ok(granted) => {
+                // Several may generate at once: what one may have is not there for another.
+                let granted = granted.min(left);
+                (held.reserved, held.given) = (granted, 0);
+                self.left.generated_tokens = left - granted;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        })
     }
 
     /// What may be generated at most.
@@ -237,11 +260,22 @@ impl InstanceState {
         let held = self.table().get_mut(session)?;
         let step = held.session.next().await;
         held.is_generating = matches!(step, Ok(SessionStep::Text(_)));
+        let back = match &step {
+            Ok(SessionStep::Text(Chunk { tokens, .. })) => {
+                let count = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+                held.reserved = held.reserved.saturating_sub(count);
+                held.given = held.given.saturating_add(count);
+                0
+            }
+            // Of a stop string some tokens were generated that are not given.
+            Ok(SessionStep::Done(usage)) => {
+                let withheld = usage.completion_tokens.saturating_sub(held.given);
+                std::mem::take(&mut held.reserved).saturating_sub(withheld)
+            }
+            Err(_) => std::mem::take(&mut held.reserved),
+        };
         drop(waiting);
-        if let Ok(SessionStep::Text(Chunk { tokens, .. })) = &step {
-            let count = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-            self.left.generated_tokens = self.left.generated_tokens.saturating_sub(count);
-        }
+        self.left.generated_tokens += back;
         Ok(step)
     }
 }

@@ -1,11 +1,14 @@
 //! Takes secrets out of what is recorded: the value itself, and the value as base64, hexadecimal, percent-encoded or escaped, in
 //! any text. Not here: what a plugin makes of a secret in other ways (a signature, a hash), which nobody can tell from other text.
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde::Serialize;
 use serde_json::Value;
 
+/// Bytes of a secret's value, below which nothing that is recorded after it can be kept.
+pub(crate) const VALUE_BYTES_MIN: usize = 4;
 /// Characters of base64 that are the value's own, below which a match says nothing.
 const BASE64_CORE_CHARS_MIN: usize = 6;
 
@@ -26,6 +29,9 @@ pub(crate) fn unbase64(text: &str) -> Option<Vec<u8>> {
 #[derive(Default)]
 pub(crate) struct Scrub {
     hidden: Vec<Hidden>,
+    forms: Vec<Form>,
+    /// Finds all forms of all secrets in one pass: what stands for a secret is never looked at again.
+    finder: Option<AhoCorasick>,
 }
 
 struct Hidden {
@@ -35,6 +41,13 @@ struct Hidden {
     written: Vec<String>,
     /// The middle of the value in base64, by where in a group of three bytes it begins.
     in_base64: Vec<String>,
+}
+
+/// What is looked for: of which secret it is, and whether it is the middle of its base64.
+#[derive(Clone, Copy)]
+struct Form {
+    hidden: usize,
+    is_base64: bool,
 }
 
 impl Scrub {
@@ -63,8 +76,17 @@ impl Scrub {
         in_base64.dedup();
         let placeholder = placeholder(name);
         self.hidden.push(Hidden { value: value.to_owned(), placeholder, written, in_base64 });
-        // A secret within another goes last.
-        self.hidden.sort_by_key(|hidden| std::cmp::Reverse(hidden.value.len()));
+        let mut patterns: Vec<&str> = Vec::new();
+        self.forms.clear();
+        for (index, hidden) in self.hidden.iter().enumerate() {
+            for (texts, is_base64) in [(&hidden.written, false), (&hidden.in_base64, true)] {
+                patterns.extend(texts.iter().map(String::as_str));
+                self.forms.extend(texts.iter().map(|_| Form { hidden: index, is_base64 }));
+            }
+        }
+        // Of several that begin at one place the longest. It fails for gigabytes only.
+        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(patterns);
+        self.finder = finder.inspect_err(|error| tracing::error!(%error, "secrets in recordings")).ok();
     }
 
     /// As JSON text, without what is hidden.
@@ -92,33 +114,39 @@ impl Scrub {
     }
 
     fn text(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for Hidden { placeholder, written, in_base64, .. } in &self.hidden {
-            for form in written.iter().filter(|form| *form != placeholder) {
-                if text.contains(form.as_str()) {
-                    text = text.replace(form.as_str(), placeholder);
-                }
-            }
-            for core in in_base64 {
-                text = without_base64(text, core, placeholder);
-            }
+        match self.replaced(text.as_bytes()) {
+            // Forms begin and end where characters do.
+            Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            None => text.to_owned(),
         }
-        text
     }
 
     /// Bytes that are no text.
     fn octets(&self, text: &str) -> String {
-        let Some(mut bytes) = unbase64(text) else { return text.to_owned() };
-        for Hidden { value, placeholder, .. } in &self.hidden {
-            while let Some(at) = bytes.windows(value.len()).position(|window| window == value.as_bytes()) {
-                // A placeholder that holds its own secret would be found for ever.
-                if placeholder.contains(value.as_str()) {
-                    break;
-                }
-                drop(bytes.splice(at..at + value.len(), placeholder.bytes()));
+        let replaced = unbase64(text).and_then(|bytes| self.replaced(&bytes));
+        replaced.map_or_else(|| text.to_owned(), |bytes| base64(&bytes))
+    }
+
+    /// With what stands for the secrets in their place; nothing if none is there.
+    fn replaced(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let finder = self.finder.as_ref()?;
+        let (mut out, mut from) = (Vec::new(), 0);
+        for found in finder.find_iter(bytes) {
+            let Some(form) = self.forms.get(found.pattern().as_usize()) else { continue };
+            let Some(hidden) = self.hidden.get(form.hidden) else { continue };
+            let (mut first, mut end) = (found.start(), found.end());
+            if form.is_base64 {
+                (first, end) = widened(bytes, first, end);
             }
+            out.extend_from_slice(bytes.get(from..first).unwrap_or_default());
+            out.extend_from_slice(hidden.placeholder.as_bytes());
+            from = from.max(end);
         }
-        base64(&bytes)
+        if from == 0 {
+            return None;
+        }
+        out.extend_from_slice(bytes.get(from..).unwrap_or_default());
+        Some(out)
     }
 }
 
@@ -132,22 +160,15 @@ fn middle(text: &str, before: usize, bytes: usize) -> String {
     text.get(first..end).unwrap_or_default().to_owned()
 }
 
-/// Takes the characters at both ends along, of which some bits are the secret's.
-fn without_base64(mut text: String, core: &str, placeholder: &str) -> String {
+/// Takes the characters of base64 at both ends along, of which some bits are the secret's.
+fn widened(bytes: &[u8], first: usize, mut end: usize) -> (usize, usize) {
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/-_".contains(byte);
-    let mut from = 0;
-    while let Some(at) = text.get(from..).and_then(|rest| rest.find(core)).map(|at| at + from) {
-        let bytes = text.as_bytes();
-        let first = at - usize::from(at.checked_sub(1).and_then(|at| bytes.get(at)).is_some_and(is_base64));
-        let mut end = at + core.len();
-        end += usize::from(bytes.get(end).is_some_and(is_base64));
-        while bytes.get(end) == Some(&b'=') {
-            end += 1;
-        }
-        text.replace_range(first..end, placeholder);
-        from = first + placeholder.len();
+    let before = first.checked_sub(1).and_then(|at| bytes.get(at)).is_some_and(is_base64);
+    end += usize::from(bytes.get(end).is_some_and(is_base64));
+    while bytes.get(end) == Some(&b'=') {
+        end += 1;
     }
-    text
+    (first - usize::from(before), end)
 }
 
 fn percent(value: &str) -> String {

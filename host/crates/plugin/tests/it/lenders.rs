@@ -218,9 +218,9 @@ impl GenerationSession for ByteSession {
         Ok(())
     }
 
-    async fn start(&mut self, bounds: GenerationBounds) -> Result<(), CapabilityError> {
+    async fn start(&mut self, bounds: GenerationBounds) -> Result<u32, CapabilityError> {
         self.left = bounds.max_tokens.unwrap_or(1);
-        Ok(())
+        Ok(self.left)
     }
 
     async fn next(&mut self) -> Result<SessionStep, CapabilityError> {
@@ -229,8 +229,9 @@ impl GenerationSession for ByteSession {
         Ok(SessionStep::Text(Chunk { text: "x".into(), tokens: vec![ChunkToken { id: 1, logprob: None }] }))
     }
 
-    fn stop(&mut self) {
-        self.left = 0;
+    fn stop(&mut self) -> u32 {
+        // As if all of it had been generated.
+        std::mem::take(&mut self.left)
     }
 
     fn fork(&self) -> Result<Box<dyn GenerationSession>, CapabilityError> {

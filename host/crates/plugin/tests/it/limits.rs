@@ -47,6 +47,7 @@ fn cases() -> Vec<Case> {
         case("http_request_bytes_max", OwnLimits { http_request_bytes_max: Some(10), ..own() }, "imports", "post http://echo/ x100"),
         case("http_response_bytes_max", OwnLimits { http_response_bytes_max: Some(10), ..own() }, "imports", "get http://long/"),
         case("http_headers_bytes_max", OwnLimits { http_headers_bytes_max: Some(1000), ..own() }, "imports", "header http://echo/ a x2000"),
+        case("tool_calls_max", OwnLimits { tool_calls_max: Some(1), ..own() }, "imports", "2*tools facts"),
         case("tokenizer_bytes_max", OwnLimits { tokenizer_bytes_max: Some(4), ..own() }, "imports", "count hello"),
         case("function_calls_max", OwnLimits { function_calls_max: Some(1), ..own() }, "agent-probe", "repeat 2 call other x"),
         case("sessions_max", OwnLimits { sessions_max: Some(1), ..own() }, "agent-probe", "open a x\nfork a b"),
