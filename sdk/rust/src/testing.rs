@@ -70,7 +70,7 @@ struct State {
     secrets: Vec<(String, String)>,
     buckets: BTreeMap<String, buckets::Contents>,
     tools: Vec<(String, Tool, ToolOutcome)>,
-    calls: Vec<ToolCall>,
+    tool_calls: Vec<ToolCall>,
     answers: Vec<(String, HttpResponse)>,
     requests: Vec<HttpRequest>,
     said: Vec<agents::Said>,
@@ -145,7 +145,7 @@ impl Harness {
 
     /// The calls of tools that the last call on this thread made.
     pub fn tool_calls(&self) -> Vec<ToolCall> {
-        STATE.with_borrow(|state| state.calls.clone())
+        STATE.with_borrow(|state| state.tool_calls.clone())
     }
 
     /// Answers requests whose URL begins like this; others are denied.
@@ -368,7 +368,7 @@ pub(crate) mod fake {
                 let (.., outcome) =
                     found.ok_or_else(|| HostError::Denied(format!("the tool `{tool}` of `{server}`")))?;
                 let (server, tool, arguments) = (server.to_owned(), tool.to_owned(), arguments.to_owned());
-                state.calls.push(ToolCall { server, tool, arguments });
+                state.tool_calls.push(ToolCall { server, tool, arguments });
                 Ok(outcome)
             })
         }
