@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,9 @@ def host(tenon: Path, base: Path, data: Path) -> Iterator[dict[str, str]]:
     command = [tenon, "serve", "--json", "--dev", "--listen", "127.0.0.1:0", "--log", "warn"]
     command += ["--config", config, "--base", base, "--data", data]
     with subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
+        # A host that says nothing is not waited for either.
+        timer = threading.Timer(READY_SECONDS_MAX, child.kill)
+        timer.start()
         try:
             url, started = "", time.monotonic()
             while child.stdout and (line := child.stdout.readline()):
@@ -54,9 +58,15 @@ def host(tenon: Path, base: Path, data: Path) -> Iterator[dict[str, str]]:
                     raise Failed("the host does not become ready")
             if child.poll() is not None or not url:
                 raise Failed("the host did not start; what it said is above")
+            timer.cancel()
             yield {"TENON_URL": url, "TENON_KEY_FILE": str(data / "dev.key")}
         finally:
+            timer.cancel()
             child.terminate()
+            try:
+                child.wait(60)
+            except subprocess.TimeoutExpired:
+                child.kill()
 
 
 def with_python(folder: Path) -> dict[str, str]:

@@ -72,7 +72,7 @@ fn cases(web: &str) -> Vec<Case> {
         case("http_headers_bytes_max", 1000, "imports", &header).with("grants", http()),
         case("tokenizer_bytes_max", 2, "imports", "count hello"),
         case("tool_calls_max", 1, "imports", "2*tools facts"),
-        case("function_calls_max", 1, "agent-probe", "repeat 2 call other x").with("grants", json!({"calls": ["other"]})),
+        case("function_calls_max", 0, "agent-probe", "call other x").with("grants", json!({"calls": ["other"]})),
         case("sessions_max", 1, "agent-probe", "open a x\nfork a b").with("grants", generations()),
         case("generations_max", 1, "agent-probe", "open a x\nrepeat 2 gen a 1").with("grants", generations()),
         case("generated_tokens_max", 2, "agent-probe", "open a x\ngen a 3").with("grants", generations()),

@@ -205,7 +205,10 @@ impl Server {
     /// was compiled; 0 where the system does not say.
     #[must_use]
     pub fn open_files(&self) -> usize {
-        let is_image = |target: &Path| target.to_string_lossy().contains("memfd:wasm-memory-image");
+        let is_image = |target: &Path| {
+            let target = target.to_string_lossy();
+            target.contains("memfd:wasm-memory-image") || target.contains(".cwasm")
+        };
         self.entries("fd").filter(|file| !std::fs::read_link(file).is_ok_and(|target| is_image(&target))).count()
     }
 

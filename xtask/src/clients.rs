@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn pins_are_exact_and_name_no_registry() {
         let pins = shell::root().join("tests").join("clients");
-        for name in ["python", "s3", "registry"] {
+        for name in ["python", "s3", "registry", "mcp"] {
             let python = fs::read_to_string(pins.join(name).join("requirements.txt")).expect("requirements");
             for line in python.lines().filter(|line| !line.starts_with('#')) {
                 assert!(line.contains("=="), "`{line}` is not pinned");

@@ -60,7 +60,11 @@ pub(crate) async fn upload(
     let size = component.len();
     host.artifacts.check_room(size).await?;
     // Before it costs anything else.
-    let signature = host.adapters.signers(tenant).await?.check_plugin(&signatures, &component)?;
+    let signers = host.adapters.signers(tenant).await?;
+    let signed = component.clone();
+    // Each signature is over all of the component, which takes its time.
+    let checked = tokio::task::spawn_blocking(move || signers.check_plugin(&signatures, &signed)).await;
+    let signature = checked.map_err(|error| Error::Internal(error.to_string().into()))??;
     let digest = host.plugins.admit(component.clone()).await?;
     host.revocations.check("the plugin", digest)?;
     host.artifacts.put(ArtifactKind::Plugin, component).await?;

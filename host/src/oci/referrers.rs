@@ -119,7 +119,9 @@ pub(super) async fn attach(session: &mut Session, of: &[u8], bundle: &Bytes) -> 
     // The registry knows of no referrers: the index is the client's to keep, whoever writes last.
     let subject = Sha256::of(of);
     let found = tagged(session, subject).await?;
-    let index: Option<Index> = found.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    // One that is not understood is somebody else's, and is left as it is.
+    let unread = |_| session.failed("its index of referrers cannot be read; it is left as it is".to_owned());
+    let index: Option<Index> = found.map(|bytes| serde_json::from_slice(&bytes)).transpose().map_err(unread)?;
     let mut manifests = index.map(|index| index.manifests).unwrap_or_default();
     let entry = Descriptor { artifact_type: Some(BUNDLE.to_owned()), ..Descriptor::of(MANIFEST, &bytes) };
     if manifests.iter().any(|other| other.digest == entry.digest) {

@@ -155,7 +155,10 @@ impl Held {
 
     pub(crate) fn of(pid: u32) -> Self {
         let entries = |folder: &str| std::fs::read_dir(format!("/proc/{pid}/{folder}")).into_iter().flatten().flatten();
-        let is_image = |target: PathBuf| target.to_string_lossy().contains("memfd:wasm-memory-image");
+        let is_image = |target: PathBuf| {
+            let target = target.to_string_lossy();
+            target.contains("memfd:wasm-memory-image") || target.contains(".cwasm")
+        };
         let files = entries("fd").filter(|file| !std::fs::read_link(file.path()).is_ok_and(is_image)).count();
         Self { threads: entries("task").count(), files, resident_bytes: resident_bytes(pid).unwrap_or_default() }
     }

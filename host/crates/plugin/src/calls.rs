@@ -183,11 +183,22 @@ impl PluginInstance {
         });
         let here = if is_quick { poll_once(calling.as_mut()).await } else { None };
         let (guest, outcome) = match here {
-            Some(done) => done,
-            // It waits for the host, or an epoch has ended: whatever woke it here, it is polled anew there.
-            None => self.shared.threads.run(calling).await?,
+            Some(done) => {
+                self.pace.note(done.0.last_call_cpu());
+                done
+            }
+            // It waits for the host, or an epoch has ended: whatever woke it here, it is polled anew there. It counts also if its caller
+            // leaves before it ends.
+            None if is_quick => {
+                self.pace.note_long();
+                self.shared.threads.run(calling).await?
+            }
+            None => {
+                let done = self.shared.threads.run(calling).await?;
+                self.pace.note(done.0.last_call_cpu());
+                done
+            }
         };
-        self.pace.note(guest.last_call_cpu());
         self.guest = Some(guest);
         outcome.map(convert::actions_from_wit)
     }

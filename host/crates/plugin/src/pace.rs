@@ -31,6 +31,11 @@ impl Pace {
         calls >= PROBATION_CALLS && long.saturating_mul(CALLS_PER_LONG) <= calls
     }
 
+    /// Counts a call that did not end where it was asked for, whatever becomes of it.
+    pub(crate) fn note_long(&self) {
+        self.note(LONG + Duration::from_nanos(1));
+    }
+
     /// Counts a call that used so much CPU time.
     pub(crate) fn note(&self, cpu: Duration) {
         let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;

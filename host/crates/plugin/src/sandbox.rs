@@ -18,12 +18,12 @@ const HOST_STACK_BYTES: usize = 1 << 20;
 /// Largest description of one component instance, or one core instance, in bytes.
 const INSTANCE_BYTES_MAX: usize = 1 << 20;
 
-/// Written bytes of a memory that are set back in place where the kernel says which those are (Linux 6.7 and later). Unused
-/// places for up to a hundred memories keep as much.
-const MEMORY_KEPT_BYTES: usize = 1 << 20;
-/// Where it does not, the first bytes of a memory are set back whether they were written or not.
+/// The first bytes of a memory, which are set back in place whether they were written or not.
+///
+/// Asking the kernel which were written (`pagemap_scan`) would save the wiping, and cannot be trusted with other tenants' data: what was
+/// written and then swapped out is not told, and would be there for the next instance (wasmtime's pull request 14357).
 const MEMORY_WIPED_BYTES: usize = 64 << 10;
-/// The same of a table, and the top of a stack, which is wiped.
+/// The same of a table, and the top of a stack.
 const TABLE_KEPT_BYTES: usize = 64 << 10;
 const STACK_KEPT_BYTES: usize = 32 << 10;
 
@@ -54,7 +54,6 @@ pub(crate) fn compiling_engine(limits: &PluginLimits) -> wasmtime::Result<Engine
 pub(crate) fn serving_engine(limits: &PluginLimits, instances_max: u32) -> wasmtime::Result<Engine> {
     // What an instance wrote is set back to what it was before the next one gets it, in place; what is over these sizes is
     // given back to the kernel, and comes anew. Faults on fresh pages cost a small guest more than its calls.
-    let finds_written_pages = PoolingAllocationConfig::is_pagemap_scan_available();
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances_max)
         .total_core_instances(instances_max.saturating_mul(limits.core_instances_max))
@@ -70,10 +69,10 @@ pub(crate) fn serving_engine(limits: &PluginLimits, instances_max: u32) -> wasmt
         .max_tables_per_module(limits.tables_max)
         .max_memory_size(limits.memory_bytes_max)
         .table_elements(limits.table_elements_max)
-        .linear_memory_keep_resident(if finds_written_pages { MEMORY_KEPT_BYTES } else { MEMORY_WIPED_BYTES })
+        .linear_memory_keep_resident(MEMORY_WIPED_BYTES)
         .table_keep_resident(TABLE_KEPT_BYTES)
         .async_stack_keep_resident(STACK_KEPT_BYTES)
-        .pagemap_scan(if finds_written_pages { Enabled::Yes } else { Enabled::No });
+        .pagemap_scan(Enabled::No);
     let mut config = common(limits);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config)

@@ -14,8 +14,9 @@ const CORES_PER_SHARE: u64 = 4;
 const LEAST: u64 = 500;
 /// How long they may compute at any speed before that.
 const BURST: Duration = Duration::from_millis(100);
-/// The longest that a guest waits before it looks again.
-const PAUSE_MAX: Duration = Duration::from_millis(50);
+/// The longest that a guest waits before it goes on for an epoch: as many guests as a host may have stay below half a core then.
+/// What was computed beyond is forgotten, so that nobody waits for what others did long ago.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The share of all guests of one host.
 #[derive(Debug)]
@@ -47,7 +48,8 @@ impl CpuShare {
 
     fn took_at(&self, now_ns: u64, cpu_ns: u64) {
         let earned_in = cpu_ns.saturating_mul(1000) / self.rate.max(1);
-        let later = |earned_at: u64| Some(earned_at.max(now_ns).saturating_add(earned_in));
+        let most = now_ns.saturating_add(u64::try_from((BURST + PAUSE_MAX).as_nanos()).unwrap_or(u64::MAX));
+        let later = |earned_at: u64| Some(earned_at.max(now_ns).saturating_add(earned_in).min(most));
         // It always gives a value, so it never fails.
         let _before = self.earned_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
     }
@@ -86,7 +88,9 @@ mod tests {
 
     #[test]
     fn guests_that_compute_all_the_time_have_their_share_and_no_more() {
-        for (cores, threads, expected_ms) in [(1, 1, 5_000), (2, 1, 5_000), (4, 2, 10_000), (16, 8, 40_000)] {
+        for (cores, threads, expected_ms) in
+            [(1, 1, 5_000), (2, 1, 5_000), (4, 2, 10_000), (16, 8, 40_000), (4, 100, 10_000)]
+        {
             let computed = computed_ms(cores, threads);
             assert!((expected_ms..expected_ms + expected_ms / 10).contains(&computed), "{cores} cores: {computed} ms");
         }
@@ -103,9 +107,20 @@ mod tests {
         share.took_at(1000 * MS, 10 * MS);
         assert_eq!(share.pause_at(1000 * MS), Some(Duration::from_millis(10)));
         share.took_at(1000 * MS, 500 * MS);
-        assert_eq!(share.pause_at(1000 * MS), Some(PAUSE_MAX), "it looks again, and is told the same");
+        assert_eq!(share.pause_at(1000 * MS), Some(Duration::from_millis(510)));
         assert_eq!(share.pause_at(1610 * MS), None);
         share.took_at(9000 * MS, 101 * MS);
         assert_eq!(share.pause_at(9000 * MS), Some(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn what_was_computed_long_ago_is_forgotten() {
+        let share = CpuShare::of(4);
+        // A minute at twice the rate, in calls that never wait.
+        for ms in 0..60_000 {
+            share.took_at(ms * MS, 2 * MS);
+        }
+        assert_eq!(share.pause_at(60_000 * MS).map(|pause| pause <= PAUSE_MAX), Some(true));
+        assert_eq!(share.pause_at(61_001 * MS), None);
     }
 }

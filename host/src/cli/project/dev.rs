@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::build;
 use crate::cli::client::{ManifestArgs, put_version};
@@ -43,6 +44,21 @@ pub(crate) struct DevArgs {
     connection: Connection,
 }
 
+/// The terminal's interrupt, its end, or a polite request to end: a host of our own goes with us.
+async fn interrupted() {
+    let ended = |kind| async move {
+        match signal(kind) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = ended(SignalKind::terminate()) => {}
+        () = ended(SignalKind::hangup()) => {}
+    }
+}
+
 /// Goes on until it is interrupted. What does not build or is refused is said, and the next change tries again.
 pub(crate) async fn dev(arguments: DevArgs, printer: Printer) -> Result<(), Failure> {
     let DevArgs { folder, name, manifest, once, server, connection } = arguments;
@@ -52,7 +68,7 @@ pub(crate) async fn dev(arguments: DevArgs, printer: Printer) -> Result<(), Fail
         None => folder_name(&folder)?,
     };
     let voice = Voice { printer, is_quiet: once && printer.json };
-    let mut interrupted = pin!(tokio::signal::ctrl_c());
+    let mut interrupted = pin!(interrupted());
     let own = tokio::select! {
         _ = &mut interrupted => return Ok(()),
         own = OwnServer::start(&server, voice) => own?,
