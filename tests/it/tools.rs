@@ -32,7 +32,7 @@ impl ToolServer {
         }
         let mut command = Command::new(folder.join("bin").join("python"));
         command.arg(repository().join("tests").join("clients").join("mcp").join("server.py"));
-        command.envs(environment.iter().copied()).stdout(Stdio::piped());
+        command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().expect("the server starts");
         let mut output = BufReader::new(child.stdout.take().expect("its output")).lines();
         let first = output.next().expect("a line").expect("text");

@@ -53,6 +53,8 @@ fn cases() -> Vec<Case> {
         case("sessions_max", OwnLimits { sessions_max: Some(1), ..own() }, "agent-probe", "open a x\nfork a b"),
         case("generations_max", OwnLimits { generations_max: Some(1), ..own() }, "agent-probe", "open a x\nrepeat 2 gen a 1"),
         case("generated_tokens_max", OwnLimits { generated_tokens_max: Some(2), ..own() }, "agent-probe", "open a x\ngen a 3"),
+        case("generated_tokens_max", OwnLimits { generated_tokens_max: Some(3), ..own() }, "agent-probe", "open a x\nopen b x\nstart a 2\nstart b 2"),
+        case("generated_tokens_max", OwnLimits { generated_tokens_max: Some(3), ..own() }, "agent-probe", "open a x\nstart a 2\nstop a\nstart a 2"),
         case("session_tokens_max", OwnLimits { session_tokens_max: Some(3), ..own() }, "agent-probe", "open a hello\ngen a 1"),
         case("run_cpu_ms_max", OwnLimits { run_cpu_ms_max: Some(5), ..own() }, "agent-probe", "spin"),
         case("run_wall_ms_max", OwnLimits { run_wall_ms_max: Some(50), ..own() }, "agent-probe", "call slow x"),
