@@ -130,10 +130,11 @@ const ROUTES: &[(&str, &str, Kind)] = &[
     ("GET", "/ready", Kind::None),
     ("GET", "/metrics", Kind::None),
     ("POST", "/v1/plugins", Kind::PluginSource),
-    ("POST", "/v1/plugins", Kind::Plugin),
     ("GET", "/v1/plugins/{}", Kind::None),
     ("GET", "/v1/functions/{}/recordings", Kind::None),
     ("GET", "/v1/recordings/{}", Kind::None),
+    // The last one: it is drawn apart.
+    ("POST", "/v1/plugins", Kind::Plugin),
 ];
 
 /// Names in paths: some exist, some cannot.
@@ -269,7 +270,7 @@ mod tests {
     #[test]
     fn every_route_is_drawn() {
         let mut seen = std::collections::BTreeSet::new();
-        for seed in 0..16000 {
+        for seed in 0..12000 {
             let bytes = crate::seeded_bytes(seed, 400);
             seen.extend(requests(&mut Draw::new(&bytes)).into_iter().map(|request| request.method + &request.path));
         }
