@@ -64,7 +64,7 @@ pub(crate) async fn upload(
     let signed = component.clone();
     // Each signature is over all of the component, which takes its time.
     let checked = tokio::task::spawn_blocking(move || signers.check_plugin(&signatures, &signed)).await;
-    let signature = checked.map_err(|error| Error::Internal(error.to_string().into()))??;
+    let signature = checked.map_err(|error| Error::Internal(error.to_string()))??;
     let digest = host.plugins.admit(component.clone()).await?;
     host.revocations.check("the plugin", digest)?;
     host.artifacts.put(ArtifactKind::Plugin, component).await?;

@@ -216,7 +216,7 @@ async fn step(
             let work = AgentWork { call, written, deadline, answer_bytes_max: limits.answer_bytes_max };
             return Ok(Step::Routed(Routed::Agent(Box::new(work))));
         }
-        Begun::Decided(decided) => decided,
+        Begun::Decided(decided) => *decided,
     };
     let call = call(instance);
     host.metrics.plugin_call(PluginCall::route, route.outcome.is_ok(), route.took);

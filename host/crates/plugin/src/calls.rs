@@ -50,7 +50,7 @@ pub enum Begun {
     /// Of world `agent`, not called yet.
     Agent(PluginInstance),
     /// Of world `policy`.
-    Decided(Decided),
+    Decided(Box<Decided>),
 }
 
 /// A fresh instance, and what it made of its request.
@@ -116,7 +116,7 @@ impl PluginInstance {
         let (guest, decided) = shared.threads.run(deciding).await??;
         let instance = Self { guest: Some(guest), shared, is_agent, pace };
         Ok(match decided {
-            Some((route, compose)) => Begun::Decided(Decided { instance, route, compose }),
+            Some((route, compose)) => Begun::Decided(Box::new(Decided { instance, route, compose })),
             None => Begun::Agent(instance),
         })
     }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use plugin::{
-    Begun, CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, LogLevel, LogSink, Nothing,
-    OwnLimits, PluginError, PluginHost, PluginHostConfig, PluginLimits, Residency, Session,
+    Begun, CapabilityError, Catalog, CatalogEntry, Clock, CompilerCommand, ComponentSource, Decided, LogLevel, LogSink,
+    Nothing, OwnLimits, PluginError, PluginHost, PluginHostConfig, PluginLimits, Residency, Session,
 };
 use tokio::runtime::Runtime;
 use types::{Chunk, Decision, Digest, FinishReason, HookUsage, InvocationRequest};
@@ -156,11 +156,12 @@ fn served(begun: Begun) -> Result<plugin::PluginInstance, PluginError> {
     let Begun::Decided(decided) = begun else {
         return Err(PluginError::Internal("the router is no policy".to_owned()));
     };
-    let Decision::Serve = decided.route.outcome? else {
+    let Decided { instance, route, compose } = *decided;
+    let Decision::Serve = route.outcome? else {
         return Err(PluginError::Internal("the router does not serve what it is asked".to_owned()));
     };
-    match decided.compose {
-        Some(compose) => compose.outcome.map(|_| decided.instance),
+    match compose {
+        Some(compose) => compose.outcome.map(|_| instance),
         None => Err(PluginError::Internal("the router made no plan".to_owned())),
     }
 }
