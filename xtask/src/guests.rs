@@ -58,6 +58,9 @@ pub(crate) fn build(root: &Path, update_fixtures: bool) -> Result<Vec<PathBuf>> 
     Ok(components)
 }
 
+/// As in the template of a project in Rust, whose `.cargo/config.toml` says why.
+const STACK_BYTES: u32 = 64 << 10;
+
 fn guest_names(root: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for kind in KINDS {
@@ -84,7 +87,8 @@ fn compile(root: &Path, target_dir: &Path) -> Result<()> {
     for name in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
         cargo.env_remove(name);
     }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths(&stage, target_dir).join("\u{1f}"));
+    let flags = remapped_paths(&stage, target_dir).into_iter().chain([format!("-Clink-arg=-zstack-size={STACK_BYTES}")]);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.collect::<Vec<_>>().join("\u{1f}"));
     for (name, value) in toolchain(root)? {
         cargo.env(name, value);
     }

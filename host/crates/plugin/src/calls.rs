@@ -1,4 +1,4 @@
-//! A plugin's instance as its request sees it: a call moves the guest to the plugin threads and back, but for the chunks of
+//! A plugin's instance as its request sees it: a call moves the guest to the plugin threads and back, but for the calls of
 //! plugins that are known to be quick. Not here: the calls themselves (`guest.rs`), and who is quick (`pace.rs`).
 
 use std::fmt;
@@ -14,7 +14,7 @@ use types::{Action, AgentAnswer, Chunk, Decision, Ending, HookUsage, InvocationR
 use crate::convert;
 use crate::guest::Guest;
 use crate::host::{Prepared, Shared};
-use crate::pace::Pace;
+use crate::pace::{Pace, Paces};
 use crate::{PluginError, Session};
 
 /// One instance of a plugin, alive for one request. A trap or an abandoned call (a dropped future) leaves a guest in no
@@ -24,7 +24,7 @@ pub struct PluginInstance {
     guest: Option<Box<Guest>>,
     shared: Arc<Shared>,
     is_agent: bool,
-    pace: Arc<Pace>,
+    paces: Arc<Paces>,
 }
 
 /// What came of a call, and how long it took, without the way to the plugin threads.
@@ -80,15 +80,15 @@ impl PluginInstance {
         session: Session,
         permit: OwnedSemaphorePermit,
     ) -> Result<Self, PluginError> {
-        let (of_guest, pace, is_agent) = (Arc::clone(&shared), Arc::clone(&prepared.pace), prepared.plugin.is_agent());
+        let (of_guest, paces, is_agent) = (Arc::clone(&shared), Arc::clone(&prepared.paces), prepared.plugin.is_agent());
         let starting =
             async move { Guest::start(of_guest, &prepared, session, permit, Duration::ZERO).await.map(Box::new) };
         let guest = shared.threads.run(starting).await??;
-        Ok(Self { guest: Some(guest), shared, is_agent, pace })
+        Ok(Self { guest: Some(guest), shared, is_agent, paces })
     }
 
-    /// [`Self::start`], [`Self::route`] and [`Self::compose`] in one visit to the plugin threads: each way there and back costs
-    /// some 10 us, several times what a call of a guest in Rust takes.
+    /// [`Self::start`], [`Self::route`] and [`Self::compose`] in one visit to the plugin threads, or in none where the plugin is
+    /// known to be quick.
     pub(crate) async fn decide(
         shared: Arc<Shared>,
         prepared: Prepared,
@@ -97,8 +97,9 @@ impl PluginInstance {
         cpu_used: Duration,
         request: &InvocationRequest,
     ) -> Result<Begun, PluginError> {
-        let (of_guest, pace, is_agent) = (Arc::clone(&shared), Arc::clone(&prepared.pace), prepared.plugin.is_agent());
+        let (of_guest, paces, is_agent) = (Arc::clone(&shared), Arc::clone(&prepared.paces), prepared.plugin.is_agent());
         let request = convert::request_to_wit(request);
+        let may_be_here = !is_agent && session.record.is_none();
         let deciding = async move {
             let mut guest = Guest::start(of_guest, &prepared, session, permit, cpu_used).await.map(Box::new)?;
             if is_agent {
@@ -113,8 +114,12 @@ impl PluginInstance {
             };
             Ok((guest, Some((route, compose))))
         };
-        let (guest, decided) = shared.threads.run(deciding).await??;
-        let instance = Self { guest: Some(guest), shared, is_agent, pace };
+        let cpu = |decided: &Result<(Box<Guest>, _), PluginError>| {
+            let guest = decided.as_ref().ok().map(|(guest, _)| guest);
+            guest.map(|guest| guest.cpu_used().saturating_sub(cpu_used))
+        };
+        let (guest, decided) = near(&shared, &paces.opening, may_be_here, cpu, deciding).await??;
+        let instance = Self { guest: Some(guest), shared, is_agent, paces };
         Ok(match decided {
             Some((route, compose)) => Begun::Decided(Box::new(Decided { instance, route, compose })),
             None => Begun::Agent(instance),
@@ -163,9 +168,16 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn open_post_processor(&mut self, request: &InvocationRequest) -> Result<(), PluginError> {
+        let mut guest = self.away("post-processor")?;
         let request = convert::request_to_wit(request);
-        let name = "post-processor";
-        self.run(name, move |guest| Box::pin(async move { guest.open_post_processor(&request).await })).await
+        let may_be_here = !guest.is_recorded();
+        let calling = async move {
+            let outcome = guest.open_post_processor(&request).await;
+            (guest, outcome)
+        };
+        let (guest, outcome) = near(&self.shared, &self.paces.ends, may_be_here, last_call, calling).await?;
+        self.guest = Some(guest);
+        outcome
     }
 
     /// Gives the post-processor decoded text. A plugin whose chunks are quick is called right here; if it is not quick this
@@ -176,29 +188,12 @@ impl PluginInstance {
     pub async fn chunk(&mut self, chunk: Chunk) -> Result<Vec<Action>, PluginError> {
         let mut guest = self.away("post-processor.chunk")?;
         let chunk = convert::chunk_to_wit(chunk);
-        let is_quick = self.pace.is_quick() && !guest.is_recorded();
-        let mut calling = Box::pin(async move {
+        let may_be_here = !guest.is_recorded();
+        let calling = async move {
             let outcome = guest.chunk(&chunk).await;
             (guest, outcome)
-        });
-        let here = if is_quick { poll_once(calling.as_mut()).await } else { None };
-        let (guest, outcome) = match here {
-            Some(done) => {
-                self.pace.note(done.0.last_call_cpu());
-                done
-            }
-            // It waits for the host, or an epoch has ended: whatever woke it here, it is polled anew there. It counts also if its caller
-            // leaves before it ends.
-            None if is_quick => {
-                self.pace.note_long();
-                self.shared.threads.run(calling).await?
-            }
-            None => {
-                let done = self.shared.threads.run(calling).await?;
-                self.pace.note(done.0.last_call_cpu());
-                done
-            }
         };
+        let (guest, outcome) = near(&self.shared, &self.paces.chunk, may_be_here, last_call, calling).await?;
         self.guest = Some(guest);
         outcome.map(convert::actions_from_wit)
     }
@@ -208,9 +203,16 @@ impl PluginInstance {
     /// # Errors
     /// What the call ran into.
     pub async fn finish(&mut self, usage: HookUsage) -> Result<Ending, PluginError> {
+        let mut guest = self.away("post-processor.finish")?;
         let usage = convert::usage_to_wit(usage);
-        let ending = self.run("post-processor.finish", move |guest| Box::pin(guest.finish(usage))).await;
-        ending.map(convert::ending_from_wit)
+        let may_be_here = !guest.is_recorded();
+        let calling = async move {
+            let outcome = guest.finish(usage).await;
+            (guest, outcome)
+        };
+        let (guest, outcome) = near(&self.shared, &self.paces.ends, may_be_here, last_call, calling).await?;
+        self.guest = Some(guest);
+        outcome.map(convert::ending_from_wit)
     }
 
     /// CPU time that the request has used in all instances so far: what its next instance begins with, if it is handed over.
@@ -245,6 +247,38 @@ impl PluginInstance {
         let abandoned = || PluginError::Trap { call: name, reason: "the call was abandoned".to_owned() };
         self.guest.take().ok_or_else(abandoned)
     }
+}
+
+fn last_call<T>(done: &(Box<Guest>, T)) -> Option<Duration> {
+    Some(done.0.last_call_cpu())
+}
+
+/// Makes a call: right here if calls of its kind are quick and guests are within their share, on the plugin threads otherwise. A
+/// call that is not quick this time goes on there. `cpu` tells what it used, if that is known.
+async fn near<T: Send + 'static>(
+    shared: &Shared,
+    pace: &Pace,
+    may_be_here: bool,
+    cpu: impl FnOnce(&T) -> Option<Duration>,
+    calling: impl Future<Output = T> + Send + 'static,
+) -> Result<T, PluginError> {
+    let is_here = may_be_here && pace.is_quick() && !shared.share.is_over();
+    let mut calling = Box::pin(calling);
+    let done = match if is_here { poll_once(calling.as_mut()).await } else { None } {
+        Some(done) => done,
+        // It waits for the host, or an epoch has ended: whatever woke it here, it is polled anew there. It counts also if its caller
+        // leaves before it ends.
+        None if is_here => {
+            pace.note_long();
+            return shared.threads.run(calling).await;
+        }
+        None => shared.threads.run(calling).await?,
+    };
+    match cpu(&done) {
+        Some(cpu) => pace.note(cpu),
+        None => pace.note_long(),
+    }
+    Ok(done)
 }
 
 /// What a future comes to if it does so without waiting.

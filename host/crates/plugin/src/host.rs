@@ -19,7 +19,7 @@ use crate::artefacts::Artefacts;
 use crate::bindings::PolicyPre;
 use crate::bindings::agent::AgentPre;
 use crate::compile::Compiler;
-use crate::pace::Pace;
+use crate::pace::Paces;
 use crate::share::CpuShare;
 use crate::state::InstanceState;
 use crate::threads::GuestThreads;
@@ -205,8 +205,8 @@ pub struct PluginStats {
 #[derive(Clone)]
 pub(crate) struct Prepared {
     pub(crate) plugin: Linked,
-    /// How long its chunks have taken so far.
-    pub(crate) pace: Arc<Pace>,
+    /// How long its calls have taken so far.
+    pub(crate) paces: Arc<Paces>,
     /// Whether it imports WASI's randomness, which costs more to make than most calls.
     pub(crate) has_wasi_random: bool,
     /// Of the cache, in bytes.
@@ -436,7 +436,7 @@ fn link(shared: &Shared, loaded: wasmtime::Result<Component>, bytes: u64) -> Res
     let memories = component.resources_required().map_or(shared.limits.memories_max, |required| required.num_memories);
     let least = shared.image_share_bytes.saturating_mul(memories.max(1).into()).max(PREPARED_BYTES_MIN);
     let share = u32::try_from(bytes.max(least)).unwrap_or(u32::MAX);
-    Ok(Prepared { plugin, pace: Arc::default(), has_wasi_random, share })
+    Ok(Prepared { plugin, paces: Arc::default(), has_wasi_random, share })
 }
 
 /// The linker looks at what is used of an import; this looks at its name, which also refuses what is not used.

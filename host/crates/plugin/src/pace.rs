@@ -1,15 +1,19 @@
-//! Which plugins' chunks are so quick that they run where they are asked for, without the way to the plugin threads, which
-//! takes longer than they do. Not here: what ends a call that is not quick this time, which is the epoch (`meter.rs`).
+//! Which plugins' calls are so quick that they run where they are asked for, without the way to the plugin threads, which
+//! takes longer than they do: 10 us where threads are awake, and 70 where a core of a virtual machine has to be woken twice. Not
+//! here: what ends a call that is not quick this time, which is the epoch (`meter.rs`), and what all guests may compute (`share.rs`).
 //!
 //! A guest that is quick until it is trusted gains little. At the end of an epoch, which is at most 2 ms, it is moved to the
 //! plugin threads; and one long call in a hundred is all that keeps it here. So what guests take from threads of normal
-//! priority is bounded by the tokens that the engine makes, times [`LONG`] and a hundredth of an epoch.
+//! priority is bounded by the tokens that the engine makes, times [`LONG_CHUNK`], and the requests that are let in, times
+//! [`LONG_OPENING`], and a hundredth of an epoch for each. No guest runs here while all of them are over their share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// CPU time from which on a call is long.
-const LONG: Duration = Duration::from_micros(50);
+/// CPU time from which on a chunk, or a call before the first or after the last one, is long.
+const LONG_CHUNK: Duration = Duration::from_micros(50);
+/// CPU time from which on an instance's start, its decision and its plan together are long.
+const LONG_OPENING: Duration = Duration::from_micros(300);
 /// Calls that are looked at before the first one runs where it is asked for.
 const PROBATION_CALLS: u64 = 8;
 /// For each long call there must have been so many that are not.
@@ -17,14 +21,36 @@ const CALLS_PER_LONG: u64 = 100;
 /// Calls that are remembered: all counts are halved then, so that no plugin saves up for more than ten long calls in a row.
 const REMEMBERED_CALLS_MAX: u64 = 1000;
 
-/// The chunks of one plugin, in all of its instances.
-#[derive(Debug, Default)]
+/// The calls of one plugin, in all of its instances.
+#[derive(Debug)]
+pub(crate) struct Paces {
+    /// An instance's start, with the decision and the plan.
+    pub(crate) opening: Pace,
+    /// A post-processor's beginning and end.
+    pub(crate) ends: Pace,
+    /// A chunk.
+    pub(crate) chunk: Pace,
+}
+
+impl Default for Paces {
+    fn default() -> Self {
+        Self { opening: Pace::new(LONG_OPENING), ends: Pace::new(LONG_CHUNK), chunk: Pace::new(LONG_CHUNK) }
+    }
+}
+
+/// Calls of one kind.
+#[derive(Debug)]
 pub(crate) struct Pace {
+    long_from: Duration,
     calls: AtomicU64,
     long: AtomicU64,
 }
 
 impl Pace {
+    const fn new(long_from: Duration) -> Self {
+        Self { long_from, calls: AtomicU64::new(0), long: AtomicU64::new(0) }
+    }
+
     /// Whether the next call may run where it is asked for.
     pub(crate) fn is_quick(&self) -> bool {
         let (calls, long) = (self.calls.load(Ordering::Relaxed), self.long.load(Ordering::Relaxed));
@@ -33,13 +59,13 @@ impl Pace {
 
     /// Counts a call that did not end where it was asked for, whatever becomes of it.
     pub(crate) fn note_long(&self) {
-        self.note(LONG + Duration::from_nanos(1));
+        self.note(self.long_from + Duration::from_nanos(1));
     }
 
     /// Counts a call that used so much CPU time.
     pub(crate) fn note(&self, cpu: Duration) {
         let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        if cpu > LONG {
+        if cpu > self.long_from {
             self.long.fetch_add(1, Ordering::Relaxed);
         }
         if calls >= REMEMBERED_CALLS_MAX {
@@ -54,9 +80,11 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const LONG: Duration = LONG_CHUNK;
+
     #[test]
     fn quick_after_a_probation_and_while_one_call_in_a_hundred_is_long() {
-        let pace = Pace::default();
+        let pace = Pace::new(LONG);
         for _ in 0..PROBATION_CALLS {
             assert!(!pace.is_quick());
             pace.note(Duration::from_micros(2));
@@ -72,9 +100,10 @@ mod tests {
         pace.note(Duration::from_millis(2));
         assert!(!pace.is_quick(), "two of a hundred and one");
     }
+
     #[test]
     fn no_plugin_saves_up_for_many_long_calls() {
-        let pace = Pace::default();
+        let pace = Pace::new(LONG);
         (0..100_000).for_each(|_| pace.note(Duration::ZERO));
         assert!(pace.is_quick());
         let long = (0..1000).take_while(|_| {

@@ -18,11 +18,12 @@ const HOST_STACK_BYTES: usize = 1 << 20;
 /// Largest description of one component instance, or one core instance, in bytes.
 const INSTANCE_BYTES_MAX: usize = 1 << 20;
 
-/// The first bytes of a memory, which are set back in place whether they were written or not.
+/// The first bytes of a memory, which are set back in place whether they were written or not: the stack, the data and the first of
+/// the heap of a guest in Rust that is linked as our template does it.
 ///
 /// Asking the kernel which were written (`pagemap_scan`) would save the wiping, and cannot be trusted with other tenants' data: what was
 /// written and then swapped out is not told, and would be there for the next instance (wasmtime's pull request 14357).
-const MEMORY_WIPED_BYTES: usize = 64 << 10;
+const MEMORY_WIPED_BYTES: usize = 128 << 10;
 /// The same of a table, and the top of a stack.
 const TABLE_KEPT_BYTES: usize = 64 << 10;
 const STACK_KEPT_BYTES: usize = 32 << 10;

@@ -41,6 +41,11 @@ impl CpuShare {
         self.took_at(self.now_ns(), cpu_ns);
     }
 
+    /// Whether guests have computed more than their share.
+    pub(crate) fn is_over(&self) -> bool {
+        self.pause().is_some()
+    }
+
     /// How long a guest that would go on computing has to wait.
     pub(crate) fn pause(&self) -> Option<Duration> {
         self.pause_at(self.now_ns())

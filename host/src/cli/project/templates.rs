@@ -19,6 +19,7 @@ pub(super) fn of(language: Language) -> Vec<File> {
 
 const RUST: &[File] = &[
     ("Cargo.toml", include_str!("../../../../sdk/templates/rust/Cargo.toml")),
+    (".cargo/config.toml", include_str!("../../../../sdk/templates/rust/cargo-config.toml")),
     ("src/lib.rs", include_str!("../../../../sdk/templates/rust/src/lib.rs")),
     ("README.md", include_str!("../../../../sdk/templates/rust/README.md")),
     (".gitignore", include_str!("../../../../sdk/templates/rust/gitignore")),

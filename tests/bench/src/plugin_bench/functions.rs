@@ -100,7 +100,10 @@ fn first_calls(calls: &[Calls], report: &mut Report) {
     report.row(json!({"first_call_over_a_warm_one_ms": spread(&over), "control_warm_over_warm_ms": spread(&control)}));
     for (what, share) in [("p99", 0.99), ("the slowest", 1.0)] {
         let name = format!("first call of a function over a warm one, {what}, in ms");
+        // The tail of what two warm calls differ by is the machine's own.
+        let noise = quantile(&control, share).map(Spread::exactly);
         let value = quantile(&over, share).map(Spread::exactly);
+        let value = value.zip(noise).map(|(value, noise)| value.widened_by_difference(noise));
         report.bar(&name, Bound::AtMost(FIRST_OVER_WARM_MS_BAR), value.ok_or("no functions"));
     }
 }
