@@ -9,7 +9,8 @@ export function policyOf(exported) {
   const policy = typeof exported === "function" ? Reflect.construct(exported, []) : exported;
   if (typeof policy !== "object" || policy === null || typeof policy.compose !== "function") {
     throw new TypeError(
-      "the module's default export must be a policy: `export default class extends Policy { … }`; or an agent, which extends `Agent` of tenon-sdk/agent",
+      "the module's default export must be a policy: `export default class extends Policy { … }`; " +
+        "or an agent, which extends `Agent` of tenon-sdk/agent",
     );
   }
   return policy;

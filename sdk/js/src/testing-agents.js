@@ -97,11 +97,12 @@ class FakeSession {
     const characters = [...said.text].slice(0, maxTokens === undefined ? undefined : maxTokens >>> 0);
     const asked = bounds.sampling === undefined ? this.#logprobs : bounds.sampling.logprobs !== undefined;
     const logprob = asked ? said.logprob : undefined;
+    const tokens = (/** @type {string} */ word) => [...word].map((one) => ({ id: one.codePointAt(0) ?? 0, logprob }));
     const given = characters.join("");
     const words = given.match(/\S+\s*|\s+/g) ?? [];
     /** @type {import("./index.d.ts").FinishReason} */
     const finish = given === said.text ? "stop" : "length";
-    this.#underWay = words.map((word) => ({ tag: "text", val: { text: word, tokens: [...word].map((one) => ({ id: one.codePointAt(0) ?? 0, logprob })) } }));
+    this.#underWay = words.map((word) => ({ tag: "text", val: { text: word, tokens: tokens(word) } }));
     this.#underWay.push({ tag: "done", val: { promptTokens: this.tokens(), completionTokens: characters.length, finish } });
   }
 
