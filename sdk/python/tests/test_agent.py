@@ -2,11 +2,13 @@
 build is checked in sdk/check.py, that they run on a host in sdk/newcomer.py.
 """
 
+import os
 import tempfile
 import unittest
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tenon_sdk import (
     ColdWait,
@@ -207,7 +209,8 @@ class TestWorld(unittest.TestCase):
     def test_the_build_finds_out(self) -> None:
         policy = "from tenon_sdk import Policy, export_policy\n@export_policy\nclass P(Policy): ...\n"
         agent = "from tenon_sdk.agent import Agent, export_agent\n@export_agent\nclass A(Agent): ...\n"
-        with tempfile.TemporaryDirectory() as made:
+        with tempfile.TemporaryDirectory() as made, mock.patch.dict(os.environ):
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
             folder = Path(made)
             (folder / "elsewhere.py").write_text(agent)
             app = folder / "app.py"
