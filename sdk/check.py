@@ -5,7 +5,7 @@
 
 Tools are installed once, at the versions of `sdk/tools`, below `target/sdk`; components are left in `target/sdk/components`.
 What cannot be checked here (no Node, no registry, no wit-bindgen) is skipped, and said. Ends with 1 if something failed.
-Nothing is written outside of `target`. Not here: deploying the components, which the tests of the host do.
+Nothing is written outside of `target`. Not here: deploying the components (`newcomer.py`, tests).
 """
 
 import contextlib
@@ -231,8 +231,8 @@ def wit_bindgen() -> str:
 # What is checked.
 
 
-def check_component(component: Path, *, may_import_wasi: bool = False) -> None:
-    """Raises `Failed` unless it imports what a host lends, exports the hooks and is small enough for an upload."""
+def check_component(component: Path, *, may_import_wasi: bool = False, export: str = "hooks") -> None:
+    """Raises `Failed` unless it imports what a host lends, exports what its world does and is small enough for an upload."""
     text = run(PYTHON.parent / "wasm-tools", "component", "wit", component)
     world = text.split("package ", 2)[1]
     imports = [line.split()[1].rstrip(";") for line in world.splitlines() if line.startswith("  import ")]
@@ -240,8 +240,9 @@ def check_component(component: Path, *, may_import_wasi: bool = False) -> None:
     foreign = [name for name in imports if not name.startswith(allowed)]
     if foreign:
         raise Failed(f"{component.name} imports {', '.join(foreign)}")
-    if "  export tenon:plugin/hooks@" not in world:
-        raise Failed(f"{component.name} does not export tenon:plugin/hooks")
+    exported = [line.split()[1].split("@")[0] for line in world.splitlines() if line.startswith("  export tenon:plugin/")]
+    if exported != [f"tenon:plugin/{export}"]:
+        raise Failed(f"{component.name} is to export tenon:plugin/{export}; it exports {', '.join(exported) or 'nothing'}")
     size = component.stat().st_size
     if size > COMPONENT_BYTES_MAX:
         raise Failed(f"{component.name} has {size} bytes; hosts take {COMPONENT_BYTES_MAX}")
@@ -252,7 +253,8 @@ def check_python_project(folder: Path, component: Path) -> None:
     run(PYTHON, "-m", "unittest", "--quiet", cwd=folder)
     run(PYTHON, "-m", "mypy", "--strict", "--cache-dir", TARGET / "mypy", ".", cwd=folder)
     run(PYTHON, "-m", "tenon_sdk", "build", "app.py", "-o", component, cwd=folder)
-    check_component(component, may_import_wasi=True)
+    export = "driver" if "@export_agent" in (folder / "app.py").read_text() else "hooks"
+    check_component(component, may_import_wasi=True, export=export)
 
 
 def check_js_project(folder: Path, source: str, component: Path) -> None:
@@ -275,7 +277,8 @@ def check_js_project(folder: Path, source: str, component: Path) -> None:
         return
     run("node", sdk_js(), "build", source, "-o", component, cwd=folder)
     # With buckets the engine's own imports stay too, which a host answers with nothing.
-    check_component(component, may_import_wasi="tenon-sdk/kv" in written)
+    export = "driver" if "tenon-sdk/agent" in written else "hooks"
+    check_component(component, may_import_wasi="tenon-sdk/kv" in written, export=export)
 
 
 def sdk_js() -> Path:
@@ -301,11 +304,12 @@ def check_python(report: Report) -> None:
     with report.step("python: unit tests"):
         # From a copy, so that what is installed is what is tested.
         tests = copied(SDK / "python" / "tests", fresh(WORK / "python-tests"))
-        run(PYTHON, "-m", "unittest", "--quiet", "test_sdk", cwd=tests)
+        run(PYTHON, "-m", "unittest", "discover", "--quiet", "--start-directory", ".", cwd=tests)
     with report.step("python: types"):
+        # This world's imports are the other's and more, and of the exports the SDK names only this one's.
         bindings = fresh(WORK / "python-bindings")
         shutil.rmtree(bindings)
-        run(PYTHON.parent / "componentize-py", "-d", ROOT / "wit", "-w", "policy-wasi", "bindings", bindings)
+        run(PYTHON.parent / "componentize-py", "-d", ROOT / "wit", "-w", "agent-wasi", "bindings", bindings)
         path = os.pathsep.join([str(SDK / "python"), str(bindings)])
         mypy = ("-m", "mypy", "--cache-dir", TARGET / "mypy-sdk", "--config-file", "pyproject.toml")
         run(PYTHON, *mypy, "tenon_sdk", "tests", cwd=SDK / "python", env={"MYPYPATH": path})
@@ -324,12 +328,35 @@ def check_js(report: Report) -> None:
         folder = with_node_modules(WORK / "js" / "sdk" / "js")
         run("node", "--test", *sorted((folder / "test").glob("*.test.js")), cwd=folder)
         tsc(folder)
+    with report.step("js: which world a module is of"):
+        check_js_worlds()
     with report.step("js: types of the examples"):
         tsc(with_node_modules(copied(ROOT / "plugins" / "examples-js", fresh(WORK / "examples-js"))))
     for example in examples("js"):
         with report.step(f"js: example {example.name}"):
             source = next((example / "src").glob("plugin.*")).name
             check_js_project(WORK / "examples-js" / example.name, f"src/{source}", COMPONENTS / f"js-{example.name}.wasm")
+
+
+def check_js_worlds() -> None:
+    """What a module imports and exports decides its world; what is neither or both is refused."""
+    folder = with_node_modules(fresh(WORK / "js-worlds"))
+    agent = 'import { Agent, Answer } from "tenon-sdk/agent";\nimport { open } from "tenon-sdk/kv";\nexport default class extends Agent {\n'
+    run_ = 'run() { return Answer(String(open("seen").increment("n"))); }\n'
+    (folder / "agent.js").write_text(f"{agent}{run_}}}")
+    run("node", sdk_js(), "build", "agent.js", "-o", folder / "agent.wasm", cwd=folder)
+    check_component(folder / "agent.wasm", may_import_wasi=True, export="driver")
+    (folder / "both.js").write_text(f"{agent}{run_}compose() {{}}\n}}")
+    (folder / "policy.js").write_text('import "tenon-sdk/agent";\nexport default { compose() {} }')
+    (folder / "neither.js").write_text("export default { run() {} }")
+    for name, said in (("both", "an agent (`run`) and a policy (`compose`)"), ("policy", "must be an agent"), ("neither", "must be a policy")):
+        try:
+            run("node", sdk_js(), "build", f"{name}.js", "-o", folder / "x.wasm", cwd=folder)
+        except Failed as refused:
+            if said not in str(refused):
+                raise
+        else:
+            raise Failed(f"{name}.js was built")
 
 
 def check_c(report: Report) -> None:

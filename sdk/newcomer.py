@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The newcomer's path in each language, on a real host: `tenon new`, `build`, `deploy`, `invoke`, each timed.
+"""The newcomer's path in each language, on a real host: `tenon new`, `build`, `deploy`, `invoke`, each timed. Then the agents among the
+examples that `sdk/check.py` has built, on the same host.
 
     python3 sdk/newcomer.py TENON BASE [rust] [python] [js] [ts] [c]        all of them unless some are named
 
@@ -30,10 +31,16 @@ CONFIG = """
 plugin_start_cpu_ms_max = 30000
 plugin_call_cpu_ms_max = 30000
 plugin_call_wall_ms_max = 60000
+plugin_run_cpu_ms_max = 30000
 plugin_compile_cpu_seconds_max = 600
 plugin_compile_wall_ms_max = 600000
 """
 READY_SECONDS_MAX = 120
+# The example that is an agent, by the language that it is written in.
+AGENTS = {"python": "python-best-of.wasm", "ts": "js-best-of.wasm"}
+# More than a request may have sessions at once (`plugin_sessions_max`), so that each must be given back.
+DRAWS = 9
+DRAW_TOKENS = 4
 
 
 @contextlib.contextmanager
@@ -135,6 +142,45 @@ def walk(tenon: Path, language: str, into: Path, client: dict[str, str]) -> str:
     return f"{', '.join(times)}; {component.stat().st_size / 1000:.0f} KB"
 
 
+def agent(tenon: Path, language: str, into: Path, client: dict[str, str]) -> str:
+    """Deploys the example `best-of`, asks it, and looks at what it says and at its receipt."""
+    name = f"best-of-{language}"
+    component = COMPONENTS / AGENTS[language]
+    if not component.is_file():
+        raise Skipped(f"there is no {component.name}: run `python3 sdk/check.py {language}`")
+    manifest = into / f"{name}.json"
+    config = {"draws": str(DRAWS), "tokens": str(DRAW_TOKENS)}
+
+    def deployed(grants: dict[str, bool]) -> None:
+        manifest.write_text(json.dumps({"grants": grants, "config": config}))
+        check.run(tenon, "deploy", name, "--plugin", component, "--manifest", manifest, "--promote", env=client)
+
+    def asked() -> str:
+        return check.run(tenon, "--json", "invoke", name, "What is the ocean?", env=client)
+
+    deployed({})
+    try:
+        raise Failed(f"nothing is granted, and yet it answered {asked()}")
+    except Failed as refused:
+        if "grants.generations" not in str(refused):
+            raise
+    deployed({"generations": True})
+    started = time.monotonic()
+    answer = json.loads(asked())
+    seconds = time.monotonic() - started
+    metadata, usage = answer["metadata"], answer["usage"]
+    if metadata["draws"] != str(DRAWS) or not int(metadata["mean_logprob_thousandths"]) < 0 or not answer["output"]:
+        raise Failed(f"this is not the best of {DRAWS}: {answer}")
+    receipt = json.loads(check.run(tenon, "--json", "receipt", "show", answer["receipt"], env=client))["receipt"]
+    generations = receipt["outcome"]["generations"]
+    seeds = {one["sampling"]["seed"] for one in generations}
+    if len(generations) != DRAWS or len(seeds) != DRAWS:
+        raise Failed(f"{DRAWS} draws with a seed each are to be in the receipt; there are {generations}")
+    if usage["completion_tokens"] != sum(one["tokens"]["completion"] for one in generations):
+        raise Failed(f"the usage {usage} is not the sum of {generations}")
+    return f"{DRAWS} draws in {seconds:.1f} s; {component.stat().st_size / 1000:.0f} KB"
+
+
 def main() -> int:
     """Walks the paths that are asked for; 1 if one ends early."""
     if len(sys.argv) < 3:
@@ -150,6 +196,11 @@ def main() -> int:
                 said: list[str] = []
                 with report.step(f"newcomer: {language}"):
                     said.append(walk(tenon, language, Path(scratch), client))
+                print(*(f"        {line}" for line in said), sep="\n", flush=True)
+            for language in (one for one in wanted if one in AGENTS):
+                said = []
+                with report.step(f"agent: {language}"):
+                    said.append(agent(tenon, language, Path(scratch), client))
                 print(*(f"        {line}" for line in said), sep="\n", flush=True)
     return 1 if report.failures() else 0
 

@@ -44,7 +44,7 @@ async function build(source, output, folder, { engine, optSize, minify }) {
     stdin: { contents, resolveDir: dirname(resolve(source)), sourcefile: "entry.js" },
     bundle: true,
     // One copy of the SDK, wherever the plugin's own import of it would lead.
-    alias: { "tenon-sdk/kv": place("kv.js"), "tenon-sdk/http": place("http.js"), "tenon-sdk": place("index.js") },
+    alias: { "tenon-sdk/agent": place("agent.js"), "tenon-sdk/kv": place("kv.js"), "tenon-sdk/http": place("http.js"), "tenon-sdk": place("index.js") },
     format: /** @type {const} */ ("esm"),
     platform: /** @type {const} */ ("neutral"),
     target: "es2022",
@@ -56,26 +56,28 @@ async function build(source, output, folder, { engine, optSize, minify }) {
     minify,
     logLevel: /** @type {const} */ ("warning"),
   });
-  const plugin = `import policy from ${JSON.stringify(resolve(source))};`;
+  const plugin = `import plugin from ${JSON.stringify(resolve(source))};`;
   // What the plugin itself imports of the SDK decides which world it is of: a host links what a component imports.
-  const { metafile } = await bundle({ ...options(`${plugin} globalThis.policy = policy;`), write: false, metafile: true });
+  const { metafile } = await bundle({ ...options(`${plugin} globalThis.plugin = plugin;`), write: false, metafile: true });
   const uses = (/** @type {string} */ file) => Object.keys(metafile.inputs).some((input) => resolve(input) === place(file));
-  const [http, kv] = [uses("http.js"), uses("kv.js")];
+  const [agent, http, kv] = [uses("agent.js"), uses("http.js"), uses("kv.js")];
   if (http && engine === "quickjs") {
     throw new Failure("the plugin imports tenon-sdk/http, which componentize-qjs cannot bind: add --engine starlingmonkey");
   }
-  const lent = [kv ? "bucket" : "", http ? "http" : ""].filter((name) => name !== "");
+  const lent = [agent ? "agent" : "", kv ? "bucket" : "", http ? "http" : ""].filter((name) => name !== "");
   // In this order: what the SDK puts in place of the clock and the dice is there when the plugin is loaded.
   const entry = [
     `import { hooksOf, lend } from ${JSON.stringify(place("component.js"))};`,
     kv ? `import { bucket } from ${JSON.stringify(place("component-kv.js"))};` : "",
+    agent ? `import { agent, driverOf } from ${JSON.stringify(place("component-agent.js"))};` : "",
     http ? `import { http } from ${JSON.stringify(place("component-http.js"))};` : "",
     plugin,
     `lend({ ${lent.join(", ")} });`,
-    "export const hooks = hooksOf(policy);",
+    agent ? "export const driver = driverOf(plugin);" : "export const hooks = hooksOf(plugin);",
   ];
   await bundle({ ...options(entry.join("\n")), outfile: module });
-  const world = engine === "starlingmonkey" && lent.length > 0 ? "policy-wasi" : kv ? "policy-keyvalue" : "policy";
+  const wasi = engine === "starlingmonkey" && (kv || http) ? "-wasi" : kv ? "-keyvalue" : "";
+  const world = `${agent ? "agent" : "policy"}${wasi}`;
   const made = join(folder, "component.wasm");
   if (engine === "quickjs") {
     run("componentize-qjs", program("componentize-qjs"), [

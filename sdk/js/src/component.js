@@ -1,5 +1,5 @@
-// Ties a policy to the exports of a component. Loaded inside of one only, where the imports below are. Not here: anything that a
-// plugin's author calls.
+// Ties a policy to the exports of a component, and what the host lends to its imports. Loaded inside of one only, where the imports below
+// are. Not here: agents (component-agent.js), and anything that a plugin's author calls.
 
 import * as catalog from "tenon:plugin/catalog@0.1.0";
 import * as clock from "tenon:plugin/clock@0.1.0";
@@ -12,10 +12,10 @@ import * as tokenizer from "tenon:plugin/tokenizer@0.1.0";
 import * as tools from "tenon:plugin/tools@0.1.0";
 
 import { HostError, PluginError } from "./errors.js";
+import { policyOf } from "./exported.js";
 import { useHostsClockAndRandom } from "./globals.js";
 import { withHost } from "./host.js";
 import { lowerActions, lowerDecision, lowerEnding, lowerPlan, text, texts, u32 } from "./lower.js";
-import { policyOf } from "./policy.js";
 import { Request } from "./request.js";
 
 useHostsClockAndRandom();
@@ -26,7 +26,7 @@ useHostsClockAndRandom();
  * @param {() => T} call
  * @returns {T}
  */
-function lent(call) {
+export function lent(call) {
   try {
     return call();
   } catch (refused) {
@@ -62,7 +62,7 @@ const host = {
 };
 
 /**
- * What the build adds for plugins that ask for it: buckets, outgoing requests.
+ * What the build adds for plugins that ask for it: buckets, outgoing requests, sessions.
  * @param {Partial<import("./host.js").Host>} more
  */
 export function lend(more) {
@@ -75,13 +75,13 @@ function wellFormed(said) {
 }
 
 /**
- * What the policy answers, with the host at hand; what it throws becomes the function's fault. What was not foreseen also goes
+ * What the plugin answers, with the host at hand; what it throws becomes the function's fault. What was not foreseen also goes
  * to the log, with its stack.
  * @template T
  * @param {() => T} call
  * @returns {T}
  */
-function hosted(call) {
+export function hosted(call) {
   try {
     return withHost(host, call);
   } catch (error) {
@@ -93,7 +93,7 @@ function hosted(call) {
 }
 
 /** @param {any} request */
-function lift(request) {
+export function lift(request) {
   /** @type {[string, string][]} */
   const parameters = request.parameters.map((/** @type {any} */ pair) => [pair.name, pair.value]);
   return new Request({ ...request, parameters: new Map(parameters) });
@@ -143,6 +143,6 @@ export function hooksOf(exported) {
 }
 
 /** @param {any} token */
-function liftToken(token) {
+export function liftToken(token) {
   return { id: token.id >>> 0, logprob: token.logprob ?? undefined };
 }

@@ -23,7 +23,23 @@ import { PluginError } from "./errors.js";
  * @property {(text: string) => number} count
  * @property {((name: string) => HostBucket) | undefined} [bucket]
  * @property {((method: string, url: string, headers: [string, string][], body: Uint8Array) => HostAnswer) | undefined} [http]
+ * @property {{ open: (opening: import("./agent.d.ts").Opening) => HostSession, write: (text: string) => void } | undefined} [agent]
  */
+
+/**
+ * A session of an agent.
+ * @typedef {object} HostSession
+ * @property {() => number} tokens
+ * @property {(text: string) => number} append
+ * @property {(bounds: import("./agent.d.ts").Bounds) => import("./agent.d.ts").Generated} generate
+ * @property {(bounds: import("./agent.d.ts").Bounds) => void} start
+ * @property {() => HostStep} next
+ * @property {() => void} stop
+ * @property {() => HostSession} fork
+ * @property {() => void} close
+ */
+
+/** @typedef {{ tag: "text", val: import("./index.d.ts").Chunk } | { tag: "done", val: import("./index.d.ts").Usage }} HostStep */
 
 /**
  * An open bucket.
@@ -69,7 +85,7 @@ export function withHost(host, call) {
 export function host() {
   if (current === undefined) {
     throw new PluginError(
-      "there is no host here: ask it inside of route, compose and the post-processor, not while the module is loaded; " +
+      "there is no host here: ask it inside of route, compose, the post-processor and run, not while the module is loaded; " +
         "in tests, call these through Harness of tenon-sdk/testing",
     );
   }

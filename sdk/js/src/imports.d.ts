@@ -37,6 +37,14 @@ declare module "tenon:plugin/tools@0.1.0" {
   export function call(server: string, tool: string, json: string): import("./index.d.ts").ToolOutcome;
 }
 
+declare module "tenon:plugin/sessions@0.1.0" {
+  export const Session: { open: (opening: any) => any };
+}
+
+declare module "tenon:plugin/output@0.1.0" {
+  export function write(text: string): void;
+}
+
 declare module "tenon:plugin/secrets@0.1.0" {
   export function get(name: string): string;
 }

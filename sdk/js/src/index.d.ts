@@ -11,6 +11,8 @@
  * }
  * ```
  *
+ * A plugin that drives its own generations extends `Agent` of `tenon-sdk/agent`.
+ *
  * `npx tenon-sdk build src/plugin.ts -o plugin.wasm` makes the component; it imports nothing but `tenon:plugin/*`. The module is
  * run when the component is built, and what it made then is there for each request: each has a fresh copy of that state.
  */

@@ -3,6 +3,7 @@
 // host's to check.
 
 import { PluginError } from "./errors.js";
+import { Sampling } from "./values.js";
 
 const U32_MAX = 0xffff_ffff;
 const MODULES = ["qProj", "kProj", "vProj", "oProj", "gateProj", "upProj", "downProj"];
@@ -151,39 +152,88 @@ export function lowerDecision(value) {
   return variant("what route returns", value, { serve: null, "hand-over": text, answer: text, reject: rejection });
 }
 
+/** @param {string} name @param {any} value */
+const prompt = (name, value) => variant(name, value, { text, messages: (at, given) => list(at, given).map((one) => message(at, one)), template });
+
+/** @param {string} name @param {any} value */
+const drawn = (name, value) => {
+  const given = object(name, value);
+  /** @param {string} key */
+  const part = (key) => number(`${name}.${key}`, given[key]);
+  return {
+    temperature: part("temperature"),
+    topK: u32(`${name}.topK`, given.topK),
+    topP: part("topP"),
+    minP: part("minP"),
+    repetitionPenalty: part("repetitionPenalty"),
+    presencePenalty: part("presencePenalty"),
+    frequencyPenalty: part("frequencyPenalty"),
+    seed: maybe(u32)(`${name}.seed`, given.seed),
+    logprobs: maybe(u32)(`${name}.logprobs`, given.logprobs),
+  };
+};
+
+/** @param {string} name @param {any} value */
+const stops = (name, value) => {
+  const given = object(name, value);
+  return {
+    strings: texts(`${name}.strings`, given.strings),
+    tokenIds: list(`${name}.tokenIds`, given.tokenIds).map((id) => u32(`${name}.tokenIds`, id)),
+    ignoreEos: boolean(`${name}.ignoreEos`, given.ignoreEos),
+  };
+};
+
+const constraint = maybe((name, given) => variant(name, given, { "json-schema": text, regex: text, grammar: text }));
+const cold = maybe((name, given) => variant(name, given, { wait: u32, base: null, fallback: composition, refuse: null }));
+
 /** What `compose` may return. @param {any} value */
 export function lowerPlan(value) {
   const plan = object("what compose returns", value);
-  const sampling = object("plan.sampling", plan.sampling);
-  const stop = object("plan.stop", plan.stop);
-  /** @param {string} key */
-  const drawn = (key) => number(`plan.sampling.${key}`, sampling[key]);
-  const messages = (/** @type {string} */ name, /** @type {any} */ given) => list(name, given).map((one) => message(name, one));
   return {
-    prompt: variant("plan.prompt", plan.prompt, { text, messages, template }),
+    prompt: prompt("plan.prompt", plan.prompt),
     composition: composition("plan.composition", plan.composition),
-    sampling: {
-      temperature: drawn("temperature"),
-      topK: u32("plan.sampling.topK", sampling.topK),
-      topP: drawn("topP"),
-      minP: drawn("minP"),
-      repetitionPenalty: drawn("repetitionPenalty"),
-      presencePenalty: drawn("presencePenalty"),
-      frequencyPenalty: drawn("frequencyPenalty"),
-      seed: maybe(u32)("plan.sampling.seed", sampling.seed),
-      logprobs: maybe(u32)("plan.sampling.logprobs", sampling.logprobs),
-    },
-    stop: {
-      strings: texts("plan.stop.strings", stop.strings),
-      tokenIds: list("plan.stop.tokenIds", stop.tokenIds).map((id) => u32("plan.stop.tokenIds", id)),
-      ignoreEos: boolean("plan.stop.ignoreEos", stop.ignoreEos),
-    },
-    constraint: maybe((name, given) => variant(name, given, { "json-schema": text, regex: text, grammar: text }))("plan.constraint", plan.constraint),
-    cold: maybe((name, given) => variant(name, given, { wait: u32, base: null, fallback: composition, refuse: null }))("plan.cold", plan.cold),
+    sampling: drawn("plan.sampling", plan.sampling),
+    stop: stops("plan.stop", plan.stop),
+    constraint: constraint("plan.constraint", plan.constraint),
+    cold: cold("plan.cold", plan.cold),
     deadlineMs: maybe(u32)("plan.deadlineMs", plan.deadlineMs),
     tokenBudget: maybe(u32)("plan.tokenBudget", plan.tokenBudget),
     prefetch: texts("plan.prefetch", plan.prefetch),
     postProcess: boolean("plan.postProcess", plan.postProcess),
+  };
+}
+
+/** What a session may be opened with. @param {any} value */
+export function lowerOpening(value) {
+  const opening = object("what a session is opened with", value);
+  return {
+    prompt: prompt("opening.prompt", opening.prompt),
+    composition: composition("opening.composition", opening.composition),
+    sampling: drawn("opening.sampling", opening.sampling),
+    stop: stops("opening.stop", opening.stop),
+    cold: cold("opening.cold", opening.cold),
+  };
+}
+
+/** What a generation may have. A part of a sampling or of stop conditions stands for a whole. @param {any} value */
+export function lowerBounds(value) {
+  const bounds = object("the bounds", value);
+  const unset = { strings: [], tokenIds: [], ignoreEos: false };
+  return {
+    maxTokens: maybe(u32)("maxTokens", bounds.maxTokens),
+    sampling: maybe((name, given) => drawn(name, Sampling(object(name, given))))("sampling", bounds.sampling),
+    stop: maybe((name, given) => stops(name, { ...unset, ...object(name, given) }))("stop", bounds.stop),
+    constraint: constraint("constraint", bounds.constraint),
+  };
+}
+
+/** What `run` may return. @param {any} value */
+export function lowerAnswer(value) {
+  const answer = object("what run returns", value);
+  return {
+    text: text("what run returns.text", answer.text),
+    metadata: pairs("metadata", answer.metadata),
+    claims: pairs("claims", answer.claims),
   };
 }
 

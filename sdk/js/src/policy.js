@@ -48,16 +48,3 @@ export class PassThrough extends PostProcessor {
     return [Action.pass()];
   }
 }
-
-/**
- * The policy that a module exports: an object, or a class that is made one without arguments.
- * @param {unknown} exported
- * @returns {import("./index.d.ts").Policy}
- */
-export function policyOf(exported) {
-  const policy = typeof exported === "function" ? Reflect.construct(exported, []) : exported;
-  if (typeof policy !== "object" || policy === null || typeof policy.compose !== "function") {
-    throw new TypeError("the module's default export must be a policy: `export default class extends Policy { … }`");
-  }
-  return policy;
-}

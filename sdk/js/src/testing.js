@@ -1,11 +1,12 @@
-// Runs a policy natively, with a host that the test describes: tests need no WebAssembly. What each name means is in
+// Runs a policy or an agent natively, with a host that the test describes: tests need no WebAssembly. What each name means is in
 // testing.d.ts.
 
 import { HostError } from "./errors.js";
+import { agentOf, policyOf } from "./exported.js";
 import { withHost } from "./host.js";
-import { lowerActions, lowerDecision, lowerEnding, lowerPlan, text, texts, u32 } from "./lower.js";
-import { policyOf } from "./policy.js";
+import { lowerActions, lowerAnswer, lowerDecision, lowerEnding, lowerPlan, text, texts, u32 } from "./lower.js";
 import { Request } from "./request.js";
+import { Engine } from "./testing-agents.js";
 
 const RANDOM_BYTES_MAX = 65_536;
 const ADAPTER_RANK = 8;
@@ -94,9 +95,12 @@ export class Harness {
   #buckets = new Map();
   /** @type {Map<string, import("./host.js").HostAnswer>} */
   #answers = new Map();
+  /** @type {import("./testing-agents.js").Said[]} */
+  #said = [];
   #seed = 0;
   #elapsedMs = 0;
   #last = nothing();
+  #engine = new Engine([], []);
 
   /** @param {string} alias */
   adapter(alias) {
@@ -143,6 +147,18 @@ export class Harness {
    */
   answer(url, { status = 200, headers = {}, body = "" } = {}) {
     this.#answers.set(url, { status, headers: Object.entries(headers), body: bytesOf(body) });
+    return this;
+  }
+
+  /** @param {string} said @param {number} [logprob] */
+  says(said, logprob = -1) {
+    this.#said.push({ text: said, logprob });
+    return this;
+  }
+
+  /** @param {import("./index.d.ts").HostError["kind"]} kind @param {string} what */
+  refuses(kind, what) {
+    this.#said.push(new HostError(kind, what));
     return this;
   }
 
@@ -199,6 +215,25 @@ export class Harness {
     });
   }
 
+  /** @param {unknown} agent @param {Request} request */
+  run(agent, request) {
+    const answer = this.#with(() => agentOf(agent).run(request));
+    lowerAnswer(answer);
+    return { text: this.#engine.written.join("") + answer.text, answer };
+  }
+
+  prompts() {
+    return [...this.#engine.prompts];
+  }
+
+  written() {
+    return [...this.#engine.written];
+  }
+
+  sessions() {
+    return this.#engine.sessions;
+  }
+
   lines() {
     return [...this.#last.lines];
   }
@@ -236,6 +271,8 @@ export class Harness {
     const replies = new Map(this.#replies);
     const granted = [...this.#tools];
     const adapters = [...this.#adapters];
+    const engine = new Engine(this.#said, adapters.map((adapter) => adapter.alias));
+    this.#engine = engine;
     const config = new Map(this.#config);
     const [secrets, buckets, answers] = [new Map(this.#secrets), this.#buckets, new Map(this.#answers)];
     const elapsedMs = Math.floor(this.#elapsedMs / 10) * 10;
@@ -298,6 +335,7 @@ export class Harness {
         if (found === undefined) throw new HostError("denied", `${method} ${url}; see the manifest's grants.http`);
         return found;
       },
+      agent: engine,
     };
     return withHost(host, call);
   }

@@ -1,4 +1,4 @@
-"""Write a Tenon plugin in Python: subclass `Policy`, export it, test it natively.
+"""Write a Tenon plugin in Python: subclass `Policy` (or `agent.Agent`), export it, test it natively.
 
     from tenon_sdk import Plan, Policy, Request, chat, export_policy
 
@@ -13,8 +13,8 @@ when the component is built, and what it made then is there for each request: ea
 Not here: anything of the host. The WIT in `wit/` is the only link.
 """
 
-from . import catalog, clock, config, functions, http, kv, log, random, secrets, tokenizer, tools
-from ._export import export_policy
+from . import agent, catalog, clock, config, functions, http, kv, log, random, secrets, tokenizer, tools
+from ._export import export_agent, export_policy
 from .errors import Error, HostError
 from .policy import PassThrough, Policy, PostProcessor
 from .types import (
@@ -121,10 +121,12 @@ __all__ = [
     "ToolOutcome",
     "Usage",
     "WholeSpan",
+    "agent",
     "catalog",
     "chat",
     "clock",
     "config",
+    "export_agent",
     "export_policy",
     "functions",
     "http",

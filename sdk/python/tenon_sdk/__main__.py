@@ -11,7 +11,7 @@ def main() -> int:
     """Runs the command; 1 if it fails."""
     parser = argparse.ArgumentParser(prog="tenon_sdk", description="Builds Tenon plugins written in Python.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    command = commands.add_parser("build", help="make a component of a module that exports a policy")
+    command = commands.add_parser("build", help="make a component of a module that exports a policy or an agent")
     command.add_argument("app", type=Path, help="the module, e.g. app.py")
     command.add_argument("-o", "--output", type=Path, default=Path("plugin.wasm"), help="default: %(default)s")
     command.add_argument("--stub-wasi", action="store_true", help="import no WASI: clocks and os.urandom then trap")

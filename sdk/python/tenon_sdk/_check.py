@@ -5,6 +5,7 @@ without a word. Called by the component and by the harness alike. Not here: gran
 from collections.abc import Sequence
 from typing import Any, Never
 
+from . import agent
 from .errors import Error
 from .types import (
     Action,
@@ -32,8 +33,10 @@ from .types import (
     Regex,
     Reject,
     Replace,
+    Sampling,
     Serve,
     Stop,
+    StopConditions,
     SwitchComposition,
     TemplatePrompt,
     TextPrompt,
@@ -63,29 +66,12 @@ def plan(value: Plan) -> None:
     """Raises `Error` unless `compose` may return this."""
     if not isinstance(value, Plan):
         wrong("what compose returns", "a Plan", value)
-    _prompt(value.prompt)
+    _prompt("plan.prompt", value.prompt)
     composition("plan.composition", value.composition)
-    _sampling(value)
-    texts("plan.stop.strings", value.stop.strings)
-    for token in sequence("plan.stop.token_ids", value.stop.token_ids):
-        u32("plan.stop.token_ids", token)
-    boolean("plan.stop.ignore_eos", value.stop.ignore_eos)
-    match value.constraint:
-        case None:
-            pass
-        case JsonSchema(schema=source) | Regex(regex=source) | Grammar(grammar=source):
-            text("plan.constraint", source)
-        case _:
-            wrong("plan.constraint", "JsonSchema, Regex, Grammar or None", value.constraint)
-    match value.cold:
-        case None | ColdBase() | ColdRefuse():
-            pass
-        case ColdWait(wait_ms=wait_ms):
-            u32("plan.cold.wait_ms", wait_ms)
-        case ColdFallback(composition=entries):
-            composition("plan.cold.composition", entries)
-        case _:
-            wrong("plan.cold", "ColdWait, ColdBase, ColdFallback, ColdRefuse or None", value.cold)
+    _sampling("plan.sampling", value.sampling)
+    _stop("plan.stop", value.stop)
+    _constraint("plan.constraint", value.constraint)
+    _cold("plan.cold", value.cold)
     maybe_u32("plan.deadline_ms", value.deadline_ms)
     maybe_u32("plan.token_budget", value.token_budget)
     texts("plan.prefetch", value.prefetch)
@@ -115,30 +101,92 @@ def ending(value: Ending) -> None:
     pairs("Ending.claims", value.claims)
 
 
-def _prompt(value: Any) -> None:
+def opening(value: agent.Opening) -> None:
+    """Raises `Error` unless a session may begin so."""
+    if not isinstance(value, agent.Opening):
+        wrong("what a session is opened with", "an Opening", value)
+    _prompt("opening.prompt", value.prompt)
+    composition("opening.composition", value.composition)
+    _sampling("opening.sampling", value.sampling)
+    _stop("opening.stop", value.stop)
+    _cold("opening.cold", value.cold)
+
+
+def bounds(value: agent.Bounds) -> None:
+    """Raises `Error` unless a generation may have these."""
+    maybe_u32("max_tokens", value.max_tokens)
+    if value.sampling is not None:
+        _sampling("sampling", value.sampling)
+    if value.stop is not None:
+        _stop("stop", value.stop)
+    _constraint("constraint", value.constraint)
+
+
+def answer(value: agent.Answer) -> None:
+    """Raises `Error` unless `run` may return this."""
+    if not isinstance(value, agent.Answer):
+        wrong("what run returns", "an Answer of tenon_sdk.agent", value)
+    text("Answer.text", value.text)
+    pairs("Answer.metadata", value.metadata)
+    pairs("Answer.claims", value.claims)
+
+
+def _prompt(name: str, value: Any) -> None:
     match value:
         case TextPrompt():
-            text("plan.prompt.text", value.text)
+            text(f"{name}.text", value.text)
         case MessagesPrompt():
-            for message in sequence("plan.prompt.messages", value.messages):
+            for message in sequence(f"{name}.messages", value.messages):
                 if not isinstance(message, Message):
-                    wrong("plan.prompt.messages", "Messages", message)
+                    wrong(f"{name}.messages", "Messages", message)
                 text("a message's role", message.role)
                 text("a message's content", message.content)
         case TemplatePrompt():
-            text("plan.prompt.name", value.name)
-            pairs("plan.prompt.arguments", value.arguments)
+            text(f"{name}.name", value.name)
+            pairs(f"{name}.arguments", value.arguments)
         case _:
-            wrong("plan.prompt", "TextPrompt, MessagesPrompt or TemplatePrompt", value)
+            wrong(name, "TextPrompt, MessagesPrompt or TemplatePrompt", value)
 
 
-def _sampling(value: Plan) -> None:
-    sampling = value.sampling
-    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-        number(f"plan.sampling.{name}", getattr(sampling, name))
-    u32("plan.sampling.top_k", sampling.top_k)
-    maybe_u32("plan.sampling.seed", sampling.seed)
-    maybe_u32("plan.sampling.logprobs", sampling.logprobs)
+def _sampling(name: str, value: Any) -> None:
+    if not isinstance(value, Sampling):
+        wrong(name, "a Sampling", value)
+    for part in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        number(f"{name}.{part}", getattr(value, part))
+    u32(f"{name}.top_k", value.top_k)
+    maybe_u32(f"{name}.seed", value.seed)
+    maybe_u32(f"{name}.logprobs", value.logprobs)
+
+
+def _stop(name: str, value: Any) -> None:
+    if not isinstance(value, StopConditions):
+        wrong(name, "StopConditions", value)
+    texts(f"{name}.strings", value.strings)
+    for token in sequence(f"{name}.token_ids", value.token_ids):
+        u32(f"{name}.token_ids", token)
+    boolean(f"{name}.ignore_eos", value.ignore_eos)
+
+
+def _constraint(name: str, value: Any) -> None:
+    match value:
+        case None:
+            pass
+        case JsonSchema(schema=source) | Regex(regex=source) | Grammar(grammar=source):
+            text(name, source)
+        case _:
+            wrong(name, "JsonSchema, Regex, Grammar or None", value)
+
+
+def _cold(name: str, value: Any) -> None:
+    match value:
+        case None | ColdBase() | ColdRefuse():
+            pass
+        case ColdWait(wait_ms=wait_ms):
+            u32(f"{name}.wait_ms", wait_ms)
+        case ColdFallback(composition=entries):
+            composition(f"{name}.composition", entries)
+        case _:
+            wrong(name, "ColdWait, ColdBase, ColdFallback, ColdRefuse or None", value)
 
 
 def composition(name: str, entries: Any) -> None:

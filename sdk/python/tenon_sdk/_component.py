@@ -1,25 +1,25 @@
-"""Ties the exported policy to the bindings that componentize-py makes of `wit/`. Loaded inside a component only. Not here:
-anything that a plugin's author calls.
+"""Ties the SDK to the bindings that componentize-py makes of `wit/`: what the worlds have in common. Loaded inside a component only.
+Not here: the exports (`_component_policy.py`, `_component_agent.py`), and anything that a plugin's author calls.
 """
 
-import gc
+from __future__ import annotations
+
 import traceback
 from collections.abc import Callable
-from typing import Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 from componentize_py_types import Err
 from wit_world.imports import catalog, clock, config, functions, log, random, secrets, tokenizer, tools
 from wit_world.imports import tenon_plugin_types as wit
 
 from . import _check, _wasi, types
-from ._export import the_policy
-from ._host import HostBucket, current
+from ._host import HostBucket, HostSession, current
 from .errors import Error, HostError
-from .policy import PassThrough, PostProcessor as Processor
+
+if TYPE_CHECKING:
+    from .agent import Opening
 
 T = TypeVar("T")
-
-policy = the_policy()
 
 
 class ComponentHost:
@@ -99,7 +99,6 @@ class ComponentHost:
         _check.request(method, url, headers, body)
         return _wasi.send(method, url, headers, body)
 
-
     def tool_list(self, server: str) -> list[types.Tool]:
         """`tools.list`."""
         _check.text("the name of a server", server)
@@ -120,10 +119,16 @@ class ComponentHost:
         _check.maybe_u32("max_tokens", max_tokens)
         asked = functions.Input_Text(value) if kind == "text" else functions.Input_Json(value)
         reply = lent(lambda: functions.call(function, asked, max_tokens))
-        finish = types.FinishReason[reply.usage.finish.name]
-        usage = types.Usage(reply.usage.prompt_tokens, reply.usage.completion_tokens, finish)
         metadata = {pair.name: pair.value for pair in reply.metadata}
-        return types.Reply(reply.text, reply.function, reply.version, usage, metadata, reply.receipt)
+        return types.Reply(reply.text, reply.function, reply.version, lift_usage(reply.usage), metadata, reply.receipt)
+
+    def open_session(self, opening: Opening) -> HostSession:
+        """World `agent` has them."""
+        raise HostError("denied", "generations: only a plugin of world `agent` has sessions of its own")
+
+    def write_output(self, text: str) -> None:
+        """World `agent` has it."""
+        raise HostError("denied", "output: only a plugin of world `agent` writes it")
 
 
 HOST = ComponentHost()
@@ -142,9 +147,9 @@ def lent(call: Callable[[], T]) -> T:
         raise HostError(kinds.get(type(refused.value), "failed"), refused.value.value) from None
 
 
-def hosted(call: Callable[[], T]) -> T:
-    """What the policy answers, with the host at hand; what it raises becomes the function's fault."""
-    current.set(HOST)
+def hosted(call: Callable[[], T], host: ComponentHost = HOST) -> T:
+    """What the plugin answers, with the host at hand; what it raises becomes the function's fault."""
+    current.set(host)
     try:
         return call()
     except Exception as error:
@@ -159,70 +164,6 @@ def fail(error: Exception) -> NoReturn:
         said = f"{type(error).__name__}: {error}"
         HOST.write("error", "".join(traceback.format_exception(error)))
     raise Err(said.encode(errors="replace").decode()) from None
-
-
-class Hooks:
-    """The exported functions."""
-
-    def route(self, request: wit.Request) -> wit.Decision:
-        """Asks the policy."""
-
-        def call() -> wit.Decision:
-            decision = policy.route(lift_request(request))
-            _check.decision(decision)
-            return lower_decision(decision)
-
-        return hosted(call)
-
-    def compose(self, request: wit.Request) -> wit.Plan:
-        """Asks the policy."""
-
-        def call() -> wit.Plan:
-            plan = policy.compose(lift_request(request))
-            _check.plan(plan)
-            return lower_plan(plan)
-
-        return hosted(call)
-
-
-class PostProcessor:
-    """The exported resource. Its constructor cannot fail in the contract: what it raised is said at the first call."""
-
-    def __init__(self, request: wit.Request) -> None:
-        current.set(HOST)
-        self.failed: Exception | None = None
-        self.processor: Processor = PassThrough()
-        try:
-            self.processor = policy.post_processor(lift_request(request))
-        except Exception as error:
-            self.failed = error
-
-    def chunk(self, chunk: wit.Chunk) -> list[wit.Action]:
-        """Asks the post-processor."""
-
-        def call() -> list[wit.Action]:
-            if self.failed is not None:
-                raise self.failed
-            tokens = [types.Token(token.id, token.logprob) for token in chunk.tokens]
-            actions = self.processor.chunk(types.Chunk(chunk.text, tokens))
-            _check.actions(actions)
-            return [lower_action(action) for action in actions]
-
-        return hosted(call)
-
-    def finish(self, usage: wit.Usage) -> wit.Ending:
-        """Asks the post-processor."""
-
-        def call() -> wit.Ending:
-            if self.failed is not None:
-                raise self.failed
-            finish = types.FinishReason[usage.finish.name]
-            ending = self.processor.finish(types.Usage(usage.prompt_tokens, usage.completion_tokens, finish))
-            _check.ending(ending)
-            actions = [lower_action(action) for action in ending.actions]
-            return wit.Ending(actions, lower_pairs(ending.metadata), lower_pairs(ending.claims))
-
-        return hosted(call)
 
 
 def lift_request(request: wit.Request) -> types.Request:
@@ -240,44 +181,34 @@ def lift_request(request: wit.Request) -> types.Request:
     )
 
 
-def lower_decision(decision: types.Decision) -> wit.Decision:
-    """Ours as the generated class."""
-    match decision:
-        case types.Serve():
-            return wit.Decision_Serve()
-        case types.HandOver():
-            return wit.Decision_HandOver(decision.function)
-        case types.Answer():
-            return wit.Decision_Answer(decision.text)
-        case types.Reject():
-            return wit.Decision_Reject(wit.Rejection(decision.code, decision.reason))
+def lift_usage(usage: wit.Usage) -> types.Usage:
+    """The generated class as ours."""
+    return types.Usage(usage.prompt_tokens, usage.completion_tokens, types.FinishReason[usage.finish.name])
 
 
-def lower_plan(plan: types.Plan) -> wit.Plan:
+def lift_tokens(tokens: list[wit.Token]) -> list[types.Token]:
+    """The generated classes as ours."""
+    return [types.Token(token.id, token.logprob) for token in tokens]
+
+
+def lower_sampling(sampling: types.Sampling) -> wit.Sampling:
     """Ours as the generated class."""
-    sampling, stop = plan.sampling, plan.stop
-    return wit.Plan(
-        prompt=lower_prompt(plan.prompt),
-        composition=lower_composition(plan.composition),
-        sampling=wit.Sampling(
-            temperature=float(sampling.temperature),
-            top_k=sampling.top_k,
-            top_p=float(sampling.top_p),
-            min_p=float(sampling.min_p),
-            repetition_penalty=float(sampling.repetition_penalty),
-            presence_penalty=float(sampling.presence_penalty),
-            frequency_penalty=float(sampling.frequency_penalty),
-            seed=sampling.seed,
-            logprobs=sampling.logprobs,
-        ),
-        stop=wit.StopConditions(stop.strings, stop.token_ids, stop.ignore_eos),
-        constraint=lower_constraint(plan.constraint),
-        cold=lower_cold(plan.cold),
-        deadline_ms=plan.deadline_ms,
-        token_budget=plan.token_budget,
-        prefetch=plan.prefetch,
-        post_process=plan.post_process,
+    return wit.Sampling(
+        temperature=float(sampling.temperature),
+        top_k=sampling.top_k,
+        top_p=float(sampling.top_p),
+        min_p=float(sampling.min_p),
+        repetition_penalty=float(sampling.repetition_penalty),
+        presence_penalty=float(sampling.presence_penalty),
+        frequency_penalty=float(sampling.frequency_penalty),
+        seed=sampling.seed,
+        logprobs=sampling.logprobs,
     )
+
+
+def lower_stop(stop: types.StopConditions) -> wit.StopConditions:
+    """Ours as the generated class."""
+    return wit.StopConditions(stop.strings, stop.token_ids, stop.ignore_eos)
 
 
 def lower_prompt(prompt: types.Prompt) -> wit.Prompt:
@@ -344,51 +275,6 @@ def lower_cold(cold: types.ColdPolicy | None) -> wit.ColdPolicy | None:
             return wit.ColdPolicy_Refuse()
 
 
-def lower_action(action: types.Action) -> wit.Action:
-    """Ours as the generated class."""
-    match action:
-        case types.Pass():
-            return wit.Action_Pass()
-        case types.Replace():
-            return wit.Action_Replace(action.text)
-        case types.Hold():
-            return wit.Action_Hold()
-        case types.Emit():
-            return wit.Action_Emit(action.text)
-        case types.Stop():
-            return wit.Action_Stop()
-        case types.SwitchComposition():
-            return wit.Action_SwitchComposition(lower_composition(action.composition))
-
-
 def lower_pairs(pairs: dict[str, str]) -> list[wit.Pair]:
     """Names with values, in their order."""
     return [wit.Pair(name, value) for name, value in pairs.items()]
-
-
-def warm_up() -> None:
-    """Runs what each request runs, but for the policy, while the component is built: the interpreter keeps what it learned
-    about this code, and each request begins with it.
-    """
-    asked = wit.Request("", "", 1, "", "null", [wit.Message("user", "")], [wit.Pair("", "")], False, 1)
-    plan = types.Plan(types.chat("", ""), composition=[types.CompositionEntry("", 1.0)])
-    decisions: list[types.Decision] = [types.Answer(""), types.Serve()]
-    actions: list[types.Action] = [types.Hold(), types.Pass(), types.Replace(""), types.Stop()]
-    for _ in range(WARM_UP_ROUNDS):
-        lift_request(asked).prompt()
-        for decision in decisions:
-            _check.decision(decision)
-            hosted(lambda: lower_decision(decision))
-        _check.plan(plan)
-        lower_plan(plan)
-        _check.actions(actions)
-        for action in actions:
-            lower_action(action)
-    # What is there now lives as long as the component: nothing is gained by looking through it in a request.
-    gc.collect()
-    gc.freeze()
-
-
-WARM_UP_ROUNDS = 32
-
-warm_up()

@@ -1,10 +1,15 @@
 """What the host lends, as one interface: the component's imports implement it, and so does the harness for tests."""
 
+from __future__ import annotations
+
 from contextvars import ContextVar
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .errors import Error
-from .types import Adapter, Reply, Tool, ToolOutcome
+from .types import Adapter, Chunk, Reply, Tool, ToolOutcome, Usage
+
+if TYPE_CHECKING:
+    from .agent import Bounds, Generated, Opening
 
 
 class HostSnapshot(Protocol):
@@ -12,7 +17,7 @@ class HostSnapshot(Protocol):
 
     value: bytes | None
 
-    def swap(self, value: bytes) -> "HostSnapshot | None": ...
+    def swap(self, value: bytes) -> HostSnapshot | None: ...
 
 
 class HostBucket(Protocol):
@@ -24,6 +29,19 @@ class HostBucket(Protocol):
     def keys(self) -> list[str]: ...
     def increment(self, key: str, delta: int) -> int: ...
     def snapshot(self, key: str) -> HostSnapshot: ...
+
+
+class HostSession(Protocol):
+    """A session of an agent. `next` gives a chunk, or at the end the usage."""
+
+    def tokens(self) -> int: ...
+    def append(self, text: str) -> int: ...
+    def generate(self, bounds: Bounds) -> Generated: ...
+    def start(self, bounds: Bounds) -> None: ...
+    def next(self) -> Chunk | Usage: ...
+    def stop(self) -> None: ...
+    def fork(self) -> HostSession: ...
+    def close(self) -> None: ...
 
 
 class Host(Protocol):
@@ -49,6 +67,8 @@ class Host(Protocol):
     def http(
         self, method: str, url: str, headers: list[tuple[str, str]], body: bytes
     ) -> tuple[int, list[tuple[str, str]], bytes]: ...
+    def open_session(self, opening: Opening) -> HostSession: ...
+    def write_output(self, text: str) -> None: ...
 
 
 current: ContextVar[Host] = ContextVar("tenon_host")
@@ -60,6 +80,6 @@ def host() -> Host:
         return current.get()
     except LookupError:
         raise Error(
-            "there is no host here: ask it inside of route, compose and the post-processor, not while the module is "
+            "there is no host here: ask it inside of route, compose, the post-processor and run, not while the module is "
             "loaded; in tests, call these through tenon_sdk.testing.Harness"
         ) from None

@@ -12,6 +12,23 @@ COMPONENT_BYTES_MAX = 32 << 20
 """What a host takes, unless its operator says less."""
 HOOKS = "hooks"
 ENTRY = "tenon_plugin_entry"
+EXPORTS = {"policy": "from tenon_sdk._component_policy import Hooks", "agent": "from tenon_sdk._component_agent import Driver"}
+"""What the component is made of, by the world of the plugin."""
+UNLOADABLE = 3
+WORLD_OF = f"""
+import importlib, sys
+module, *sys.path[:0] = sys.argv[1:]
+try:
+    importlib.import_module(module)
+except BaseException:
+    sys.exit({UNLOADABLE})
+from tenon_sdk._export import the_world
+try:
+    print(the_world())
+except TypeError as error:
+    sys.exit(str(error))
+"""
+"""Loads a module and says which world it is of."""
 
 
 class BuildError(Exception):
@@ -27,7 +44,7 @@ def contract() -> Path:
 
 
 def build(app: Path, output: Path, *, stub_wasi: bool = False) -> int:
-    """Writes the component of the module `app`, which exports a policy, to `output`, and returns its size in bytes.
+    """Writes the component of the module `app`, which exports a policy or an agent, to `output`, and returns its size in bytes.
 
     Modules beside it may be imported, and installed packages of pure Python. CPython imports WASI, of which a host lends an
     inert version; with `stub_wasi` it does not, at the price of 24 more core instances. Raises `BuildError`.
@@ -39,16 +56,17 @@ def build(app: Path, output: Path, *, stub_wasi: bool = False) -> int:
         raise BuildError(f"{app.name} cannot be imported under this name: call it app.py")
     if (app.parent / f"{HOOKS}.py").exists():
         raise BuildError(f"{HOOKS}.py is a name that the component needs for itself: call yours something else")
+    world = world_of(app)
     with tempfile.TemporaryDirectory(prefix="tenon-build-") as made:
         folder = Path(made)
         shutil.copytree(PACKAGE, folder / "tenon_sdk", ignore=shutil.ignore_patterns("__pycache__", "wit"))
-        entry = f'"""Made by tenon_sdk."""\nimport {app.stem}\nfrom tenon_sdk._component import Hooks\n'
-        (folder / f"{ENTRY}.py").write_text(entry)
-        (folder / f"{HOOKS}.py").write_text('"""Made by tenon_sdk."""\nfrom tenon_sdk._component import PostProcessor\n')
+        (folder / f"{ENTRY}.py").write_text(f'"""Made by tenon_sdk."""\nimport {app.stem}\n{EXPORTS[world]}\n')
+        if world == "policy":
+            (folder / f"{HOOKS}.py").write_text('"""Made by tenon_sdk."""\nfrom tenon_sdk._component_policy import PostProcessor\n')
         component = folder / "component.wasm"
         command = [
             tool("componentize-py"),
-            *("--wit-path", str(contract()), "--world", "policy-wasi"),
+            *("--wit-path", str(contract()), "--world", f"{world}-wasi"),
             *("componentize", *(["--stub-wasi"] if stub_wasi else []), ENTRY, "--output", str(component)),
             *("--python-path", str(folder), "--python-path", str(app.parent)),
         ]
@@ -59,6 +77,18 @@ def build(app: Path, output: Path, *, stub_wasi: bool = False) -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(component, output)
     return size
+
+
+def world_of(app: Path) -> str:
+    """`policy` or `agent`, by what the module exports. Raises `BuildError` if that is neither or both."""
+    command = [sys.executable, "-B", "-c", WORLD_OF, app.stem, str(app.parent), str(PACKAGE.parent)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return done.stdout.split()[-1]
+    if done.returncode != UNLOADABLE:
+        raise BuildError(f"{app.name}: {done.stderr.strip()}")
+    # What cannot be loaded here may be loaded in a component, or fails there with its reason.
+    return "agent" if "export_agent" in app.read_text() else "policy"
 
 
 def tool(name: str) -> str:

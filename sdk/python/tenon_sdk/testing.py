@@ -1,9 +1,12 @@
-"""Runs a policy natively, with a host that the test describes: tests need no WebAssembly.
+"""Runs a policy or an agent natively, with a host that the test describes: tests need no WebAssembly.
 
     from tenon_sdk.testing import Harness, request
 
     plan = Harness().adapter("manners").config("tone", "warm").compose(Polite, request("hello"))
     assert plan.composition[0].adapter == "manners"
+
+    text, answer = Harness().says("Wet.").run(Corrector, request("The sea?"))
+    assert text == "Wet."
 
 What crosses to the host in a component is checked here as there, so that a wrong type fails a test.
 """
@@ -11,10 +14,13 @@ What crosses to the host in a component is checked here as there, so that a wron
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from . import _check
 from ._host import current
+from ._testing_agents import Engine, FakeSession, Said
+from ._testing_buckets import Contents, FakeBucket
+from .agent import Agent, Answer, Opening
 from .errors import HostError
 from .http import HttpResponse
 from .policy import Policy
@@ -44,7 +50,6 @@ T = TypeVar("T")
 
 RANDOM_BYTES_MAX = 65_536
 ADAPTER_RANK = 8
-S64_MAX = (1 << 63) - 1
 EPOCH_SECONDS = 1_767_225_600.0
 
 
@@ -93,8 +98,9 @@ class Harness:
         self._seed = 0
         self._elapsed_ms = 0
         self._secrets: dict[str, str] = {}
-        self._buckets: dict[str, _Contents] = {}
+        self._buckets: dict[str, Contents] = {}
         self._answers: dict[str, HttpResponse] = {}
+        self._said: list[Said | HostError] = []
         self._last = _Fake(self)
 
     def adapter(self, alias: str) -> Self:
@@ -126,13 +132,23 @@ class Harness:
     def bucket(self, name: str, values: Mapping[str, bytes | str] | None = None) -> Self:
         """Grants a bucket, with these values. What a call writes is there for the next one."""
         pairs = (values or {}).items()
-        self._buckets[name] = _Contents({key: value.encode() if isinstance(value, str) else value for key, value in pairs})
+        self._buckets[name] = Contents({key: value.encode() if isinstance(value, str) else value for key, value in pairs})
         return self
 
     def answer(self, url: str, status: int = 200, body: bytes | str = b"", headers: dict[str, str] | None = None) -> Self:
         """Grants requests to URLs that begin with this one, and answers them so; of several the longest counts."""
         content = body.encode() if isinstance(body, str) else body
         self._answers[url] = HttpResponse(status, dict(headers or {}), content)
+        return self
+
+    def says(self, text: str, logprob: float = -1.0) -> Self:
+        """Has the next generation of an agent say this, each token with this log-probability. Without more, generations fail."""
+        self._said.append(Said(text, logprob))
+        return self
+
+    def refuses(self, kind: Literal["denied", "unsupported", "limit", "failed"], what: str) -> Self:
+        """Has the next generation of an agent refused, as a budget refuses it: `.refuses("limit", "generations_max")`."""
+        self._said.append(HostError(kind, what))
         return self
 
     def seed(self, seed: int) -> Self:
@@ -179,6 +195,24 @@ class Harness:
 
         return self._with(call)
 
+    def run(self, agent: Agent | type[Agent], request: Request) -> tuple[str, Answer]:
+        """Calls `run` and returns all that the caller would read, and the answer."""
+        answer = self._with(lambda: _made(agent).run(request))
+        _check.answer(answer)
+        return "".join(self._last.written) + answer.text, answer
+
+    def prompts(self) -> list[str]:
+        """What sessions held when the last call had them generate, in order."""
+        return list(self._last.engine.prompts)
+
+    def written(self) -> list[str]:
+        """What the last call wrote before its answer, in the pieces in which it did."""
+        return list(self._last.written)
+
+    def sessions(self) -> int:
+        """How many sessions the last call left open."""
+        return self._last.engine.open
+
     def lines(self) -> list[str]:
         """What the last call has logged."""
         return list(self._last.lines)
@@ -213,84 +247,8 @@ class Harness:
         return copy_context().run(hosted)
 
 
-def _made(policy: Policy | type[Policy]) -> Policy:
-    return policy() if isinstance(policy, type) else policy
-
-
-class _Contents:
-    """What a bucket of the harness holds: every write makes another version of its key, also of the same value."""
-
-    def __init__(self, values: dict[str, bytes]) -> None:
-        self.values = values
-        self._versions = dict.fromkeys(values, 0)
-        self._last = 0
-
-    def put(self, key: str, value: bytes) -> None:
-        self._last += 1
-        self.values[key], self._versions[key] = value, self._last
-
-    def remove(self, key: str) -> None:
-        self.values.pop(key, None)
-        self._versions.pop(key, None)
-
-    def version(self, key: str) -> int | None:
-        return self._versions.get(key)
-
-
-class _FakeSnapshot:
-    """The state of a key."""
-
-    def __init__(self, contents: _Contents, key: str) -> None:
-        self._contents = contents
-        self._key = key
-        self._version = contents.version(key)
-        self.value = contents.values.get(key)
-
-    def swap(self, value: bytes) -> "_FakeSnapshot | None":
-        _check.data("the value of a key", value)
-        if self._contents.version(self._key) != self._version:
-            return _FakeSnapshot(self._contents, self._key)
-        self._contents.put(self._key, value)
-        return None
-
-
-class _FakeBucket:
-    """A bucket of the harness."""
-
-    def __init__(self, contents: _Contents) -> None:
-        self._contents = contents
-
-    def get(self, key: str) -> bytes | None:
-        _check.text("a key", key)
-        return self._contents.values.get(key)
-
-    def set(self, key: str, value: bytes) -> None:
-        _check.text("a key", key)
-        _check.data("the value of a key", value)
-        self._contents.put(key, value)
-
-    def delete(self, key: str) -> None:
-        _check.text("a key", key)
-        self._contents.remove(key)
-
-    def keys(self) -> list[str]:
-        return sorted(self._contents.values, key=str.encode)
-
-    def increment(self, key: str, delta: int) -> int:
-        _check.text("a key", key)
-        _check.s64("delta", delta)
-        try:
-            total = int(self._contents.values.get(key, b"0")) + delta
-        except ValueError:
-            raise HostError("failed", "the value is no number") from None
-        if not -S64_MAX - 1 <= total <= S64_MAX:
-            raise HostError("failed", "the sum has over 64 bits")
-        self._contents.put(key, str(total).encode())
-        return total
-
-    def snapshot(self, key: str) -> _FakeSnapshot:
-        _check.text("a key", key)
-        return _FakeSnapshot(self._contents, key)
+def _made(plugin: T | type[T]) -> T:
+    return plugin() if isinstance(plugin, type) else plugin
 
 
 class _Fake:
@@ -312,6 +270,8 @@ class _Fake:
         self.tool_calls: list[tuple[str, str, str]] = []
         self._tools = list(harness._tools)
         self.requests: list[HttpRequest] = []
+        self.engine = Engine(list(harness._said), [adapter.alias for adapter in harness._adapters])
+        self.written: list[str] = []
 
     def adapters(self) -> list[Adapter]:
         return list(self._adapters)
@@ -389,11 +349,11 @@ class _Fake:
     def count(self, text: str) -> int:
         return len(self.encode(text))
 
-    def bucket(self, name: str) -> _FakeBucket:
+    def bucket(self, name: str) -> FakeBucket:
         _check.text("the name of a bucket", name)
         if name not in self._buckets:
             raise HostError("denied", f"the bucket `{name}`; see the manifest's grants.kv")
-        return _FakeBucket(self._buckets[name])
+        return FakeBucket(self._buckets[name])
 
     def http(
         self, method: str, url: str, headers: list[tuple[str, str]], body: bytes
@@ -405,6 +365,13 @@ class _Fake:
             raise HostError("denied", f"{method} {url}; see the manifest's grants.http")
         found = self._answers[known]
         return found.status, list(found.headers.items()), found.body
+
+    def open_session(self, opening: Opening) -> FakeSession:
+        return self.engine.opened(opening)
+
+    def write_output(self, text: str) -> None:
+        _check.text("what is written", text)
+        self.written.append(text)
 
 
 class _Output:
