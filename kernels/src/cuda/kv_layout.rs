@@ -121,6 +121,12 @@ impl KvLayout {
         self.head_dim as usize
     }
 
+    /// Bytes of one position of one head of K, without its scale.
+    #[must_use]
+    pub const fn head_bytes(&self) -> usize {
+        (self.head_dim as u64 * self.format().value_bytes()) as usize
+    }
+
     /// Layers that a block holds.
     #[must_use]
     pub const fn layers(&self) -> usize {
@@ -168,7 +174,7 @@ impl KvLayout {
         offset: usize,
     ) -> Vec<f32> {
         let bytes = &pool[self.value_at(block, layer, is_value, head, offset)..];
-        let bytes = &bytes[..self.head_dim() * self.format().value_bytes() as usize];
+        let bytes = &bytes[..self.head_bytes()];
         let scale = || {
             let at = self.scale_at(block, layer, is_value, head, offset);
             pool[at..].first_chunk().map_or(f32::NAN, |scale| f32::from_le_bytes(*scale))
