@@ -5,7 +5,9 @@ mod cases;
 use half::f16;
 
 use crate::cuda::kernel::{argument, fatbin};
-use crate::cuda::{CudaError, Device, DevicePtr, DeviceRange, HEAD_DIMS, Kernel, KvLayout, Launch, Module, Plain, Stream};
+use crate::cuda::{
+    CudaError, Device, DevicePtr, DeviceRange, HEAD_DIMS, Kernel, KvLayout, Launch, Module, Plain, Stream,
+};
 
 pub(crate) use cases::cases;
 
@@ -199,9 +201,13 @@ impl Attention {
     fn arguments(&self, op: &AttentionArgs) -> Result<Arguments, CudaError> {
         let (rows, width) = (op.rows_max as usize, op.heads as usize * self.head_dim as usize);
         if op.kv.head_dim() != self.head_dim as usize {
-            return Err(CudaError::Shape { what: "attention: kernels of another width of heads", value: op.kv.head_dim() });
+            return Err(CudaError::Shape {
+                what: "attention: kernels of another width of heads",
+                value: op.kv.head_dim(),
+            });
         }
-        if op.heads == 0 || !(op.heads as usize).is_multiple_of(op.kv.kv_heads()) || op.layer as usize >= op.kv.layers() {
+        if op.heads == 0 || !(op.heads as usize).is_multiple_of(op.kv.kv_heads()) || op.layer as usize >= op.kv.layers()
+        {
             return Err(CudaError::Shape { what: "attention: heads or layer", value: op.heads as usize });
         }
         Ok(Arguments {
@@ -224,7 +230,9 @@ impl Attention {
 
 fn in_limits(grid: [u32; 3]) -> Result<[u32; 3], CudaError> {
     match grid[1].max(grid[2]) {
-        most @ 65_536.. => Err(CudaError::Shape { what: "attention: tiles or heads of one launch", value: most as usize }),
+        most @ 65_536.. => {
+            Err(CudaError::Shape { what: "attention: tiles or heads of one launch", value: most as usize })
+        }
         _ => Ok(grid),
     }
 }

@@ -125,7 +125,8 @@ fn run(
     // Chains: what a copy wrote is read by the next.
     let mut pairs = Vec::new();
     for copy in 0..copies {
-        let from = if copy % 2 == 1 { pairs.last().map_or(0, |pair: &[u32; 2]| pair[1]) } else { random.below(blocks) as u32 };
+        let from =
+            if copy % 2 == 1 { pairs.last().map_or(0, |pair: &[u32; 2]| pair[1]) } else { random.below(blocks) as u32 };
         let to = (from + 1 + random.below(blocks - 1) as u32) % blocks as u32;
         pairs.push([from, to]);
     }

@@ -1,9 +1,9 @@
 //! The embedding of each token into the residual stream, out of a table in any format of weights: `cuda/embed.cu`.
 
-use crate::cuda::kernel::fatbin;
-use crate::cuda::selftest::{Buffers, Case, Random, worst};
 use crate::Isa;
+use crate::cuda::kernel::fatbin;
 use crate::cuda::repack::{WeightFormat, repack};
+use crate::cuda::selftest::{Buffers, Case, Random, worst};
 use crate::cuda::{CudaError, Device, DeviceRange, Kernel, Launch, Module, Stream};
 use crate::quantised::{BlockFormat, dequantise};
 
@@ -108,7 +108,8 @@ fn run(device: &Device, seed: u64, format: WeightFormat, width: usize) -> Result
 
 /// Blocks of any codes, with scales that are numbers.
 fn blocks(random: &mut Random, format: BlockFormat, values: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..values / format.block_values() * format.block_bytes()).map(|_| random.bits() as u8).collect();
+    let mut bytes: Vec<u8> =
+        (0..values / format.block_values() * format.block_bytes()).map(|_| random.bits() as u8).collect();
     for block in bytes.chunks_exact_mut(format.block_bytes()) {
         // The high bytes of the halves that are scales; of bf16, of each value.
         let halves: &[usize] = match format {

@@ -83,7 +83,9 @@ pub(crate) fn cases() -> Vec<Case> {
 fn run(device: &Device, seed: u64, rows: usize, rows_max: usize, width: usize) -> Result<f64, CudaError> {
     let (op, mut random, mut buffers) = (Swiglu::load(device)?, Random::new(seed), Buffers::new(device));
     let mut gate_up = random.normals(rows * 2 * width, 4.0);
-    for (at, hostile) in [-200.0, 200.0, f32::INFINITY, f32::NAN, -90.0, 0.0].into_iter().enumerate().take(gate_up.len()) {
+    for (at, hostile) in
+        [-200.0, 200.0, f32::INFINITY, f32::NAN, -90.0, 0.0].into_iter().enumerate().take(gate_up.len())
+    {
         gate_up[at] = hostile;
     }
     let args = SwigluArgs {

@@ -3,12 +3,14 @@
 
 use half::{bf16, f16};
 
-use super::{Attention, AttentionArgs, AttentionPartials, AttentionTile, attention_row, rows_tile_rows, split_tile_rows};
+use super::{
+    Attention, AttentionArgs, AttentionPartials, AttentionTile, attention_row, rows_tile_rows, split_tile_rows,
+};
 use crate::cuda::selftest::{Buffers, Case, Random, worst};
 use crate::cuda::{CudaError, Device, KvFormat, KvLayout};
 
-/// bf16 rounds by 2^-9 of a value, weights in f16 by 2^-11 each, keys and values of the short forms by 2^-12 more.
-const TOLERANCE: f64 = 0.004;
+/// bf16 rounds by up to 2^-8 of a value, weights in f16 by 2^-11 each, keys and values of the short forms by 2^-12.
+const TOLERANCE: f64 = 0.005;
 const LAYERS: usize = 2;
 const LAYER: usize = 1;
 
@@ -67,14 +69,8 @@ pub(crate) fn cases() -> Vec<Case> {
         let name = format!("{name}: {heads}:{kv_heads} x {head_dim}");
         Case::new("attention", name, TOLERANCE, move |device, seed| run(device, seed, shape))
     };
-    let wide = Shape {
-        heads: 129,
-        kv_heads: 1,
-        head_dim: 32,
-        block_tokens: 4,
-        format: F16,
-        sequences: &[(2, 1), (0, 2)],
-    };
+    let wide =
+        Shape { heads: 129, kv_heads: 1, head_dim: 32, block_tokens: 4, format: F16, sequences: &[(2, 1), (0, 2)] };
     let wide = Case::new("attention", "more heads to a key than queries to a block", TOLERANCE, move |device, seed| {
         run(device, seed, wide)
     });
@@ -134,7 +130,8 @@ fn inputs(random: &mut Random, buffers: &mut Buffers<'_>, shape: Shape) -> Resul
     }
     let (rows, rows_max) = (shape.rows(), shape.rows() + 3);
     let q: Vec<f16> = (0..rows * heads * head_dim).map(|_| f16::from_f32(random.normal(2.0))).collect();
-    let positions: Vec<u32> = sequences.iter().flat_map(|(before, rows)| *before as u32..(before + rows) as u32).collect();
+    let positions: Vec<u32> =
+        sequences.iter().flat_map(|(before, rows)| *before as u32..(before + rows) as u32).collect();
     let args = AttentionArgs {
         out: buffers.empty::<bf16>(rows_max * heads * head_dim)?,
         q: buffers.with_room(&q, rows_max * heads * head_dim)?,
@@ -166,7 +163,7 @@ fn write(random: &mut Random, kv: &KvLayout, pool: &mut [u8], (block, head, at):
         // Up to 7.5, whatever the sign.
         KvFormat::Fp8 => bytes.iter_mut().for_each(|code| *code = random.below(256) as u8 & 0xcf),
     }
-    let scale = (0.5 + random.unit() as f32) * if kv.format() == KvFormat::Int8 { 0.015 } else { 0.5 };
+    let scale = (0.5 + random.unit() as f32) * if kv.format() == KvFormat::Int8 { 0.01 } else { 0.2 };
     let start = kv.scale_at(block, LAYER, is_value, head, at);
     pool[start..start + 4].copy_from_slice(&scale.to_le_bytes());
 }

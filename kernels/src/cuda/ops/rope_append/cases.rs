@@ -113,13 +113,14 @@ fn run(device: &Device, seed: u64, shape: Shape) -> Result<f64, CudaError> {
                 q[(row * heads + head) * head_dim..][..head_dim].iter().map(|value| value.to_f32()).collect()
             } else {
                 let (at, block) = (positions[row] % block_tokens, block_of(row) as u32);
-                written += kv.head_bytes();
+                written += kv.head_bytes() + if format == KvFormat::F16 { 0 } else { 4 };
                 kv.read(&pool, block, layer, is_value, (head - heads) % kv_heads, at)
             };
             let most = want.iter().fold(0.0f32, |most, value| most.max(value.abs()));
             let parts = |values: &[f32]| values.iter().map(|value| f64::from(value / most)).collect::<Vec<_>>();
             // Queries are f16 whatever the keys are.
-            let part = worst(parts(&got), parts(&want)) * if is_query { tolerance(format) / TOLERANCE_F16 } else { 1.0 };
+            let part =
+                worst(parts(&got), parts(&want)) * if is_query { tolerance(format) / TOLERANCE_F16 } else { 1.0 };
             error = error.max(part);
         }
     }

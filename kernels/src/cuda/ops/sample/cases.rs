@@ -1,7 +1,7 @@
 //! Cases of sampling: many requests of all kinds over one vocabulary, drawn at once, compared with the plain rules.
 
 use super::{
-    SAMPLE_NO_LOGPROBS, Sample, SampleArgs, SampleBias, SampleParams, SampleSeen, SampledRow, Sampled, sample,
+    SAMPLE_NO_LOGPROBS, Sample, SampleArgs, SampleBias, SampleParams, SampleSeen, Sampled, SampledRow, sample,
 };
 use crate::cuda::selftest::{Buffers, Case, Random};
 use crate::cuda::{CudaError, Device};
