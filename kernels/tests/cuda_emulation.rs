@@ -37,6 +37,10 @@ fn emulated(test: &str, settings: &[&[(&str, &str)]], body: impl Fn()) {
             .env(CHILD, "1")
             .env("LD_LIBRARY_PATH", &folder);
         child.envs(settings.iter().copied());
+        // A sanitizer's runtime, which must be loaded before everything else.
+        if let Some(runtime) = std::env::var_os("TENON_CUDA_PRELOAD") {
+            child.env("LD_PRELOAD", runtime);
+        }
         let output = child.output().expect("a test can be run again");
         let stderr = String::from_utf8_lossy(&output.stderr);
         let stdout = String::from_utf8_lossy(&output.stdout);
