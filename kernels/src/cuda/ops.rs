@@ -2,4 +2,5 @@
 //! cases of the self-test.
 
 pub mod linear;
+pub mod lora;
 pub mod rms_norm;

@@ -72,7 +72,7 @@ impl fmt::Display for CaseResult {
 
 /// All cases, operation by operation.
 fn cases() -> Vec<Case> {
-    [ops::rms_norm::cases(), ops::linear::cases()].into_iter().flatten().collect()
+    [ops::rms_norm::cases(), ops::linear::cases(), ops::lora::cases()].into_iter().flatten().collect()
 }
 
 /// Runs every case whose operation or name contains `filter`, once for each seed, and prints a line for each to `table`
@@ -169,6 +169,11 @@ pub(crate) struct Buffers<'a> {
 impl<'a> Buffers<'a> {
     pub(crate) fn new(device: &'a Device) -> Self {
         Self { device, memory: Vec::new() }
+    }
+
+    /// Where it lies.
+    pub(crate) fn device(&self) -> &'a Device {
+        self.device
     }
 
     /// Room for `count` values.
