@@ -4,6 +4,8 @@
 pub mod attention;
 pub mod copy_wipe;
 pub mod embed;
+pub mod linear;
+pub mod lora;
 pub mod rms_norm;
 pub mod rope_append;
 pub mod sample;

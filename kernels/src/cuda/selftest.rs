@@ -78,6 +78,8 @@ fn cases() -> Vec<Case> {
         ops::rope_append::cases(),
         ops::attention::cases(),
         ops::swiglu::cases(),
+        ops::linear::cases(),
+        ops::lora::cases(),
         ops::sample::cases(),
         ops::copy_wipe::cases(),
     ]
@@ -185,6 +187,11 @@ impl<'a> Buffers<'a> {
     /// Where everything runs.
     pub(crate) fn stream(&self) -> &'a Stream {
         self.device.compute()
+    }
+
+    /// Where it lies.
+    pub(crate) fn device(&self) -> &'a Device {
+        self.device
     }
 
     /// Room for `count` values.
