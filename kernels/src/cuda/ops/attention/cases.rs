@@ -53,28 +53,32 @@ impl Shape {
 
 pub(crate) fn cases() -> Vec<Case> {
     use KvFormat::{F16, Fp8, Int8};
-    let shapes: [(&str, usize, usize, usize, usize, KvFormat, &'static [(usize, usize)]); 9] = [
-        ("one position", 1, 1, 32, 1, F16, &[(0, 1)]),
-        ("decode around tiles", 3, 1, 64, 4, F16, &[(62, 1), (63, 1), (64, 1), (2, 1)]),
-        ("decode around chunks", 8, 2, 32, 16, F16, &[(254, 1), (255, 1), (256, 1), (700, 1)]),
-        ("decode wide heads", 4, 1, 128, 16, F16, &[(300, 1)]),
-        ("drafts", 6, 2, 96, 8, F16, &[(255, 5), (10, 2)]),
-        ("prefill over prefixes", 2, 2, 32, 32, F16, &[(0, 30), (250, 40), (500, 20), (7, 1)]),
-        ("prefill wide heads", 4, 1, 128, 256, F16, &[(240, 33)]),
-        ("decode and prefill in int8", 4, 2, 64, 16, Int8, &[(260, 1), (40, 21)]),
-        ("decode and prefill in fp8", 3, 1, 32, 2, Fp8, &[(270, 3), (50, 17)]),
+    let shape = |heads, kv_heads, head_dim, block_tokens, format, sequences| Shape {
+        heads,
+        kv_heads,
+        head_dim,
+        block_tokens,
+        format,
+        sequences,
+    };
+    let shapes = [
+        ("one position", shape(1, 1, 32, 1, F16, &[(0, 1)])),
+        ("decode around tiles", shape(3, 1, 64, 4, F16, &[(62, 1), (63, 1), (64, 1), (2, 1)])),
+        ("decode around chunks", shape(8, 2, 32, 16, F16, &[(254, 1), (255, 1), (256, 1), (700, 1)])),
+        ("decode wide heads", shape(4, 1, 128, 16, F16, &[(300, 1)])),
+        ("drafts", shape(6, 2, 96, 8, F16, &[(255, 5), (10, 2)])),
+        ("prefill over prefixes", shape(2, 2, 32, 32, F16, &[(0, 30), (250, 40), (500, 20), (7, 1)])),
+        ("prefill wide heads", shape(4, 1, 128, 256, F16, &[(240, 33)])),
+        ("decode and prefill in int8", shape(4, 2, 64, 16, Int8, &[(260, 1), (40, 21)])),
+        ("decode and prefill in fp8", shape(3, 1, 32, 2, Fp8, &[(270, 3), (50, 17)])),
+        ("more heads than queries of a block", shape(129, 1, 32, 4, F16, &[(2, 1), (0, 2)])),
     ];
-    let case = |(name, heads, kv_heads, head_dim, block_tokens, format, sequences)| {
-        let shape = Shape { heads, kv_heads, head_dim, block_tokens, format, sequences };
-        let name = format!("{name}: {heads}:{kv_heads} x {head_dim}");
+    let case = |(name, shape): (&str, Shape)| {
+        let name = format!("{name}: {}:{} x {}", shape.heads, shape.kv_heads, shape.head_dim);
         Case::new("attention", name, TOLERANCE, move |device, seed| run(device, seed, shape))
     };
-    let wide =
-        Shape { heads: 129, kv_heads: 1, head_dim: 32, block_tokens: 4, format: F16, sequences: &[(2, 1), (0, 2)] };
-    let wide = Case::new("attention", "more heads to a key than queries to a block", TOLERANCE, move |device, seed| {
-        run(device, seed, wide)
-    });
-    shapes.into_iter().map(case).chain([wide]).collect()
+    let hostile = Case::new("attention", "NaN in one sequence, no tiles", 0.0, hostile);
+    shapes.into_iter().map(case).chain([hostile]).collect()
 }
 
 /// The inputs of a case, on the device.
@@ -230,4 +234,42 @@ fn reference(inputs: &Inputs, shape: Shape) -> Vec<f64> {
         table += tokens.div_ceil(shape.block_tokens);
     }
     out
+}
+
+/// A key and a value that are NaN spoil what sees them and nothing else; without tiles nothing is written.
+fn hostile(device: &Device, seed: u64) -> Result<f64, CudaError> {
+    let shape = Shape {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 32,
+        block_tokens: 8,
+        format: KvFormat::F16,
+        sequences: &[(70, 1), (300, 1), (5, 3)],
+    };
+    let (op, mut random, mut buffers) =
+        (Attention::load(device, shape.head_dim)?, Random::new(seed), Buffers::new(device));
+    let mut inputs = inputs(&mut random, &mut buffers, shape)?;
+    let clean = split(&op, &mut buffers, &mut inputs, shape, 1, 1)?;
+    let width = shape.heads * shape.head_dim;
+    // The second sequence's table begins behind the 9 blocks of the first.
+    for (position, is_value) in [(20, false), (290, true)] {
+        let block = inputs.tables[9 + position / 8];
+        let at = inputs.args.kv.value_at(block, LAYER, is_value, 0, position % 8);
+        let mut spoilt = inputs.pool.clone();
+        spoilt[at..at + 64].fill(0xff);
+        buffers.stream().upload_now(&spoilt, inputs.args.pool)?;
+        let ways =
+            [split(&op, &mut buffers, &mut inputs, shape, 1, 2)?, rows(&op, &mut buffers, &mut inputs, shape, 3)?];
+        let is_right = |(at, (spoilt, clean)): (usize, (&u16, &u16))| match at / width {
+            1 => bf16::from_bits(*spoilt).is_nan(),
+            _ => spoilt == clean,
+        };
+        if !ways.iter().all(|way| way.iter().zip(&clean).enumerate().all(is_right)) {
+            return Ok(f64::INFINITY);
+        }
+    }
+    set_tiles(&mut buffers, &mut inputs, &[])?;
+    op.rows(buffers.stream(), &inputs.args)?;
+    let untouched: Vec<u16> = buffers.read(inputs.args.out, inputs.args.out.bytes() / 2)?;
+    Ok(if untouched.iter().all(|bits| *bits == 0xffff) { 0.0 } else { f64::INFINITY })
 }
