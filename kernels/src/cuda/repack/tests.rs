@@ -62,7 +62,7 @@ fn every_bit_of_the_file_is_found_again() {
             let row_bytes = source.row_bytes(inputs).unwrap();
             // Random bytes throughout: scales of any sign and size, every code.
             let mut blocks = random_blocks(source, outputs * inputs / source.block_values(), 5);
-            blocks.iter_mut().enumerate().for_each(|(index, byte)| *byte ^= (index * 151 >> 3) as u8);
+            blocks.iter_mut().enumerate().for_each(|(index, byte)| *byte ^= ((index * 151) >> 3) as u8);
             let mut packed = vec![0xff; format.packed_bytes(outputs, inputs).unwrap()];
             repack(source, outputs, inputs, &blocks, &mut packed).unwrap();
             for (row, blocks) in blocks.chunks(row_bytes).enumerate() {
@@ -91,7 +91,8 @@ fn plain_numbers_are_rounded_once_and_padding_is_zero() {
                 let (tile, step, part) = (input / 32, input % 32 / 16, input % 4 / 2);
                 let lane = row % 8 * 4 + input % 16 / 4;
                 let register = part * 2 + row % PANEL / 8;
-                let at = row / PANEL * panel_bytes + tile * 1024 + step * 512 + lane * 16 + register * 4 + input % 2 * 2;
+                let at =
+                    row / PANEL * panel_bytes + tile * 1024 + step * 512 + lane * 16 + register * 4 + input % 2 * 2;
                 let expected = values.get(row * inputs + input).map_or(bf16::ZERO, |value| match format {
                     BlockFormat::F16 => bf16::from_f32(f16::from_f32(*value).to_f32()),
                     _ => bf16::from_f32(*value),
