@@ -6,7 +6,9 @@ use crate::cuda::kernel::fatbin;
 use crate::cuda::selftest::{Buffers, Case, Random, worst};
 use crate::cuda::{Argument, CudaError, Device, DevicePtr, DeviceRange, Kernel, Launch, Module, Stream};
 
-const THREADS: u32 = 256;
+/// Columns of a warp, and the most warps of a block.
+const WARP_COLUMNS: u32 = 128;
+const WARPS_MAX: u32 = 16;
 
 /// The kernel on a device.
 #[derive(Clone, Debug)]
@@ -128,7 +130,9 @@ fn shape(rows_max: usize, width: usize) -> Result<(Launch, u32), CudaError> {
     }
     let too_many = |_| CudaError::Shape { what: "rms_norm: too many values", value: rows_max };
     let (grid, columns) = (u32::try_from(rows_max).map_err(too_many)?, u32::try_from(width).map_err(too_many)?);
-    Ok((Launch { grid: [grid, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 }, columns))
+    // By the width alone: the order of the sum is.
+    let threads = 32 * columns.div_ceil(WARP_COLUMNS).min(WARPS_MAX);
+    Ok((Launch { grid: [grid, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }, columns))
 }
 
 /// The same in f64: the sums `stream + added`, rounded to f32 as they are kept, and their norm, not rounded.
@@ -152,15 +156,26 @@ const TOLERANCE: f64 = 0.003_922;
 
 pub(crate) fn cases() -> Vec<Case> {
     // Rows, rows of the launch, width, with a residual.
-    let shapes = [(1, 1, 32, false), (3, 8, 576, true), (2, 2, 4100, true), (5, 5, 1024, false), (0, 4, 64, true)];
+    let shapes = [
+        (1, 1, 32, false),
+        (3, 8, 576, true),
+        (2, 2, 8324, true),
+        (5, 5, 1024, false),
+        (1, 2, 9000, true),
+        (0, 4, 64, true),
+    ];
     let case = |(rows, rows_max, width, adds): (usize, usize, usize, bool)| {
         let name = format!("{rows} of {rows_max} x {width}{}", if adds { " + residual" } else { "" });
         Case::new("rms_norm", name, TOLERANCE, move |device, seed| run(device, seed, rows, rows_max, width, adds))
     };
-    let gathers = [(1, 3, 32, false), (3, 5, 576, true), (0, 2, 64, true)].map(|(rows, stream_rows, width, adds)| {
-        let name = format!("{rows} chosen of {stream_rows} x {width}{}", if adds { " + residual" } else { "" });
-        Case::new("rms_norm", name, TOLERANCE, move |device, seed| gather(device, seed, rows, stream_rows, width, adds))
-    });
+    let gathers = [(1, 3, 32, false), (3, 5, 576, true), (1, 2, 8324, true), (0, 2, 64, true)].map(
+        |(rows, stream_rows, width, adds)| {
+            let name = format!("{rows} chosen of {stream_rows} x {width}{}", if adds { " + residual" } else { "" });
+            Case::new("rms_norm", name, TOLERANCE, move |device, seed| {
+                gather(device, seed, rows, stream_rows, width, adds)
+            })
+        },
+    );
     let huge = Case::new("rms_norm", "numbers from 1e-30 to 1e38, NaN in its row", TOLERANCE, hostile);
     shapes.into_iter().map(case).chain(gathers).chain([huge]).collect()
 }
