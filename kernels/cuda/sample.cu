@@ -77,13 +77,27 @@ struct SampleShared {
   unsigned has_raw_seen, has_raw_bias;
 };
 
+// Calls `what(logit, id)` for a thread's share of a row, ids ascending. AT_ONCE loads are under way together.
+template <int AT_ONCE, class F>
+__device__ __forceinline__ void each_logit(const float* row, unsigned vocabulary, const F& what) {
+  unsigned id = threadIdx.x;
+  for (; id + (AT_ONCE - 1) * SAMPLE_THREADS < vocabulary; id += AT_ONCE * SAMPLE_THREADS) {
+    float logits[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) logits[i] = row[id + i * SAMPLE_THREADS];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) what(logits[i], id + i * SAMPLE_THREADS);
+  }
+  for (; id < vocabulary; id += SAMPLE_THREADS) what(row[id], id);
+}
+
 // The best of a row, or of what comes after `last` in it: never NaN; NO_TOKEN if there is none.
 __device__ __forceinline__ Scored best_after(SampleShared& shared, const float* row, unsigned vocabulary, const Scored& last, bool is_first) {
   Scored best = {-INFINITY, NO_TOKEN};
-  for (unsigned id = threadIdx.x; id < vocabulary; id += SAMPLE_THREADS) {
-    const Scored one = {row[id], id};
+  each_logit<8>(row, vocabulary, [&](float logit, unsigned id) {
+    const Scored one = {logit, id};
     if ((is_first || is_before(last, one)) && is_before(one, best)) best = one;
-  }
+  });
 #pragma unroll
   for (int offset = 16; offset; offset >>= 1) {
     const Scored other = {__shfl_xor_sync(ALL_LANES, best.value, offset), __shfl_xor_sync(ALL_LANES, best.id, offset)};
@@ -101,7 +115,7 @@ __device__ __forceinline__ Scored best_after(SampleShared& shared, const float* 
 // ln sum exp(logit) in f64; NaN if a logit is, or if the largest is infinite.
 __device__ __forceinline__ double log_sum_exp(SampleShared& shared, const float* row, unsigned vocabulary, float most) {
   double sum = 0.0;
-  for (unsigned id = threadIdx.x; id < vocabulary; id += SAMPLE_THREADS) sum += exp((double)row[id] - (double)most);
+  each_logit<4>(row, vocabulary, [&](float logit, unsigned) { sum += exp((double)logit - (double)most); });
   shared.doubles[threadIdx.x] = sum;
   for (unsigned half = SAMPLE_THREADS / 2; half; half /= 2) {
     __syncthreads();
@@ -262,19 +276,18 @@ __device__ __forceinline__ bool find(SampleShared& shared, const Weights& weight
     for (unsigned i = threadIdx.x; i < bins; i += SAMPLE_THREADS) shared.sums[i] = 0, shared.counts[i] = 0;
     if (threadIdx.x == 0) shared.list_count = 0;
     __syncthreads();
-    for (unsigned id = threadIdx.x; id < weights.vocabulary; id += SAMPLE_THREADS) {
-      const float logit = weights.row[id];
-      if (!(logit - weights.most >= weights.near)) continue;
+    each_logit<4>(weights.row, weights.vocabulary, [&](float logit, unsigned id) {
+      if (!(logit - weights.most >= weights.near)) return;
       const unsigned bin = weights.bin(logit, id);
       const u64 key = weights.key(logit, id);
-      if (!cut.has(bin, key)) continue;
-      if (level > 0 && (bin != found.bin || (level > 1 && key >> (down + 8) != prefix))) continue;
+      if (!cut.has(bin, key)) return;
+      if (level > 0 && (bin != found.bin || (level > 1 && key >> (down + 8) != prefix))) return;
       const u64 weight = weights.of(logit);
-      if (weight == 0) continue;
+      if (weight == 0) return;
       const unsigned at = level == 0 ? bin : (unsigned)(key >> down) & 255;
       atomicAdd(&shared.sums[at], weight);
       atomicAdd(&shared.counts[at], 1u);
-    }
+    });
     __syncthreads();
     if (threadIdx.x < WARP) choose_bin(shared, bins, wanted, level == 0, wish);
     __syncthreads();
@@ -286,16 +299,15 @@ __device__ __forceinline__ bool find(SampleShared& shared, const Weights& weight
       prefix = prefix << 8 | chosen;
     if (count > LIST) continue;
     // Few enough to be put in order.
-    for (unsigned id = threadIdx.x; id < weights.vocabulary; id += SAMPLE_THREADS) {
-      const float logit = weights.row[id];
-      if (!(logit - weights.most >= weights.near) || weights.bin(logit, id) != found.bin) continue;
+    each_logit<4>(weights.row, weights.vocabulary, [&](float logit, unsigned id) {
+      if (!(logit - weights.most >= weights.near) || weights.bin(logit, id) != found.bin) return;
       const u64 key = weights.key(logit, id);
-      if (!cut.has(found.bin, key) || (level > 0 && key >> down != prefix)) continue;
+      if (!cut.has(found.bin, key) || (level > 0 && key >> down != prefix)) return;
       const u64 weight = weights.of(logit);
-      if (weight == 0) continue;
+      if (weight == 0) return;
       const unsigned at = atomicAdd(&shared.list_count, 1u);
       shared.list_keys[at] = key, shared.list_weights[at] = weight;
-    }
+    });
     __syncthreads();
     for (unsigned i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
       unsigned rank = 0;
@@ -317,10 +329,18 @@ __device__ __forceinline__ bool find(SampleShared& shared, const Weights& weight
 // Of a row whose largest logit is finite.
 __device__ __forceinline__ unsigned draw(SampleShared& shared, const float* row, unsigned vocabulary, const Scored& best, const SampleParams& p) {
   const Weights weights(row, vocabulary, best.value, p);
-  Cut cut = {BINS, 0}, found;
-  if (p.top_k > 0 && find(shared, weights, BY_COUNT, (double)p.top_k, cut, found)) cut = found;
-  if (p.top_p < 1.f && find(shared, weights, BY_SHARE, (double)p.top_p, cut, found)) cut = found;
-  return find(shared, weights, BY_DRAW, p.uniform, cut, found) ? (unsigned)found.key : best.id;
+  Cut cut = {BINS, 0};
+  // One after the other, so that there is one `find` in the code. Top-k and top-p leave what comes up to the one they find.
+#pragma unroll 1
+  for (int step = 0; step < 3; step++) {
+    const Wanted wanted = step == 0 ? BY_COUNT : step == 1 ? BY_SHARE : BY_DRAW;
+    if ((wanted == BY_COUNT && p.top_k == 0) || (wanted == BY_SHARE && !(p.top_p < 1.f))) continue;
+    const double wish = wanted == BY_COUNT ? (double)p.top_k : wanted == BY_SHARE ? (double)p.top_p : p.uniform;
+    Cut found;
+    if (!find(shared, weights, wanted, wish, cut, found)) return best.id;
+    cut = found;
+  }
+  return (unsigned)cut.key;
 }
 
 // grid samples_max, block SAMPLE_THREADS
