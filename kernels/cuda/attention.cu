@@ -290,7 +290,7 @@ __device__ __forceinline__ void attend_split(const AttentionArguments& a, const 
 // 4 * 64 * D + 2 * 16 * 64 + 4 * 4 * 16 bytes. attention_rows: grid (kv_heads * ceil(group / 128), tiles_max), block
 // 32 * ROWS_WARPS, shared 4 * 64 * D + 4 * 128 * D bytes.
 #define ATTENTION(D)                                                                      \
-  extern "C" __global__ void __launch_bounds__(SPLIT_WARPS* WARP)                         \
+  extern "C" __global__ void __launch_bounds__(SPLIT_WARPS* WARP, 3)                       \
       attention_split_##D(const AttentionArguments arguments, const KvLayout kv) {        \
     attend_split<D>(arguments, kv);                                                       \
   }                                                                                       \
