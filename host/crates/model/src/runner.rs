@@ -162,7 +162,7 @@ impl ModelRunner for CpuRunner {
         self.fingerprint
     }
 
-    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>) -> Result<(), RunnerError> {
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>, _: &[u32]) -> Result<(), RunnerError> {
         if !adapter.fits(&self.config, self.precision()) {
             return Err(RunnerError::Adapter("it was packed for another base".into()));
         }

@@ -114,7 +114,7 @@ fn hold(name: &str, path: &Path) -> f32 {
         };
         let mut runner = CpuRunner::new(&base, config).unwrap();
         let packed = adapter(&base, &fixtures().join(format!("{name}-adapter")), precision);
-        runner.load_adapter(Slot(0), &packed).unwrap();
+        runner.load_adapter(Slot(0), &packed, &[]).unwrap();
         let (tolerance, is_exact) = match precision {
             Precision::F32 => (TOLERANCE, true),
             Precision::Quantised => (TOLERANCE_QUANTISED, false),

@@ -75,7 +75,7 @@ fn logits(base: &Base, precision: Precision, adapter: LoraAdapter) -> Vec<f32> {
     let config =
         CpuRunnerConfig { precision, block_tokens: 16, kv_blocks: 4, adapter_slots: 1, batch_rows_max: 16, threads: 2 };
     let mut runner = CpuRunner::new(base, config).unwrap();
-    runner.load_adapter(Slot(0), &Arc::new(adapter)).unwrap();
+    runner.load_adapter(Slot(0), &Arc::new(adapter), &[]).unwrap();
     let segment =
         LoraSegment { rows: 0..9, slot: Slot(0), weight: 0.75, modules: ModuleSet::ALL, layers: LayerRange::ALL };
     let batch = Batch {
