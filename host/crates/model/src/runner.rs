@@ -3,6 +3,7 @@
 //! Not here: which rows make a batch.
 
 mod check;
+mod cuda;
 mod fast;
 mod reference;
 
@@ -29,6 +30,8 @@ pub enum Precision {
     /// values in bf16, and so are adapters; all sums in f32 or exact. `cargo xtask bench quality` measures what it costs.
     #[default]
     Quantised,
+    /// Weights in the file's own blocks, activations and adapters in bf16, all sums in f32: on a CUDA device.
+    Bf16,
 }
 
 impl fmt::Display for Precision {
@@ -36,6 +39,7 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Quantised => "quantised",
+            Self::Bf16 => "bf16",
         })
     }
 }
@@ -47,7 +51,10 @@ impl FromStr for Precision {
         match text {
             "f32" => Ok(Self::F32),
             "quantised" => Ok(Self::Quantised),
-            _ => Err(ModelError::Configuration(format!("precision `{text}` is not known: use f32 or quantised"))),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(ModelError::Configuration(format!(
+                "precision `{text}` is not known: use f32 or quantised, or bf16 on a CUDA device"
+            ))),
         }
     }
 }
@@ -113,6 +120,11 @@ impl CpuRunner {
         let way = match config.precision {
             Precision::F32 => Way::Reference(Box::new(Reference::new(base, &config, context_tokens_max)?)),
             Precision::Quantised => Way::Fast(Box::new(Fast::new(base, &config, context_tokens_max)?)),
+            Precision::Bf16 => {
+                return Err(ModelError::Configuration(
+                    "precision bf16 is of the CUDA runner: use f32 or quantised".into(),
+                ));
+            }
         };
         let format = match &way {
             Way::Reference(_) => "reference, f32 kv",

@@ -1,0 +1,4 @@
+//! The CUDA runner.
+
+mod pieces;
+mod runs;
