@@ -1,4 +1,7 @@
 //! The CUDA runner.
 
+mod draw;
 mod pieces;
 mod runs;
+mod spans;
+mod tables;
