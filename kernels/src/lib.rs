@@ -16,6 +16,7 @@ mod attention_lanes;
 mod attention_paged;
 mod attention_tile;
 mod buffer;
+pub mod cuda;
 mod dora;
 pub mod dot;
 mod elementwise;
