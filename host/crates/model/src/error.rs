@@ -37,6 +37,9 @@ pub enum ModelError {
     /// The runner's own sizes do not fit together.
     #[error("the runner's configuration is wrong: {0}")]
     Configuration(String),
+    /// The device cannot be used, or failed.
+    #[error("the device cannot be used: {0}")]
+    Device(String),
 }
 
 impl ModelError {
