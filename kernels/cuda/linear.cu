@@ -22,13 +22,21 @@ __device__ __forceinline__ Range slice_tiles(int slice, int slices, int tiles) {
   return {(int)((long long)slice * tiles / slices), (int)((long long)(slice + 1) * tiles / slices)};
 }
 
+// Shared memory is declared by the kernels and not here: a template's own would not be seen as such by the emulation.
+typedef float NarrowShared[WARPS][32][4];
+template <int N> struct __align__(16) WideShared {
+  static constexpr int STAGES = 3, STAGE_TILES = N == 8 ? 1 : 2;
+  uint2 staged[STAGES][STAGE_TILES][N][2][32];
+  float2 tile_sum[STAGE_TILES][N][4];
+  float totals[N * 4][THREADS];
+};
+
 // At most 8 rows in a block (blockIdx.y is the row tile). Its 8 warps are 8 / slices panels with `slices` warps each.
 template <int F>
 static __device__ __forceinline__ void narrow(const unsigned char* __restrict__ w, const bf16* __restrict__ x,
                                        float* __restrict__ y, const unsigned* __restrict__ rows_at, int outputs,
-                                       int inputs, int y_stride, int y_column, int slices) {
+                                       int inputs, int y_stride, int y_column, int slices, NarrowShared& parts) {
   constexpr int AHEAD = F == BF16 || F == Q8_0 ? 4 : 8;  // tiles in flight
-  SHARED float parts[WARPS][32][4];
   const int rows = *rows_at, first_row = blockIdx.y * 8;
   if (first_row >= rows) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
@@ -88,11 +96,10 @@ template <int F, int N>
 static __device__ __forceinline__ void wide(const unsigned char* __restrict__ w, const bf16* __restrict__ x,
                                      float* __restrict__ y, float* __restrict__ partials,
                                      const unsigned* __restrict__ rows_at, int outputs, int inputs, int y_stride,
-                                     int y_column, int rows_max, int slices) {
-  constexpr int STAGES = 3, STAGE_TILES = N == 8 ? 1 : 2;
-  SHARED __align__(16) uint2 staged[STAGES][STAGE_TILES][N][2][32];
-  SHARED __align__(16) float2 tile_sum[STAGE_TILES][N][4];
-  SHARED float totals[N * 4][THREADS];
+                                     int y_column, int rows_max, int slices, WideShared<N>& shared) {
+  constexpr int STAGES = WideShared<N>::STAGES, STAGE_TILES = WideShared<N>::STAGE_TILES;
+  auto& staged = shared.staged;
+  auto& tile_sum = shared.tile_sum;
   const int rows = *rows_at, first_row = blockIdx.x * 8 * N;
   if (first_row >= rows) return;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, group = lane / 4, place = lane % 4;
@@ -144,7 +151,7 @@ static __device__ __forceinline__ void wide(const unsigned char* __restrict__ w,
       }
 #pragma unroll
       for (int i = 0; i < STAGE_TILES; i++) {
-        if (range.begin + index * STAGE_TILES + i < range.end) {
+        if (has_panel && range.begin + index * STAGE_TILES + i < range.end) {
           unsigned a[2][4];
           step_fragment<F>(held[i], 0, a[0]);
           step_fragment<F>(held[i], 1, a[1]);
@@ -179,7 +186,7 @@ static __device__ __forceinline__ void wide(const unsigned char* __restrict__ w,
       for (int n = 0; n < N; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          float& total = totals[n * 4 + i][tid];
+          float& total = shared.totals[n * 4 + i][tid];
           if (slice > first_slice) acc[n][i] = total + acc[n][i];
           total = acc[n][i];
         }
@@ -211,21 +218,24 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 EXPORT_KERNEL(linear_combine)
 
-#define LINEAR_NARROW(NAME, FORMAT)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(256, 2)                                                                  \
-      linear_8_##NAME(const unsigned char* w, const bf16* x, float* y, const unsigned* rows_at, int outputs, int inputs, \
-                      int y_stride, int y_column, int slices) {                                                         \
-    linear::narrow<FORMAT>(w, x, y, rows_at, outputs, inputs, y_stride, y_column, slices);                              \
-  }                                                                                                                     \
+#define LINEAR_NARROW(NAME, FORMAT)                                                                             \
+  extern "C" __global__ void __launch_bounds__(256, 2)                                                          \
+      linear_8_##NAME(const unsigned char* w, const bf16* x, float* y, const unsigned* rows_at, int outputs,    \
+                      int inputs, int y_stride, int y_column, int slices) {                                     \
+    SHARED linear::NarrowShared shared;                                                                         \
+    linear::narrow<FORMAT>(w, x, y, rows_at, outputs, inputs, y_stride, y_column, slices, shared);              \
+  }                                                                                                             \
   EXPORT_KERNEL(linear_8_##NAME)
 // Two blocks on an SM where 128 registers are enough without spilling.
-#define LINEAR_WIDE(NAME, FORMAT, ROWS)                                                                              \
-  extern "C" __global__ void __launch_bounds__(256, FORMAT == weights::Q6_K && ROWS == 64 ? 1 : 2)                   \
-      linear_##ROWS##_##NAME(const unsigned char* w, const bf16* x, float* y, float* partials,                       \
-                             const unsigned* rows_at, int outputs, int inputs, int y_stride, int y_column,           \
-                             int rows_max, int slices) {                                                             \
-    linear::wide<FORMAT, ROWS / 8>(w, x, y, partials, rows_at, outputs, inputs, y_stride, y_column, rows_max, slices); \
-  }                                                                                                                  \
+#define LINEAR_WIDE(NAME, FORMAT, ROWS)                                                                         \
+  extern "C" __global__ void __launch_bounds__(256, FORMAT == weights::Q6_K && ROWS == 64 ? 1 : 2)              \
+      linear_##ROWS##_##NAME(const unsigned char* w, const bf16* x, float* y, float* partials,                  \
+                             const unsigned* rows_at, int outputs, int inputs, int y_stride, int y_column,      \
+                             int rows_max, int slices) {                                                        \
+    SHARED linear::WideShared<ROWS / 8> shared;                                                                 \
+    linear::wide<FORMAT, ROWS / 8>(w, x, y, partials, rows_at, outputs, inputs, y_stride, y_column, rows_max,   \
+                                   slices, shared);                                                             \
+  }                                                                                                             \
   EXPORT_KERNEL(linear_##ROWS##_##NAME)
 #define LINEAR(NAME, FORMAT)    \
   LINEAR_NARROW(NAME, FORMAT)   \

@@ -46,9 +46,9 @@ template <int N>
 static __device__ __forceinline__ void shrink(const Piece* __restrict__ pieces, const Entry* __restrict__ entries,
                                        const Item* __restrict__ items, const unsigned* __restrict__ item_count,
                                        const bf16* __restrict__ x, float* __restrict__ tmp, unsigned tmp_floats,
-                                       int inputs, unsigned layer, unsigned layers, int group) {
+                                       int inputs, unsigned layer, unsigned layers, int group,
+                                       float (&sums)[WARPS][N * 4][32]) {
   constexpr int AHEAD = N == 1 ? 4 : 2;  // tiles in flight
-  SHARED float sums[WARPS][N * 4][32];
   if (blockIdx.x >= *item_count) return;
   const Item item = items[blockIdx.x];
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, row_in_8 = lane / 4, place = lane % 4;
@@ -259,7 +259,8 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
       lora_shrink_##ROWS(const lora::Piece* pieces, const lora::Entry* entries, const lora::Item* items,                 \
                          const unsigned* item_count, const bf16* x, float* tmp, unsigned tmp_floats, int inputs,         \
                          unsigned layer, unsigned layers, int group) {                                                   \
-    lora::shrink<ROWS / 8>(pieces, entries, items, item_count, x, tmp, tmp_floats, inputs, layer, layers, group);        \
+    SHARED float sums[lora::WARPS][ROWS / 2][32];                                                                        \
+    lora::shrink<ROWS / 8>(pieces, entries, items, item_count, x, tmp, tmp_floats, inputs, layer, layers, group, sums);  \
   }                                                                                                                      \
   EXPORT_KERNEL(lora_shrink_##ROWS)                                                                                      \
   extern "C" __global__ void __launch_bounds__(256, BLOCKS)                                                              \

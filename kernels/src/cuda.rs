@@ -23,6 +23,7 @@ pub mod ops;
 mod pinned;
 mod plain;
 mod probe;
+mod repack;
 pub mod selftest;
 mod stream;
 
@@ -35,4 +36,5 @@ pub use memory::{DeviceMemory, DevicePtr, DeviceRange};
 pub use pinned::Pinned;
 pub use plain::{Plain, bytes_of, bytes_of_mut, view, view_mut};
 pub use probe::{DRIVER_VERSION_MIN, NoGpu, gpus};
+pub use repack::{PANEL, WeightFormat, repack};
 pub use stream::Stream;

@@ -44,8 +44,7 @@ struct Layout {
 
 impl WeightFormat {
     /// Every format.
-    pub const ALL: [Self; 7] =
-        [Self::Bf16, Self::Q4_0, Self::Q4_1, Self::Q8_0, Self::Q4_K, Self::Q5_K, Self::Q6_K];
+    pub const ALL: [Self; 7] = [Self::Bf16, Self::Q4_0, Self::Q4_1, Self::Q8_0, Self::Q4_K, Self::Q5_K, Self::Q6_K];
 
     /// What a file's format becomes; `None` if there is no kernel for it.
     #[must_use]
@@ -135,10 +134,13 @@ pub fn repack(
     blocks: &[u8],
     packed: &mut [u8],
 ) -> Result<(), CudaError> {
-    let to = WeightFormat::of(format)
-        .ok_or(CudaError::Shape { what: "no kernel multiplies blocks of this many bytes", value: format.block_bytes() })?;
-    let panel_bytes =
-        to.panel_bytes(inputs).ok_or(CudaError::Shape { what: "inputs of a matrix are whole blocks", value: inputs })?;
+    let to = WeightFormat::of(format).ok_or(CudaError::Shape {
+        what: "no kernel multiplies blocks of this many bytes",
+        value: format.block_bytes(),
+    })?;
+    let panel_bytes = to
+        .panel_bytes(inputs)
+        .ok_or(CudaError::Shape { what: "inputs of a matrix are whole blocks", value: inputs })?;
     let row_bytes = format.row_bytes(inputs).unwrap_or(0);
     if row_bytes.checked_mul(outputs) != Some(blocks.len()) {
         return Err(CudaError::Shape { what: "bytes of a matrix in a file", value: blocks.len() });

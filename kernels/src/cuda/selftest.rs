@@ -72,7 +72,7 @@ impl fmt::Display for CaseResult {
 
 /// All cases, operation by operation.
 fn cases() -> Vec<Case> {
-    [ops::rms_norm::cases()].into_iter().flatten().collect()
+    [ops::rms_norm::cases(), ops::linear::cases()].into_iter().flatten().collect()
 }
 
 /// Runs every case whose operation or name contains `filter`, once for each seed, and prints a line for each to `table`

@@ -91,7 +91,8 @@ fn plain_numbers_are_rounded_once_and_padding_is_zero() {
                 let (tile, step, part) = (input / 32, input % 32 / 16, input % 4 / 2);
                 let lane = row % 8 * 4 + input % 16 / 4;
                 let register = part * 2 + row % PANEL / 8;
-                let at = row / PANEL * panel_bytes + tile * 1024 + step * 512 + lane * 16 + register * 4 + input % 2 * 2;
+                let at =
+                    row / PANEL * panel_bytes + tile * 1024 + step * 512 + lane * 16 + register * 4 + input % 2 * 2;
                 let expected = values.get(row * inputs + input).map_or(bf16::ZERO, |value| match format {
                     BlockFormat::F16 => bf16::from_f32(f16::from_f32(*value).to_f32()),
                     _ => bf16::from_f32(*value),
