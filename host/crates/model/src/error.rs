@@ -54,6 +54,7 @@ impl ModelError {
             Self::ChatTemplate(_) => "chat_template_failed",
             Self::ChatTemplateLacks(_) => "unsupported",
             Self::Configuration(_) => "runner_configuration",
+            Self::Device(_) => "device_failed",
         }
     }
 
@@ -62,7 +63,11 @@ impl ModelError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::Tokenize(_) | Self::ChatTemplate(_) | Self::ChatTemplateLacks(_) => Blame::Caller,
-            Self::Read { .. } | Self::Malformed(_) | Self::Unsupported(_) | Self::Configuration(_) => Blame::Host,
+            Self::Read { .. }
+            | Self::Malformed(_)
+            | Self::Unsupported(_)
+            | Self::Configuration(_)
+            | Self::Device(_) => Blame::Host,
         }
     }
 }

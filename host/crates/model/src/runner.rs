@@ -1,4 +1,4 @@
-//! The CPU runner: executes a batch layer by layer over the base, the KV memory and the adapter slots. Read
+//! The CPU runner, and `cuda.rs`, the other one. The CPU runner executes a batch layer by layer over the base, the KV memory and the adapter slots. Read
 //! `fast/forward.rs` for the layers; `reference/` does the same in plain f32 and is what the fast one is measured against.
 //! Not here: which rows make a batch.
 
@@ -15,6 +15,7 @@ use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
 use serde::{Deserialize, Serialize};
 use types::Digest;
 
+pub use self::cuda::{CudaRunner, CudaRunnerConfig};
 use self::fast::Fast;
 use self::reference::Reference;
 use crate::sampler::sample;
@@ -146,7 +147,7 @@ impl CpuRunner {
     /// # Errors
     /// As [`ModelRunner::step`].
     pub fn step_logits(&mut self, batch: &Batch) -> Result<Vec<f32>, RunnerError> {
-        check::batch(batch, &self.shape, &self.slots)?;
+        check::batch(batch, &self.shape, |slot| self.slots.get(slot.0 as usize).is_some_and(Option::is_some))?;
         Ok(match &mut self.way {
             Way::Reference(reference) => reference.logits(batch, &self.config, &self.slots),
             Way::Fast(fast) => fast.logits(batch, &self.config, &self.slots),
@@ -194,7 +195,7 @@ impl ModelRunner for CpuRunner {
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
-        check::batch(batch, &self.shape, &self.slots)?;
+        check::batch(batch, &self.shape, |slot| self.slots.get(slot.0 as usize).is_some_and(Option::is_some))?;
         match &mut self.way {
             Way::Reference(reference) => {
                 let mut logits = reference.logits(batch, &self.config, &self.slots);

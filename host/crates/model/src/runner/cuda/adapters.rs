@@ -82,6 +82,11 @@ impl Adapters {
         })
     }
 
+    /// Slots in all.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(super) fn is_loaded(&self, slot: Slot) -> bool {
         self.slots.get(slot.0 as usize).is_some_and(Option::is_some)
     }

@@ -1,22 +1,21 @@
 //! The layers of a step, as launches on one stream: recorded into a graph, or run. The same launches either way, so that the
 //! bits are the same. Not here: what the tables say.
 
-use kernels::cuda::ops::attention::{Attention, AttentionKernels, AttentionPartials};
-use kernels::cuda::ops::copy_wipe::CopyWipeKernels;
-use kernels::cuda::ops::embed::{Embed, EmbedKernels};
-use kernels::cuda::ops::gather_rows::{GatherNorm, GatherNormKernels};
-use kernels::cuda::ops::linear::{Linear, LinearKernels, LinearWeights};
-use kernels::cuda::ops::lora::{LoraGroupId, LoraKernels, LoraLaunch, RowTile};
-use kernels::cuda::ops::rms_norm::{RmsNorm, RmsNormArgs};
-use kernels::cuda::ops::rope_append::{DeviceHeadNorms, RopeAppend, RopeAppendKernels};
-use kernels::cuda::ops::sample::SampleKernels;
-use kernels::cuda::ops::swiglu::{Swiglu, SwigluKernels};
-use kernels::cuda::{CudaError, Device, DeviceMemory, DeviceRange, Stream};
+use kernels::cuda::ops::attention::{Attention, AttentionArgs, AttentionPartials};
+use kernels::cuda::ops::copy_wipe::CopyWipe;
+use kernels::cuda::ops::embed::{Embed, EmbedArgs};
+use kernels::cuda::ops::linear::{Linear, LinearArgs, LinearWeights};
+use kernels::cuda::ops::lora::{Lora, LoraArgs};
+use kernels::cuda::ops::rms_norm::{GatherNormArgs, RmsNorm, RmsNormArgs};
+use kernels::cuda::ops::rope_append::{DeviceHeadNorms, RopeAppend, RopeAppendArgs};
+use kernels::cuda::ops::sample::Sample;
+use kernels::cuda::ops::swiglu::{Swiglu, SwigluArgs};
+use kernels::cuda::{CudaError, Device, DeviceMemory, DeviceRange, LoraGroupId, LoraTile, Stream};
 
 use super::plan::{Buffers, Plan};
 use super::spans::Span;
 use super::tables::TableLayout;
-use super::weights::{LayerPlan, MatrixPlan};
+use super::weights::{LayerPlan, MatrixPlan, WeightsPlan};
 use crate::ModelConfig;
 use crate::adapter::Group;
 
@@ -25,31 +24,30 @@ const CHUNK_BLOCKS: u32 = 16;
 
 /// Every kernel of a step.
 pub(super) struct Kernels {
-    embed: EmbedKernels,
+    embed: Embed,
     norm: RmsNorm,
-    gather: GatherNormKernels,
-    rope: RopeAppendKernels,
-    attention: AttentionKernels,
-    linear: LinearKernels,
-    lora: LoraKernels,
-    swiglu: SwigluKernels,
-    pub(super) copy_wipe: CopyWipeKernels,
-    pub(super) sample: SampleKernels,
+    rope: RopeAppend,
+    attention: Attention,
+    linear: Linear,
+    lora: Lora,
+    swiglu: Swiglu,
+    pub(super) copy_wipe: CopyWipe,
+    pub(super) sample: Sample,
 }
 
 impl Kernels {
-    pub(super) fn load(device: &Device, head_dim: usize) -> Result<Self, CudaError> {
+    /// Those for this base.
+    pub(super) fn load(device: &Device, weights: &WeightsPlan, head_dim: usize) -> Result<Self, CudaError> {
         Ok(Self {
-            embed: EmbedKernels::load(device)?,
+            embed: Embed::load(device, weights.embedding.format)?,
             norm: RmsNorm::load(device)?,
-            gather: GatherNormKernels::load(device)?,
-            rope: RopeAppendKernels::load(device)?,
-            attention: AttentionKernels::load(device, head_dim)?,
-            linear: LinearKernels::load(device)?,
-            lora: LoraKernels::load(device)?,
-            swiglu: SwigluKernels::load(device)?,
-            copy_wipe: CopyWipeKernels::load(device)?,
-            sample: SampleKernels::load(device)?,
+            rope: RopeAppend::load(device)?,
+            attention: Attention::load(device, head_dim)?,
+            linear: Linear::load(device)?,
+            lora: Lora::load(device)?,
+            swiglu: Swiglu::load(device)?,
+            copy_wipe: CopyWipe::load(device)?,
+            sample: Sample::load(device)?,
         })
     }
 }
@@ -66,7 +64,7 @@ pub(super) struct Shape<'a> {
     pub(super) splits: bool,
     /// Items of adapters of each pass that they have room for; none if no adapter acts.
     pub(super) passes: &'a [std::ops::Range<u32>],
-    pub(super) tile: RowTile,
+    pub(super) tile: LoraTile,
 }
 
 /// Everything that launches reach.
@@ -77,6 +75,8 @@ pub(super) struct Forward<'a> {
     pub(super) memory: &'a DeviceMemory,
     pub(super) buffers: &'a Buffers<DeviceRange>,
     pub(super) pool: DeviceRange,
+    /// Of adapters.
+    pub(super) slots: usize,
 }
 
 impl Forward<'_> {
@@ -88,17 +88,16 @@ impl Forward<'_> {
         before: impl Fn(usize) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         let embedding = &self.plan.weights.embedding;
-        let op = Embed {
+        let args = EmbedArgs {
             stream: self.buffers.stream,
             table: self.part(embedding.span)?,
-            format: embedding.format,
             tokens: self.table(shape.layout.tokens)?,
             rows: self.rows(shape)?,
-            rows_max: small(shape.rows),
-            vocabulary: small(self.model.vocabulary),
-            hidden: small(self.model.hidden),
+            rows_max: shape.rows,
+            vocabulary: self.model.vocabulary,
+            width: self.model.hidden,
         };
-        self.kernels.embed.launch(stream, &op)?;
+        self.kernels.embed.launch(stream, &args)?;
         for (layer, plan) in self.plan.weights.layers.iter().enumerate() {
             before(layer)?;
             self.attend(stream, shape, layer, plan)?;
@@ -113,19 +112,19 @@ impl Forward<'_> {
         let sample_rows = self.table(layout.sample_rows)?;
         let counts = self.table(layout.sample_counts)?;
         let count = counts.part(pass * 4, 4)?;
-        let op = GatherNorm {
-            out: self.buffers.head,
+        let args = GatherNormArgs {
             stream: self.buffers.stream,
             added: Some(self.buffers.added),
             weight: self.part(self.plan.weights.output_norm)?,
-            row_ids: sample_rows.part(pass * head_rows * 4, rows * 4)?,
-            samples: count,
-            samples_max: small(rows),
-            rows_max: small(layout.sizes.rows),
-            hidden: small(self.model.hidden),
+            out: self.buffers.head,
+            ids: sample_rows.part(pass * head_rows * 4, rows * 4)?,
+            rows: count,
+            rows_max: rows,
+            stream_rows: layout.sizes.rows,
+            width: self.model.hidden,
             epsilon: self.model.rms_epsilon,
         };
-        self.kernels.gather.launch(stream, &op)?;
+        self.kernels.norm.launch_gather(stream, &args)?;
         let output = self.plan.weights.output();
         let places = LinearPlaces {
             x: self.buffers.head,
@@ -147,7 +146,7 @@ impl Forward<'_> {
             let epsilon = model.rms_epsilon;
             Ok::<_, CudaError>(DeviceHeadNorms { query: self.part(query)?, key: self.part(key)?, epsilon })
         });
-        let op = RopeAppend {
+        let args = RopeAppendArgs {
             q: buffers.queries,
             pool: self.pool,
             kv: self.plan.kv,
@@ -165,8 +164,8 @@ impl Forward<'_> {
             rows: self.rows(shape)?,
             rows_max: small(shape.rows),
         };
-        self.kernels.rope.launch(stream, &op)?;
-        let op = Attention {
+        self.kernels.rope.launch(stream, &args)?;
+        let args = AttentionArgs {
             out: buffers.narrow,
             q: buffers.queries,
             pool: self.pool,
@@ -183,9 +182,9 @@ impl Forward<'_> {
         if shape.splits {
             let units = self.plan.partial_units;
             let partials = AttentionPartials { values: buffers.partials, sums: buffers.partial_sums, units };
-            self.kernels.attention.split(stream, &op, partials, CHUNK_BLOCKS)?;
+            self.kernels.attention.split(stream, &args, partials, CHUNK_BLOCKS)?;
         } else {
-            self.kernels.attention.rows(stream, &op)?;
+            self.kernels.attention.rows(stream, &args)?;
         }
         self.group(stream, shape, (layer, Group::Output), plan, [buffers.narrow, buffers.added], model.hidden)
     }
@@ -195,14 +194,14 @@ impl Forward<'_> {
         self.norm(stream, shape, Some(buffers.added), plan.feed_forward_norm)?;
         let width = 2 * model.intermediate;
         self.group(stream, shape, (layer, Group::GateUp), plan, [buffers.normed, buffers.wide], width)?;
-        let op = Swiglu {
+        let args = SwigluArgs {
             out: buffers.narrow,
             gate_up: buffers.wide,
             rows: self.rows(shape)?,
             rows_max: small(shape.rows),
             width: small(model.intermediate),
         };
-        self.kernels.swiglu.launch(stream, &op)?;
+        self.kernels.swiglu.launch(stream, &args)?;
         self.group(stream, shape, (layer, Group::Down), plan, [buffers.narrow, buffers.added], model.hidden)
     }
 
@@ -243,22 +242,22 @@ impl Forward<'_> {
     }
 
     fn linear(&self, stream: &Stream, matrix: &MatrixPlan, places: &LinearPlaces) -> Result<(), CudaError> {
-        let op = Linear {
+        let args = LinearArgs {
             weights: LinearWeights {
                 format: matrix.format,
-                outputs: small(matrix.outputs),
-                inputs: small(matrix.inputs),
+                outputs: matrix.outputs,
+                inputs: matrix.inputs,
                 data: self.part(matrix.span)?,
             },
             x: places.x,
             y: places.y,
-            y_stride: small(places.stride),
-            y_column: small(matrix.column),
+            y_stride: places.stride,
+            y_column: matrix.column,
             rows: places.rows,
-            rows_max: small(places.rows_max),
-            workspace: self.buffers.workspace,
+            rows_max: places.rows_max,
+            workspace: Some(self.buffers.workspace),
         };
-        self.kernels.linear.launch(stream, &op)
+        self.kernels.linear.launch(stream, &args)
     }
 
     fn adapters(
@@ -270,36 +269,38 @@ impl Forward<'_> {
         stride: usize,
     ) -> Result<(), CudaError> {
         let (mut outputs, mut columns, mut column, mut inputs) = ([0; 3], [0; 3], 0, 0);
-        for (place, module) in group.modules().iter().enumerate() {
-            let (module_inputs, module_outputs) = self.model.module_shape(*module);
-            (outputs[place], columns[place], inputs) = (small(module_outputs), small(column), module_inputs);
-            column += module_outputs;
+        let modules = group.modules().iter().map(|module| self.model.module_shape(*module));
+        for ((own, first), shape) in outputs.iter_mut().zip(&mut columns).zip(modules) {
+            (*own, *first, inputs) = (shape.1, column, shape.0);
+            column += shape.1;
         }
         let item_counts = self.table(shape.layout.item_counts)?;
         let items = self.table(shape.layout.items)?;
         for (pass, range) in shape.passes.iter().enumerate() {
-            let room = range.end - range.start;
-            let op = LoraLaunch {
+            let room = (range.end - range.start) as usize;
+            let args = LoraArgs {
                 pieces: self.buffers.pieces,
+                slots: self.slots,
+                layers: self.model.layers,
                 entries: self.table(shape.layout.entries)?,
-                items: items.part(range.start as usize * 16, room as usize * 16)?,
+                items: items.part(range.start as usize * 16, room * 16)?,
                 item_count: item_counts.part(pass * 4, 4)?,
                 items_max: room,
                 tile: shape.tile,
-                layer: small(layer),
-                layers: small(self.model.layers),
+                layer,
                 group: group_id(group),
-                inputs: small(inputs),
                 x,
+                inputs,
+                y,
+                y_stride: stride,
                 outputs,
                 columns,
-                y,
-                y_stride: small(stride),
+                rows_max: shape.rows,
                 tmp: self.buffers.scratch,
-                tmp_floats: self.plan.scratch,
+                tmp_floats: self.plan.scratch as usize,
             };
-            self.kernels.lora.shrink(stream, &op)?;
-            self.kernels.lora.expand(stream, &op)?;
+            self.kernels.lora.shrink(stream, &args)?;
+            self.kernels.lora.expand(stream, &args)?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The device's memory, decided before any of it is taken: the base, what a step works in, its tables, and all that is left as
 //! blocks for KV and adapters. One allocation under a ceiling that is never crossed, since nothing is allocated afterwards.
 
-use kernels::cuda::ops::linear::linear_workspace_bytes;
+use kernels::cuda::ops::linear::workspace_bytes;
 use kernels::cuda::{CudaError, DeviceMemory, DeviceRange, KvLayout};
 
 use super::CudaRunnerConfig;
@@ -9,7 +9,7 @@ use super::draw::DrawLimits;
 use super::pieces::{least_block_bytes, pieces_max};
 use super::spans::{Span, Spans};
 use super::tables::{TableLayout, TableSizes};
-use super::weights::WeightsPlan;
+use super::weights::{MatrixPlan, WeightsPlan};
 use crate::{Base, ModelConfig, ModelError};
 
 /// Rows that decode steps are recorded for, at most; also the rows of one pass of the output layer.
@@ -243,11 +243,9 @@ impl Sizes<'_> {
     fn buffers(&self, weights: &WeightsPlan, tables: &TableLayout, spans: &mut Spans) -> Buffers<Span> {
         let Self { model, rows, head_rows, .. } = *self;
         let (queries, keys) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
-        let of_rows = |matrix: &super::weights::MatrixPlan| {
-            // The least and the most, and what recorded steps have.
-            let rows = buckets(head_rows).into_iter().chain([rows]);
-            rows.map(|rows| linear_workspace_bytes(matrix.outputs as u32, matrix.inputs as u32, rows as u32)).max()
-        };
+        // It does not grow with the rows: few need more than many.
+        let of_rows =
+            |matrix: &MatrixPlan| (1..=rows).map(|rows| workspace_bytes(matrix.outputs, matrix.inputs, rows)).max();
         let workspace = weights.matrices().filter_map(of_rows).max().unwrap_or(0);
         let mut take = |values: usize, bytes: usize| spans.take(values, bytes);
         Buffers {

@@ -6,9 +6,8 @@ use std::ops::Range;
 
 use engine::{Batch, RunnerError, SampledToken, Slot};
 use kernels::cuda::ops::copy_wipe::BlockPool;
-use kernels::cuda::ops::lora::RowTile;
-use kernels::cuda::ops::sample::Sample;
-use kernels::cuda::{CudaError, Device, DeviceMemory, DeviceRange, Event, Graph, Pinned};
+use kernels::cuda::ops::sample::SampleArgs;
+use kernels::cuda::{CudaError, Device, DeviceMemory, DeviceRange, Event, Graph, LoraTile, Pinned};
 
 use super::adapters::Adapters;
 use super::draw::Draw;
@@ -20,9 +19,6 @@ use super::{CudaRunnerConfig, failed, step_failed};
 use crate::adapter::DeviceFactors;
 use crate::{Base, ModelConfig, ModelError};
 
-/// Rows of an item of adapters in steps of few rows and of many.
-const FEW_ROWS_TILE: u32 = 8;
-const MANY_ROWS_TILE: u32 = 32;
 /// Words before the pairs or numbers in the table of copies and wipes: their count, and room to be aligned.
 const MOVES_HEAD: usize = 4;
 
@@ -153,6 +149,7 @@ impl Steps {
             memory: &self.memory,
             buffers: &self.buffers,
             pool: self.pool,
+            slots: self.adapters.slots(),
         }
     }
 
@@ -161,7 +158,7 @@ impl Steps {
         let graphs = buckets.map(|(rows, layout)| {
             let items = [0..u32::try_from(*rows).unwrap_or(u32::MAX)];
             let graph = |passes: &[Range<u32>]| {
-                let tile = RowTile::Eight;
+                let tile = LoraTile::Rows8;
                 let shape = Shape { layout, rows: *rows, tiles: *rows, splits: true, passes, tile };
                 self.device.compute().record_graph(|stream| {
                     let forward = self.forward(model);
@@ -216,7 +213,7 @@ impl Steps {
         let (Some(layout), Some(graph)) = (self.plan.layouts.get(bucket), self.graphs.get(bucket)) else {
             return Ok(false);
         };
-        let limits = RunLimits { tile_rows: FEW_ROWS_TILE, scratch: self.plan.scratch };
+        let limits = RunLimits { tile_rows: LoraTile::Rows8.rows(), scratch: self.plan.scratch };
         let fits = self.runs.build(&batch.segments, limits, |slot| self.adapters.stride(slot));
         if !fits || self.runs.passes.len() > 1 || !layout.holds(batch, &self.runs) {
             return Ok(false);
@@ -237,9 +234,8 @@ impl Steps {
     fn run_plainly(&mut self, batch: &Batch, model: &ModelConfig) -> Result<(), RunnerError> {
         let rows = batch.tokens.len();
         let is_few = rows <= self.plan.head_rows;
-        let (tile, tile_rows) =
-            if is_few { (RowTile::Eight, FEW_ROWS_TILE) } else { (RowTile::ThirtyTwo, MANY_ROWS_TILE) };
-        let limits = RunLimits { tile_rows, scratch: self.plan.scratch };
+        let tile = if is_few { LoraTile::Rows8 } else { LoraTile::Rows32 };
+        let limits = RunLimits { tile_rows: tile.rows(), scratch: self.plan.scratch };
         let layout = &self.plan.plain_layout;
         let fits = self.runs.build(&batch.segments, limits, |slot| self.adapters.stride(slot));
         if !fits || !layout.holds(batch, &self.runs) {
@@ -313,7 +309,7 @@ impl Steps {
         let samples = draw.samples.len();
         compute.upload(&mut self.draws, 0..used, self.buffers.draw)?;
         let row_bytes = vocabulary * 4;
-        let op = Sample {
+        let args = SampleArgs {
             logits: self.buffers.logits.part(row * row_bytes, samples * row_bytes)?,
             params: words(self.buffers.draw, &draw.params)?,
             seen: words(self.buffers.draw, &draw.seen)?,
@@ -328,7 +324,7 @@ impl Steps {
             vocabulary: u32::try_from(vocabulary).unwrap_or(u32::MAX),
             alternatives_max: u32::try_from(draw.alternatives).unwrap_or(u32::MAX),
         };
-        self.kernels.sample.launch(compute, &op)?;
+        self.kernels.sample.launch(compute, &args)?;
         compute.download(self.buffers.answers, &mut self.answers, 0..logprobs.end)
     }
 
