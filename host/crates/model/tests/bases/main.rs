@@ -117,7 +117,7 @@ fn hold(name: &str, path: &Path) -> f32 {
         runner.load_adapter(Slot(0), &packed, &[]).unwrap();
         let (tolerance, is_exact) = match precision {
             Precision::F32 => (TOLERANCE, true),
-            Precision::Quantised => (TOLERANCE_QUANTISED, false),
+            Precision::Quantised | Precision::Bf16 => (TOLERANCE_QUANTISED, false),
         };
         for (prompt, expected) in expected["prompts"].as_object().unwrap() {
             let tokens = ids(&expected["ids"]);

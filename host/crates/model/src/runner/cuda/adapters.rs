@@ -239,12 +239,9 @@ impl Adapters {
         let base = u32::try_from(slots * groups + slot * others).unwrap_or(NO_NEXT);
         let words = self.descriptors.as_mut_slice()?;
         for piece in words.as_chunks_mut::<PIECE_WORDS>().0 {
+            let is_there = piece[PieceFields::RANK_WORDS].iter().any(|rank| *rank > 0);
             let next = &mut piece[PieceFields::NEXT_WORD];
-            if *next != NO_NEXT && piece[PieceFields::RANK_WORDS].iter().any(|rank| *rank > 0) {
-                *next += base;
-            } else {
-                *next = NO_NEXT;
-            }
+            *next = if is_there && *next != NO_NEXT { *next + base } else { NO_NEXT };
         }
         let piece_bytes = PIECE_WORDS * size_of::<u32>();
         let first = self.table.part(slot * groups * piece_bytes, groups * piece_bytes)?;

@@ -14,7 +14,7 @@ use super::draw::Draw;
 use super::forward::{Forward, Kernels, Shape};
 use super::plan::{Buffers, MOVES_WORDS, Plan};
 use super::runs::{RunLimits, Runs};
-use super::tables::{AttentionWay, TableLayout};
+use super::tables::AttentionWay;
 use super::{CudaRunnerConfig, failed, step_failed};
 use crate::adapter::DeviceFactors;
 use crate::{Base, ModelConfig, ModelError};
