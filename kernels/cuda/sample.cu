@@ -150,6 +150,14 @@ __device__ __forceinline__ void adjust(float* row, unsigned vocabulary, const Sa
   __syncthreads();
 }
 
+// 1 / x in f64 by Newton's steps: a division would be a call, and registers would spill around it.
+__device__ __forceinline__ double reciprocal(float x) {
+  double r = (double)(1.f / x);
+#pragma unroll
+  for (int step = 0; step < 3; step++) r = fma(r, fma(-(double)x, r, 1.0), r);
+  return r;
+}
+
 // The weights of a row and the order in which they are drawn.
 struct Weights {
   const float* row;
@@ -160,14 +168,17 @@ struct Weights {
   unsigned ids_per_bin;
 
   __device__ __forceinline__ Weights(const float* row, unsigned vocabulary, float most, const SampleParams& p)
-      : row(row), vocabulary(vocabulary), most(most), factor(1.0 / (double)p.temperature), min_p((double)p.min_p) {
+      : row(row), vocabulary(vocabulary), most(most), min_p((double)p.min_p) {
+    // The smallest numbers have no inverse in f32.
+    const float temperature = fmaxf(p.temperature, 1e-37f);
+    factor = reciprocal(temperature);
     is_by_id = p.top_k == 0 && !(p.top_p < 1.f);
     ids_per_bin = (vocabulary + BINS - 1) / BINS;
     int shift = 62;
     for (unsigned v = vocabulary; v; v >>= 1) shift--;
     unit = (double)(1ull << shift);
-    bins_per_logit = fminf(64.f / p.temperature, 1e30f);
-    near = fminf(-45.f * p.temperature, -1e-30f);
+    bins_per_logit = fminf(64.f / temperature, 1e30f);
+    near = fminf(-45.f * temperature, -1e-30f);
   }
   // 0 for what cannot be drawn. Below e^-45 a weight is less than half a unit, as shift is below 63.
   __device__ __forceinline__ u64 of(float logit) const {
@@ -312,7 +323,7 @@ __device__ __forceinline__ unsigned draw(SampleShared& shared, const float* row,
 }
 
 // grid samples_max, block SAMPLE_THREADS
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const SampleArguments a) {
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1) sample(const SampleArguments a) {
   SHARED SampleShared shared;
   if (blockIdx.x >= *a.samples_count) return;
   const SampleParams p = a.params[blockIdx.x];

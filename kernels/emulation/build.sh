@@ -3,6 +3,7 @@
 #   build.sh [FOLDER]          into FOLDER (target/cuda-emulation)
 #   SANITIZER=asan|tsan        instruments the kernels
 #   KERNELS=FOLDER             other sources than kernels/cuda (the mutation script's)
+#   OPS="NAME NAME"            only these operations (all of them)
 #   JOBS=N                     compilers at once (2)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -22,10 +23,11 @@ mkdir -p "$objects"
 compiler=${CXX:-g++}
 
 # Whatever a unit was built from: itself, headers, flags, compiler. An equal stamp means an equal object.
-headers=$(cat "$here"/*.h "$kernels"/*.cuh | sha256sum)
+shim=$(cat "$here"/*.h "$here/build.sh" | sha256sum)
+headers=$shim$(cat "$kernels"/*.cuh | sha256sum)
 version=$("$compiler" --version | head -1)
-compile() { # source object flags...
-  local source=$1 object=$2; shift 2
+compile() { # headers source object flags...
+  local headers=$1 source=$2 object=$3; shift 3
   local stamp; stamp=$({ echo "$headers $version $*"; cat "$source"; } | sha256sum)
   if [ -f "$object" ] && [ "$(cat "$object.stamp" 2>/dev/null)" = "$stamp" ]; then return; fi
   "$compiler" "${flags[@]}" "$@" -c "$source" -o "$object" && echo "$stamp" >"$object.stamp"
@@ -36,12 +38,13 @@ start() {
   if [ ${#pids[@]} -ge "${JOBS:-2}" ]; then wait "${pids[0]}"; pids=("${pids[@]:1}"); fi
 }
 units=("$objects/scheduler.o" "$objects/fake_libcuda.o")
-start "$here/scheduler.cpp" "$objects/scheduler.o" "${told[@]}"
-start "$here/fake_libcuda.cpp" "$objects/fake_libcuda.o" "${told[@]}"
+start "$shim" "$here/scheduler.cpp" "$objects/scheduler.o" "${told[@]}"
+start "$shim" "$here/fake_libcuda.cpp" "$objects/fake_libcuda.o" "${told[@]}"
 for source in "$kernels"/*.cu; do
   op=$(basename "$source" .cu)
+  if [ -n "${OPS:-}" ] && [[ " $OPS " != *" $op "* ]]; then continue; fi
   units+=("$objects/$op.o")
-  start "$source" "$objects/$op.o" -x c++ "${instrumented[@]}" "-DSHIM_SECTION=\"shared_$op\"" \
+  start "$headers" "$source" "$objects/$op.o" -x c++ "${instrumented[@]}" "-DSHIM_SECTION=\"shared_$op\"" \
     "-DSHIM_FIRST=__start_shared_$op" "-DSHIM_LAST=__stop_shared_$op"
 done
 for pid in "${pids[@]}"; do wait "$pid"; done

@@ -139,7 +139,8 @@ struct Registration {
 };
 extern dim3 thread_index, block_index, block_size, grid_size;
 void* dynamic_shared();
-unsigned lane();
+extern unsigned current;  // the thread that runs, in its block
+inline unsigned lane() { return current % 32; }
 void barrier(const char* file, int line);
 // All lanes of `mask` meet; `together` runs once. Only a meeting that `orders` makes memory of one lane seen by another.
 void meet(unsigned mask, void* mine, Together together, bool orders, const char* what, const char* file, int line);

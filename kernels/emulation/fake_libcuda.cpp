@@ -24,6 +24,11 @@
 
 #include "scheduler.h"
 
+#if defined(SHIM_ASAN)
+extern "C" void __asan_poison_memory_region(void const volatile*, size_t);
+extern "C" void __asan_unpoison_memory_region(void const volatile*, size_t);
+#endif
+
 namespace {
 typedef int Result;
 typedef uint64_t Address;
@@ -93,6 +98,9 @@ Area map_area(size_t bytes) {
   if (p == MAP_FAILED || mprotect(p + PAGE, pages, PROT_READ | PROT_WRITE)) violation("no host memory left");
   unsigned char* const start = p + PAGE + pages - aligned;
   memset(start, 0xff, aligned);
+#if defined(SHIM_ASAN)
+  __asan_poison_memory_region(start + bytes, aligned - bytes);
+#endif
   return {bytes, mapped, p};
 }
 Address start_of(const Area& area) {
@@ -102,6 +110,9 @@ Address start_of(const Area& area) {
 Result release(std::map<Address, Area>& areas, Address p) {
   auto found = areas.find(p);
   if (found == areas.end()) return INVALID_VALUE;
+#if defined(SHIM_ASAN)
+  __asan_unpoison_memory_region(found->second.start, found->second.mapped);
+#endif
   munmap(found->second.start, found->second.mapped);
   areas.erase(found);
   return OK;

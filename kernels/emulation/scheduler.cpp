@@ -61,10 +61,8 @@ struct Fiber {
   void* sp;
   void* tsan;
 };
-enum State : unsigned char { READY, AT_BARRIER, AT_MEETING, DONE };
+enum State : unsigned char { RUNS, AT_BARRIER, DONE };  // one that RUNS may wait for others of its warp
 struct Thread {
-  Fiber* fiber;  // null until it starts
-  dim3 index;
   State state;
   const char *what, *file;
   int line;
@@ -86,8 +84,11 @@ struct Warp {
 dim3 thread_index, block_index, block_size, grid_size;
 
 static Thread threads[THREADS_MAX];
+static Fiber* fibers[THREADS_MAX];  // null until the thread starts
+static dim3 indexes[THREADS_MAX];
 static Warp warps[WARPS_MAX];
-static unsigned thread_count, warp_count, current, live, at_barrier;
+static unsigned thread_count, warp_count, live, at_barrier;
+unsigned current;
 static const char* barrier_file;
 static int barrier_line;
 static std::vector<Fiber*> idle;
@@ -105,7 +106,7 @@ static struct { bool backward, in_step, random; } schedule;
 
 static unsigned random_below(unsigned n) {
   random_state = random_state * 1664525u + 1013904223u;
-  return (random_state >> 8) % n;
+  return (unsigned)((unsigned long long)(random_state >> 8) * n >> 24);
 }
 
 void choose(unsigned seed) {
@@ -116,9 +117,10 @@ void choose(unsigned seed) {
   copies_land_at_once = ((s ^ s >> 2) & 1) == 0;
 }
 
-static unsigned lane_of(unsigned ready) {
+static inline unsigned lane_of(unsigned ready) {
   if (schedule.random) {
-    for (unsigned skip = random_below((unsigned)__builtin_popcount(ready)); skip; skip--) ready &= ready - 1;
+    const unsigned turn = random_below(32), turned = ready >> turn | ready << (32 - turn) % 32;
+    return ((unsigned)__builtin_ctz(turned) + turn) % 32;
   } else if (schedule.backward) {
     return 31 - (unsigned)__builtin_clz(ready);
   }
@@ -167,7 +169,10 @@ static void* map_guarded(size_t bytes) {
 }
 static Fiber* new_fiber() {
   auto* fiber = new Fiber{};
-  void** sp = (void**)((unsigned char*)map_guarded(STACK_BYTES) + STACK_BYTES);
+  // Each begins at another offset in its page: 32 lanes at the same one would share a few sets of the cache.
+  static unsigned count;
+  const size_t offset = count++ % 64 * 832;
+  void** sp = (void**)((unsigned char*)map_guarded(STACK_BYTES) + STACK_BYTES - offset);
   *--sp = nullptr;  // rsp % 16 is 8 at fiber_main's entry, as after a call
   *--sp = (void*)fiber_main;
   for (int i = 0; i < 6; i++) *--sp = nullptr;
@@ -188,10 +193,10 @@ static void give_back(Fiber* fiber) {
 #endif
 }
 // Leaves `running` (whose thread waits, or is done: then `is_free`) for thread `t`. True: it is `running` that shall run it.
-static bool go_to(unsigned t, bool is_free) {
+static inline bool go_to(unsigned t, bool is_free) {
   current = t;
-  thread_index = threads[t].index;
-  Fiber* to = threads[t].fiber;
+  thread_index = indexes[t];
+  Fiber* to = fibers[t];
   if (!to) {
     if (is_free) return true;
     if (idle.empty()) idle.push_back(new_fiber());
@@ -202,76 +207,78 @@ static bool go_to(unsigned t, bool is_free) {
   if (to != running) switch_to(to);
   return is_free;
 }
-static void stop(State state, const char* what, const char* file, int line);
+static void leave();
 
 static void fiber_main() {
   for (;;) {
-    Thread& mine = threads[current];
-    mine.fiber = running;
+    fibers[current] = running;
     TSAN(__tsan_acquire(&block_start);)
     kernel->entry(kernel_arguments);
     TSAN(__tsan_release(&block_end);)
-    stop(DONE, "exit", nullptr, 0);
+    leave();
   }
 }
 
 static void release_barrier() {
   at_barrier = 0;
   for (unsigned t = 0; t < thread_count; t++)
-    if (threads[t].state == AT_BARRIER) threads[t].state = READY, warps[t / 32].ready |= 1u << t % 32;
+    if (threads[t].state == AT_BARRIER) threads[t].state = RUNS, warps[t / 32].ready |= 1u << t % 32;
 }
 
-// The current thread cannot go on, or need not: gives way to the next.
-static void stop(State state, const char* what, const char* file, int line) {
-  const unsigned me = current, warp = me / 32;
-  Thread& mine = threads[me];
-  mine.state = state, mine.what = what, mine.file = file, mine.line = line;
-  if (state != READY) warps[warp].ready &= ~(1u << me % 32);
-  if (state == DONE) {
-    if (mine.open || !mine.groups.empty() || !mine.copies.empty()) fault("a thread ends with cp.async in flight", "exit", nullptr, 0);
-    live--;
-    if (!live) {
-      give_back(running);
-      switch_to(&main_fiber);
-      return;
-    }
+[[noreturn]] static void fault_deadlock() {
+  for (unsigned t = 0; t < thread_count; t++) {
+    const Thread& waits = threads[t];
+    const Warp& warp = warps[t / 32];
+    if (waits.state == DONE) continue;
+    current = t, thread_index = indexes[t];
+    const bool meets = waits.state == RUNS;
+    fault("deadlock: waits for threads that have left or never come", meets ? warp.what : "__syncthreads",
+          meets ? warp.file : barrier_file, meets ? warp.line : barrier_line);
   }
+  abort();
+}
+// The current thread cannot go on, or need not: gives way to the next.
+static void give_way(bool is_done) {
+  const unsigned me = current;
   // Threads that have left count as arrived, as on hardware.
   if (at_barrier == live) release_barrier();
-  const unsigned t = next(warp, true);
-  if (t == thread_count) {
-    for (unsigned i = 0; i < thread_count; i++) {
-      const Thread& waits = threads[i];
-      if (waits.state == DONE) continue;
-      thread_index = waits.index;
-      fault("deadlock: waits for threads that have left or never come", waits.what, waits.file, waits.line);
-    }
-  }
-  if (t == me && state != DONE) return;
-  go_to(t, state == DONE);
+  const unsigned t = next(me / 32, true);
+  if (t == thread_count) fault_deadlock();
+  if (t != me || is_done) go_to(t, is_done);
+}
+static void leave() {
+  const unsigned me = current;
+  Thread& mine = threads[me];
+  if (mine.open || !mine.groups.empty() || !mine.copies.empty()) fault("a thread ends with cp.async in flight", "exit", nullptr, 0);
+  mine.state = DONE;
+  warps[me / 32].ready &= ~(1u << me % 32);
+  if (--live) return give_way(true);
+  give_back(running);
+  switch_to(&main_fiber);
 }
 
 // ---- what kernels call ----
 
 void* dynamic_shared() { return dynamic_first; }
-unsigned lane() { return current % 32; }
 
 void barrier(const char* file, int line) {
   if (at_barrier++ == 0) barrier_file = file, barrier_line = line;
-  else if (line != barrier_line || strcmp(file, barrier_file))
+  else if (line != barrier_line || (file != barrier_file && strcmp(file, barrier_file)))
     fault_besides("threads of one block at different barriers: another is at", "__syncthreads", barrier_file, barrier_line, "__syncthreads", file, line);
   TSAN(__tsan_release(&block_order);)
-  stop(AT_BARRIER, "__syncthreads", file, line);
+  threads[current].state = AT_BARRIER;
+  warps[current / 32].ready &= ~(1u << current % 32);
+  give_way(false);
   TSAN(__tsan_acquire(&block_order);)
 }
 
 void meet(unsigned mask, void* mine, Together together, bool orders, const char* what, const char* file, int line) {
   (void)orders;
   Warp& warp = warps[current / 32];
-  const unsigned l = current % 32;
+  const unsigned l = lane();
   if (!(mask >> l & 1)) fault("a lane is not in its own mask", what, file, line);
   if (!warp.arrived) warp.mask = mask, warp.together = together, warp.what = what, warp.file = file, warp.line = line;
-  else if (warp.mask != mask || warp.together != together || warp.line != line || strcmp(warp.file, file))
+  else if (warp.mask != mask || warp.together != together || warp.line != line || (warp.file != file && strcmp(warp.file, file)))
     fault_besides("lanes of one warp at different collectives: another is in", warp.what, warp.file, warp.line, what, file, line);
   warp.lanes[l] = mine;
   warp.arrived |= 1u << l;
@@ -280,11 +287,11 @@ void meet(unsigned mask, void* mine, Together together, bool orders, const char*
     together(warp.lanes, mask);
     warp.arrived = 0;
     warp.ready |= mask;
-    for (unsigned i = 0; i < 32; i++)
-      if (mask >> i & 1) threads[current / 32 * 32 + i].state = READY;
-    if (schedule.random || schedule.in_step) stop(READY, what, file, line);
+    if (schedule.random || schedule.in_step) give_way(false);
   } else {
-    stop(AT_MEETING, what, file, line);
+    warp.ready &= ~(1u << l);
+    if (warp.ready) go_to(current - l + lane_of(warp.ready), false);
+    else give_way(false);
   }
   TSAN(if (orders) __tsan_acquire(&warp.order);)
 }
@@ -368,9 +375,9 @@ static void run_block() {
     warps[w].arrived = 0;
   }
   for (unsigned t = 0; t < thread_count; t++) {
-    threads[t].state = READY, threads[t].fiber = nullptr, threads[t].open = 0;
+    threads[t].state = RUNS, threads[t].open = 0, fibers[t] = nullptr;
     // The race detector must not see one thread as the sequel of another.
-    TSAN(static Fiber* own[THREADS_MAX]; if (!own[t]) own[t] = new_fiber(); threads[t].fiber = own[t];)
+    TSAN(static Fiber* own[THREADS_MAX]; if (!own[t]) own[t] = new_fiber(); fibers[t] = own[t];)
   }
   running = &main_fiber;
   TSAN(main_fiber.tsan = __tsan_get_current_fiber(); __tsan_release(&block_start);)
@@ -386,7 +393,7 @@ void run(const Kernel& what, dim3 grid, dim3 block, size_t shared_bytes, void** 
   kernel = &what, kernel_arguments = arguments, block_size = block, grid_size = grid;
   thread_count = block.x * block.y * block.z;
   warp_count = (thread_count + 31) / 32;
-  for (unsigned t = 0; t < thread_count; t++) threads[t].index = dim3(t % block.x, t / block.x % block.y, t / block.x / block.y);
+  for (unsigned t = 0; t < thread_count; t++) indexes[t] = dim3(t % block.x, t / block.x % block.y, t / block.x / block.y);
   const unsigned long blocks = (unsigned long)grid.x * grid.y * grid.z;
   for (unsigned long i = 0; i < blocks; i++) {
     const unsigned long b = schedule.backward ? blocks - 1 - i : i;

@@ -18,6 +18,8 @@ mod error;
 mod event;
 mod graph;
 mod kernel;
+mod kv_layout;
+mod lora_tables;
 mod memory;
 pub mod ops;
 mod pinned;
@@ -32,6 +34,10 @@ pub use error::CudaError;
 pub use event::Event;
 pub use graph::Graph;
 pub use kernel::{Argument, Kernel, Launch, Module};
+pub use kv_layout::{BLOCK_TOKENS_MAX, HEAD_DIMS, KvFormat, KvLayout, e4m3_to_f32};
+pub use lora_tables::{
+    LORA_GROUPS, LORA_RANK_MULTIPLE, LoraEntry, LoraGroupId, LoraItem, LoraPiece, LoraTables, LoraTerm, LoraTile,
+};
 pub use memory::{DeviceMemory, DevicePtr, DeviceRange};
 pub use pinned::Pinned;
 pub use plain::{Plain, bytes_of, bytes_of_mut, view, view_mut};

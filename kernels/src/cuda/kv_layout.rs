@@ -64,13 +64,7 @@ argument!(KvLayout);
 impl KvLayout {
     /// `None` if the kernels know no such shape or a block would not fit any memory.
     #[must_use]
-    pub fn new(
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        block_tokens: usize,
-        format: KvFormat,
-    ) -> Option<Self> {
+    pub fn new(layers: usize, kv_heads: usize, head_dim: usize, block_tokens: usize, format: KvFormat) -> Option<Self> {
         let is_known = HEAD_DIMS.contains(&head_dim)
             && block_tokens.is_power_of_two()
             && block_tokens <= BLOCK_TOKENS_MAX
@@ -121,6 +115,12 @@ impl KvLayout {
         self.head_dim as usize
     }
 
+    /// Bytes of one position of one head of K, without its scale.
+    #[must_use]
+    pub const fn head_bytes(&self) -> usize {
+        (self.head_dim as u64 * self.format().value_bytes()) as usize
+    }
+
     /// Layers that a block holds.
     #[must_use]
     pub const fn layers(&self) -> usize {
@@ -142,10 +142,8 @@ impl KvLayout {
     pub fn value_at(&self, block: u32, layer: usize, is_value: bool, head: usize, offset: usize) -> usize {
         let row = ((head << self.block_tokens_log2) + offset) as u64 * u64::from(self.head_dim);
         let kv = if is_value { self.kv_bytes } else { 0 };
-        (u64::from(block) * self.block_bytes
-            + layer as u64 * self.layer_bytes
-            + kv
-            + row * self.format().value_bytes()) as usize
+        (u64::from(block) * self.block_bytes + layer as u64 * self.layer_bytes + kv + row * self.format().value_bytes())
+            as usize
     }
 
     /// Byte of the pool at which the scale of a position's head lies.
@@ -158,17 +156,9 @@ impl KvLayout {
 
     /// Reads a position's head out of a copy of the pool: what the kernels see.
     #[must_use]
-    pub fn read(
-        &self,
-        pool: &[u8],
-        block: u32,
-        layer: usize,
-        is_value: bool,
-        head: usize,
-        offset: usize,
-    ) -> Vec<f32> {
+    pub fn read(&self, pool: &[u8], block: u32, layer: usize, is_value: bool, head: usize, offset: usize) -> Vec<f32> {
         let bytes = &pool[self.value_at(block, layer, is_value, head, offset)..];
-        let bytes = &bytes[..self.head_dim() * self.format().value_bytes() as usize];
+        let bytes = &bytes[..self.head_bytes()];
         let scale = || {
             let at = self.scale_at(block, layer, is_value, head, offset);
             pool[at..].first_chunk().map_or(f32::NAN, |scale| f32::from_le_bytes(*scale))
@@ -194,8 +184,7 @@ pub fn e4m3_to_f32(code: u8) -> f32 {
         return f32::NAN;
     }
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    let magnitude =
-        if exponent == 0 { mantissa * 2f32.powi(-9) } else { (8.0 + mantissa) * 2f32.powi(exponent - 10) };
+    let magnitude = if exponent == 0 { mantissa * 2f32.powi(-9) } else { (8.0 + mantissa) * 2f32.powi(exponent - 10) };
     if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
@@ -230,7 +219,9 @@ mod tests {
 
     #[test]
     fn shapes_that_no_kernel_knows_are_refused() {
-        for (layers, heads, dim, tokens) in [(0, 1, 32, 4), (1, 0, 32, 4), (1, 1, 80, 4), (1, 1, 32, 12), (1, 1, 32, 512)] {
+        for (layers, heads, dim, tokens) in
+            [(0, 1, 32, 4), (1, 0, 32, 4), (1, 1, 80, 4), (1, 1, 32, 12), (1, 1, 32, 512)]
+        {
             assert_eq!(KvLayout::new(layers, heads, dim, tokens, KvFormat::F16), None);
         }
         assert_eq!(KvLayout::new(usize::MAX / 8, 1 << 40, 128, 256, KvFormat::F16), None);

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io::Write;
 
-use super::{CudaError, Device, DeviceMemory, DeviceRange, Plain, ops};
+use super::{CudaError, Device, DeviceMemory, DeviceRange, Plain, Stream, ops};
 
 type Run = dyn Fn(&Device, u64) -> Result<f64, CudaError> + Send + Sync;
 
@@ -72,7 +72,20 @@ impl fmt::Display for CaseResult {
 
 /// All cases, operation by operation.
 fn cases() -> Vec<Case> {
-    [ops::rms_norm::cases(), ops::linear::cases()].into_iter().flatten().collect()
+    [
+        ops::embed::cases(),
+        ops::rms_norm::cases(),
+        ops::rope_append::cases(),
+        ops::attention::cases(),
+        ops::swiglu::cases(),
+        ops::linear::cases(),
+        ops::lora::cases(),
+        ops::sample::cases(),
+        ops::copy_wipe::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Runs every case whose operation or name contains `filter`, once for each seed, and prints a line for each to `table`
@@ -169,6 +182,16 @@ pub(crate) struct Buffers<'a> {
 impl<'a> Buffers<'a> {
     pub(crate) fn new(device: &'a Device) -> Self {
         Self { device, memory: Vec::new() }
+    }
+
+    /// Where everything runs.
+    pub(crate) fn stream(&self) -> &'a Stream {
+        self.device.compute()
+    }
+
+    /// Where it lies.
+    pub(crate) fn device(&self) -> &'a Device {
+        self.device
     }
 
     /// Room for `count` values.

@@ -1,9 +1,15 @@
 //! Causal attention over paged keys and values, in decode and in prefill with equal bits: `cuda/attention.cu`.
 
-use half::{bf16, f16};
+mod cases;
 
-use crate::cuda::kernel::argument;
-use crate::cuda::{CudaError, Device, DevicePtr, DeviceRange, HEAD_DIMS, Kernel, KvLayout, Launch, Module, Plain, Stream};
+use half::f16;
+
+use crate::cuda::kernel::{argument, fatbin};
+use crate::cuda::{
+    CudaError, Device, DevicePtr, DeviceRange, HEAD_DIMS, Kernel, KvLayout, Launch, Module, Plain, Stream,
+};
+
+pub(crate) use cases::cases;
 
 /// Positions of which `attention_split` makes one partial sum.
 pub const CHUNK_TOKENS: usize = 256;
@@ -24,7 +30,7 @@ pub struct AttentionTile {
     pub row_count: u32,
     /// Where in the block tables that of the sequence begins.
     pub table_begin: u32,
-    /// The first of its [`AttentionTile::units`]; of no meaning to [`AttentionKernels::rows`].
+    /// The first of its [`AttentionTile::units`]; of no meaning to [`Attention::rows`].
     pub partial_begin: u32,
 }
 
@@ -41,13 +47,13 @@ impl AttentionTile {
     }
 }
 
-/// The most rows of a tile of [`AttentionKernels::split`].
+/// The most rows of a tile of [`Attention::split`].
 #[must_use]
 pub fn split_tile_rows(heads: u32, kv_heads: u32) -> u32 {
     (SPLIT_QUERIES / (heads / kv_heads)).max(1)
 }
 
-/// The most rows of a tile of [`AttentionKernels::rows`].
+/// The most rows of a tile of [`Attention::rows`].
 #[must_use]
 pub fn rows_tile_rows(heads: u32, kv_heads: u32) -> u32 {
     (ROWS_QUERIES / (heads / kv_heads)).max(1)
@@ -55,7 +61,7 @@ pub fn rows_tile_rows(heads: u32, kv_heads: u32) -> u32 {
 
 /// The kernels on one device, for one width of heads.
 #[derive(Debug)]
-pub struct AttentionKernels {
+pub struct Attention {
     head_dim: u32,
     split: Kernel,
     rows: Kernel,
@@ -64,7 +70,7 @@ pub struct AttentionKernels {
 
 /// What both ways take.
 #[derive(Clone, Copy, Debug)]
-pub struct Attention {
+pub struct AttentionArgs {
     /// bf16 `[rows, heads · head_dim]`, written.
     pub out: DeviceRange,
     /// f16 `[rows, heads, head_dim]`, rotated.
@@ -91,7 +97,7 @@ pub struct Attention {
     pub rows_max: u32,
 }
 
-/// Where [`AttentionKernels::split`] leaves partial sums.
+/// Where [`Attention::split`] leaves partial sums.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionPartials {
     /// f32 `[units, heads, head_dim]`
@@ -122,14 +128,14 @@ struct Arguments {
 
 argument!(Arguments);
 
-impl AttentionKernels {
+impl Attention {
     /// # Errors
     /// If there are no kernels for this width or the device cannot run them.
     pub fn load(device: &Device, head_dim: usize) -> Result<Self, CudaError> {
         if !HEAD_DIMS.contains(&head_dim) {
             return Err(CudaError::Shape { what: "attention: a width of heads that no kernel has", value: head_dim });
         }
-        let module = Module::load(device, include_bytes!("../../../prebuilt/attention.fatbin"))?;
+        let module = Module::load(device, fatbin!("attention"))?;
         let head_dim = head_dim as u32;
         Ok(Self {
             head_dim,
@@ -147,7 +153,7 @@ impl AttentionKernels {
     pub fn split(
         &self,
         stream: &Stream,
-        op: &Attention,
+        op: &AttentionArgs,
         partials: AttentionPartials,
         chunk_blocks: u32,
     ) -> Result<(), CudaError> {
@@ -177,7 +183,7 @@ impl AttentionKernels {
     ///
     /// # Errors
     /// If a buffer is too short, a shape is wrong or the driver refuses.
-    pub fn rows(&self, stream: &Stream, op: &Attention) -> Result<(), CudaError> {
+    pub fn rows(&self, stream: &Stream, op: &AttentionArgs) -> Result<(), CudaError> {
         let arguments = self.arguments(op)?;
         let (kv_heads, group) = self.groups(op);
         let grid = in_limits([kv_heads * group.div_ceil(ROWS_QUERIES), op.tiles_max, 1])?;
@@ -187,17 +193,21 @@ impl AttentionKernels {
         unsafe { stream.launch(&self.rows, launch, &[&arguments, &op.kv]) }
     }
 
-    fn groups(&self, op: &Attention) -> (u32, u32) {
+    fn groups(&self, op: &AttentionArgs) -> (u32, u32) {
         let kv_heads = op.kv.kv_heads() as u32;
         (kv_heads, op.heads / kv_heads)
     }
 
-    fn arguments(&self, op: &Attention) -> Result<Arguments, CudaError> {
+    fn arguments(&self, op: &AttentionArgs) -> Result<Arguments, CudaError> {
         let (rows, width) = (op.rows_max as usize, op.heads as usize * self.head_dim as usize);
         if op.kv.head_dim() != self.head_dim as usize {
-            return Err(CudaError::Shape { what: "attention: kernels of another width of heads", value: op.kv.head_dim() });
+            return Err(CudaError::Shape {
+                what: "attention: kernels of another width of heads",
+                value: op.kv.head_dim(),
+            });
         }
-        if op.heads == 0 || !(op.heads as usize).is_multiple_of(op.kv.kv_heads()) || op.layer as usize >= op.kv.layers() {
+        if op.heads == 0 || !(op.heads as usize).is_multiple_of(op.kv.kv_heads()) || op.layer as usize >= op.kv.layers()
+        {
             return Err(CudaError::Shape { what: "attention: heads or layer", value: op.heads as usize });
         }
         Ok(Arguments {
@@ -220,7 +230,9 @@ impl AttentionKernels {
 
 fn in_limits(grid: [u32; 3]) -> Result<[u32; 3], CudaError> {
     match grid[1].max(grid[2]) {
-        most @ 65_536.. => Err(CudaError::Shape { what: "attention: tiles or heads of one launch", value: most as usize }),
+        most @ 65_536.. => {
+            Err(CudaError::Shape { what: "attention: tiles or heads of one launch", value: most as usize })
+        }
         _ => Ok(grid),
     }
 }
@@ -236,7 +248,7 @@ const fn rows_shared_bytes(head_dim: u32) -> u32 {
 /// The reference, in f64: `q` `[heads, head_dim]` of one row that sees `keys` and `values` `[positions]`, each
 /// `[kv_heads][head_dim]`.
 #[must_use]
-pub fn attention_row(q: &[f16], heads: usize, keys: &[Vec<Vec<f32>>], values: &[Vec<Vec<f32>>]) -> Vec<bf16> {
+pub fn attention_row(q: &[f16], heads: usize, keys: &[Vec<Vec<f32>>], values: &[Vec<Vec<f32>>]) -> Vec<f64> {
     let head_dim = q.len() / heads;
     let kv_heads = keys.first().map_or(1, Vec::len);
     let mut out = Vec::with_capacity(q.len());
@@ -252,7 +264,7 @@ pub fn attention_row(q: &[f16], heads: usize, keys: &[Vec<Vec<f32>>], values: &[
         let total: f64 = weights.iter().sum();
         out.extend((0..head_dim).map(|dim| {
             let terms = weights.iter().zip(values).map(|(weight, value)| weight * f64::from(value[kv_head][dim]));
-            bf16::from_f64(terms.sum::<f64>() / total)
+            terms.sum::<f64>() / total
         }));
     }
     out

@@ -1,5 +1,7 @@
 //! Copies of whole blocks of the pool, in order, and their zeroing: `cuda/copy_wipe.cu`.
 
+use crate::cuda::kernel::fatbin;
+use crate::cuda::selftest::{Buffers, Case, Random};
 use crate::cuda::{CudaError, Device, DeviceRange, Kernel, Launch, Module, Stream};
 
 const THREADS: u32 = 256;
@@ -8,7 +10,7 @@ const PIECE: u64 = 16;
 
 /// The kernels on one device.
 #[derive(Debug)]
-pub struct CopyWipeKernels {
+pub struct CopyWipe {
     copy: Kernel,
     wipe: Kernel,
 }
@@ -22,11 +24,11 @@ pub struct BlockPool {
     pub block_bytes: u64,
 }
 
-impl CopyWipeKernels {
+impl CopyWipe {
     /// # Errors
     /// If the device cannot run them.
     pub fn load(device: &Device) -> Result<Self, CudaError> {
-        let module = Module::load(device, include_bytes!("../../../prebuilt/copy_wipe.fatbin"))?;
+        let module = Module::load(device, fatbin!("copy_wipe"))?;
         Ok(Self { copy: module.kernel("copy_blocks", 0)?, wipe: module.kernel("wipe_blocks", 0)? })
     }
 
@@ -99,4 +101,44 @@ pub fn copy_and_wipe(pool: &mut [u8], block_bytes: usize, copies: &[[u32; 2]], w
     for block in wipes {
         pool[*block as usize * block_bytes..][..block_bytes].fill(0);
     }
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let shapes = [(16, 5, 0, 1), (4352, 6, 7, 2), (8192, 4, 1, 0)];
+    let case = |(block_bytes, blocks, copies, wipes)| {
+        let name = format!("{copies} copies, {wipes} wipes of {block_bytes} bytes");
+        Case::new("copy_wipe", name, 0.0, move |device, seed| run(device, seed, block_bytes, blocks, copies, wipes))
+    };
+    shapes.into_iter().map(case).collect()
+}
+
+fn run(
+    device: &Device,
+    seed: u64,
+    block_bytes: usize,
+    blocks: usize,
+    copies: usize,
+    wipes: usize,
+) -> Result<f64, CudaError> {
+    let (op, mut random, mut buffers) = (CopyWipe::load(device)?, Random::new(seed), Buffers::new(device));
+    let mut pool: Vec<u8> = (0..blocks * block_bytes).map(|_| random.bits() as u8).collect();
+    // Chains: what a copy wrote is read by the next.
+    let mut pairs = Vec::new();
+    for copy in 0..copies {
+        let from =
+            if copy % 2 == 1 { pairs.last().map_or(0, |pair: &[u32; 2]| pair[1]) } else { random.below(blocks) as u32 };
+        let to = (from + 1 + random.below(blocks - 1) as u32) % blocks as u32;
+        pairs.push([from, to]);
+    }
+    let wiped: Vec<u32> = (0..wipes as u32).map(|wipe| (wipe * 2 + 1) % blocks as u32).collect();
+    let stream = device.compute();
+    let block_pool = BlockPool { pool: buffers.with(&pool)?, block_bytes: block_bytes as u64 };
+    // More room than there are entries, which hold indices that are nowhere.
+    let (table, count) = (buffers.with_room(&pairs.concat(), 2 * copies + 4)?, buffers.with(&[copies as u32])?);
+    op.copy(stream, block_pool, table, count, copies as u32 + 2)?;
+    let (table, count) = (buffers.with_room(&wiped, wipes + 3)?, buffers.with(&[wipes as u32])?);
+    op.wipe(stream, block_pool, table, count, wipes as u32 + 3)?;
+    let got: Vec<u8> = buffers.read(block_pool.pool, pool.len())?;
+    copy_and_wipe(&mut pool, block_bytes, &pairs, &wiped);
+    Ok(if got == pool { 0.0 } else { f64::INFINITY })
 }

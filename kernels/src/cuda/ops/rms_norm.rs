@@ -4,7 +4,7 @@ use half::bf16;
 
 use crate::cuda::kernel::fatbin;
 use crate::cuda::selftest::{Buffers, Case, Random, worst};
-use crate::cuda::{CudaError, Device, DevicePtr, DeviceRange, Kernel, Launch, Module, Stream};
+use crate::cuda::{Argument, CudaError, Device, DevicePtr, DeviceRange, Kernel, Launch, Module, Stream};
 
 const THREADS: u32 = 256;
 
@@ -12,6 +12,7 @@ const THREADS: u32 = 256;
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     kernel: Kernel,
+    gather: Kernel,
 }
 
 /// What one launch works on: `rows_max` and `width` are of the launch, `rows` (≤ `rows_max`) is read on the device.
@@ -35,6 +36,31 @@ pub struct RmsNormArgs {
     pub epsilon: f32,
 }
 
+/// What a launch for chosen rows works on.
+#[derive(Clone, Copy, Debug)]
+pub struct GatherNormArgs {
+    /// Residual stream, f32 `[stream_rows, width]`.
+    pub stream: DeviceRange,
+    /// What is added to it first, f32 `[stream_rows, width]`; the stream is not written.
+    pub added: Option<DeviceRange>,
+    /// f32 `[width]`.
+    pub weight: DeviceRange,
+    /// bf16 `[rows_max, width]`.
+    pub out: DeviceRange,
+    /// u32 `[rows_max]`: which row of the stream, below `stream_rows`.
+    pub ids: DeviceRange,
+    /// u32: how many are chosen.
+    pub rows: DeviceRange,
+    /// Rows of the launch.
+    pub rows_max: usize,
+    /// Rows of the stream.
+    pub stream_rows: usize,
+    /// Columns, a multiple of 4.
+    pub width: usize,
+    /// Added to the mean square.
+    pub epsilon: f32,
+}
+
 impl RmsNorm {
     /// Loads the kernel.
     ///
@@ -42,7 +68,7 @@ impl RmsNorm {
     /// If the device cannot run it.
     pub fn load(device: &Device) -> Result<Self, CudaError> {
         let module = Module::load(device, fatbin!("rms_norm"))?;
-        Ok(Self { kernel: module.kernel("rms_norm", 0)? })
+        Ok(Self { kernel: module.kernel("rms_norm", 0)?, gather: module.kernel("rms_norm_gather", 0)? })
     }
 
     /// Runs it on `stream`.
@@ -51,11 +77,7 @@ impl RmsNorm {
     /// If a buffer is too short, or the width is no multiple of 4.
     pub fn launch(&self, stream: &Stream, args: &RmsNormArgs) -> Result<(), CudaError> {
         let RmsNormArgs { rows_max, width, .. } = *args;
-        if width == 0 || !width.is_multiple_of(4) {
-            return Err(CudaError::Shape { what: "rms_norm: a width that is no multiple of 4", value: width });
-        }
-        let too_many = |_| CudaError::Shape { what: "rms_norm: too many values", value: rows_max };
-        let (grid, columns) = (u32::try_from(rows_max).map_err(too_many)?, u32::try_from(width).map_err(too_many)?);
+        let (launch, columns) = shape(rows_max, width)?;
         let values = rows_max * width;
         let x = args.stream.for_kernel("rms_norm: stream", values * 4, 16)?;
         let added = match args.added {
@@ -65,11 +87,48 @@ impl RmsNorm {
         let weight = args.weight.for_kernel("rms_norm: weight", width * 4, 16)?;
         let out = args.out.for_kernel("rms_norm: out", values * 2, 8)?;
         let rows = args.rows.for_kernel("rms_norm: rows", 4, 4)?;
-        let launch = Launch { grid: [grid, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 };
+        let inverse_width = 1.0 / width as f64;
         // SAFETY: the kernel's parameters in order; the grid has `rows_max` blocks, each of which touches its own row of
         // buffers that were found long enough above.
-        unsafe { stream.launch(&self.kernel, launch, &[&x, &added, &weight, &out, &rows, &columns, &args.epsilon]) }
+        unsafe {
+            let args: [&dyn Argument; 8] = [&x, &added, &weight, &out, &rows, &columns, &inverse_width, &args.epsilon];
+            stream.launch(&self.kernel, launch, &args)
+        }
     }
+
+    /// Runs it for chosen rows.
+    ///
+    /// # Errors
+    /// If a buffer is too short, or the width is no multiple of 4.
+    pub fn launch_gather(&self, stream: &Stream, args: &GatherNormArgs) -> Result<(), CudaError> {
+        let GatherNormArgs { rows_max, width, stream_rows, .. } = *args;
+        let (launch, columns) = shape(rows_max, width)?;
+        let x = args.stream.for_kernel("rms_norm: stream", stream_rows * width * 4, 16)?;
+        let added = match args.added {
+            Some(added) => added.for_kernel("rms_norm: added", stream_rows * width * 4, 16)?,
+            None => DevicePtr::NULL,
+        };
+        let weight = args.weight.for_kernel("rms_norm: weight", width * 4, 16)?;
+        let out = args.out.for_kernel("rms_norm: out", rows_max * width * 2, 8)?;
+        let ids = args.ids.for_kernel("rms_norm: chosen rows", rows_max * 4, 4)?;
+        let rows = args.rows.for_kernel("rms_norm: rows", 4, 4)?;
+        let inverse_width = 1.0 / width as f64;
+        // SAFETY: as above; the chosen rows are those of the stream by the batch's rules.
+        unsafe {
+            let args: [&dyn Argument; 9] =
+                [&x, &added, &weight, &out, &ids, &rows, &columns, &inverse_width, &args.epsilon];
+            stream.launch(&self.gather, launch, &args)
+        }
+    }
+}
+
+fn shape(rows_max: usize, width: usize) -> Result<(Launch, u32), CudaError> {
+    if width == 0 || !width.is_multiple_of(4) {
+        return Err(CudaError::Shape { what: "rms_norm: a width that is no multiple of 4", value: width });
+    }
+    let too_many = |_| CudaError::Shape { what: "rms_norm: too many values", value: rows_max };
+    let (grid, columns) = (u32::try_from(rows_max).map_err(too_many)?, u32::try_from(width).map_err(too_many)?);
+    Ok((Launch { grid: [grid, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 }, columns))
 }
 
 /// The same in f64: the sums `stream + added`, rounded to f32 as they are kept, and their norm, not rounded.
@@ -98,7 +157,70 @@ pub(crate) fn cases() -> Vec<Case> {
         let name = format!("{rows} of {rows_max} x {width}{}", if adds { " + residual" } else { "" });
         Case::new("rms_norm", name, TOLERANCE, move |device, seed| run(device, seed, rows, rows_max, width, adds))
     };
-    shapes.into_iter().map(case).collect()
+    let gathers = [(1, 3, 32, false), (3, 5, 576, true), (0, 2, 64, true)].map(|(rows, stream_rows, width, adds)| {
+        let name = format!("{rows} chosen of {stream_rows} x {width}{}", if adds { " + residual" } else { "" });
+        Case::new("rms_norm", name, TOLERANCE, move |device, seed| gather(device, seed, rows, stream_rows, width, adds))
+    });
+    let huge = Case::new("rms_norm", "numbers from 1e-30 to 1e38, NaN in its row", TOLERANCE, hostile);
+    shapes.into_iter().map(case).chain(gathers).chain([huge]).collect()
+}
+
+fn gather(
+    device: &Device,
+    seed: u64,
+    rows: usize,
+    stream_rows: usize,
+    width: usize,
+    adds: bool,
+) -> Result<f64, CudaError> {
+    let (op, mut random, mut buffers) = (RmsNorm::load(device)?, Random::new(seed), Buffers::new(device));
+    let stream = random.normals(stream_rows * width, 3.0);
+    let added = adds.then(|| random.normals(stream_rows * width, 1.0));
+    let weight = random.normals(width, 1.0);
+    let ids: Vec<u32> = (0..rows).map(|_| random.below(stream_rows) as u32).collect();
+    let rows_max = rows + 1;
+    let args = GatherNormArgs {
+        stream: buffers.with(&stream)?,
+        added: added.as_ref().map(|added| buffers.with(added)).transpose()?,
+        weight: buffers.with(&weight)?,
+        out: buffers.empty::<bf16>(rows_max * width)?,
+        ids: buffers.with_room(&ids, rows_max)?,
+        rows: buffers.with(&[rows as u32])?,
+        rows_max,
+        stream_rows,
+        width,
+        epsilon: 1e-5,
+    };
+    op.launch_gather(device.compute(), &args)?;
+    let (_, all) = reference(&stream, added.as_deref(), &weight, args.epsilon);
+    let want = ids.iter().flat_map(|id| all[*id as usize * width..][..width].to_vec());
+    let got: Vec<bf16> = buffers.read(args.out, rows_max * width)?;
+    let kept: Vec<f32> = buffers.read(args.stream, stream_rows * width)?;
+    if kept != stream || got[rows * width..].iter().any(|value| value.to_bits() != 0xffff) {
+        return Ok(f64::INFINITY);
+    }
+    Ok(worst(got[..rows * width].iter().map(|x| x.to_f64()), want))
+}
+
+fn hostile(device: &Device, seed: u64) -> Result<f64, CudaError> {
+    let (op, mut random, mut buffers) = (RmsNorm::load(device)?, Random::new(seed), Buffers::new(device));
+    let width = 96;
+    let scales = [1e-30f32, 1.0, 1e19, 1e30, 3e37, f32::NAN];
+    let stream: Vec<f32> = scales.iter().flat_map(|scale| random.normals(width, *scale)).collect();
+    let weight = random.normals(width, 1.0);
+    let args = RmsNormArgs {
+        stream: buffers.with(&stream)?,
+        added: None,
+        weight: buffers.with(&weight)?,
+        out: buffers.empty::<bf16>(stream.len())?,
+        rows: buffers.with(&[scales.len() as u32])?,
+        rows_max: scales.len(),
+        width,
+        epsilon: 1e-12,
+    };
+    op.launch(device.compute(), &args)?;
+    let got: Vec<bf16> = buffers.read(args.out, stream.len())?;
+    Ok(worst(got.iter().map(|x| x.to_f64()), reference(&stream, None, &weight, args.epsilon).1))
 }
 
 fn run(device: &Device, seed: u64, rows: usize, rows_max: usize, width: usize, adds: bool) -> Result<f64, CudaError> {

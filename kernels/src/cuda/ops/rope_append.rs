@@ -1,16 +1,21 @@
 //! Rotary embedding of q and k (Su et al., 2021), with the norm of each head before it where the base has one, and the
 //! append of k and v to their pages: `cuda/rope_append.cu`.
 
+mod cases;
+
 use half::f16;
 
+use crate::cuda::kernel::fatbin;
 use crate::cuda::{CudaError, Device, DevicePtr, DeviceRange, Kernel, KvLayout, Launch, Module, Stream};
 use crate::{RopeLayout, RopeTable};
+
+pub(crate) use cases::cases;
 
 const WARPS: u32 = 4;
 
 /// The kernel on one device.
 #[derive(Debug)]
-pub struct RopeAppendKernels {
+pub struct RopeAppend {
     append: Kernel,
 }
 
@@ -27,7 +32,7 @@ pub struct DeviceHeadNorms {
 
 /// One launch.
 #[derive(Clone, Copy, Debug)]
-pub struct RopeAppend {
+pub struct RopeAppendArgs {
     /// f16 `[rows, heads, head_dim]`, written.
     pub q: DeviceRange,
     /// The pool of blocks, written.
@@ -62,17 +67,17 @@ pub struct RopeAppend {
     pub rows_max: u32,
 }
 
-impl RopeAppendKernels {
+impl RopeAppend {
     /// # Errors
     /// If the device cannot run it.
     pub fn load(device: &Device) -> Result<Self, CudaError> {
-        let module = Module::load(device, include_bytes!("../../../prebuilt/rope_append.fatbin"))?;
+        let module = Module::load(device, fatbin!("rope_append"))?;
         Ok(Self { append: module.kernel("rope_append", 0)? })
     }
 
     /// # Errors
     /// If a buffer is too short, a shape is wrong or the driver refuses.
-    pub fn launch(&self, stream: &Stream, op: &RopeAppend) -> Result<(), CudaError> {
+    pub fn launch(&self, stream: &Stream, op: &RopeAppendArgs) -> Result<(), CudaError> {
         let (rows, dim, heads) = (op.rows_max as usize, op.kv.head_dim(), op.heads as usize + 2 * op.kv.kv_heads());
         if (op.qkv_stride as usize) < heads * dim || op.layer as usize >= op.kv.layers() {
             return Err(CudaError::Shape { what: "rotary append: stride or layer", value: op.qkv_stride as usize });

@@ -2,11 +2,12 @@
 //!
 //! Not here: the seeded uniform number, which the host computes; what a mask means.
 
+mod cases;
 mod reference;
 
 pub use reference::{Sampled, sample};
 
-use crate::cuda::kernel::argument;
+use crate::cuda::kernel::{argument, fatbin};
 use crate::cuda::{CudaError, Device, DevicePtr, DeviceRange, Kernel, Launch, Module, Plain, Stream};
 
 const THREADS: u32 = 512;
@@ -115,13 +116,13 @@ unsafe impl Plain for SampledRow {}
 
 /// The kernel on one device.
 #[derive(Debug)]
-pub struct SampleKernels {
+pub struct Sample {
     sample: Kernel,
 }
 
 /// One launch.
 #[derive(Clone, Copy, Debug)]
-pub struct Sample {
+pub struct SampleArgs {
     /// f32 `[samples, vocabulary]`, changed.
     pub logits: DeviceRange,
     /// [`SampleParams`] `[samples]`.
@@ -171,17 +172,17 @@ struct Arguments {
 
 argument!(Arguments);
 
-impl SampleKernels {
+impl Sample {
     /// # Errors
     /// If the device cannot run it.
     pub fn load(device: &Device) -> Result<Self, CudaError> {
-        let module = Module::load(device, include_bytes!("../../../prebuilt/sample.fatbin"))?;
+        let module = Module::load(device, fatbin!("sample"))?;
         Ok(Self { sample: module.kernel("sample", 0)? })
     }
 
     /// # Errors
     /// If a buffer is too short, the vocabulary too large or the driver refuses.
-    pub fn launch(&self, stream: &Stream, op: &Sample) -> Result<(), CudaError> {
+    pub fn launch(&self, stream: &Stream, op: &SampleArgs) -> Result<(), CudaError> {
         let (samples, alternatives) = (op.samples_max as usize, op.alternatives_max as usize);
         if op.vocabulary == 0 || op.vocabulary > VOCABULARY_MAX {
             return Err(CudaError::Shape { what: "sampling: vocabulary", value: op.vocabulary as usize });
@@ -208,4 +209,8 @@ impl SampleKernels {
         // batch's rules, and `raw` has room for all of those.
         unsafe { stream.launch(&self.sample, launch, &[&arguments]) }
     }
+}
+
+pub(crate) fn cases() -> Vec<crate::cuda::selftest::Case> {
+    cases::cases()
 }

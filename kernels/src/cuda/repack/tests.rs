@@ -62,7 +62,7 @@ fn every_bit_of_the_file_is_found_again() {
             let row_bytes = source.row_bytes(inputs).unwrap();
             // Random bytes throughout: scales of any sign and size, every code.
             let mut blocks = random_blocks(source, outputs * inputs / source.block_values(), 5);
-            blocks.iter_mut().enumerate().for_each(|(index, byte)| *byte ^= (index * 151 >> 3) as u8);
+            blocks.iter_mut().enumerate().for_each(|(index, byte)| *byte ^= ((index * 151) >> 3) as u8);
             let mut packed = vec![0xff; format.packed_bytes(outputs, inputs).unwrap()];
             repack(source, outputs, inputs, &blocks, &mut packed).unwrap();
             for (row, blocks) in blocks.chunks(row_bytes).enumerate() {
