@@ -161,18 +161,18 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
   // Outputs are multiples of 32: a warp has all of its own, or none.
   const int first = module.first + threadIdx.x / 32 * (PANELS * 16);
   if (first >= outputs) return;
-  // A row that is not there reads the last one, and is not stored.
   float* const out = y + (size_t)item.row * y_stride + column + first + group_row;
   auto element = [&](int m, int n, int i) {
-    return out + (size_t)min(n * 8 + place * 2 + i % 2, rows - 1) * y_stride + m * 16 + i / 2 * 8;
+    return out + (size_t)(n * 8 + place * 2 + i % 2) * y_stride + m * 16 + i / 2 * 8;
   };
+  auto has_row = [&](int n, int i) { return n * 8 + place * 2 + i % 2 < rows; };
   float value[PANELS][N][4];
 #pragma unroll
   for (int m = 0; m < PANELS; m++)
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) value[m][n][i] = *element(m, n, i);
+      for (int i = 0; i < 4; i++) value[m][n][i] = has_row(n, i) ? *element(m, n, i) : 0.f;
   for (unsigned e = item.entry_begin; e < item.entry_end; e++) {
     const Entry entry = entries[e];
     if (!(active(entry, layer, group) >> module.index & 1)) continue;
@@ -207,6 +207,7 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
         for (int n = 0; n < N; n++) {
           float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
           if (at < rank) {
+            // A row that is not there reads the last one, and nobody reads what comes of it.
             const float* from = t + (size_t)min(n * 8 + group_row, rows - 1) * entry.stride + at;
             sum = *reinterpret_cast<const float4*>(from);
             for (int part = 1; part < parts; part++) {
@@ -236,7 +237,7 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
             } else {
               // y += weight * (growth * Wx + (growth + 1) * scale * B t), with Wx as it still lies in y.
               const float growth = growths[first + group_row + m * 16 + i / 2 * 8];
-              const float plain = is_first ? *element(m, n, i) : 0.f;
+              const float plain = is_first && has_row(n, i) ? *element(m, n, i) : 0.f;
               v = fmaf(weight, fmaf(growth, plain, (growth + 1.f) * (scale * acc[m][n][i])), v);
             }
           }
@@ -249,7 +250,7 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
     for (int n = 0; n < N; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        if (n * 8 + place * 2 + i % 2 < rows) *element(m, n, i) = value[m][n][i];
+        if (has_row(n, i)) *element(m, n, i) = value[m][n][i];
 }
 }  // namespace lora
 

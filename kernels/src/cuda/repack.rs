@@ -10,6 +10,8 @@ use crate::quantised::{BLOCK_VALUES, Block, BlockFormat};
 
 /// Outputs of a panel; the last one is padded with zeros.
 pub const PANEL: usize = 16;
+/// Panels that are worth a task of their own.
+const PANELS_OF_TASK: usize = 16;
 /// Tiles that share a scale of scales in the K formats.
 const SUPER_TILES: usize = 8;
 
@@ -149,7 +151,7 @@ pub fn repack(
         return Err(CudaError::Shape { what: "bytes of a matrix on the device", value: packed.len() });
     }
     let panels = packed.par_chunks_mut(panel_bytes).zip(blocks.par_chunks(row_bytes * PANEL));
-    panels.for_each(|(panel, rows)| {
+    panels.with_min_len(PANELS_OF_TASK).for_each(|(panel, rows)| {
         panel.fill(0);
         for (row, blocks) in rows.chunks(row_bytes).enumerate() {
             for tile in 0..inputs / BLOCK_VALUES {
