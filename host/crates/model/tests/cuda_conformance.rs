@@ -225,9 +225,12 @@ fn logits_are_those_of_the_f32_reference() {
             reference.load_adapter(Slot(0), &exact, &[]).unwrap();
             let batch = mixed_batch();
             let expected = reference.step_logits(&batch).unwrap();
+            // What is compared is not all rounding: one adapter too few would be seen.
+            let bare = reference.step_logits(&Batch { segments: Vec::new(), ..batch.clone() }).unwrap();
+            assert!(differences(&bare, &expected).0 > 0.5);
             let largest = expected.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
-            for (kv_format, tolerance) in [(KvFormat::F16, 0.03), (KvFormat::Int8, 0.05), (KvFormat::Fp8, 0.12)] {
-                let mut runner = CudaRunner::new(&base, &CudaRunnerConfig { kv_format, ..config() }).unwrap();
+            for (kv_format, tolerance) in [(KvFormat::F16, 0.05), (KvFormat::Int8, 0.08), (KvFormat::Fp8, 0.3)] {
+                let mut runner = CudaRunner::new(&base, &CudaRunnerConfig { kv_format, block_tokens: 32, ..config() }).unwrap();
                 load(&mut runner, 0, &fixture_adapter(&base, name, Precision::Bf16), 32);
                 let (square, most) = differences(&runner.step_logits(&batch).unwrap(), &expected);
                 println!("  {name} {form} {kv_format:?}: rms {square:.4}, largest {most:.4} of {largest:.1}");
