@@ -10,7 +10,10 @@ use types::{Digest, Module};
 
 use crate::gguf::Gguf;
 use crate::tensor_files::TensorFiles;
-use crate::{Architecture, BaseTensor, ChatTemplate, ModelConfig, ModelError, TensorFormat, Tokenizer, folder, gguf_config, names};
+use crate::{
+    Architecture, BaseTensor, ChatTemplate, ModelConfig, ModelError, TensorFormat, Tokenizer, folder, gguf_config,
+    names,
+};
 
 /// An opened model.
 pub struct Base {

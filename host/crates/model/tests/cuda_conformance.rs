@@ -53,7 +53,10 @@ fn emulated(test: &str, settings: &[&[(&str, &str)]], body: impl Fn()) {
         let stdout = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{test} under {settings:?}: {}\n{stdout}\n{stderr}", output.status);
         assert!(stdout.contains("1 passed"), "{test} did not run in the child:\n{stdout}");
-        print!("{}", stdout.lines().filter(|line| line.starts_with("  ")).map(|line| format!("{line}\n")).collect::<String>());
+        print!(
+            "{}",
+            stdout.lines().filter(|line| line.starts_with("  ")).map(|line| format!("{line}\n")).collect::<String>()
+        );
     }
 }
 
@@ -230,7 +233,8 @@ fn logits_are_those_of_the_f32_reference() {
             assert!(differences(&bare, &expected).0 > 0.5);
             let largest = expected.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
             for (kv_format, tolerance) in [(KvFormat::F16, 0.05), (KvFormat::Int8, 0.08), (KvFormat::Fp8, 0.3)] {
-                let mut runner = CudaRunner::new(&base, &CudaRunnerConfig { kv_format, block_tokens: 32, ..config() }).unwrap();
+                let mut runner =
+                    CudaRunner::new(&base, &CudaRunnerConfig { kv_format, block_tokens: 32, ..config() }).unwrap();
                 load(&mut runner, 0, &fixture_adapter(&base, name, Precision::Bf16), 32);
                 let (square, most) = differences(&runner.step_logits(&batch).unwrap(), &expected);
                 println!("  {name} {form} {kv_format:?}: rms {square:.4}, largest {most:.4} of {largest:.1}");
@@ -250,13 +254,21 @@ fn recorded_steps_and_launched_ones_give_equal_bits() {
             load(&mut runner, 0, &adapter, 32);
             let mut logits = bits(&runner.step_logits(&mixed_batch()).unwrap());
             let mut tokens: Vec<SampledToken> = Vec::new();
-            for (position, segments) in [(30, vec![whole(0..1, 0, 1.0)]), (31, Vec::new()), (32, vec![whole(1..2, 0, 0.5)])] {
+            for (position, segments) in
+                [(30, vec![whole(0..1, 0, 1.0)]), (31, Vec::new()), (32, vec![whole(1..2, 0, 0.5)])]
+            {
                 // The second sequence goes on beyond what it has: its KV is undefined there but the same.
                 let step = batch(&[(position - 9, &[60]), (position - 21, &[61, 62])], segments);
                 logits.extend(bits(&runner.step_logits(&step).unwrap()));
                 let mut drawn = step.clone();
                 for (place, sample) in drawn.samples.iter_mut().enumerate() {
-                    *sample = SampleRequest { temperature: 0.8, seed: 3, step: place as u32, logprobs: Some(3), ..sample.clone() };
+                    *sample = SampleRequest {
+                        temperature: 0.8,
+                        seed: 3,
+                        step: place as u32,
+                        logprobs: Some(3),
+                        ..sample.clone()
+                    };
                 }
                 runner.step(&drawn, &mut tokens).unwrap();
             }
@@ -265,6 +277,39 @@ fn recorded_steps_and_launched_ones_give_equal_bits() {
         let [(recorded, drawn, counts), (launched, others, plain)] = runs;
         assert!(recorded == launched && drawn == others);
         assert!(counts[0] >= 5 && plain[0] == 0, "{counts:?} {plain:?}");
+    });
+}
+
+#[test]
+fn a_long_prompt_at_once_and_in_pieces_gives_equal_bits() {
+    emulated("a_long_prompt_at_once_and_in_pieces_gives_equal_bits", &[&[("EMU_SEED", "4")]], || {
+        let base = Base::open(&fixtures().join("llama.gguf")).unwrap();
+        let adapter = fixture_adapter(&base, "llama", Precision::Bf16);
+        let config = CudaRunnerConfig { batch_rows_max: 400, ..config() };
+        let tokens: Vec<u32> = (0..330).map(|id| 40 + id * 11 % 97).collect();
+        // Another sequence that ends in the middle of a tile, and an adapter that begins inside both.
+        let pieces = |lengths: &[usize]| {
+            let mut runner = CudaRunner::new(&base, &config).unwrap();
+            load(&mut runner, 0, &adapter, 50);
+            let (mut logits, mut first) = (Vec::new(), 0);
+            for length in lengths {
+                let rows = &tokens[first..first + length];
+                let (at, end) = (first as u32, (first + length) as u32);
+                let adapted = 40.max(at)..end;
+                let segments = (!adapted.is_empty()).then(|| whole(adapted.start - at..adapted.end - at, 0, 1.0));
+                let mut step = batch(&[(at, rows)], segments.into_iter().collect());
+                step.sequences[0].blocks = 0..24;
+                step.block_tables = (0..24).map(|block| (block * 5 + 1) % 24).collect();
+                logits.extend(bits(&runner.step_logits(&step).unwrap()));
+                first += length;
+            }
+            (logits, runner.step_counts())
+        };
+        let (at_once, counts) = pieces(&[330]);
+        assert_eq!(counts, [0, 1], "more rows than are recorded");
+        let (in_pieces, counts) = pieces(&[1, 7, 33, 128, 129, 32]);
+        assert!(counts[0] >= 4 && counts[1] >= 1, "{counts:?}");
+        assert!(at_once == in_pieces);
     });
 }
 
@@ -337,5 +382,69 @@ fn all_memory_is_taken_at_the_start_and_never_more_than_is_allowed() {
         let error = CudaRunner::new(base, &limited(100_000)).err().unwrap().to_string();
         assert!(error.contains("100000 are allowed") && error.contains("device_memory_bytes_max"), "{error}");
         println!("  {error}");
+    });
+}
+
+/// The demo base, where it was fetched to.
+fn demo_base() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    let path = std::env::var_os("TENON_BASE").map(PathBuf::from);
+    let path = path.or_else(|| cache.map(|cache| cache.join("tenon/base/SmolLM2-135M-Instruct.Q4_1.gguf")));
+    path.filter(|path| path.exists())
+}
+
+/// Two adapters on one prompt of the demo base, as torch and PEFT compute them: a minute of emulation.
+#[test]
+#[ignore = "a minute of emulation: `cargo test -p model --test cuda_conformance -- --ignored`"]
+fn one_golden_prompt_with_one_composition() {
+    let test = "one_golden_prompt_with_one_composition";
+    let Some(path) = demo_base() else { return skip(test, "the demo base is not in the cache") };
+    emulated(test, &[&[("EMU_SEED", "0"), ("EMU_MEMORY_BYTES", "1073741824")]], || {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/fixtures/lora");
+        let golden: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("golden/golden.json")).unwrap()).unwrap();
+        let ids = |value: &serde_json::Value| -> Vec<u32> {
+            value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+        };
+        let entry = &golden["configs"]["combo2-caps+sentiment"];
+        let (prompt, expected) = (ids(&golden["prompts"]["own-all-caps"]["ids"]), &entry["results"]["own-all-caps"]);
+        let base = Base::open(&path).unwrap();
+        let config = CudaRunnerConfig { context_tokens_max: 256, batch_rows_max: 32, ..config() };
+        let mut runner = CudaRunner::new(&base, &config).unwrap();
+        let (mut first, mut segments) = (8, Vec::new());
+        for (slot, adapter) in (0u32..).zip(entry["adapters"].as_array().unwrap()) {
+            let folder = folder.join(adapter["name"].as_str().unwrap());
+            let read = |name| std::fs::read(folder.join(name)).unwrap();
+            let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
+            let canonical = canonical_adapter(&config, &weights, &*base, &AdapterLimits::default()).unwrap();
+            let blocks = load(&mut runner, slot, &packed(&base, &canonical.bytes, Precision::Bf16), first);
+            first += blocks.len() as u32;
+            segments.push(whole(0..1, slot, adapter["weight"].as_f64().unwrap() as f32));
+        }
+        let mut step = |at: usize, tokens: &[u32]| {
+            let rows = tokens.len() as u32;
+            let segments = segments.iter().map(|one| LoraSegment { rows: 0..rows, ..one.clone() });
+            let mut step = batch(&[(at as u32, tokens)], segments.collect());
+            step.samples.drain(..tokens.len() - 1);
+            runner.step_logits(&step).unwrap()
+        };
+        let best =
+            |logits: &[f32]| (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u32;
+        let logits = step(0, &prompt);
+        let normaliser = kernels::log_sum_exp(&logits) - expected["logsumexp"].as_f64().unwrap();
+        let top = expected["top20"].as_array().unwrap().iter();
+        let apart = top.map(|top| {
+            let (id, logit) = (top[0].as_u64().unwrap() as usize, top[1].as_f64().unwrap());
+            (f64::from(logits[id]) - logit - normaliser).abs()
+        });
+        let apart = apart.fold(0.0, f64::max);
+        println!("  the best 20 log-probabilities differ by at most {apart:.4}");
+        assert!(apart < 0.25, "{apart}");
+        let mut output = vec![best(&logits)];
+        for at in 0..3 {
+            output.push(best(&step(prompt.len() + at, &output[at..=at])));
+        }
+        assert_eq!(output, ids(&expected["greedy_ids"])[..4]);
     });
 }

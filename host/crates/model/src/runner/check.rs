@@ -3,11 +3,7 @@
 use engine::{Batch, BatchSequence, BlockCopy, RunnerError, RunnerShape, Slot};
 
 /// Checks everything that the step will index with.
-pub(super) fn batch(
-    batch: &Batch,
-    shape: &RunnerShape,
-    is_loaded: impl Fn(Slot) -> bool,
-) -> Result<(), RunnerError> {
+pub(super) fn batch(batch: &Batch, shape: &RunnerShape, is_loaded: impl Fn(Slot) -> bool) -> Result<(), RunnerError> {
     let rows = batch.tokens.len();
     require(rows <= shape.batch_rows_max as usize, || format!("{rows} rows, at most {}", shape.batch_rows_max))?;
     require(batch.positions.len() == rows, || format!("{rows} tokens and {} positions", batch.positions.len()))?;
@@ -132,7 +128,10 @@ mod tests {
         for (index, break_rule) in breaks.into_iter().enumerate() {
             let mut broken = sound();
             break_rule(&mut broken);
-            assert!(matches!(super::batch(&broken, &shape(), |_| false), Err(RunnerError::Malformed(_))), "rule {index}");
+            assert!(
+                matches!(super::batch(&broken, &shape(), |_| false), Err(RunnerError::Malformed(_))),
+                "rule {index}"
+            );
         }
     }
 }

@@ -98,7 +98,7 @@ fn it_begins_where_peft_begins_and_computes_what_peft_computes() {
                 let differences = ours.iter().zip(&theirs).map(|(ours, theirs)| (ours - theirs).abs());
                 let (difference, tolerance) = match precision {
                     Precision::F32 => (differences.fold(0.0, f32::max), TOLERANCE),
-                    Precision::Quantised => {
+                    Precision::Quantised | Precision::Bf16 => {
                         ((differences.map(|d| d * d).sum::<f32>() / theirs.len() as f32).sqrt(), TOLERANCE_QUANTISED)
                     }
                 };

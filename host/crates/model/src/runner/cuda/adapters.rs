@@ -209,7 +209,8 @@ impl Adapters {
                 let index = if place == 0 { group } else { first_extra + group * extra + place - 1 };
                 let mut fields = PieceFields { a: address(piece.a), row, next: NO_NEXT, ..PieceFields::default() };
                 for (module, own) in piece.modules.iter().enumerate() {
-                    let Some((own, term)) = own.as_ref().and_then(|own| Some((own, factors.terms().get(own.term)?))) else {
+                    let Some((own, term)) = own.as_ref().and_then(|own| Some((own, factors.terms().get(own.term)?)))
+                    else {
                         continue;
                     };
                     let rank = u32::try_from(own.ranks.len()).unwrap_or(0);
@@ -223,7 +224,8 @@ impl Adapters {
                 if place + 1 < pieces.len() {
                     fields.next = u32::try_from(group * extra + place).unwrap_or(NO_NEXT);
                 }
-                let to = descriptors.get_mut(index).ok_or_else(|| RunnerError::Failed("a piece has no place".into()))?;
+                let to =
+                    descriptors.get_mut(index).ok_or_else(|| RunnerError::Failed("a piece has no place".into()))?;
                 *to = fields.words();
             }
             stride = stride.max(row);

@@ -107,7 +107,13 @@ impl Forward<'_> {
     }
 
     /// The logits of one pass of sampled rows, the first or one after it.
-    pub(super) fn head(&self, stream: &Stream, layout: &TableLayout, pass: usize, rows: usize) -> Result<(), CudaError> {
+    pub(super) fn head(
+        &self,
+        stream: &Stream,
+        layout: &TableLayout,
+        pass: usize,
+        rows: usize,
+    ) -> Result<(), CudaError> {
         let head_rows = self.plan.head_rows;
         let sample_rows = self.table(layout.sample_rows)?;
         let counts = self.table(layout.sample_counts)?;
@@ -189,7 +195,13 @@ impl Forward<'_> {
         self.group(stream, shape, (layer, Group::Output), plan, [buffers.narrow, buffers.added], model.hidden)
     }
 
-    fn feed_forward(&self, stream: &Stream, shape: &Shape<'_>, layer: usize, plan: &LayerPlan) -> Result<(), CudaError> {
+    fn feed_forward(
+        &self,
+        stream: &Stream,
+        shape: &Shape<'_>,
+        layer: usize,
+        plan: &LayerPlan,
+    ) -> Result<(), CudaError> {
         let (model, buffers) = (self.model, self.buffers);
         self.norm(stream, shape, Some(buffers.added), plan.feed_forward_norm)?;
         let width = 2 * model.intermediate;

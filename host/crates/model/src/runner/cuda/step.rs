@@ -59,12 +59,7 @@ pub(super) struct HeadPass {
 }
 
 impl Steps {
-    pub(super) fn new(
-        device: Device,
-        base: &Base,
-        plan: Plan,
-        config: &CudaRunnerConfig,
-    ) -> Result<Self, ModelError> {
+    pub(super) fn new(device: Device, base: &Base, plan: Plan, config: &CudaRunnerConfig) -> Result<Self, ModelError> {
         use kernels::cuda::ops::attention::{rows_tile_rows, split_tile_rows};
         let model = base.config();
         let memory = device.allocate(plan.bytes).map_err(failed)?;
@@ -156,7 +151,7 @@ impl Steps {
     fn record(&self, model: &ModelConfig, has_slots: bool) -> Result<Vec<Recorded>, CudaError> {
         let buckets = self.plan.buckets.iter().zip(&self.plan.layouts);
         let graphs = buckets.map(|(rows, layout)| {
-            let items = [0..u32::try_from(*rows).unwrap_or(u32::MAX)];
+            let items = 0..u32::try_from(*rows).unwrap_or(u32::MAX);
             let graph = |passes: &[Range<u32>]| {
                 let tile = LoraTile::Rows8;
                 let shape = Shape { layout, rows: *rows, tiles: *rows, splits: true, passes, tile };
@@ -166,7 +161,7 @@ impl Steps {
                     forward.head(stream, layout, 0, *rows)
                 })
             };
-            let with_adapters = has_slots.then(|| graph(&items)).transpose()?;
+            let with_adapters = has_slots.then(|| graph(std::slice::from_ref(&items))).transpose()?;
             Ok(Recorded { without_adapters: graph(&[])?, with_adapters })
         });
         graphs.collect()
@@ -259,8 +254,10 @@ impl Steps {
     /// Copies in their order, then wipes: as many at a time as a table holds.
     fn move_blocks(&mut self, batch: &Batch) -> Result<(), CudaError> {
         let compute = self.device.compute();
-        let (blocks, room) = (BlockPool { pool: self.pool, block_bytes: self.plan.kv.block_bytes() as u64 }, MOVES_WORDS);
-        let (count, list) = (self.buffers.moves.part(0, 4)?, self.buffers.moves.part(MOVES_HEAD * 4, (room - MOVES_HEAD) * 4)?);
+        let (blocks, room) =
+            (BlockPool { pool: self.pool, block_bytes: self.plan.kv.block_bytes() as u64 }, MOVES_WORDS);
+        let (count, list) =
+            (self.buffers.moves.part(0, 4)?, self.buffers.moves.part(MOVES_HEAD * 4, (room - MOVES_HEAD) * 4)?);
         for copies in batch.copies.chunks((room - MOVES_HEAD) / 2) {
             let words = self.moves.as_mut_slice()?;
             let number = write_moves(words, copies.len(), copies.iter().flat_map(|copy| [copy.from, copy.to]));

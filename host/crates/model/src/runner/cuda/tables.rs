@@ -113,13 +113,7 @@ impl TableLayout {
 
     /// Writes all tables of a batch that [`Self::holds`]; `None` if it does not after all, or if the partial results of
     /// attention find no room.
-    pub(super) fn write(
-        &self,
-        batch: &Batch,
-        runs: &Runs,
-        way: AttentionWay,
-        words: &mut [u32],
-    ) -> Option<Written> {
+    pub(super) fn write(&self, batch: &Batch, runs: &Runs, way: AttentionWay, words: &mut [u32]) -> Option<Written> {
         let tiles = self.write_tiles(batch, way, words)?;
         part(words, self.counts, 2)?.copy_from_slice(&[small(batch.tokens.len()), small(tiles)]);
         part(words, self.tokens, batch.tokens.len())?.copy_from_slice(&batch.tokens);

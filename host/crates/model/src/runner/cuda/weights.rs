@@ -6,9 +6,9 @@ use kernels::cuda::ops::rope_append::turns;
 use kernels::cuda::{DeviceMemory, Stream, WeightFormat, repack};
 use types::Module;
 
+use super::failed;
 use super::pieces::ALL_GROUPS;
 use super::spans::{Span, Spans};
-use super::failed;
 use crate::{Base, BaseTensor, ModelError, TensorFormat, names};
 
 /// Outputs that a matrix must have a multiple of for another one to follow it.
