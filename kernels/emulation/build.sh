@@ -48,6 +48,15 @@ for source in "$kernels"/*.cu; do
     "-DSHIM_FIRST=__start_shared_$op" "-DSHIM_LAST=__stop_shared_$op"
 done
 for pid in "${pids[@]}"; do wait "$pid"; done
+# What a kernel calls SHARED must lie where the emulation fills it anew for each block; g++ drops the attribute, without a
+# word, of what a template declares.
+if [ -z "${SANITIZER:-}" ]; then
+  strays=$(objdump -t "${units[@]:2}" 2>/dev/null | awk '$0 ~ / O [.](bss|data|tbss)/ && $NF !~ /registration_|^_ZGV/ {print $NF}')
+  if [ -n "$strays" ]; then
+    echo "shared memory outside its section, or a global variable: $(c++filt <<<"$strays" | head -3)" >&2
+    exit 1
+  fi
+fi
 # Written beside and moved, so that a program that runs with the old one keeps it.
 "$compiler" -shared "${instrumented[@]}" -Wl,-soname,libcuda.so.1 -Wl,-z,defs -o "$out/libcuda.so.new" "${units[@]}"
 mv "$out/libcuda.so.new" "$out/libcuda.so.1"

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use super::{CudaError, DeviceMemory, Pinned, Plain, Stream, gpus, probe};
+use super::{CudaError, DeviceMemory, NoGpu, Pinned, Plain, Stream, gpus, probe};
 
 /// The device's primary context, released when the last user of it goes.
 #[derive(Debug)]
@@ -32,12 +32,6 @@ impl Context {
         // SAFETY: the context lives as long as `self`.
         unsafe { result::ctx::set_current(self.handle) }.map_err(CudaError::driver("use the device"))
     }
-
-    fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<i32, CudaError> {
-        // SAFETY: the device is one that the driver gave us.
-        unsafe { result::device::get_attribute(self.device, attribute) }
-            .map_err(CudaError::driver("ask for an attribute of the device"))
-    }
 }
 
 impl Drop for Context {
@@ -62,6 +56,44 @@ pub struct DeviceInfo {
     pub shared_bytes_max: usize,
 }
 
+impl DeviceInfo {
+    fn of(ordinal: usize) -> Result<Self, CudaError> {
+        use sys::CUdevice_attribute as Attribute;
+        let failed = CudaError::driver("ask what the device is");
+        let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).map_err(&failed)?;
+        // SAFETY: the device is one that the driver just gave us.
+        let ask = |attribute| unsafe { result::device::get_attribute(device, attribute) }.map_err(&failed);
+        let size = |attribute| Ok::<_, CudaError>(usize::try_from(ask(attribute)?).unwrap_or(0));
+        Ok(Self {
+            name: result::device::get_name(device).map_err(&failed)?,
+            capability: (
+                ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            // SAFETY: as above.
+            memory_bytes: unsafe { result::device::total_mem(device) }.map_err(&failed)?,
+            multiprocessors: size(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_bytes_max: size(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        })
+    }
+
+    /// What every device of this machine is, without taking any of them into use.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn all() -> Result<Vec<Self>, CudaError> {
+        (0..gpus()?).map(Self::of).collect()
+    }
+
+    /// Whether the kernels are built for it.
+    ///
+    /// # Errors
+    /// If it is too old.
+    pub fn is_usable(&self) -> Result<(), NoGpu> {
+        probe::is_new_enough(&self.name, self.capability)
+    }
+}
+
 /// A device with its compute stream, on which kernels run, and its copy stream, on which adapters arrive.
 #[derive(Debug)]
 pub struct Device {
@@ -77,27 +109,13 @@ impl Device {
     /// # Errors
     /// If there is none that can be used.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
-        use sys::CUdevice_attribute as Attribute;
         let count = gpus()?;
         if ordinal >= count {
             return Err(CudaError::Shape { what: "no device of this number", value: ordinal });
         }
+        let info = DeviceInfo::of(ordinal)?;
+        info.is_usable()?;
         let context = Arc::new(Context::open(ordinal)?);
-        context.make_current()?;
-        let failed = CudaError::driver("ask what the device is");
-        let size = |attribute| Ok::<_, CudaError>(usize::try_from(context.attribute(attribute)?).unwrap_or(0));
-        let info = DeviceInfo {
-            name: result::device::get_name(context.device).map_err(&failed)?,
-            capability: (
-                context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-                context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-            ),
-            // SAFETY: the device is one that the driver gave us.
-            memory_bytes: unsafe { result::device::total_mem(context.device) }.map_err(&failed)?,
-            multiprocessors: size(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            shared_bytes_max: size(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-        };
-        probe::is_new_enough(&info.name, info.capability)?;
         Ok(Self { compute: Stream::new(&context)?, copy: Stream::new(&context)?, info, context })
     }
 

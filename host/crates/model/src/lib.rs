@@ -3,6 +3,7 @@
 //!
 //! Not here: which sequence runs (that is `engine`), the arithmetic itself (that is `kernels`), WebAssembly, HTTP, async.
 
+pub mod accelerator;
 mod adapter;
 mod base;
 mod chat_template;

@@ -196,15 +196,17 @@ impl<'a> Stage<'a> {
         }
         let tmp_floats = tables.entries().iter().map(|entry| entry.stride as usize).sum::<usize>() * scene.rows;
         let y = self.buffers.with(&scene.y)?;
-        let items_max = tables.items().len() + 2;
+        // Those past the count are what an earlier step left.
+        let stale = LoraItem { row: 0, rows: 1, entry_begin: 0, entry_end: 1 };
+        let items = [tables.items(), &[stale; 2]].concat();
         let args = LoraArgs {
             pieces: self.pieces,
             slots: scene.adapters.len(),
             layers: LAYERS,
             entries: self.buffers.with(tables.entries())?,
-            items: self.buffers.with_room::<LoraItem>(tables.items(), items_max)?,
+            items: self.buffers.with(&items)?,
             item_count: self.buffers.with(&[tables.items().len() as u32])?,
-            items_max,
+            items_max: items.len(),
             tile,
             layer: LAYER,
             group: scene.group,
