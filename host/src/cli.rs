@@ -16,6 +16,7 @@ mod registry;
 mod remote;
 mod rollouts;
 mod secrets;
+mod selftest;
 mod usage;
 
 use std::io::IsTerminal as _;
@@ -120,6 +121,8 @@ enum Command {
     },
     /// Check configuration, data directory, base and machine, and say what to do
     Doctor(Box<ServeArgs>),
+    /// Run the accelerator's kernels against their references, on this machine's device
+    Selftest(selftest::SelftestArgs),
     /// Print a shell's completions
     Completions {
         /// The shell
@@ -230,6 +233,7 @@ pub fn main() -> ExitCode {
         Command::Tenant { command } => block_on(local::tenant(command, printer)),
         Command::Key { command } => block_on(local::key(command, printer)),
         Command::Doctor(arguments) => block_on(doctor::run(arguments.config(), printer)),
+        Command::Selftest(arguments) => selftest::run(&arguments, printer),
         Command::Completions { shell } => completions(shell, printer),
     };
     match result {

@@ -92,3 +92,24 @@ fn what_is_wrong_is_said_with_what_to_do() {
     let said = String::from_utf8_lossy(&text.stdout);
     assert!(said.contains("fail  configuration: `base` is not set") && said.contains('→'), "{said}");
 }
+
+#[test]
+fn a_machine_without_an_accelerator_is_told_so() {
+    let (_, found) = doctor(&[]);
+    let gpu = check(&found, "GPU");
+    let said = gpu["found"].as_str().unwrap();
+    if !said.ends_with("the CPU is used") {
+        return skip("a_machine_without_an_accelerator_is_told_so", "it has one");
+    }
+    let reason = said.trim_end_matches("; the CPU is used");
+    let output = run_tenon(&["selftest", "--cuda", "--json"]);
+    let error: Value = serde_json::from_slice(&output.stderr).expect("an error object");
+    assert_eq!((output.status.code(), &error["error"]["code"]), (Some(1), &json!("no_accelerator")), "{error}");
+    assert!(error["error"]["message"].as_str().unwrap().contains(reason), "{error}");
+    // A library that is not a driver is no panic either.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("libcuda.so"), "no library").unwrap();
+    let output = tests::tenon().args(["selftest", "--cuda"]).env("LD_LIBRARY_PATH", folder.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("libcuda"), "{said}");
+}

@@ -4,6 +4,7 @@
 mod base;
 mod bench;
 mod clients;
+mod cuda;
 mod demo;
 mod fuzz;
 mod guests;

@@ -4,6 +4,7 @@
 mod machine;
 mod state;
 
+pub(super) use machine::mib;
 use serde_json::{Value, json};
 
 use super::failure::Failure;

@@ -3,6 +3,7 @@
 //!
 //! Not here: which sequence runs (that is `engine`), the arithmetic itself (that is `kernels`), WebAssembly, HTTP, async.
 
+pub mod accelerator;
 mod adapter;
 mod base;
 mod chat_template;
@@ -30,7 +31,8 @@ pub use chat_template::ChatTemplate;
 pub use config::{Architecture, ModelConfig};
 pub use constraint::{CompiledConstraint, ConstraintCompiler, ConstraintError, MaskWorkers};
 pub use error::ModelError;
+pub use kernels::cuda::KvFormat;
 pub use kernels::{Mapping, RopeLayout};
-pub use runner::{CpuRunner, CpuRunnerConfig, Precision};
+pub use runner::{CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, Precision};
 pub use tensor::{BaseTensor, TensorFormat};
 pub use tokenizer::{TextDecoder, Tokenizer};

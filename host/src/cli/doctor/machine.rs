@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use model::accelerator::{self, CudaError, NoGpu};
+
+use super::super::selftest::named;
 use super::Check;
 use crate::config::{Config, KvSize};
 use crate::http::Tls;
@@ -51,22 +54,30 @@ fn features() -> Vec<&'static str> {
     if cfg!(target_arch = "aarch64") { vec!["NEON"] } else { Vec::new() }
 }
 
-/// Whether there is one; this version computes on the CPU either way.
+/// The accelerators, or why there is none. Whether a host uses one is for its configuration to say.
 pub(super) fn gpu() -> Check {
-    let folders =
-        ["/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib/wsl/lib"];
-    let named = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let folders = folders.iter().map(PathBuf::from).chain(std::env::split_paths(&named));
-    let library = folders.map(|folder| folder.join("libcuda.so.1")).find(|path| path.exists());
-    let device = Path::new("/dev/nvidia0").exists();
-    Check::ok(
-        "GPU",
-        match (library, device) {
-            (Some(library), true) => format!("there is one ({}); this version computes on the CPU", library.display()),
-            (Some(library), false) => format!("a driver ({}) and no device; the CPU is used", library.display()),
-            (None, _) => "none; the CPU is used".to_owned(),
-        },
-    )
+    let devices = match accelerator::devices() {
+        Ok(devices) => devices,
+        Err(CudaError::Absent(reason)) => return no_gpu(&reason),
+        Err(error) => {
+            return Check::warn("GPU", format!("{error}; the CPU is used"), "see whether `nvidia-smi` works");
+        }
+    };
+    let usable = devices.iter().find_map(|device| device.is_usable().err());
+    match usable {
+        Some(reason) => no_gpu(&reason),
+        None => Check::ok("GPU", devices.iter().map(named).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// A machine without one is as it should be; one whose driver is not usable may be meant to have one.
+fn no_gpu(reason: &NoGpu) -> Check {
+    let found = format!("{reason}; the CPU is used");
+    match reason {
+        NoGpu::NoLibrary | NoGpu::NoDevice => Check::ok("GPU", found),
+        NoGpu::OldDevice { .. } => Check::warn("GPU", found, "use a newer device, or none"),
+        _ => Check::warn("GPU", found, "install NVIDIA's driver for CUDA 13.0 or later if this machine has a GPU"),
+    }
 }
 
 /// Certificate and key, if TLS is configured.
@@ -112,7 +123,7 @@ fn available_bytes() -> Option<u64> {
 }
 
 /// Bytes for people.
-pub(super) fn mib(bytes: u64) -> String {
+pub(in super::super) fn mib(bytes: u64) -> String {
     if bytes >= 10 << 30 { format!("{} GiB", bytes >> 30) } else { format!("{} MiB", bytes >> 20) }
 }
 
