@@ -59,7 +59,7 @@ pub use grouped_lora::{LoraGroup, LoraRun, LoraScratch, LoraTermHead, LoraTermPa
 pub use isa::Isa;
 pub use lm_head::{HEAD_TOP_MAX, HeadOutput, HeadRow, HeadWant, lm_head};
 pub use lora::{LoraPair, lora_add};
-pub use mapping::{Floats, MappedPart, Mapping};
+pub use mapping::{Bytes, Floats, MappedPart, Mapping};
 pub use matmul::{Matrix, matmul, matmul_reference};
 pub use norm_rows::{add_rms_norm_rows, rms_norm_rows};
 pub use packed::{PackedMatrix, embed_rows};

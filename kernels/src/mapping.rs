@@ -115,16 +115,16 @@ pub struct Floats(Place);
 
 #[derive(Clone)]
 enum Place {
-    Own(Wiped),
+    Own(Wiped<f32>),
     /// Aligned for, and as long as, a number of `f32`.
     Mapped(MappedPart),
 }
 
 /// Overwritten when it goes.
 #[derive(Clone)]
-struct Wiped(Vec<f32>);
+struct Wiped<T: Copy + Default>(Vec<T>);
 
-impl Drop for Wiped {
+impl<T: Copy + Default> Drop for Wiped<T> {
     fn drop(&mut self) {
         wipe(&mut self.0);
     }
@@ -167,6 +167,39 @@ impl Deref for Floats {
                 // whole numbers; any bits are an `f32`.
                 unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<f32>()) }
             }
+        }
+    }
+}
+
+/// Bytes that are only read: in memory of their own, which is overwritten when they go, or in a mapped file.
+#[derive(Clone)]
+pub struct Bytes(BytesPlace);
+
+#[derive(Clone)]
+enum BytesPlace {
+    Own(Wiped<u8>),
+    Mapped(MappedPart),
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(BytesPlace::Own(Wiped(bytes)))
+    }
+}
+
+impl From<MappedPart> for Bytes {
+    fn from(part: MappedPart) -> Self {
+        Self(BytesPlace::Mapped(part))
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            BytesPlace::Own(bytes) => &bytes.0,
+            BytesPlace::Mapped(part) => part.bytes(),
         }
     }
 }

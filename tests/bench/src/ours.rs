@@ -80,7 +80,7 @@ impl Ours {
         };
         let mut runner = CpuRunner::new(base, config)?;
         for (slot, adapter) in (0..).zip(adapters) {
-            runner.load_adapter(Slot(slot), adapter)?;
+            runner.load_adapter(Slot(slot), adapter, &[])?;
         }
         Ok(Self {
             runner,

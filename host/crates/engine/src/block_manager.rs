@@ -1,5 +1,6 @@
 //! Paged KV memory: which blocks are free, which belong to sequences (to several, if these begin alike), and which keep a
-//! known content that nobody uses now. Not here: what lies in them, and how a content is named (`block_keys.rs`).
+//! known content that nobody uses now. Where a runner keeps adapters in the same memory they hold blocks like a sequence
+//! (unified paging, after S-LoRA). Not here: what lies in the blocks, and how a content is named (`block_keys.rs`).
 //!
 //! After `block_manager.py` of nano-vllm, PagedAttention (Kwon et al. 2023) and vLLM's automatic prefix caching. A block with
 //! a key is full and never written again, so that it can be shared without being copied; a sequence that has to write into a
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 use types::Digest;
 
 use self::idle::IdleBlocks;
+use crate::BlockCopy;
 
 /// The blocks of one sequence, in order of position. Only a [`BlockManager`] fills and empties it.
 #[derive(Debug, Default)]
@@ -83,7 +85,7 @@ impl BlockManager {
     /// first.
     #[must_use]
     pub(crate) fn grow(&mut self, table: &mut BlockTable, tokens: usize, owner: Digest) -> bool {
-        let missing = self.blocks_for(tokens).saturating_sub(table.0.len());
+        let missing = self.missing(table, tokens);
         if missing > self.available() {
             return false;
         }
@@ -92,6 +94,50 @@ impl BlockManager {
             table.0.push(block);
         }
         true
+    }
+
+    /// Extends the table by this many blocks for an adapter, `owner`, which is written over all of them before the next step
+    /// begins: there is nothing to be wiped, and a block that this step still copies from is not taken. If there are not
+    /// enough it changes nothing and answers false.
+    #[must_use]
+    pub(crate) fn take_for_adapter(
+        &mut self,
+        table: &mut BlockTable,
+        count: usize,
+        owner: Digest,
+        copies: &[BlockCopy],
+    ) -> bool {
+        if count + self.unheld_sources(copies) > self.available() {
+            return false;
+        }
+        let mut passed_over = Vec::new();
+        let before = table.0.len();
+        while table.0.len() < before + count
+            && let Some(number) = self.take(owner)
+        {
+            if copies.iter().any(|copy| copy.from == number) {
+                passed_over.push(number);
+            } else {
+                self.note_copied(number);
+                table.0.push(number);
+            }
+        }
+        // Free now: their key is gone, and what they hold is theirs until the copy.
+        self.release(&mut BlockTable(passed_over));
+        table.0.len() == before + count
+    }
+
+    /// Blocks that can be had, but not before these copies.
+    pub(crate) fn unheld_sources(&self, copies: &[BlockCopy]) -> usize {
+        let unheld = |number: u32| self.blocks.get(number as usize).is_some_and(|block| block.holders == 0);
+        let first = |index: usize, number: u32| copies.iter().take(index).all(|copy| copy.from != number);
+        let sources = copies.iter().enumerate().filter(|(index, copy)| first(*index, copy.from) && unheld(copy.from));
+        sources.count()
+    }
+
+    /// Blocks that the table lacks for this many tokens.
+    pub(crate) fn missing(&self, table: &BlockTable, tokens: usize) -> usize {
+        self.blocks_for(tokens).saturating_sub(table.0.len())
     }
 
     /// Extends the table by the blocks that hold these keys, as far as there are any. How many.
@@ -158,11 +204,6 @@ impl BlockManager {
         self.free.len() + self.idle.len()
     }
 
-    /// [`Self::available`], as it is reported.
-    pub(crate) fn free_blocks(&self) -> u32 {
-        u32::try_from(self.available()).unwrap_or(u32::MAX)
-    }
-
     pub(crate) fn total_blocks(&self) -> u32 {
         u32::try_from(self.blocks.len()).unwrap_or(u32::MAX)
     }
@@ -182,7 +223,7 @@ impl BlockManager {
         self.wipes.clear();
     }
 
-    /// Another block is copied over all of this one: there is nothing left to be wiped.
+    /// Another block is copied over all of this one, or an adapter is written there: there is nothing left to be wiped.
     pub(crate) fn note_copied(&mut self, block: u32) {
         self.wipes.retain(|wiped| *wiped != block);
     }

@@ -91,6 +91,8 @@ impl<R: ModelRunner> Engine<R> {
         self.unload_adapters();
         let had_queue = self.scheduler.has_waiting();
         self.scheduler.schedule();
+        // Those whose blocks are needed now.
+        self.unload_adapters();
         self.load_adapters();
         self.scheduler.running_mut().iter_mut().for_each(Sequence::ask_mask);
         assemble(self.scheduler.running(), self.shape.block_tokens, &mut self.order, &mut self.batch);
@@ -140,7 +142,7 @@ impl<R: ModelRunner> Engine<R> {
 
     fn receive(&mut self, message: Message<R::Adapter>) {
         match message {
-            Message::Arrival(arrival) => self.scheduler.add(*arrival),
+            Message::Arrival(arrival) => self.scheduler.add(*arrival, |adapter| self.runner.adapter_blocks(adapter)),
             Message::Revoke(digest) => {
                 self.revoked.insert(digest);
                 if let Some(slot) = self.scheduler.resident(digest) {
@@ -209,13 +211,14 @@ impl<R: ModelRunner> Engine<R> {
 
     /// A failed load ends the sequences that wait for this adapter and no others.
     fn load_adapters(&mut self) {
+        // All of them first: one may get blocks that another one leaves.
+        for load in self.scheduler.loads().iter().filter(|load| load.evicts) {
+            self.runner.unload_adapter(load.slot);
+        }
         for index in 0..self.scheduler.loads().len() {
-            let Some(&SlotLoad { slot, digest, evicts }) = self.scheduler.loads().get(index) else { return };
-            if evicts {
-                self.runner.unload_adapter(slot);
-            }
+            let Some(&SlotLoad { slot, digest, .. }) = self.scheduler.loads().get(index) else { return };
             let loaded = match self.scheduler.adapter(digest) {
-                Some(adapter) => self.runner.load_adapter(slot, &adapter),
+                Some(adapter) => self.runner.load_adapter(slot, &adapter, self.scheduler.slots().blocks_of(slot)),
                 // All its sequences failed with another adapter of theirs; the slot must not count as loaded.
                 None => Err(RunnerError::Adapter("its sequences are gone".into())),
             };
@@ -256,13 +259,12 @@ impl<R: ModelRunner> Engine<R> {
 
     /// Appends the drawn tokens to their sequences and takes out those that end.
     fn post_process(&mut self, now: Duration) {
-        let tokens_max = self.shape.sequence_tokens_max();
         let mut sampled = self.sampled.drain(..);
         for &index in &self.order {
             let Some(sequence) = self.scheduler.running_mut().get_mut(index) else { continue };
             let (samples, drafts) = (sequence.samples(), sequence.drafts.len());
             let mut drawn = sampled.by_ref().take(samples);
-            let tokens = sequence.advance(&mut drawn, &self.eos_token_ids, tokens_max);
+            let tokens = sequence.advance(&mut drawn, &self.eos_token_ids);
             drawn.for_each(drop);
             self.counts.tokens_generated += tokens as u64;
             self.counts.draft_tokens += drafts as u64;
@@ -300,8 +302,9 @@ impl<R: ModelRunner> Engine<R> {
         let scheduled = scheduler.counts();
         let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.running = scheduler.started();
-        stats.kv_blocks_free = scheduler.blocks().free_blocks();
+        stats.kv_blocks_free = scheduler.free_blocks();
         stats.kv_blocks_idle = scheduler.blocks().idle_blocks();
+        stats.adapter_blocks = scheduler.adapter_blocks();
         stats.kv_blocks_total = scheduler.blocks().total_blocks();
         stats.adapter_slots_used = scheduler.slots().used();
         stats.adapter_slots_total = scheduler.slots().total();

@@ -29,13 +29,24 @@ struct Entry {
     content: u64,
 }
 
+/// An adapter in a slot.
+#[derive(Clone, Debug)]
+struct Loaded {
+    value: u64,
+    blocks: Vec<u32>,
+}
+
+/// The position of what an adapter has in the KV memory: none has one.
+const OF_ADAPTER: u32 = u32::MAX;
+
 /// A deterministic [`ModelRunner`].
 #[derive(Clone, Debug)]
 pub struct FakeRunner {
     shape: RunnerShape,
     /// `[kv_blocks * block_tokens]`
     kv: Vec<Option<Entry>>,
-    slots: Vec<Option<u64>>,
+    slots: Vec<Option<Loaded>>,
+    adapter_blocks_max: u32,
     steps: u64,
     failing: BTreeSet<u64>,
     panicking: Option<u64>,
@@ -48,7 +59,22 @@ impl FakeRunner {
     pub fn new(shape: RunnerShape) -> Self {
         let kv = vec![None; shape.kv_blocks as usize * shape.block_tokens as usize];
         let slots = vec![None; shape.adapter_slots as usize];
-        Self { shape, kv, slots, steps: 0, failing: BTreeSet::new(), panicking: None, echo: None }
+        Self {
+            shape,
+            kv,
+            slots,
+            adapter_blocks_max: 0,
+            steps: 0,
+            failing: BTreeSet::new(),
+            panicking: None,
+            echo: None,
+        }
+    }
+
+    /// Keeps adapters in KV blocks: up to this many of each, by its value.
+    #[must_use]
+    pub fn with_adapters_in_blocks(self, blocks_max: u32) -> Self {
+        Self { adapter_blocks_max: blocks_max, ..self }
     }
 
     /// Fails these steps, counted from 0.
@@ -73,11 +99,29 @@ impl FakeRunner {
     fn composition_at(&self, batch: &Batch, row: u32) -> Result<u64, RunnerError> {
         let mut composition = 0;
         for segment in batch.segments.iter().filter(|segment| segment.rows.contains(&row)) {
-            let slot = self.slots.get(segment.slot.0 as usize).copied().flatten();
-            let adapter = slot.ok_or_else(|| malformed(format!("{:?} is empty", segment.slot)))?;
+            let slot = self.slots.get(segment.slot.0 as usize).and_then(Option::as_ref);
+            let loaded = slot.ok_or_else(|| malformed(format!("{:?} is empty", segment.slot)))?;
+            let adapter = self.read_adapter(loaded)?;
             composition = mix_part(composition, adapter, segment.weight, segment.modules, segment.layers);
         }
         Ok(composition)
+    }
+
+    /// An adapter's value, if all its blocks still hold it.
+    fn read_adapter(&self, loaded: &Loaded) -> Result<u64, RunnerError> {
+        let is_value = |entry: &Option<Entry>| {
+            entry.is_some_and(|entry| entry.position == OF_ADAPTER && entry.content == loaded.value)
+        };
+        let holds = |block: &&u32| self.block(**block).iter().all(is_value);
+        match loaded.blocks.iter().find(|block| !holds(block)) {
+            None => Ok(loaded.value),
+            Some(block) => Err(malformed(format!("block {block} lost its adapter"))),
+        }
+    }
+
+    fn block(&self, block: u32) -> &[Option<Entry>] {
+        let block_tokens = self.shape.block_tokens as usize;
+        self.kv.get(block as usize * block_tokens..(block as usize + 1) * block_tokens).unwrap_or_default()
     }
 
     fn run_sequence(&mut self, batch: &Batch, sequence: &BatchSequence) -> Result<(), RunnerError> {
@@ -86,6 +130,10 @@ impl FakeRunner {
             let (token, position) = (at(&batch.tokens, row)?, at(&batch.positions, row)?);
             let content = content(token, position, self.composition_at(batch, row)?);
             let place = self.place(table, position)?;
+            let block = at(table, position / self.shape.block_tokens)?;
+            if self.block(block).iter().flatten().any(|entry| entry.position == OF_ADAPTER) {
+                return Err(malformed(format!("block {block} was an adapter's and is not wiped")));
+            }
             if let Some(entry) = self.kv.get_mut(place) {
                 *entry = Some(Entry { position, token, content });
             }
@@ -164,13 +212,29 @@ impl ModelRunner for FakeRunner {
         Digest::of(b"fake")
     }
 
-    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>) -> Result<(), RunnerError> {
+    fn adapter_blocks(&self, adapter: &FakeAdapter) -> u32 {
+        // At most a u32.
+        u32::try_from(adapter.value % (u64::from(self.adapter_blocks_max) + 1)).unwrap_or(0)
+    }
+
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>, blocks: &[u32]) -> Result<(), RunnerError> {
+        if blocks.len() != self.adapter_blocks(adapter) as usize {
+            return Err(malformed(format!("{blocks:?} for an adapter of {} blocks", self.adapter_blocks(adapter))));
+        }
+        if let Some(other) = self.slots.iter().flatten().find(|other| other.blocks.iter().any(|b| blocks.contains(b))) {
+            return Err(malformed(format!("one of {blocks:?} is another adapter's: {:?}", other.blocks)));
+        }
         if adapter.broken {
             return Err(RunnerError::Adapter("it is broken".into()));
         }
         match self.slots.get_mut(slot.0 as usize) {
-            Some(place @ None) => *place = Some(adapter.value),
+            Some(place @ None) => *place = Some(Loaded { value: adapter.value, blocks: blocks.to_vec() }),
             _ => return Err(malformed(format!("{slot:?} is not an empty slot"))),
+        }
+        let block_tokens = self.shape.block_tokens as usize;
+        for block in blocks {
+            let entries = self.kv.iter_mut().skip(*block as usize * block_tokens).take(block_tokens);
+            entries.for_each(|entry| *entry = Some(Entry { position: OF_ADAPTER, token: 0, content: adapter.value }));
         }
         Ok(())
     }

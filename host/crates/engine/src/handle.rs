@@ -25,10 +25,12 @@ pub struct EngineStats {
     pub waiting: usize,
     /// Sequences that have begun, those preempted included.
     pub running: usize,
-    /// KV blocks that belong to no sequence, those that keep a known beginning included.
+    /// KV blocks that belong to no sequence, those that keep a known beginning or an adapter that nobody uses included.
     pub kv_blocks_free: u32,
     /// KV blocks that keep a known beginning though no sequence has it now.
     pub kv_blocks_idle: u32,
+    /// KV blocks that adapters lie in, used or idle.
+    pub adapter_blocks: u32,
     /// KV blocks in all.
     pub kv_blocks_total: u32,
     /// Adapter slots that running sequences hold.

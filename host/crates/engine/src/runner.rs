@@ -60,13 +60,20 @@ pub trait ModelRunner: Send + 'static {
     /// memory. Two runners of equal fingerprints compute the same bits.
     fn fingerprint(&self) -> Digest;
 
-    /// Puts an adapter into an empty slot.
+    /// KV blocks that this adapter takes while it is in a slot: 0 where adapters have memory of their own.
+    fn adapter_blocks(&self, _adapter: &Self::Adapter) -> u32 {
+        0
+    }
+
+    /// Puts an adapter into an empty slot, and into these blocks, [`Self::adapter_blocks`] of them. They are its own until it
+    /// is unloaded; what lies in them is another's, and the runner writes or zeroes all of it.
     ///
     /// # Errors
-    /// If it does not fit the base or the slot.
-    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<Self::Adapter>) -> Result<(), RunnerError>;
+    /// If it does not fit the base or the slot, which is then empty.
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<Self::Adapter>, blocks: &[u32]) -> Result<(), RunnerError>;
 
-    /// Empties a slot; no batch names it until the next load.
+    /// Empties a slot; no batch names it until the next load. Whoever has its blocks next has them wiped if they must not be
+    /// read.
     fn unload_adapter(&mut self, slot: Slot);
 
     /// Runs one step: copies the blocks of `batch.copies`, in their order; zeroes those of `batch.wipes`; writes the KV of

@@ -4,7 +4,7 @@
 //! Those that wait are taken by priority; among equals first those that ran already, in the order in which they first did,
 //! then the tenant that was served least, then the oldest. Every step takes one row of each sequence that is decoding; what
 //! is left of its rows goes to prompts, cut where the step is full (chunked prefill, after Sarathi), and then to guesses.
-//! When blocks run out the last in order gives up its KV and waits to have it computed again; so it does when one of higher
+//! When blocks run out adapters that nobody uses are evicted, and then the last in order gives up its KV and waits to have it computed again; so it does when one of higher
 //! priority finds no room. Of one priority whoever runs came before whoever was set back: the first always goes on, so that
 //! every sequence ends unless higher priorities take all there is.
 
@@ -13,12 +13,12 @@ use std::sync::Arc;
 
 use types::Digest;
 
-use crate::adapter_slots::{AdapterSlots, SlotLoad};
+use crate::adapter_slots::{AdapterSlots, SharedMemory, SlotLoad};
 use crate::block_manager::BlockManager;
 use crate::fairness::Fairness;
 use crate::handle::Arrival;
 use crate::sequence::{RunOrder, Sequence, SequenceShape};
-use crate::{BlockCopy, EngineConfig, RunnerShape, Slot, SpeculationConfig};
+use crate::{BlockCopy, EngineConfig, GenerationError, RunnerShape, Slot, SpeculationConfig};
 
 mod admission;
 
@@ -62,6 +62,7 @@ impl<A> Scheduler<A> {
             fingerprint,
             block_tokens: blocks.block_tokens(),
             tokens_max: shape.sequence_tokens_max(),
+            blocks: shape.kv_blocks as usize,
             draft_tokens_max: config.speculation.draft_tokens_max as usize,
         };
         // A sequence that decodes needs a row in every step.
@@ -86,8 +87,14 @@ impl<A> Scheduler<A> {
         }
     }
 
-    pub(crate) fn add(&mut self, arrival: Arrival<A>) {
-        let mut sequence = Sequence::new(self.arrivals, arrival, self.sequence_shape);
+    /// `adapter_blocks` says what an adapter takes. One that would not fit with its adapters into memory that is all its own
+    /// is refused.
+    pub(crate) fn add(&mut self, arrival: Arrival<A>, adapter_blocks: impl Fn(&A) -> u32) {
+        let mut sequence = Sequence::new(self.arrivals, arrival, self.sequence_shape, adapter_blocks);
+        if sequence.tokens().len() >= sequence.tokens_max {
+            let (tokens, max) = (sequence.tokens().len(), sequence.tokens_max.saturating_sub(1));
+            return sequence.fail(GenerationError::NoRoom { tokens, max });
+        }
         sequence.keys(self.blocks.block_tokens(), &mut self.key_bytes);
         self.fairness.wait(sequence.terms.tenant);
         self.waiting.push(sequence);
@@ -121,7 +128,10 @@ impl<A> Scheduler<A> {
                 prompt_rows -= sequence.planned;
             }
             let tokens = sequence.computed + sequence.planned;
-            if self.blocks.grow(&mut sequence.blocks, tokens, sequence.terms.kv_salt) {
+            let Self { blocks, slots, copies, loads, .. } = self;
+            let missing = blocks.missing(&sequence.blocks, tokens);
+            let has_room = slots.make_room(missing, &mut SharedMemory { blocks, copies, loads });
+            if has_room && blocks.grow(&mut sequence.blocks, tokens, sequence.terms.kv_salt) {
                 index += 1;
             } else {
                 // Not planned yet, since it is the last; it may be this one itself.
@@ -156,7 +166,7 @@ impl<A> Scheduler<A> {
             let Some(lookup) = sequence.lookup.as_ref().filter(|lookup| is_decoding && lookup.has_guess()) else {
                 continue;
             };
-            let useful = sequence.draft_tokens_max(self.sequence_shape.tokens_max);
+            let useful = sequence.draft_tokens_max();
             let count = useful.min(self.rows_max.saturating_sub(rows));
             let count = self.speculation.drafts(lookup.acceptance(), rows, tokens, count);
             if count == 0 {
@@ -204,7 +214,7 @@ impl<A> Scheduler<A> {
     /// Takes the sequences out that hold a slot whose load failed, and the slot out of use.
     pub(crate) fn remove_slot(&mut self, slot: Slot) -> Vec<Sequence<A>> {
         let removed = self.remove_where(|sequence| sequence.slots.contains(&slot));
-        self.slots.forget(slot);
+        self.slots.forget(slot, &mut self.blocks);
         removed
     }
 
@@ -215,7 +225,7 @@ impl<A> Scheduler<A> {
 
     /// Takes a slot out of use that nobody holds.
     pub(crate) fn forget(&mut self, slot: Slot) {
-        self.slots.forget(slot);
+        self.slots.forget(slot, &mut self.blocks);
     }
 
     /// Slots that the runner has to empty now: those who brought their adapters are gone, and wanted them gone.
@@ -269,6 +279,18 @@ impl<A> Scheduler<A> {
         &self.blocks
     }
 
+    /// Blocks that a sequence can have, those of kept KV and of idle adapters included.
+    pub(crate) fn free_blocks(&self) -> u32 {
+        let free = self.blocks.available() + self.slots.idle_blocks(|_| true);
+        u32::try_from(free).unwrap_or(u32::MAX)
+    }
+
+    /// Blocks of adapters, held or idle.
+    pub(crate) fn adapter_blocks(&self) -> u32 {
+        let blocks: usize = self.slots.tables().map(|table| table.blocks().len()).sum();
+        u32::try_from(blocks).unwrap_or(u32::MAX)
+    }
+
     pub(crate) const fn slots(&self) -> &AdapterSlots {
         &self.slots
     }
@@ -286,7 +308,7 @@ impl<A> Scheduler<A> {
             return Err("a sequence is there twice".into());
         }
         self.check_order()?;
-        self.blocks.check_integrity(self.all().map(|sequence| &sequence.blocks))?;
+        self.blocks.check_integrity(self.all().map(|sequence| &sequence.blocks).chain(self.slots.tables()))?;
         self.slots.check_integrity(self.all().flat_map(|sequence| &sequence.slots))?;
         let tenants = |sequences: &[Sequence<A>]| sequences.iter().map(|one| one.terms.tenant).collect::<Vec<_>>();
         self.fairness.check_integrity(tenants(&self.waiting).into_iter(), tenants(&self.running).into_iter())?;
@@ -298,6 +320,7 @@ impl<A> Scheduler<A> {
             sequence.slots.len() == sequence.parts().len()
                 && sequence.blocks.blocks().len() >= self.blocks.blocks_for(sequence.computed)
                 && sequence.blocks.blocks().len() <= self.blocks.blocks_for(sequence.tokens().len())
+                && sequence.tokens().len() <= sequence.tokens_max
                 && sequence.remaining() >= 1
                 && sequence.drafts.is_empty()
         };
@@ -327,6 +350,6 @@ impl<A> Scheduler<A> {
 /// Frees what a sequence holds; its KV has to be computed again, or found where it still lies.
 fn release<A>(blocks: &mut BlockManager, slots: &mut AdapterSlots, sequence: &mut Sequence<A>, unload: bool) {
     blocks.release(&mut sequence.blocks);
-    slots.release(&mut sequence.slots, unload);
+    slots.release(&mut sequence.slots, unload, blocks);
     sequence.set_back();
 }

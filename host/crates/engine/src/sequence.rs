@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use types::{Digest, FinishReason, Usage, ValidPlan};
 
 use crate::active_parts::{ActivePart, ActiveParts};
+use crate::adapter_slots::WantedAdapter;
 use crate::block_keys::KvContexts;
 use crate::block_manager::{BlockManager, BlockTable};
 use crate::door::Place;
@@ -38,6 +39,10 @@ pub(crate) struct Sequence<A> {
     parts: ActiveParts,
     seed: u64,
     adapters: Vec<(Digest, Arc<A>)>,
+    /// Of each of its parts.
+    wanted: Vec<WantedAdapter>,
+    /// Its length at most, prompt and output.
+    pub(crate) tokens_max: usize,
     /// The prompt, then the output.
     tokens: Vec<u32>,
     prompt_tokens: usize,
@@ -82,13 +87,20 @@ pub(crate) struct SequenceShape {
     pub(crate) block_tokens: usize,
     /// Prompt and output.
     pub(crate) tokens_max: usize,
+    /// Blocks in all, which its KV shares with its adapters.
+    pub(crate) blocks: usize,
     /// 0 if nobody speculates.
     pub(crate) draft_tokens_max: usize,
 }
 
 impl<A> Sequence<A> {
     /// Memory for all that it can grow to is taken now, so that no step allocates for it.
-    pub(crate) fn new(number: u64, arrival: Arrival<A>, shape: SequenceShape) -> Self {
+    pub(crate) fn new(
+        number: u64,
+        arrival: Arrival<A>,
+        shape: SequenceShape,
+        adapter_blocks: impl Fn(&A) -> u32,
+    ) -> Self {
         let Arrival { submission, submitted, events, place, family } = arrival;
         let plan = submission.plan;
         let mut tokens = submission.prompt;
@@ -100,7 +112,9 @@ impl<A> Sequence<A> {
         if let Some(seen) = &mut seen {
             generated.iter().for_each(|id| seen.push(*id));
         }
-        let output = (plan.output_tokens_max() as usize).min(shape.tokens_max.saturating_sub(prompt_tokens));
+        let wanted = wanted(&parts, &submission.adapters, adapter_blocks);
+        let length_max = shape.tokens_max.min(blocks_beside(&wanted, shape.blocks) * shape.block_tokens);
+        let output = (plan.output_tokens_max() as usize).min(length_max.saturating_sub(prompt_tokens));
         let tokens_max = prompt_tokens + output;
         tokens.reserve_exact(output);
         // What is drawn beside a guess must be what would be drawn without it: penalties fall on the tokens before, and a mask
@@ -113,6 +127,8 @@ impl<A> Sequence<A> {
             family,
             seed: submission.seed,
             adapters: submission.adapters,
+            wanted,
+            tokens_max: length_max,
             prompt_tokens,
             seen,
             constraint: submission.constraint,
@@ -170,8 +186,8 @@ impl<A> Sequence<A> {
     }
 
     /// The adapters of its parts, in order.
-    pub(crate) fn wanted_adapters(&self) -> impl Iterator<Item = Digest> + Clone {
-        self.parts().iter().map(|part| part.part.adapter)
+    pub(crate) fn wanted_adapters(&self) -> impl Iterator<Item = WantedAdapter> + Clone {
+        self.wanted.iter().copied()
     }
 
     pub(crate) fn adapter(&self, digest: Digest) -> Option<&Arc<A>> {
@@ -234,9 +250,9 @@ impl<A> Sequence<A> {
     }
 
     /// How many drafts can be of use at most: the last token of the sequence is never one.
-    pub(crate) fn draft_tokens_max(&self, tokens_max: usize) -> usize {
+    pub(crate) fn draft_tokens_max(&self) -> usize {
         let budget = (self.plan.output_tokens_max() as usize).saturating_sub(self.completion_tokens());
-        let room = tokens_max.saturating_sub(self.tokens.len());
+        let room = self.tokens_max.saturating_sub(self.tokens.len());
         budget.min(room).saturating_sub(1)
     }
 
@@ -297,12 +313,7 @@ impl<A> Sequence<A> {
 
     /// Takes what a step has drawn for it: the token after the last one, and those after its drafts for as long as these
     /// were what was drawn. How many tokens it was continued by.
-    pub(crate) fn advance(
-        &mut self,
-        drawn: impl Iterator<Item = SampledToken>,
-        eos: &[u32],
-        tokens_max: usize,
-    ) -> usize {
+    pub(crate) fn advance(&mut self, drawn: impl Iterator<Item = SampledToken>, eos: &[u32]) -> usize {
         let samples = self.samples();
         self.computed += std::mem::take(&mut self.planned);
         if samples == 0 {
@@ -311,7 +322,7 @@ impl<A> Sequence<A> {
         let mut appended = 0;
         for (place, token) in drawn.enumerate() {
             let id = token.id;
-            self.append(token, eos, tokens_max);
+            self.append(token, eos);
             appended += 1;
             if self.ended.is_some() || self.broken.is_some() || self.drafts.get(place) != Some(&id) {
                 break;
@@ -324,7 +335,7 @@ impl<A> Sequence<A> {
     }
 
     /// Appends a token and sends it, unless it ends the sequence silently.
-    fn append(&mut self, token: SampledToken, eos: &[u32], tokens_max: usize) {
+    fn append(&mut self, token: SampledToken, eos: &[u32]) {
         let SampledToken { id, logprob, top } = token;
         self.tokens.push(id);
         self.mask = None;
@@ -355,7 +366,7 @@ impl<A> Sequence<A> {
             return;
         }
         let budget = self.plan.output_tokens_max();
-        if self.usage().completion_tokens >= budget || self.tokens.len() >= tokens_max {
+        if self.usage().completion_tokens >= budget || self.tokens.len() >= self.tokens_max {
             self.ended = Some(FinishReason::Length);
         }
     }
@@ -393,6 +404,24 @@ impl<A> Sequence<A> {
         let sent = self.events.try_send(event);
         debug_assert!(!matches!(sent, Err(mpsc::error::TrySendError::Full(_))), "a stream is too short");
     }
+}
+
+/// The adapter of each part, with the blocks that it takes.
+fn wanted<A>(parts: &ActiveParts, adapters: &[(Digest, Arc<A>)], blocks_of: impl Fn(&A) -> u32) -> Vec<WantedAdapter> {
+    let wanted = parts.as_slice().iter().map(|part| {
+        let digest = part.part.adapter;
+        let adapter = adapters.iter().find(|(name, _)| *name == digest);
+        WantedAdapter { digest, blocks: adapter.map_or(0, |(_, adapter)| blocks_of(adapter)) }
+    });
+    wanted.collect()
+}
+
+/// Of all blocks those that these adapters leave, each of which lies in memory once.
+fn blocks_beside(wanted: &[WantedAdapter], blocks: usize) -> usize {
+    let is_first =
+        |index: usize, one: &WantedAdapter| wanted.iter().take(index).all(|other| other.digest != one.digest);
+    let taken = wanted.iter().enumerate().filter(|(index, one)| is_first(*index, one));
+    blocks.saturating_sub(taken.map(|(_, one)| one.blocks as usize).sum())
 }
 
 /// No more tokens than sequences times the vocabulary, far below a `u32`.

@@ -213,6 +213,14 @@ pub enum GenerationError {
     /// An adapter of its composition, or what made its plan, was revoked.
     #[error("{0} was revoked")]
     Revoked(Digest),
+    /// Memory would not hold it beside its adapters, even alone.
+    #[error("the prompt has {tokens} tokens; beside its adapters there is room for at most {max}, and an answer")]
+    NoRoom {
+        /// Length of the prompt.
+        tokens: usize,
+        /// The most that fits.
+        max: usize,
+    },
     /// The runner refused the adapter.
     #[error("{0}")]
     Adapter(String),
@@ -231,6 +239,7 @@ impl GenerationError {
         match self {
             Self::Stopped => "shutting_down",
             Self::Revoked(_) => "revoked",
+            Self::NoRoom { .. } => "context_length_exceeded",
             Self::Adapter(_) => "adapter_load_failed",
             Self::Constraint(_) => "constraint_failed",
             Self::Runner(_) => "generation_failed",
@@ -242,7 +251,7 @@ impl GenerationError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::Stopped => Blame::Capacity,
-            Self::Revoked(_) | Self::Constraint(_) => Blame::Caller,
+            Self::Revoked(_) | Self::Constraint(_) | Self::NoRoom { .. } => Blame::Caller,
             Self::Adapter(_) | Self::Runner(_) => Blame::Host,
         }
     }

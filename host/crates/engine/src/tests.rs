@@ -10,6 +10,7 @@ mod sharing;
 mod steps;
 mod switches;
 mod threads;
+mod unified;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -31,7 +31,7 @@ impl ModelRunner for Counting {
         Digest::of(b"counting")
     }
 
-    fn load_adapter(&mut self, _: Slot, _: &Arc<()>) -> Result<(), RunnerError> {
+    fn load_adapter(&mut self, _: Slot, _: &Arc<()>, _: &[u32]) -> Result<(), RunnerError> {
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod base;
 mod canonical;
 mod container;
 mod derive;
+mod device_form;
 mod fingerprint;
 mod invocation;
 mod norms;
@@ -29,6 +30,7 @@ pub use derive::{
     DeriveError, DeriveLimits, DeriveMethod, DeriveParent, DeriveRecipe, DerivedAdapter, MajoritySign, ModuleError,
     ValidRecipe, derive_adapter,
 };
+pub(crate) use device_form::{DeviceFactors, DeviceTerm, RANK_MULTIPLE};
 pub use invocation::Invocation;
 pub(crate) use packed::Group;
 pub use packed::LoraAdapter;

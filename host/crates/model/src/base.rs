@@ -10,7 +10,10 @@ use types::{Digest, Module};
 
 use crate::gguf::Gguf;
 use crate::tensor_files::TensorFiles;
-use crate::{Architecture, BaseTensor, ChatTemplate, ModelConfig, ModelError, Tokenizer, folder, gguf_config, names};
+use crate::{
+    Architecture, BaseTensor, ChatTemplate, ModelConfig, ModelError, TensorFormat, Tokenizer, folder, gguf_config,
+    names,
+};
 
 /// An opened model.
 pub struct Base {
@@ -133,6 +136,14 @@ impl Base {
     pub fn module_tensor(&self, layer: usize, module: Module) -> Result<BaseTensor, ModelError> {
         let (inputs, outputs) = self.config.module_shape(module);
         self.tensor(&names::module_weight(layer, module), &[outputs, inputs])
+    }
+
+    /// How a tensor of exactly this shape is stored.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    pub(crate) fn tensor_format(&self, name: &str, shape: &[usize]) -> Result<TensorFormat, ModelError> {
+        Ok(self.tensors.find(name, shape)?.format)
     }
 
     /// Reads a tensor of exactly this shape. Its name is GGUF's (`blk.0.attn_q.weight`, `token_embd.weight`, …), whatever

@@ -37,6 +37,9 @@ pub enum ModelError {
     /// The runner's own sizes do not fit together.
     #[error("the runner's configuration is wrong: {0}")]
     Configuration(String),
+    /// The device cannot be used, or failed.
+    #[error("the device cannot be used: {0}")]
+    Device(String),
 }
 
 impl ModelError {
@@ -51,6 +54,7 @@ impl ModelError {
             Self::ChatTemplate(_) => "chat_template_failed",
             Self::ChatTemplateLacks(_) => "unsupported",
             Self::Configuration(_) => "runner_configuration",
+            Self::Device(_) => "device_failed",
         }
     }
 
@@ -59,7 +63,11 @@ impl ModelError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::Tokenize(_) | Self::ChatTemplate(_) | Self::ChatTemplateLacks(_) => Blame::Caller,
-            Self::Read { .. } | Self::Malformed(_) | Self::Unsupported(_) | Self::Configuration(_) => Blame::Host,
+            Self::Read { .. }
+            | Self::Malformed(_)
+            | Self::Unsupported(_)
+            | Self::Configuration(_)
+            | Self::Device(_) => Blame::Host,
         }
     }
 }

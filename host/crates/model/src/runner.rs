@@ -1,8 +1,9 @@
-//! The CPU runner: executes a batch layer by layer over the base, the KV memory and the adapter slots. Read
+//! The CPU runner, and `cuda.rs`, the other one. The CPU runner executes a batch layer by layer over the base, the KV memory and the adapter slots. Read
 //! `fast/forward.rs` for the layers; `reference/` does the same in plain f32 and is what the fast one is measured against.
 //! Not here: which rows make a batch.
 
 mod check;
+mod cuda;
 mod fast;
 mod reference;
 
@@ -14,6 +15,7 @@ use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
 use serde::{Deserialize, Serialize};
 use types::Digest;
 
+pub use self::cuda::{CudaRunner, CudaRunnerConfig};
 use self::fast::Fast;
 use self::reference::Reference;
 use crate::sampler::sample;
@@ -29,6 +31,8 @@ pub enum Precision {
     /// values in bf16, and so are adapters; all sums in f32 or exact. `cargo xtask bench quality` measures what it costs.
     #[default]
     Quantised,
+    /// Weights in the file's own blocks, activations and adapters in bf16, all sums in f32: on a CUDA device.
+    Bf16,
 }
 
 impl fmt::Display for Precision {
@@ -36,6 +40,7 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Quantised => "quantised",
+            Self::Bf16 => "bf16",
         })
     }
 }
@@ -47,7 +52,10 @@ impl FromStr for Precision {
         match text {
             "f32" => Ok(Self::F32),
             "quantised" => Ok(Self::Quantised),
-            _ => Err(ModelError::Configuration(format!("precision `{text}` is not known: use f32 or quantised"))),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(ModelError::Configuration(format!(
+                "precision `{text}` is not known: use f32 or quantised, or bf16 on a CUDA device"
+            ))),
         }
     }
 }
@@ -113,6 +121,11 @@ impl CpuRunner {
         let way = match config.precision {
             Precision::F32 => Way::Reference(Box::new(Reference::new(base, &config, context_tokens_max)?)),
             Precision::Quantised => Way::Fast(Box::new(Fast::new(base, &config, context_tokens_max)?)),
+            Precision::Bf16 => {
+                return Err(ModelError::Configuration(
+                    "precision bf16 is of the CUDA runner: use f32 or quantised".into(),
+                ));
+            }
         };
         let format = match &way {
             Way::Reference(_) => "reference, f32 kv",
@@ -134,7 +147,7 @@ impl CpuRunner {
     /// # Errors
     /// As [`ModelRunner::step`].
     pub fn step_logits(&mut self, batch: &Batch) -> Result<Vec<f32>, RunnerError> {
-        check::batch(batch, &self.shape, &self.slots)?;
+        check::batch(batch, &self.shape, |slot| self.slots.get(slot.0 as usize).is_some_and(Option::is_some))?;
         Ok(match &mut self.way {
             Way::Reference(reference) => reference.logits(batch, &self.config, &self.slots),
             Way::Fast(fast) => fast.logits(batch, &self.config, &self.slots),
@@ -162,7 +175,7 @@ impl ModelRunner for CpuRunner {
         self.fingerprint
     }
 
-    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>) -> Result<(), RunnerError> {
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>, _: &[u32]) -> Result<(), RunnerError> {
         if !adapter.fits(&self.config, self.precision()) {
             return Err(RunnerError::Adapter("it was packed for another base".into()));
         }
@@ -182,7 +195,7 @@ impl ModelRunner for CpuRunner {
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
-        check::batch(batch, &self.shape, &self.slots)?;
+        check::batch(batch, &self.shape, |slot| self.slots.get(slot.0 as usize).is_some_and(Option::is_some))?;
         match &mut self.way {
             Way::Reference(reference) => {
                 let mut logits = reference.logits(batch, &self.config, &self.slots);

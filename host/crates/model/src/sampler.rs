@@ -270,7 +270,7 @@ fn keep_best(kept: &mut Vec<Kept>, count: usize) {
 }
 
 /// Uniform in 0 .. 1, a function of both numbers.
-fn uniform(seed: u64, step: u32) -> f64 {
+pub(crate) fn uniform(seed: u64, step: u32) -> f64 {
     let digest = Digest::of_parts("tenon 2026 sampler draw", [&seed.to_le_bytes()[..], &step.to_le_bytes()[..]]);
     let bits = digest.as_bytes().iter().take(8).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
     (bits >> 11) as f64 / (1u64 << 53) as f64

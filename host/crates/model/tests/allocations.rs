@@ -62,7 +62,7 @@ fn a_step_that_decodes_allocates_nothing() {
             threads,
         };
         let mut runner = CpuRunner::new(base, config).unwrap();
-        runner.load_adapter(Slot(0), &Arc::new(first_adapter(base))).unwrap();
+        runner.load_adapter(Slot(0), &Arc::new(first_adapter(base)), &[]).unwrap();
         let mut batch = Batch::default();
         let mut sampled: Vec<SampledToken> = Vec::with_capacity(64);
         for position in 0..24 {

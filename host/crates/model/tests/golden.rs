@@ -123,8 +123,8 @@ impl Bench {
             if !slots.contains_key(name) {
                 let slot = Slot(slots.len() as u32);
                 let adapter = Arc::new(adapter(base, &adapters.join(name), precision));
-                runner.load_adapter(slot, &adapter).unwrap();
-                assert!(runner.load_adapter(slot, &adapter).is_err(), "a slot holds one adapter");
+                runner.load_adapter(slot, &adapter, &[]).unwrap();
+                assert!(runner.load_adapter(slot, &adapter, &[]).is_err(), "a slot holds one adapter");
                 slots.insert(name.clone(), slot);
             }
         }

@@ -267,7 +267,7 @@ fn runner(base: &Base, precision: Precision, made: &[Arc<LoraAdapter>]) -> CpuRu
     };
     let mut runner = CpuRunner::new(base, config).unwrap();
     for (slot, adapter) in made.iter().enumerate() {
-        runner.load_adapter(Slot(slot as u32), adapter).unwrap();
+        runner.load_adapter(Slot(slot as u32), adapter, &[]).unwrap();
     }
     runner
 }

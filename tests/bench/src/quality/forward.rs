@@ -40,7 +40,7 @@ impl Forward {
         };
         let mut runner = CpuRunner::new(base, config)?;
         for (slot, (_, adapter)) in (0..).zip(adapters) {
-            runner.load_adapter(Slot(slot), adapter)?;
+            runner.load_adapter(Slot(slot), adapter, &[])?;
         }
         let names = adapters.iter().map(|(name, _)| name.clone()).collect();
         Ok(Self { runner, names, vocabulary: base.config().vocabulary })

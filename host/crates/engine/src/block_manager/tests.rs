@@ -43,7 +43,7 @@ fn tables_grow_by_whole_blocks() {
     for (tokens, blocks) in [(0, 0), (1, 1), (16, 1), (17, 2), (5, 2), (64, 4)] {
         assert!(manager.grow(&mut table, tokens, nobody()));
         assert_eq!(table.blocks().len(), blocks, "{tokens} tokens");
-        assert_eq!(manager.free_blocks(), 4 - blocks as u32);
+        assert_eq!(manager.available(), 4 - blocks);
         manager.check_integrity([&table].into_iter()).expect("conserved");
     }
     assert_eq!(table.blocks(), [0, 1, 2, 3]);
@@ -79,7 +79,7 @@ fn the_content_unused_for_longest_goes_first_and_the_end_of_a_table_before_its_b
     (0..2).for_each(|index| manager.set_key(&new, index, key(10 + index as u8)));
     manager.release(&mut old);
     manager.release(&mut new);
-    assert_eq!((manager.free_blocks(), manager.idle_blocks()), (4, 4), "idle counts as free");
+    assert_eq!((manager.available(), manager.idle_blocks()), (4, 4), "idle counts as free");
     let mut table = BlockTable::default();
     for (tokens, left) in [(1, vec![0, 10, 11]), (2, vec![10, 11]), (3, vec![10]), (4, vec![])] {
         assert!(manager.grow(&mut table, tokens, nobody()));
@@ -103,7 +103,7 @@ fn what_is_used_again_is_not_evicted_and_not_given_away() {
     assert!(!manager.grow(&mut one, 3, nobody()), "only one is left");
     assert!(manager.grow(&mut one, 2, nobody()));
     manager.release(&mut one);
-    assert_eq!(manager.free_blocks(), 1, "the other table still holds it");
+    assert_eq!(manager.available(), 1, "the other table still holds it");
     manager.check_integrity([&two].into_iter()).expect("conserved");
 }
 
@@ -261,4 +261,30 @@ fn in_every_state_of_three_blocks_every_operation_does_what_the_model_does() {
         }
     }
     assert!(seen.len() > 500, "only {} states were met", seen.len());
+}
+
+#[test]
+fn an_adapter_takes_no_block_that_is_still_copied_from_and_nothing_of_it_is_wiped() {
+    let mut manager = BlockManager::new(4, 1);
+    let (tenant, adapter) = (Digest::of(b"tenant"), Digest::of(b"adapter"));
+    let (mut kept, mut taken) = (BlockTable::default(), BlockTable::default());
+    assert!(manager.grow(&mut kept, 4, tenant));
+    (0..4).for_each(|index| manager.set_key(&kept, index, key(index as u8)));
+    manager.release(&mut kept);
+    // The last of a table is the first to go.
+    let copies = [BlockCopy { from: 3, to: 9 }, BlockCopy { from: 3, to: 8 }];
+    assert_eq!(manager.unheld_sources(&copies), 1);
+    assert!(!manager.take_for_adapter(&mut taken, 4, adapter, &copies), "one of four is not to be had");
+    assert_eq!((taken.blocks().len(), manager.idle_blocks()), (0, 4), "nothing changed");
+    assert!(manager.take_for_adapter(&mut taken, 2, adapter, &copies));
+    assert_eq!(taken.blocks(), [2, 1]);
+    assert!(!manager.wipes().contains(&1) && !manager.wipes().contains(&2), "the adapter is written over them");
+    manager.check_integrity([&taken].into_iter()).expect("conserved");
+    // Who has them next must not read an adapter.
+    manager.clear_wipes();
+    manager.release(&mut taken);
+    assert!(manager.grow(&mut kept, 4, tenant));
+    let mut wipes = manager.wipes().to_vec();
+    wipes.sort_unstable();
+    assert_eq!(wipes, [1, 2, 3], "the one that was passed over as well");
 }

@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 
 use crate::BlockCopy;
+use crate::adapter_slots::SharedMemory;
 use crate::scheduler::{Scheduler, release};
 use crate::sequence::Sequence;
 
@@ -81,18 +82,24 @@ impl<A> Scheduler<A> {
 
     /// Blocks and slots, or nothing.
     fn reserve(&mut self, sequence: &mut Sequence<A>) -> bool {
-        let found = self.find_kv(sequence);
-        let length = sequence.tokens().len();
-        if !self.blocks.grow(&mut sequence.blocks, length, sequence.terms.kv_salt) {
-            self.blocks.release(&mut sequence.blocks);
-            return false;
-        }
         let wanted: Vec<_> = sequence.wanted_adapters().collect();
-        let Some(slots) = self.slots.acquire(&wanted, sequence.terms.tenant, &mut self.loads) else {
+        let mut found = self.find_kv(sequence);
+        if found.copied.is_some() && wanted.iter().any(|one| one.blocks > 0 && !self.slots.is_resident(one.digest)) {
+            // An adapter may be loaded into the block that would be copied, and before it is.
+            found =
+                Found { tokens: found.tokens / self.blocks.block_tokens() * self.blocks.block_tokens(), copied: None };
+        }
+        let (length, salt) = (sequence.tokens().len(), sequence.terms.kv_salt);
+        let missing = self.blocks.missing(&sequence.blocks, length);
+        let Self { blocks, slots, copies, loads, .. } = self;
+        let memory = &mut SharedMemory { blocks, copies, loads };
+        let Some(held) = slots.acquire(&wanted, missing, sequence.terms.tenant, memory) else {
             release(&mut self.blocks, &mut self.slots, sequence, false);
             return false;
         };
-        sequence.slots = slots;
+        sequence.slots = held;
+        let grown = self.blocks.grow(&mut sequence.blocks, length, salt);
+        debug_assert!(grown, "the blocks were counted");
         let block_tokens = self.blocks.block_tokens();
         let to = sequence.blocks.blocks().get(found.tokens / block_tokens).copied();
         // If the kept block had to be given up, to this very sequence, it has its content already.

@@ -21,8 +21,8 @@ impl ModelRunner for Recorder {
         self.fake.fingerprint()
     }
 
-    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>) -> Result<(), RunnerError> {
-        self.fake.load_adapter(slot, adapter)
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>, blocks: &[u32]) -> Result<(), RunnerError> {
+        self.fake.load_adapter(slot, adapter, blocks)
     }
 
     fn unload_adapter(&mut self, slot: Slot) {

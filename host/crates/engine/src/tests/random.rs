@@ -33,6 +33,8 @@ struct Case {
     arrivals: Vec<Arrival>,
     failing: Vec<u64>,
     echo: Option<u32>,
+    /// Blocks of an adapter, at most.
+    adapter_blocks_max: u32,
     speculation: SpeculationConfig,
 }
 
@@ -100,13 +102,16 @@ fn cases() -> impl Strategy<Value = Case> {
     let speculation = (0..6u32, prop::sample::select(vec![0, 5, 50]))
         .prop_map(|(draft_tokens_max, row_cost_percent)| SpeculationConfig { draft_tokens_max, row_cost_percent });
     let echo = prop::option::of(1..6u32);
-    (shape, 1..10usize, prop::collection::vec(arrival, 1..16), failing, echo, speculation).prop_map(
-        |(shape, running_sequences_max, arrivals, failing, echo, speculation)| Case {
+    let adapter_blocks_max = prop_oneof![1 => Just(0u32), 2 => 1..5u32];
+    let rest = (echo, adapter_blocks_max, speculation);
+    (shape, 1..10usize, prop::collection::vec(arrival, 1..16), failing, rest).prop_map(
+        |(shape, running_sequences_max, arrivals, failing, (echo, adapter_blocks_max, speculation))| Case {
             shape,
             running_sequences_max,
             arrivals,
             failing,
             echo,
+            adapter_blocks_max,
             speculation,
         },
     )
@@ -114,7 +119,7 @@ fn cases() -> impl Strategy<Value = Case> {
 
 impl Case {
     fn runner(&self) -> FakeRunner {
-        let runner = FakeRunner::new(self.shape);
+        let runner = FakeRunner::new(self.shape).with_adapters_in_blocks(self.adapter_blocks_max);
         self.echo.map_or(runner.clone(), |echo| runner.echoing(echo))
     }
 
@@ -131,7 +136,8 @@ impl Case {
         let mut stream = rig.submit(&Request { deadline_ms: None, ..request.clone() });
         rig.finish();
         let events = events(&mut stream);
-        if self.echo.is_none() && !is_broken(request) {
+        let has_room = self.adapter_blocks_max == 0 || request.adapters.is_empty();
+        if self.echo.is_none() && !is_broken(request) && has_room {
             let (expected, reason, usage) = request.expected(&self.shape, &EOS);
             assert_eq!(ids(&events), expected);
             assert_eq!(ending(events.last()), Some((reason, usage)));
@@ -201,6 +207,8 @@ fn check(case: &Case, request: &Request, stream: &mut TokenStream) {
     let is_prefix = expected.starts_with(tokens);
     let broken = is_broken(request);
     match last {
+        // As it would alone.
+        TokenEvent::Failed(GenerationError::NoRoom { .. }) => assert_eq!(found, expected),
         TokenEvent::Failed(why) => {
             assert!(is_prefix && (broken || why.to_string().contains("told to fail")), "{why}");
             assert!(!broken || tokens.is_empty());
@@ -241,4 +249,5 @@ fn the_cases_meet_everything() {
     assert!(meet(|stats| stats.draft_tokens - stats.draft_tokens_accepted) > 15);
     assert!(meet(|stats| stats.deadlines_foreseen) > 0);
     assert!(meet(|stats| u64::from(stats.kv_blocks_idle)) > 50);
+    assert!(meet(|stats| u64::from(stats.adapter_blocks)) > 20);
 }

@@ -8,6 +8,7 @@ use kernels::{Floats, Isa, LoraGroup, LoraPair, LoraTermParts, Mapping, RopeLayo
 use types::{Module, ModuleSet};
 
 use super::canonical::Canonical;
+use super::device_form::DeviceFactors;
 use super::tensors::{self, Factor, Place, Site, Tensors, Term};
 use super::{AdapterBase, AdapterLimits, AdapterRejection, Invocation, canonical};
 use crate::{ModelConfig, Precision};
@@ -67,6 +68,8 @@ pub(super) enum Layers {
     Reference(Vec<[Option<PackedTerm>; 7]>),
     /// The groups in the order of execution, and the number of each by layer and [`Group`].
     Grouped(Vec<LoraGroup>, Vec<[Option<usize>; 4]>),
+    /// For a CUDA device.
+    Device(DeviceFactors),
 }
 
 /// The change of one module, in f32.
@@ -106,6 +109,7 @@ impl LoraAdapter {
         let layers = match precision {
             Precision::F32 => Layers::Reference(layers),
             Precision::Quantised => grouped(layers)?,
+            Precision::Bf16 => Layers::Device(DeviceFactors::pack(&layers)),
         };
         let rank = u32::try_from(rank).unwrap_or(u32::MAX);
         Ok(Self::new(Traits { rank, modules, invocation }, layers, config.clone(), None))
@@ -157,6 +161,7 @@ impl LoraAdapter {
         let packed_for = match &self.layers {
             Layers::Reference(_) => Precision::F32,
             Layers::Grouped(..) => Precision::Quantised,
+            Layers::Device(_) => Precision::Bf16,
         };
         self.base == *config && packed_for == precision
     }
@@ -165,14 +170,22 @@ impl LoraAdapter {
     pub(crate) fn term(&self, layer: usize, module: Module) -> Option<&PackedTerm> {
         match &self.layers {
             Layers::Reference(layers) => layers.get(layer)?.get(module.index())?.as_ref(),
-            Layers::Grouped(..) => None,
+            Layers::Grouped(..) | Layers::Device(_) => None,
+        }
+    }
+
+    /// What a CUDA device is given.
+    pub(crate) fn device_factors(&self) -> Option<&DeviceFactors> {
+        match &self.layers {
+            Layers::Device(factors) => Some(factors),
+            Layers::Reference(_) | Layers::Grouped(..) => None,
         }
     }
 
     /// The terms of modules that share an input, for the fast runner.
     pub(crate) fn group(&self, layer: usize, group: Group) -> Option<&LoraGroup> {
         match &self.layers {
-            Layers::Reference(_) => None,
+            Layers::Reference(_) | Layers::Device(_) => None,
             Layers::Grouped(groups, layers) => groups.get((*layers.get(layer)?.get(group as usize)?)?),
         }
     }
@@ -186,6 +199,7 @@ impl Layers {
                 layers.iter().flatten().flatten().map(|term| term.pair.memory_bytes() + growth(term)).sum()
             }
             Self::Grouped(groups, _) => groups.iter().map(LoraGroup::memory_bytes).sum(),
+            Self::Device(factors) => factors.bytes().len(),
         }
     }
 }

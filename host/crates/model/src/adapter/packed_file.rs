@@ -25,12 +25,13 @@ use kernels::{Floats, LoraGroup, LoraPair, LoraTermHead, MappedPart, Mapping};
 use rkyv::rancor;
 use types::{Digest, Module, ModuleSet};
 
+use super::device_form::{DeviceFactors, DeviceTerm};
 use super::packed::{GROUPS, Layers, PackedTerm, Traits};
 use super::{AdapterLimits, Invocation, LoraAdapter};
 use crate::{ModelConfig, Precision};
 
 /// How a file begins. The last digit is the version.
-const MAGIC: &[u8; 8] = b"tenonpk1";
+const MAGIC: &[u8; 8] = b"tenonpk2";
 const HEAD_BYTES: usize = 64;
 /// Sections and the index begin at a multiple of it.
 const ALIGN_BYTES: usize = 64;
@@ -50,6 +51,7 @@ struct Index {
 enum Terms {
     Reference(Vec<PairEntry>),
     Grouped(Vec<GroupEntry>),
+    Device(Section, Vec<DeviceEntry>),
 }
 
 /// A [`PackedTerm`].
@@ -82,6 +84,17 @@ struct TermEntry {
     rank: u32,
     scale: f32,
     growth: Option<Section>,
+}
+
+/// A [`DeviceTerm`], without what follows from the base.
+#[derive(Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct DeviceEntry {
+    layer: u32,
+    /// [`Module::index`]
+    module: u8,
+    rank: u32,
+    scale: f32,
+    grows: bool,
 }
 
 /// Bytes of the file.
@@ -181,6 +194,10 @@ impl LoraAdapter {
         let terms = match self.layers() {
             Layers::Reference(layers) => Terms::Reference(pair_entries(layers, &mut places)?),
             Layers::Grouped(groups, layers) => Terms::Grouped(group_entries(groups, layers, &mut places)?),
+            Layers::Device(factors) => {
+                let section = places.place(Values::Packed(factors.bytes()));
+                Terms::Device(section, factors.terms().iter().map(device_entry).collect::<Result<_, _>>()?)
+            }
         };
         let invocation = self.invocation().map_or_else(Vec::new, |invocation| invocation.tokens().to_vec());
         let index = rkyv::to_bytes::<rancor::Error>(&Index { rank: self.rank(), invocation, terms });
@@ -208,6 +225,7 @@ impl LoraAdapter {
         let (layers, modules) = match index.terms {
             Terms::Reference(entries) => reference(entries, &mapping, base).ok_or_else(wrong)?,
             Terms::Grouped(entries) => grouped(entries, &mapping, base).ok_or_else(wrong)?,
+            Terms::Device(section, entries) => device(section, entries, &mapping, base).ok_or_else(wrong)?,
         };
         let invocation = (!index.invocation.is_empty()).then(|| Invocation::new(index.invocation));
         let traits = Traits { rank: index.rank, modules, invocation };
@@ -333,6 +351,36 @@ fn group_entries<'a>(
         }
     }
     Ok(entries)
+}
+
+fn device_entry(term: &DeviceTerm) -> Result<DeviceEntry, PackedFileError> {
+    Ok(DeviceEntry {
+        layer: small(term.layer)?,
+        module: small(term.module.index())?,
+        rank: small(term.rank)?,
+        scale: term.scale,
+        grows: term.growth.is_some(),
+    })
+}
+
+/// In the order in which they were written, from which their places follow.
+fn device(
+    section: Section,
+    entries: Vec<DeviceEntry>,
+    mapping: &Arc<Mapping>,
+    base: &ModelConfig,
+) -> Option<(Layers, ModuleSet)> {
+    let mut found = ModuleSet::EMPTY;
+    let mut terms = Vec::with_capacity(entries.len());
+    for DeviceEntry { layer, module, rank, scale, grows } in entries {
+        let module = Module::ALL.into_iter().find(|known| known.index() == usize::from(module))?;
+        let (layer, rank) = (usize::try_from(layer).ok()?, usize::try_from(rank).ok()?);
+        let shape = base.module_shape(module);
+        terms.push(DeviceTerm::new(layer, module, rank, shape, scale, grows));
+        found = found.with(module);
+    }
+    let factors = DeviceFactors::new(terms, part(section, mapping)?, base.layers)?;
+    Some((Layers::Device(factors), found))
 }
 
 fn part(section: Section, mapping: &Arc<Mapping>) -> Option<MappedPart> {

@@ -1,13 +1,9 @@
 //! The rules of a batch, checked before a step so that nothing inside it can go out of bounds.
 
-use std::sync::Arc;
-
-use engine::{Batch, BatchSequence, BlockCopy, RunnerError, RunnerShape};
-
-use crate::LoraAdapter;
+use engine::{Batch, BatchSequence, BlockCopy, RunnerError, RunnerShape, Slot};
 
 /// Checks everything that the step will index with.
-pub(super) fn batch(batch: &Batch, shape: &RunnerShape, slots: &[Option<Arc<LoraAdapter>>]) -> Result<(), RunnerError> {
+pub(super) fn batch(batch: &Batch, shape: &RunnerShape, is_loaded: impl Fn(Slot) -> bool) -> Result<(), RunnerError> {
     let rows = batch.tokens.len();
     require(rows <= shape.batch_rows_max as usize, || format!("{rows} rows, at most {}", shape.batch_rows_max))?;
     require(batch.positions.len() == rows, || format!("{rows} tokens and {} positions", batch.positions.len()))?;
@@ -29,8 +25,7 @@ pub(super) fn batch(batch: &Batch, shape: &RunnerShape, slots: &[Option<Arc<Lora
         let range = &segment.rows;
         let inside = range.start <= range.end && range.end as usize <= rows;
         require(inside, || format!("a segment covers rows {range:?} of {rows}"))?;
-        let occupied = slots.get(segment.slot.0 as usize).is_some_and(Option::is_some);
-        require(occupied, || format!("slot {} is empty", segment.slot.0))?;
+        require(is_loaded(segment.slot), || format!("slot {} is empty", segment.slot.0))?;
         require(segment.weight.is_finite(), || format!("a weight is {}", segment.weight))?;
     }
     let mut previous = None;
@@ -70,7 +65,7 @@ fn require(holds: bool, reason: impl FnOnce() -> String) -> Result<(), RunnerErr
 
 #[cfg(test)]
 mod tests {
-    use engine::{LoraSegment, SampleRequest, Slot};
+    use engine::{LoraSegment, SampleRequest};
     use types::{LayerRange, ModuleSet};
 
     use super::*;
@@ -103,9 +98,8 @@ mod tests {
 
     #[test]
     fn a_sound_batch_passes_and_each_broken_rule_is_found() {
-        let slots = [None, None];
-        assert!(super::batch(&sound(), &shape(), &slots).is_ok());
-        assert!(super::batch(&Batch::default(), &shape(), &slots).is_ok());
+        assert!(super::batch(&sound(), &shape(), |_| false).is_ok());
+        assert!(super::batch(&Batch::default(), &shape(), |_| false).is_ok());
         let breaks: [fn(&mut Batch); 20] = [
             |batch| batch.tokens[0] = 100,
             |batch| batch.positions[1] = 5,
@@ -134,7 +128,10 @@ mod tests {
         for (index, break_rule) in breaks.into_iter().enumerate() {
             let mut broken = sound();
             break_rule(&mut broken);
-            assert!(matches!(super::batch(&broken, &shape(), &slots), Err(RunnerError::Malformed(_))), "rule {index}");
+            assert!(
+                matches!(super::batch(&broken, &shape(), |_| false), Err(RunnerError::Malformed(_))),
+                "rule {index}"
+            );
         }
     }
 }

@@ -85,8 +85,8 @@ fn it_begins_where_peft_begins_and_computes_what_peft_computes() {
         let activated = adapter(&base, &folder().join("adapter"), precision);
         let invocation = activated.invocation().expect("it is activated");
         let mut runner = runner(&base, precision, KV_BLOCKS as u32);
-        runner.load_adapter(Slot(0), &activated).unwrap();
-        runner.load_adapter(Slot(1), &adapter(&base, &fixtures().join("llama-adapter"), precision)).unwrap();
+        runner.load_adapter(Slot(0), &activated, &[]).unwrap();
+        runner.load_adapter(Slot(1), &adapter(&base, &fixtures().join("llama-adapter"), precision), &[]).unwrap();
         let mut worst = 0.0f32;
         for case in cases() {
             assert_eq!(invocation.last_start(&case.prompt), case.start, "{}", case.name);
@@ -98,7 +98,7 @@ fn it_begins_where_peft_begins_and_computes_what_peft_computes() {
                 let differences = ours.iter().zip(&theirs).map(|(ours, theirs)| (ours - theirs).abs());
                 let (difference, tolerance) = match precision {
                     Precision::F32 => (differences.fold(0.0, f32::max), TOLERANCE),
-                    Precision::Quantised => {
+                    Precision::Quantised | Precision::Bf16 => {
                         ((differences.map(|d| d * d).sum::<f32>() / theirs.len() as f32).sqrt(), TOLERANCE_QUANTISED)
                     }
                 };

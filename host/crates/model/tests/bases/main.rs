@@ -114,10 +114,10 @@ fn hold(name: &str, path: &Path) -> f32 {
         };
         let mut runner = CpuRunner::new(&base, config).unwrap();
         let packed = adapter(&base, &fixtures().join(format!("{name}-adapter")), precision);
-        runner.load_adapter(Slot(0), &packed).unwrap();
+        runner.load_adapter(Slot(0), &packed, &[]).unwrap();
         let (tolerance, is_exact) = match precision {
             Precision::F32 => (TOLERANCE, true),
-            Precision::Quantised => (TOLERANCE_QUANTISED, false),
+            Precision::Quantised | Precision::Bf16 => (TOLERANCE_QUANTISED, false),
         };
         for (prompt, expected) in expected["prompts"].as_object().unwrap() {
             let tokens = ids(&expected["ids"]);

@@ -1,0 +1,205 @@
+//! The CUDA runner: a base, its KV and adapters in one allocation on one device. Read `cuda/step.rs` for a step and
+//! `cuda/forward.rs` for its layers; `cuda/plan.rs` says where everything lies. In the order in which it is made: `weights`
+//! over `spans`, `plan`, `pieces` and `adapters`, `runs`, `tables`, `forward`, `step`, `draw`.
+//!
+//! What must hold: the whole of the device's memory is taken at the start, under the ceiling that is configured, and nothing
+//! more afterwards; a row's result does not depend, to the last bit, on what else is in the batch, nor on whether the step was
+//! recorded.
+//!
+//! Not here: which rows make a batch, whose blocks are whose, and the arithmetic (`kernels/cuda/`).
+
+mod adapters;
+mod draw;
+mod forward;
+mod pieces;
+mod plan;
+mod runs;
+mod spans;
+mod step;
+mod tables;
+mod weights;
+
+use std::sync::Arc;
+
+use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
+use kernels::cuda::{CudaError, Device, KvFormat};
+use types::Digest;
+
+use self::plan::Plan;
+use self::step::Steps;
+use super::{Precision, check};
+use crate::{Base, LoraAdapter, ModelConfig, ModelError};
+
+/// The sizes of a CUDA runner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaRunnerConfig {
+    /// The ceiling of the device memory that it takes; nine tenths of what is free if not given.
+    pub device_memory_bytes_max: Option<u64>,
+    /// Tokens in one block: a power of two, at most 256.
+    pub block_tokens: u32,
+    /// Blocks in all, if fewer than there is memory for.
+    pub kv_blocks_max: Option<u32>,
+    /// How keys and values are kept.
+    pub kv_format: KvFormat,
+    /// Tokens of a sequence, if fewer than the base could do.
+    pub context_tokens_max: u32,
+    /// Adapter slots in all.
+    pub adapter_slots: u32,
+    /// Rows of a batch.
+    pub batch_rows_max: u32,
+    /// Sequences of a batch.
+    pub sequences_max: u32,
+    /// Whether steps of few rows are recorded and launched as a whole. Without it every launch is made each time, to the same
+    /// bits.
+    pub graphs: bool,
+}
+
+impl Default for CudaRunnerConfig {
+    fn default() -> Self {
+        Self {
+            device_memory_bytes_max: None,
+            block_tokens: 16,
+            kv_blocks_max: None,
+            kv_format: KvFormat::default(),
+            context_tokens_max: u32::MAX,
+            adapter_slots: 32,
+            batch_rows_max: 512,
+            sequences_max: 256,
+            graphs: true,
+        }
+    }
+}
+
+/// Runs batches on a CUDA device.
+pub struct CudaRunner {
+    shape: RunnerShape,
+    fingerprint: Digest,
+    model: ModelConfig,
+    block_bytes: usize,
+    memory_bytes: usize,
+    steps: Steps,
+}
+
+impl CudaRunner {
+    /// Takes all its memory on the first device, uploads the base and records the steps.
+    ///
+    /// # Errors
+    /// If there is no device that can be used, the base does not fit under the ceiling with a single block of KV, or a tensor
+    /// is missing or has the wrong shape.
+    pub fn new(base: &Base, config: &CudaRunnerConfig) -> Result<Self, ModelError> {
+        let sizes = [config.block_tokens, config.batch_rows_max, config.context_tokens_max, config.sequences_max];
+        if sizes.contains(&0) || config.adapter_slots > 1 << 16 || config.batch_rows_max > 1 << 15 {
+            return Err(ModelError::Configuration(
+                "block tokens, batch rows (at most 32768), context and sequences must be above 0, adapter slots at most 65536"
+                    .into(),
+            ));
+        }
+        let device = Device::open(0).map_err(failed)?;
+        let (free_bytes, _) = device.memory().map_err(failed)?;
+        let plan = Plan::new(base, config, free_bytes)?;
+        let model = base.config().clone();
+        let small = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+        let kv_tokens = (plan.blocks as usize).saturating_mul(config.block_tokens as usize);
+        let shape = RunnerShape {
+            block_tokens: config.block_tokens,
+            kv_blocks: plan.blocks,
+            adapter_slots: config.adapter_slots,
+            context_tokens_max: small(plan.context.min(kv_tokens)),
+            batch_rows_max: config.batch_rows_max,
+            vocabulary: small(model.vocabulary),
+        };
+        let digest = base.digest();
+        let format = format!("bf16, {:?} kv", config.kv_format);
+        let parts = [digest.as_bytes().as_slice(), format.as_bytes()];
+        Ok(Self {
+            shape,
+            fingerprint: Digest::of_parts("tenon 2026-11 cuda runner", parts),
+            block_bytes: plan.kv.block_bytes(),
+            memory_bytes: plan.bytes,
+            steps: Steps::new(device, base, plan, config)?,
+            model,
+        })
+    }
+
+    /// What adapters must be packed for.
+    #[must_use]
+    pub const fn precision(&self) -> Precision {
+        Precision::Bf16
+    }
+
+    /// Device memory that it has, all of it from the start.
+    #[must_use]
+    pub const fn device_memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
+    /// Steps that were launched as a whole, and steps that were not.
+    #[must_use]
+    pub const fn step_counts(&self) -> [u64; 2] {
+        self.steps.counts()
+    }
+
+    /// Runs one step and gives the logits of its samples, `[samples, vocabulary]`, instead of drawing from them.
+    ///
+    /// # Errors
+    /// As [`ModelRunner::step`].
+    pub fn step_logits(&mut self, batch: &Batch) -> Result<Vec<f32>, RunnerError> {
+        self.check(batch)?;
+        let mut logits = Vec::new();
+        self.steps.run(batch, &self.model, |steps, pass| steps.read_logits(pass, &mut logits))?;
+        Ok(logits)
+    }
+
+    /// The content of a block as it lies on the device: for tests, which have to see that nothing is left in it.
+    ///
+    /// # Errors
+    /// If there is no such block or the device fails.
+    pub fn read_block(&self, block: u32) -> Result<Vec<u8>, RunnerError> {
+        self.steps.read_block(block, self.block_bytes).map_err(step_failed)
+    }
+
+    fn check(&self, batch: &Batch) -> Result<(), RunnerError> {
+        check::batch(batch, &self.shape, |slot| self.steps.has_adapter(slot))
+    }
+}
+
+impl ModelRunner for CudaRunner {
+    type Adapter = LoraAdapter;
+
+    fn shape(&self) -> RunnerShape {
+        self.shape
+    }
+
+    fn fingerprint(&self) -> Digest {
+        self.fingerprint
+    }
+
+    fn adapter_blocks(&self, adapter: &LoraAdapter) -> u32 {
+        adapter.device_factors().map_or(0, |factors| adapters::blocks_of(factors, self.block_bytes))
+    }
+
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>, blocks: &[u32]) -> Result<(), RunnerError> {
+        let factors = adapter.device_factors().filter(|_| adapter.fits(&self.model, Precision::Bf16));
+        let factors = factors.ok_or_else(|| RunnerError::Adapter("it was packed for another base or runner".into()))?;
+        self.steps.load_adapter(slot, factors, blocks)
+    }
+
+    fn unload_adapter(&mut self, slot: Slot) {
+        self.steps.unload_adapter(slot);
+    }
+
+    fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        self.check(batch)?;
+        self.steps.run(batch, &self.model, |steps, pass| steps.draw(batch, pass, sampled))
+    }
+}
+
+/// What the device says at the start.
+fn failed(error: CudaError) -> ModelError {
+    ModelError::Device(error.to_string())
+}
+
+/// What the device says in a step.
+fn step_failed(error: CudaError) -> RunnerError {
+    RunnerError::Failed(error.to_string())
+}
