@@ -8,8 +8,11 @@
 // sum starts at zero and takes its tiles in ascending order. `narrow` gives each slice to a warp and adds in shared memory.
 // `wide` takes the slices one after the other in a block, or one per block and adds them in `combine`.
 //
-// Floor: the bytes of W once (decode), or 2 * rows * outputs * inputs operations of the tensor cores (prefill). In decode each warp
-// has 4 tiles of weights in flight while it multiplies 4 others: 4 KiB in bf16, so 64 KiB for the 16 warps of an SM.
+// Floor: the bytes of W once (decode), or 2 * rows * outputs * inputs operations of the tensor cores (prefill). In decode a warp
+// has one or two groups of tiles in flight while it multiplies another: 2 to 4 KiB in bf16 with 24 warps on an SM, 1 to 2 KiB in
+// 4 bits with 16. There a tile costs about 60 instructions of a warp (bf16: 25), 15 cycles of an SM, for the 290 bytes that
+// 4.3 TB/s bring in 15 to 16 cycles to each of 132: so each instruction saved counts. With many rows x is read again for each
+// 128 outputs and W for each 64 rows, both out of L2, which is what limits prefill.
 #include "weights.cuh"
 
 namespace linear {

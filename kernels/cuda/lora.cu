@@ -15,7 +15,7 @@
 namespace lora {
 
 constexpr unsigned NONE = 0xffffffffu;
-constexpr int WARPS = 8, GROUPS = 4, TILE = 32;
+constexpr int WARPS = 8, GROUPS = 4, TILE = 32, PARTS_MAX = 4;
 
 // Twins in src/cuda/lora_tables.rs, which says what they mean.
 struct Piece {
@@ -49,8 +49,9 @@ static __device__ __forceinline__ void shrink(const Piece* __restrict__ pieces, 
                                        int inputs, unsigned layer, unsigned layers, int group,
                                        float (&sums)[WARPS][N * 4][32]) {
   constexpr int AHEAD = N == 1 ? 4 : 2;  // tiles in flight
-  if (blockIdx.x >= *item_count) return;
+  // The tables are read one after the other, which takes longer than what follows: the first two not so.
   const Item item = items[blockIdx.x];
+  if (blockIdx.x >= *item_count) return;
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, row_in_8 = lane / 4, place = lane % 4;
   const int tiles = inputs / TILE, slices = WARPS * gridDim.z, slice = blockIdx.z * WARPS + warp;
   const int begin = (int)((long long)slice * tiles / slices), end = (int)((long long)(slice + 1) * tiles / slices);
@@ -143,24 +144,26 @@ __device__ __forceinline__ Module block_module(int block, int width, int outputs
   return {2, (block - blocks0 - blocks1) * width};
 }
 
-// grid (256-output tiles of each module in turn, items). A warp has two times 16 outputs and the item's rows.
+// grid (tiles of 512 or 256 outputs of each module in turn, items). A warp has four or two times 16 outputs and the item's
+// rows: enough of B in flight for what it takes to find it.
 template <int N>
 static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, const Entry* __restrict__ entries,
                                        const Item* __restrict__ items, const unsigned* __restrict__ item_count,
                                        const float* __restrict__ tmp, unsigned tmp_floats, int parts, float* y,
                                        int y_stride, int outputs0, int outputs1, int outputs2, int column0,
                                        int column1, int column2, unsigned layer, unsigned layers, int group) {
-  constexpr int PANELS = 2, WIDTH = PANELS * 16 * WARPS;
-  if (blockIdx.y >= *item_count) return;
+  constexpr int PANELS = N == 1 ? 4 : 2, WIDTH = PANELS * 16 * WARPS;
   const Item item = items[blockIdx.y];
+  if (blockIdx.y >= *item_count) return;
   if (item.entry_begin == item.entry_end) return;
   const Module module = block_module(blockIdx.x, WIDTH, outputs0, outputs1);
   const int outputs = module.index == 0 ? outputs0 : module.index == 1 ? outputs1 : outputs2;
   const int column = module.index == 0 ? column0 : module.index == 1 ? column1 : column2;
   const int lane = threadIdx.x % 32, group_row = lane / 4, place = lane % 4, rows = item.rows;
-  // Outputs are multiples of 32: a warp has all of its own, or none.
   const int first = module.first + threadIdx.x / 32 * (PANELS * 16);
   if (first >= outputs) return;
+  // Outputs are multiples of 32: of a warp's panels, two at a time are there or not.
+  const int panels = min(PANELS, (outputs - first) / 16);
   float* const out = y + (size_t)item.row * y_stride + column + first + group_row;
   auto element = [&](int m, int n, int i) {
     return out + (size_t)(n * 8 + place * 2 + i % 2) * y_stride + m * 16 + i / 2 * 8;
@@ -172,7 +175,7 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) value[m][n][i] = has_row(n, i) ? *element(m, n, i) : 0.f;
+      for (int i = 0; i < 4; i++) value[m][n][i] = m < panels && has_row(n, i) ? *element(m, n, i) : 0.f;
   for (unsigned e = item.entry_begin; e < item.entry_end; e++) {
     const Entry entry = entries[e];
     if (!(active(entry, layer, group) >> module.index & 1)) continue;
@@ -200,7 +203,7 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
           for (int half = 0; half < 2; half++) {
             const int output = first + m * 16 + group_row + half * 8;
             uint2 v = make_uint2(0, 0);
-            if (at < rank) v = *reinterpret_cast<const uint2*>(b + (size_t)output * rank + at);
+            if (at < rank && m < panels) v = *reinterpret_cast<const uint2*>(b + (size_t)output * rank + at);
             a[m][half] = v.x, a[m][2 + half] = v.y;
           }
 #pragma unroll
@@ -210,9 +213,12 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
             // A row that is not there reads the last one, and nobody reads what comes of it.
             const float* from = t + (size_t)min(n * 8 + group_row, rows - 1) * entry.stride + at;
             sum = *reinterpret_cast<const float4*>(from);
-            for (int part = 1; part < parts; part++) {
-              const float4 v = *reinterpret_cast<const float4*>(from + (size_t)part * tmp_floats);
-              sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+#pragma unroll
+            for (int part = 1; part < PARTS_MAX; part++) {
+              if (part < parts) {
+                const float4 v = *reinterpret_cast<const float4*>(from + (size_t)part * tmp_floats);
+                sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+              }
             }
           }
           const Split s = split(sum);
@@ -236,6 +242,7 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
               v = fmaf(factor, acc[m][n][i], v);
             } else {
               // y += weight * (growth * Wx + (growth + 1) * scale * B t), with Wx as it still lies in y.
+              if (m >= panels) continue;
               const float growth = growths[first + group_row + m * 16 + i / 2 * 8];
               const float plain = is_first && has_row(n, i) ? *element(m, n, i) : 0.f;
               v = fmaf(weight, fmaf(growth, plain, (growth + 1.f) * (scale * acc[m][n][i])), v);
@@ -250,7 +257,7 @@ static __device__ __forceinline__ void expand(const Piece* __restrict__ pieces, 
     for (int n = 0; n < N; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        if (has_row(n, i)) *element(m, n, i) = value[m][n][i];
+        if (m < panels && has_row(n, i)) *element(m, n, i) = value[m][n][i];
 }
 }  // namespace lora
 

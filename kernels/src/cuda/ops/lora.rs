@@ -9,8 +9,6 @@ use crate::cuda::{
 };
 
 const THREADS: u32 = 256;
-/// Outputs of a block of `expand`.
-const EXPAND_OUTPUTS: usize = 256;
 /// What outputs of a module are multiples of.
 const OUTPUTS_MULTIPLE: usize = 32;
 /// Parts of a sum over the inputs, at most.
@@ -151,7 +149,7 @@ impl Lora {
             if !outputs.is_multiple_of(OUTPUTS_MULTIPLE) || !fits || is_absent && outputs > 0 {
                 return Err(CudaError::Shape { what: "lora: outputs", value: outputs });
             }
-            tiles += outputs.div_ceil(EXPAND_OUTPUTS);
+            tiles += outputs.div_ceil(expand_outputs(args.tile));
         }
         if checked.items_max > 65_535 {
             return Err(CudaError::Shape { what: "lora: too many items", value: args.items_max });
@@ -217,6 +215,14 @@ impl Checked {
             layers: number(args.layers)?,
             group: args.group as i32,
         })
+    }
+}
+
+/// Outputs of a block of `expand`.
+const fn expand_outputs(tile: LoraTile) -> usize {
+    match tile {
+        LoraTile::Rows8 => 512,
+        LoraTile::Rows32 => 256,
     }
 }
 

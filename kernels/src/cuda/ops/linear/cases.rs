@@ -26,6 +26,8 @@ pub(super) fn cases() -> Vec<Case> {
             (1, 1, 16, if k { 256 } else { 32 }),
             (7, 8, 37, if k { 512 } else { 96 }),
             (9, 16, 130, if k { 256 } else { 576 }),
+            (8, 8, 48, if k { 256 } else { 64 }),
+            (33, 64, 16, if k { 256 } else { 32 }),
             (0, 8, 32, 256),
         ];
         for shape @ (rows, rows_max, outputs, inputs) in shapes {
