@@ -239,7 +239,9 @@ fn in_limits(grid: [u32; 3]) -> Result<[u32; 3], CudaError> {
 }
 
 const fn split_shared_bytes(head_dim: u32) -> u32 {
-    SPLIT_STAGES * 2 * 2 * TILE_TOKENS * head_dim + 2 * SPLIT_QUERIES * TILE_TOKENS + 4 * (SPLIT_THREADS / 32) * SPLIT_QUERIES
+    SPLIT_STAGES * 2 * 2 * TILE_TOKENS * head_dim
+        + 2 * SPLIT_QUERIES * TILE_TOKENS
+        + 4 * (SPLIT_THREADS / 32) * SPLIT_QUERIES
 }
 
 const fn rows_shared_bytes(head_dim: u32) -> u32 {
