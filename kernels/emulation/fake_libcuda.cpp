@@ -397,6 +397,7 @@ API cuModuleGetFunction(void** out, void*, const char* name) {
   *out = &functions.emplace(kernel, Function{kernel}).first->second;
   return OK;
 }
+API cuFuncLoad(void*) { return OK; }
 API cuFuncSetAttribute(void* function, int attribute, int value) {
   GUARD;
   constexpr int MAX_DYNAMIC_SHARED_BYTES = 8;

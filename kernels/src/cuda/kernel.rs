@@ -110,6 +110,9 @@ impl Module {
             unsafe { result::function::set_function_attribute(handle, attribute, shared_bytes.cast_signed()) }
                 .map_err(failed)?;
         }
+        // Else the driver loads it at its first launch, which may be one that a graph is recording.
+        // SAFETY: `handle` was found above.
+        unsafe { sys::cuFuncLoad(handle) }.result().map_err(failed)?;
         Ok(Kernel { module: self.clone(), handle, name: name.to_owned(), parameters: parameters(handle) })
     }
 }

@@ -120,6 +120,7 @@ const FUNCTIONS: &[&str] = &[
     "cuEventRecord\0",
     "cuEventSynchronize\0",
     "cuFuncGetParamInfo\0",
+    "cuFuncLoad\0",
     "cuFuncSetAttribute\0",
     "cuGetErrorName\0",
     "cuGetErrorString\0",
@@ -150,3 +151,25 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamSynchronize\0",
     "cuStreamWaitEvent\0",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The emulated driver has what is called and nothing else: a call of anything more would panic in its tests.
+    #[test]
+    fn every_function_of_the_emulated_driver_is_looked_for() {
+        let source = include_str!("../../emulation/fake_libcuda.cpp");
+        let names = source.lines().filter_map(|line| line.strip_prefix("API ")?.split('(').next());
+        let mut emulated: Vec<String> = names.map(|name| format!("{name}\0")).collect();
+        emulated.sort();
+        let mut looked_for = FUNCTIONS.to_vec();
+        looked_for.sort_unstable();
+        assert_eq!(emulated, looked_for);
+    }
+
+    #[test]
+    fn versions_are_said_as_nvidia_says_them() {
+        assert_eq!(NoGpu::OldDriver(12_080).to_string(), "the driver is for CUDA 12.8, 13.0 is needed");
+    }
+}
