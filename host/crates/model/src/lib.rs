@@ -33,6 +33,7 @@ pub use constraint::{CompiledConstraint, ConstraintCompiler, ConstraintError, Ma
 pub use error::ModelError;
 pub use kernels::cuda::KvFormat;
 pub use kernels::{Mapping, RopeLayout};
-pub use runner::{CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, Precision};
+pub use runner::{CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, Precision, Runner};
+pub use sampler::draw;
 pub use tensor::{BaseTensor, TensorFormat};
 pub use tokenizer::{TextDecoder, Tokenizer};

@@ -5,171 +5,23 @@
 //! Not here: the kernels by themselves (`kernels/tests/cuda_emulation.rs`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at the first surprise")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
+mod cuda {
+    pub(super) mod setup;
+}
 
-use engine::{
-    Batch, BatchSequence, BlockCopy, ConformanceInput, LoraSegment, ModelRunner, SampleRequest, SampledToken, Slot,
-    check_runner,
-};
-use generators::{Draw, Sizes, adapter, base_file, seeded_bytes};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use engine::{Batch, BlockCopy, LoraSegment, ModelRunner, SampleRequest, SampledToken, Slot};
 use model::{
-    AdapterKind, AdapterLimits, Base, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, KvFormat, LoraAdapter,
-    Precision, canonical_adapter,
+    AdapterKind, AdapterLimits, Base, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, KvFormat, Precision,
+    canonical_adapter, draw,
 };
-use types::{LayerRange, Module, ModuleSet};
 
-/// Set in the child.
-const CHILD: &str = "TENON_CUDA_EMULATION_CHILD";
-
-/// Where the emulation lies, if it was built: `TENON_CUDA_EMULATION`, or beside the build's other results.
-fn emulation() -> Option<PathBuf> {
-    let built = || {
-        let executable = std::env::current_exe().ok()?;
-        Some(executable.ancestors().nth(3)?.join("cuda-emulation"))
-    };
-    let folder = std::env::var_os("TENON_CUDA_EMULATION").map(PathBuf::from).or_else(built)?;
-    folder.join("libcuda.so.1").is_file().then_some(folder)
-}
-
-/// Runs `test` in a child process with the emulation, under each of the settings; in the child, runs `body`.
-fn in_a_child(test: &str, settings: &[&[(&str, &str)]], body: impl Fn()) {
-    if std::env::var_os(CHILD).is_some() {
-        // What is measured stands in lines of its own.
-        println!();
-        return body();
-    }
-    let Some(folder) = emulation() else {
-        return skip(test, "there is no emulation: run kernels/emulation/build.sh");
-    };
-    for settings in settings {
-        let mut child = Command::new(std::env::current_exe().expect("a test has a path"));
-        child
-            .args([
-                format!("emulated::{test}").as_str(),
-                "--exact",
-                "--nocapture",
-                "--include-ignored",
-                "--test-threads=1",
-            ])
-            .env(CHILD, "1")
-            .env("LD_LIBRARY_PATH", &folder);
-        child.envs(settings.iter().copied());
-        // A sanitizer's runtime, which must be loaded before everything else.
-        if let Some(runtime) = std::env::var_os("TENON_CUDA_PRELOAD") {
-            child.env("LD_PRELOAD", runtime);
-        }
-        let output = child.output().expect("a test can be run again");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{test} under {settings:?}: {}\n{stdout}\n{stderr}", output.status);
-        assert!(stdout.contains("1 passed"), "{test} did not run in the child:\n{stdout}");
-        print!(
-            "{}",
-            stdout.lines().filter(|line| line.starts_with("  ")).map(|line| format!("{line}\n")).collect::<String>()
-        );
-    }
-}
-
-/// The suite counts what is written to this log.
-fn skip(test: &str, why: &str) {
-    println!("skipped: {test}: {why}");
-    if let Some(log) = std::env::var_os("TENON_SKIP_LOG") {
-        use std::io::Write;
-        let mut log = std::fs::OpenOptions::new().append(true).create(true).open(log).expect("the log can be opened");
-        writeln!(log, "{test}: {why}").expect("the log can be written");
-    }
-}
-
-fn tiny() -> Arc<Base> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), base_file(&Sizes::TINY)).unwrap();
-    Base::open(file.path()).unwrap()
-}
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/fixtures/bases")
-}
-
-/// Random adapters for the tiny base of this kind, with their canonical bytes.
-fn canonical(base: &Base, kind: AdapterKind) -> impl Iterator<Item = Vec<u8>> {
-    let limits = AdapterLimits::default();
-    (0..).filter_map(move |seed| {
-        let files = adapter(&mut Draw::new(&seeded_bytes(seed, 200)), &Sizes::TINY);
-        let canonical = canonical_adapter(&files.config, &files.weights, base, &limits).ok()?;
-        (canonical.report.kind == kind).then_some(canonical.bytes)
-    })
-}
-
-fn packed(base: &Base, canonical: &[u8], precision: Precision) -> Arc<LoraAdapter> {
-    Arc::new(LoraAdapter::from_canonical(canonical, base, &AdapterLimits::default(), precision).unwrap())
-}
-
-/// Small, so that it is made quickly.
-fn config() -> CudaRunnerConfig {
-    CudaRunnerConfig {
-        block_tokens: 16,
-        kv_blocks_max: Some(64),
-        context_tokens_max: 512,
-        adapter_slots: 2,
-        batch_rows_max: 64,
-        sequences_max: 64,
-        ..CudaRunnerConfig::default()
-    }
-}
-
-/// A batch under which every row is sampled, of sequences that begin at these positions; each has 8 blocks of its own.
-fn batch(prompts: &[(u32, &[u32])], segments: Vec<LoraSegment>) -> Batch {
-    let mut batch = Batch { segments, ..Batch::default() };
-    for (index, (first, tokens)) in (0u32..).zip(prompts) {
-        let rows = batch.tokens.len() as u32;
-        let count = tokens.len() as u32;
-        batch.tokens.extend_from_slice(tokens);
-        batch.positions.extend(*first..*first + count);
-        batch.sequences.push(BatchSequence { rows: rows..rows + count, blocks: index * 8..index * 8 + 8 });
-        batch.block_tables.extend((0..8).map(|block| index * 8 + (block * 3 + 1) % 8));
-        batch.samples.extend((rows..rows + count).map(SampleRequest::greedy));
-    }
-    batch
-}
-
-fn whole(rows: std::ops::Range<u32>, slot: u32, weight: f32) -> LoraSegment {
-    LoraSegment { rows, slot: Slot(slot), weight, modules: ModuleSet::ALL, layers: LayerRange::ALL }
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
-}
-
-/// Puts an adapter into the blocks from `first` on.
-fn load(runner: &mut CudaRunner, slot: u32, adapter: &Arc<LoraAdapter>, first: u32) -> Vec<u32> {
-    let blocks: Vec<u32> = (first..first + runner.adapter_blocks(adapter)).collect();
-    runner.load_adapter(Slot(slot), adapter, &blocks).unwrap();
-    blocks
-}
-
-fn conforms(test: &str, seeds: &[&str], kv_format: KvFormat, kinds: [AdapterKind; 2], kv_blocks: u32) {
-    let settings: Vec<[(&str, &str); 1]> = seeds.iter().map(|seed| [("EMU_SEED", *seed)]).collect();
-    let settings: Vec<&[(&str, &str)]> = settings.iter().map(|setting| &setting[..]).collect();
-    in_a_child(test, &settings, || {
-        let base = &tiny();
-        let adapters = kinds.into_iter().enumerate().map(|(index, kind)| {
-            let bytes = canonical(base, kind).nth(index).unwrap();
-            (types::Digest::of(&bytes), packed(base, &bytes, Precision::Bf16))
-        });
-        let vocabulary = base.config().vocabulary as u32;
-        let prompts = vec![vec![1], (0..40).map(|id| id * 7 % vocabulary).collect(), vec![5; 9]];
-        let input = ConformanceInput { prompts, adapters: adapters.collect(), output_tokens: 8 };
-        // A block of half as many bytes would be too small for these adapters.
-        let block_tokens = if kv_format == KvFormat::F16 { 16 } else { 32 };
-        let config = CudaRunnerConfig { kv_format, block_tokens, kv_blocks_max: Some(kv_blocks), ..config() };
-        let make = || CudaRunner::new(base, &config).unwrap();
-        let needed: Vec<u32> = input.adapters.iter().map(|(_, adapter)| make().adapter_blocks(adapter)).collect();
-        println!("  adapters of {needed:?} blocks beside KV in {kv_blocks}");
-        check_runner(make, &input).unwrap();
-    });
-}
+use self::cuda::setup::{
+    asked, batch, bits, canonical, config, conforms, demo_base, differences, fixture_adapter, fixtures, in_a_child,
+    load, mixed_batch, packed, skip, tiny, whole,
+};
 
 /// The tests that need the emulated device: the suite runs them in a stage of their own.
 mod emulated {
@@ -197,32 +49,6 @@ mod emulated {
     fn it_conforms_with_kv_in_fp8() {
         let kinds = [AdapterKind::Lora, AdapterKind::Dora];
         conforms("it_conforms_with_kv_in_fp8", &["6"], KvFormat::Fp8, kinds, 400);
-    }
-
-    /// Root mean square and largest difference.
-    fn differences(ours: &[f32], theirs: &[f32]) -> (f32, f32) {
-        assert_eq!(ours.len(), theirs.len());
-        let apart = || ours.iter().zip(theirs).map(|(one, other)| (one - other).abs());
-        let square = apart().map(|difference| difference * difference).sum::<f32>() / ours.len() as f32;
-        (square.sqrt(), apart().fold(0.0, f32::max))
-    }
-
-    /// The adapter of a fixture, of rank 8 on all modules, in the form for a runner.
-    fn fixture_adapter(base: &Base, name: &str, precision: Precision) -> Arc<LoraAdapter> {
-        let read = |file| std::fs::read(fixtures().join(format!("{name}-adapter")).join(file)).unwrap();
-        let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
-        let canonical = canonical_adapter(&config, &weights, base, &AdapterLimits::default()).unwrap();
-        packed(base, &canonical.bytes, precision)
-    }
-
-    /// Rows under the base, the adapter, and both halves of it by layer, at two weights.
-    fn mixed_batch() -> Batch {
-        let first: Vec<u32> = (0..21).map(|id| 40 + id * 5 % 60).collect();
-        let parts = [whole(5..30, 0, 1.0), whole(25..31, 0, -0.5)];
-        let narrow = ModuleSet::EMPTY.with(Module::Q).with(Module::Down).with(Module::Up);
-        let narrow = LoraSegment { modules: narrow, layers: LayerRange { first: 1, end: 2 }, ..whole(0..3, 0, 2.0) };
-        let segments = [parts.to_vec(), vec![narrow]].concat();
-        batch(&[(0, &first), (0, &first[..9]), (0, &[50])], segments)
     }
 
     #[test]
@@ -334,6 +160,58 @@ mod emulated {
     }
 
     #[test]
+    fn draws_are_those_of_the_cpu_from_the_same_logits() {
+        in_a_child("draws_are_those_of_the_cpu_from_the_same_logits", &[&[("EMU_SEED", "2")]], || {
+            let base = Base::open(&fixtures().join("llama.gguf")).unwrap();
+            let mut runner = CudaRunner::new(&base, &config()).unwrap();
+            load(&mut runner, 0, &fixture_adapter(&base, "llama", Precision::Bf16), 32);
+            let mut distinct = BTreeSet::new();
+            for round in 0..6 {
+                let batch = asked(&base, round);
+                let mut logits = runner.step_logits(&batch).unwrap();
+                let expected = draw(&mut logits, &batch);
+                let mut found = Vec::new();
+                runner.step(&batch, &mut found).unwrap();
+                for (place, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let what = format!("{place} of round {round}: {:?}: {found:?}, {expected:?}", batch.samples[place]);
+                    assert_eq!(found.id, expected.id, "{what}");
+                    distinct.insert(found.id);
+                    let near = |one: f32, other: f32| (one - other).abs() < 1e-4 || one == other;
+                    assert!(near(found.logprob.unwrap_or(0.0), expected.logprob.unwrap_or(0.0)), "{what}");
+                    assert!(
+                        found.logprob.is_some() == expected.logprob.is_some() && found.top.len() == expected.top.len()
+                    );
+                    let tops = found.top.iter().zip(&expected.top);
+                    assert!(tops.into_iter().all(|(one, other)| one.0 == other.0 && near(one.1, other.1)), "{what}");
+                }
+                assert_eq!(found.len(), expected.len());
+            }
+            assert!(distinct.len() > 30, "{} tokens", distinct.len());
+        });
+    }
+
+    #[test]
+    fn a_step_that_decodes_allocates_nothing() {
+        in_a_child("a_step_that_decodes_allocates_nothing", &[&[("EMU_SEED", "0")]], || {
+            let base = Base::open(&fixtures().join("qwen3.gguf")).unwrap();
+            let mut runner = CudaRunner::new(&base, &config()).unwrap();
+            load(&mut runner, 0, &fixture_adapter(&base, "qwen3", Precision::Bf16), 32);
+            let mut sampled = Vec::with_capacity(16);
+            for position in 0..12 {
+                let mut step =
+                    batch(&[(position, &[50]), (position, &[60]), (position, &[70])], vec![whole(1..3, 0, 1.0)]);
+                step.samples.iter_mut().step_by(2).for_each(|sample| (sample.temperature, sample.top_k) = (1.0, 20));
+                sampled.clear();
+                let counted = allocation_counter::measure(|| runner.step(&step, &mut sampled).unwrap());
+                assert_eq!(sampled.len(), 3);
+                // The first steps make the room that later ones use.
+                assert!(position < 4 || counted.count_total == 0, "position {position}: {counted:?}");
+            }
+            assert!(runner.step_counts()[0] > 6, "they were recorded");
+        });
+    }
+
+    #[test]
     fn a_step_over_an_adapter_that_is_still_arriving_waits_for_it() {
         let late: [&[(&str, &str)]; 3] = [&[("EMU_SEED", "1")], &[("EMU_SEED", "2")], &[("EMU_SEED", "3")]];
         in_a_child("a_step_over_an_adapter_that_is_still_arriving_waits_for_it", &late, || {
@@ -403,15 +281,6 @@ mod emulated {
             assert!(error.contains("100000 are allowed") && error.contains("device_memory_bytes_max"), "{error}");
             println!("  {error}");
         });
-    }
-
-    /// The demo base, where it was fetched to.
-    fn demo_base() -> Option<PathBuf> {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-        let path = std::env::var_os("TENON_BASE").map(PathBuf::from);
-        let path = path.or_else(|| cache.map(|cache| cache.join("tenon/base/SmolLM2-135M-Instruct.Q4_1.gguf")));
-        path.filter(|path| path.exists())
     }
 
     /// Two adapters on one prompt of the demo base, as torch and PEFT compute them: a minute of emulation.
