@@ -10,9 +10,6 @@ use model::{
 
 use crate::config::{Config, KvKind, KvSize, RunnerChoice};
 
-/// Sequences of one step, as many as the engine runs at once.
-const SEQUENCES_MAX: u32 = 64;
-
 /// Opens the base and makes its runner. Takes seconds.
 pub(crate) fn open(config: &Config) -> Result<(Arc<Base>, Runner), ModelError> {
     let base = Base::open(&config.base)?;
@@ -59,7 +56,9 @@ fn cuda_config(config: &Config) -> CudaRunnerConfig {
         },
         adapter_slots: config.adapter_slots,
         batch_rows_max: u32::try_from(config.batch_rows_max).unwrap_or(u32::MAX),
-        sequences_max: SEQUENCES_MAX,
+        // As many as the engine runs at once.
+        sequences_max: u32::try_from(engine::EngineConfig::default().running_sequences_max).unwrap_or(u32::MAX),
+        row_adapters_max: u32::try_from(config.plan_limits.composition_entries_max).unwrap_or(u32::MAX),
         ..CudaRunnerConfig::default()
     }
 }

@@ -87,7 +87,8 @@ fn compile(root: &Path, target_dir: &Path) -> Result<()> {
     for name in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
         cargo.env_remove(name);
     }
-    let flags = remapped_paths(&stage, target_dir).into_iter().chain([format!("-Clink-arg=-zstack-size={STACK_BYTES}")]);
+    let flags =
+        remapped_paths(&stage, target_dir).into_iter().chain([format!("-Clink-arg=-zstack-size={STACK_BYTES}")]);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.collect::<Vec<_>>().join("\u{1f}"));
     for (name, value) in toolchain(root)? {
         cargo.env(name, value);

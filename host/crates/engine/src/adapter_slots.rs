@@ -83,7 +83,7 @@ impl AdapterSlots {
             self.place(one.digest, tenant, memory)?;
         }
         let adapter_blocks: usize = missing.iter().map(|one| one.blocks as usize).sum();
-        let unready = if adapter_blocks > 0 { memory.blocks.unheld_sources(memory.copies) } else { 0 };
+        let unready = if adapter_blocks > 0 { memory.blocks.unheld_of_copies(memory.copies) } else { 0 };
         self.make_room(adapter_blocks + kv_blocks.max(unready), memory);
         for one in &missing {
             let resident = self.slots.iter_mut().flatten().find(|resident| resident.digest == one.digest)?;
@@ -98,6 +98,10 @@ impl AdapterSlots {
     /// Evicts idle adapters until so many blocks can be had, the one unused for longest first. False, and nothing changed, if
     /// those of all idle ones are too few.
     pub(crate) fn make_room(&mut self, blocks: usize, memory: &mut SharedMemory<'_>) -> bool {
+        // Asked for each sequence in each step: that there is room is to cost nothing, however many slots there are.
+        if blocks <= memory.blocks.available() {
+            return true;
+        }
         if blocks > memory.blocks.available() + self.idle_blocks(|_| true) {
             return false;
         }
@@ -225,7 +229,7 @@ impl AdapterSlots {
         let is_other = |digest: &Digest| wanted.iter().all(|wanted| wanted.digest != *digest);
         let idle = |resident: &Resident| resident.holders == 0 && is_other(&resident.digest);
         let adapter_blocks: usize = missing.iter().map(|one| one.blocks as usize).sum();
-        let unready = if adapter_blocks > 0 { memory.blocks.unheld_sources(memory.copies) } else { 0 };
+        let unready = if adapter_blocks > 0 { memory.blocks.unheld_of_copies(memory.copies) } else { 0 };
         let available = memory.blocks.available() + self.idle_blocks(is_other);
         missing.len() <= self.slots.iter().filter(|slot| slot.as_ref().is_none_or(idle)).count()
             && adapter_blocks + kv_blocks.max(unready) <= available

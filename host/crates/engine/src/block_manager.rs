@@ -97,8 +97,8 @@ impl BlockManager {
     }
 
     /// Extends the table by this many blocks for an adapter, `owner`, which is written over all of them before the next step
-    /// begins: there is nothing to be wiped, and a block that this step still copies from is not taken. If there are not
-    /// enough it changes nothing and answers false.
+    /// begins: there is nothing to be wiped, and a block that this step still copies from, or into for one that was set
+    /// back meanwhile, is not taken. If there are not enough it changes nothing and answers false.
     #[must_use]
     pub(crate) fn take_for_adapter(
         &mut self,
@@ -107,7 +107,7 @@ impl BlockManager {
         owner: Digest,
         copies: &[BlockCopy],
     ) -> bool {
-        if count + self.unheld_sources(copies) > self.available() {
+        if count + self.unheld_of_copies(copies) > self.available() {
             return false;
         }
         let mut passed_over = Vec::new();
@@ -115,7 +115,7 @@ impl BlockManager {
         while table.0.len() < before + count
             && let Some(number) = self.take(owner)
         {
-            if copies.iter().any(|copy| copy.from == number) {
+            if copies.iter().any(|copy| copy.from == number || copy.to == number) {
                 passed_over.push(number);
             } else {
                 self.note_copied(number);
@@ -127,12 +127,14 @@ impl BlockManager {
         table.0.len() == before + count
     }
 
-    /// Blocks that can be had, but not before these copies.
-    pub(crate) fn unheld_sources(&self, copies: &[BlockCopy]) -> usize {
+    /// Blocks that can be had, but not before these copies were made.
+    pub(crate) fn unheld_of_copies(&self, copies: &[BlockCopy]) -> usize {
         let unheld = |number: u32| self.blocks.get(number as usize).is_some_and(|block| block.holders == 0);
-        let first = |index: usize, number: u32| copies.iter().take(index).all(|copy| copy.from != number);
-        let sources = copies.iter().enumerate().filter(|(index, copy)| first(*index, copy.from) && unheld(copy.from));
-        sources.count()
+        let all = || copies.iter().flat_map(|copy| [copy.from, copy.to]);
+        all()
+            .enumerate()
+            .filter(|(index, number)| unheld(*number) && all().take(*index).all(|one| one != *number))
+            .count()
     }
 
     /// Blocks that the table lacks for this many tokens.

@@ -80,7 +80,8 @@ impl PluginInstance {
         session: Session,
         permit: OwnedSemaphorePermit,
     ) -> Result<Self, PluginError> {
-        let (of_guest, paces, is_agent) = (Arc::clone(&shared), Arc::clone(&prepared.paces), prepared.plugin.is_agent());
+        let (of_guest, paces, is_agent) =
+            (Arc::clone(&shared), Arc::clone(&prepared.paces), prepared.plugin.is_agent());
         let starting =
             async move { Guest::start(of_guest, &prepared, session, permit, Duration::ZERO).await.map(Box::new) };
         let guest = shared.threads.run(starting).await??;
@@ -97,7 +98,8 @@ impl PluginInstance {
         cpu_used: Duration,
         request: &InvocationRequest,
     ) -> Result<Begun, PluginError> {
-        let (of_guest, paces, is_agent) = (Arc::clone(&shared), Arc::clone(&prepared.paces), prepared.plugin.is_agent());
+        let (of_guest, paces, is_agent) =
+            (Arc::clone(&shared), Arc::clone(&prepared.paces), prepared.plugin.is_agent());
         let request = convert::request_to_wit(request);
         let may_be_here = !is_agent && session.record.is_none();
         let deciding = async move {

@@ -273,7 +273,7 @@ fn an_adapter_takes_no_block_that_is_still_copied_from_and_nothing_of_it_is_wipe
     manager.release(&mut kept);
     // The last of a table is the first to go.
     let copies = [BlockCopy { from: 3, to: 9 }, BlockCopy { from: 3, to: 8 }];
-    assert_eq!(manager.unheld_sources(&copies), 1);
+    assert_eq!(manager.unheld_of_copies(&copies), 1);
     assert!(!manager.take_for_adapter(&mut taken, 4, adapter, &copies), "one of four is not to be had");
     assert_eq!((taken.blocks().len(), manager.idle_blocks()), (0, 4), "nothing changed");
     assert!(manager.take_for_adapter(&mut taken, 2, adapter, &copies));

@@ -49,6 +49,8 @@ pub struct CudaRunnerConfig {
     pub batch_rows_max: u32,
     /// Sequences of a batch.
     pub sequences_max: u32,
+    /// Adapters of one row: what a composition may name.
+    pub row_adapters_max: u32,
     /// Whether steps of few rows are recorded and launched as a whole. Without it every launch is made each time, to the same
     /// bits.
     pub graphs: bool,
@@ -65,6 +67,7 @@ impl Default for CudaRunnerConfig {
             adapter_slots: 32,
             batch_rows_max: 512,
             sequences_max: 256,
+            row_adapters_max: 8,
             graphs: true,
         }
     }

@@ -126,8 +126,12 @@ impl Adapters {
         self.next = (self.next + 1) % self.uploads.len().max(1);
         self.make_free(upload).map_err(step_failed)?;
         copy.wait(free).map_err(step_failed)?;
-        self.send_descriptors(copy, slot).map_err(step_failed)?;
-        self.send_blocks(copy, upload, factors, &placement, blocks).map_err(step_failed)?;
+        let sent = self.send_descriptors(copy, slot);
+        let sent = sent.and_then(|()| self.send_blocks(copy, upload, factors, &placement, blocks));
+        if let Err(error) = sent {
+            // The blocks are somebody else's from now on: what was sent must not arrive there later.
+            return Err(step_failed(copy.synchronize().err().unwrap_or(error)));
+        }
         if let Some(place) = self.slots.get_mut(slot.0 as usize) {
             *place = Some(Resident { stride, upload: Some(upload) });
         }

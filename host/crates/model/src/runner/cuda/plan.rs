@@ -14,22 +14,23 @@ use crate::{Base, ModelConfig, ModelError};
 
 /// Rows that decode steps are recorded for, at most; also the rows of one pass of the output layer.
 const GRAPH_ROWS_MAX: usize = 128;
-/// Adapters of a row that there is room for, on average.
+/// Adapters of a row that a recorded step has room for, on average. One with more is launched plainly.
 const ROW_ENTRIES: usize = 8;
-/// Passes of the LoRA kernels in one step.
-const PASSES_MAX: usize = 64;
+/// Passes of the LoRA kernels in a recorded step, which has one, and room for what comes behind.
+const PASSES: usize = 64;
 /// Values of A x that there is room for, for each row of a step: a rank of 64 on q, k and v, or four of 16.
 const ROW_SCRATCH: usize = 256;
-/// And at least: eight adapters of rank 256 on one row.
-const SCRATCH_MIN: usize = 8 * 3 * 256;
+/// Modules that read the same input, at most: q, k and v.
+const MODULES: usize = 3;
+/// What the driver takes for itself besides: its context, code, graphs. One part in so many of what is free, and at most so much.
+const RESERVE_PART: usize = 16;
+const RESERVE_BYTES_MAX: usize = 512 << 20;
 /// A x is summed in so many parts, at most.
 const SCRATCH_PARTS: usize = 4;
 /// The largest rank of an adapter.
 pub(super) const RANK_MAX: usize = 256;
 /// Partial results of attention, for each row of a decode step: contexts of 8,192 tokens on average.
 const ROW_PARTIALS: usize = 32;
-/// Tokens that penalties fall on in one launch, beyond those of one sequence.
-const ADJUSTED_MIN: usize = 1 << 14;
 const ALTERNATIVES: usize = 1 << 12;
 /// Words of the table of copies or wipes of one launch.
 pub(super) const MOVES_WORDS: usize = 1 << 12;
@@ -142,32 +143,35 @@ impl Plan {
         let weights = WeightsPlan::new(base, context, &mut spans)?;
         let weights_bytes = spans.bytes();
 
-        let scratch = if slots == 0 { 0 } else { (rows * ROW_SCRATCH).max(SCRATCH_MIN) };
+        // One row with the most and largest adapters must find room: then every step does, in as many passes as it needs.
+        let row_adapters = config.row_adapters_max as usize;
+        let scratch = if slots == 0 { 0 } else { (rows * ROW_SCRATCH).max(row_adapters * MODULES * RANK_MAX) };
         let partial_units = head_rows * context.div_ceil(256).min(ROW_PARTIALS);
         let pieces_max = pieces_max(model, RANK_MAX, kv.block_bytes());
         let draw = DrawLimits {
             samples: head_rows,
-            adjusted: context.max(model.vocabulary.min(ADJUSTED_MIN)),
+            adjusted: context.max(model.vocabulary),
             mask_words: model.vocabulary.div_ceil(32),
             alternatives: ALTERNATIVES,
         };
         let blocks_of_a_sequence = context.div_ceil(kv.block_tokens());
-        let layout = |rows: usize| {
+        let layout = |rows: usize, row_entries: usize, passes: usize| {
             TableLayout::new(TableSizes {
                 rows,
                 head_rows,
-                entries: if slots == 0 { 0 } else { rows * ROW_ENTRIES + 64 },
-                passes: PASSES_MAX,
+                entries: if slots == 0 { 0 } else { rows * row_entries + 64 },
+                passes,
                 blocks: rows.min(config.sequences_max as usize).saturating_mul(blocks_of_a_sequence),
             })
         };
-        let plain_layout = layout(rows);
+        let plain_layout = layout(rows, row_adapters, rows.max(PASSES));
         let sizes = Sizes { model, rows, head_rows, scratch, partial_units, descriptors: slots * pieces_max, draw };
         let buffers = sizes.buffers(&weights, &plain_layout, &mut spans);
         let fixed_bytes = spans.bytes();
 
+        let reserve = (free_bytes / RESERVE_PART).min(RESERVE_BYTES_MAX);
         let ceiling = match config.device_memory_bytes_max {
-            Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX).min(free_bytes),
+            Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX).min(free_bytes - reserve),
             None => free_bytes / 100 * SHARE_PERCENT,
         };
         let block_bytes = kv.block_bytes();
@@ -194,7 +198,7 @@ impl Plan {
             partial_units: u32::try_from(partial_units).unwrap_or(u32::MAX),
             pieces_max,
             draw,
-            layouts: buckets.iter().map(|rows| layout(*rows)).collect(),
+            layouts: buckets.iter().map(|rows| layout(*rows, ROW_ENTRIES, PASSES)).collect(),
             buckets,
             plain_layout,
             bytes: spans.bytes(),

@@ -122,7 +122,9 @@ impl Runs {
         while row < rows.end {
             let room = (limits.scratch - *used) / row_values.max(1);
             // What begins in this pass and is cut is cut where tiles end.
-            let room = if room < rows.end - row { room - room % limits.tile_rows } else { room };
+            let whole = if room < rows.end - row { room - room % limits.tile_rows } else { room };
+            // A pass that holds less than a tile is full of it all the same.
+            let room = if whole == 0 && *used == 0 { room } else { whole };
             if room == 0 && *used > 0 {
                 self.end_pass(pass);
                 *used = 0;
@@ -258,5 +260,13 @@ mod tests {
             let scratch = 24 * 12 + draw(2000);
             check(&segments, 55, RunLimits { tile_rows: [8, 32][draw(2) as usize], scratch });
         }
+    }
+
+    #[test]
+    fn a_pass_that_holds_less_than_a_tile_is_full() {
+        // Rows of 6 times 64 values, 28 of them in a pass.
+        let segments: Vec<_> = (0..6).map(|_| segment(0..512, 7, 1.0)).collect();
+        let runs = check(&segments, 512, RunLimits { tile_rows: 32, scratch: 28 * 6 * 64 });
+        assert_eq!(runs.passes.len(), 512usize.div_ceil(28));
     }
 }

@@ -348,6 +348,15 @@ impl Steps {
     }
 }
 
+impl Drop for Steps {
+    fn drop(&mut self) {
+        // A step without samples has nobody who waits for it, and may still run the code that is unloaded next.
+        if let Err(error) = self.device.synchronize() {
+            tracing::warn!(%error, "the device could not be waited for");
+        }
+    }
+}
+
 /// Writes how many there are, and behind it the numbers.
 fn write_moves(words: &mut [u32], count: usize, numbers: impl Iterator<Item = u32>) -> u32 {
     let count = u32::try_from(count).unwrap_or(0);
