@@ -58,6 +58,7 @@ struct Scored {
   float value;
   unsigned id;
 };
+// NaN is before nothing.
 __device__ __forceinline__ bool is_before(const Scored& a, const Scored& b) {
   return a.value > b.value || (a.value == b.value && a.id < b.id);
 }
@@ -81,7 +82,7 @@ __device__ __forceinline__ Scored best_after(SampleShared& shared, const float* 
   Scored best = {-INFINITY, NO_TOKEN};
   for (unsigned id = threadIdx.x; id < vocabulary; id += SAMPLE_THREADS) {
     const Scored one = {row[id], id};
-    if (one.value == one.value && (is_first || is_before(last, one)) && is_before(one, best)) best = one;
+    if ((is_first || is_before(last, one)) && is_before(one, best)) best = one;
   }
 #pragma unroll
   for (int offset = 16; offset; offset >>= 1) {

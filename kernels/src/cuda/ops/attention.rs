@@ -216,7 +216,7 @@ impl Attention {
             pool: op.pool.for_kernel("attention: pool", op.kv.block_bytes(), 256)?,
             positions: op.positions.for_kernel("attention: positions", rows * 4, 4)?,
             block_tables: op.block_tables.for_kernel("attention: block tables", 4, 4)?,
-            tiles: op.tiles.for_kernel("attention: tiles", op.tiles_max as usize * 16, 16)?,
+            tiles: op.tiles.for_kernel("attention: tiles", op.tiles_max as usize * 16, 4)?,
             tiles_count: op.tiles_count.for_kernel("attention: number of tiles", 4, 4)?,
             partials: DevicePtr::NULL,
             partial_sums: DevicePtr::NULL,
