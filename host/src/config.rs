@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use model::NormLimits;
 use plugin::PluginLimits;
+use serde::{Deserialize, Serialize};
 use types::{Blame, PlanLimits};
 
 use crate::adapters::SourcesConfig;
@@ -38,6 +39,12 @@ pub struct Config {
     pub dev: bool,
     /// How the base is computed.
     pub precision: Precision,
+    /// What computes.
+    pub runner: RunnerChoice,
+    /// Memory of the CUDA device that may be taken; most of what is free if not given.
+    pub device_memory_bytes_max: Option<u64>,
+    /// How it keeps keys and values.
+    pub kv_format: KvKind,
     /// Threads of the engine.
     pub threads: usize,
     /// Memory for keys and values.
@@ -101,6 +108,32 @@ pub struct TlsFiles {
     pub certificate_file: PathBuf,
     /// Its private key, unencrypted.
     pub private_key_file: PathBuf,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunnerChoice {
+    /// A CUDA device if there is one that can hold the base, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device, or the host does not start.
+    Cuda,
+}
+
+/// How a CUDA device keeps keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvKind {
+    /// 16-bit floats.
+    #[default]
+    F16,
+    /// Whole numbers of 8 bits, and a scale for each position and head.
+    Int8,
+    /// Floats of 8 bits (e4m3), likewise.
+    Fp8,
 }
 
 /// Size of the memory for keys and values.

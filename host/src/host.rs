@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use engine::{EngineConfig, EngineHandle, EngineThread, SpeculationConfig};
-use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, ModelConfig};
+use model::{AdapterLimits, Base, LoraAdapter, Runner};
 use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,7 +17,7 @@ use types::{Digest, PlanLimits, TenantId};
 use crate::adapters::{self, AdapterDisk, AdapterInfo, AdapterStore, AdapterStoreConfig, LoadObserver};
 use crate::artifacts::Artifacts;
 use crate::cli::COMPILE_COMMAND;
-use crate::config::{Config, KvSize};
+use crate::config::Config;
 use crate::constraints::Constraints;
 use crate::error::Error;
 use crate::http::{self, App, Listener, Serving, Tls};
@@ -127,13 +127,14 @@ impl Host {
         let plugins = open_plugins(config, compiler)?;
         let plugin_sources = PluginSources::new(&config.plugin_sources)?;
         let (base, runner) = open_base(config).await?;
+        let precision = runner.precision();
         let layers = u32::try_from(base.config().layers).unwrap_or(u32::MAX);
         let vocabulary = u32::try_from(base.config().vocabulary).unwrap_or(u32::MAX);
         let plan_limits = PlanLimits { layers, vocabulary, ..config.plan_limits.clone() };
         let adapter_config = AdapterStoreConfig {
             adapters_root: config.adapters_root.clone(),
             sources: config.adapter_sources.clone(),
-            precision: config.precision,
+            precision,
             host_bytes_max: config.adapter_cache_bytes_max,
             pinned_bytes_max: config.adapter_pinned_bytes_max,
             is_shared_across_tenants: config.share_adapters_across_tenants,
@@ -195,7 +196,7 @@ impl Host {
             recordings: Recordings::open(store.database(), RecordingLimits::default())?,
             shadows: Shadows::new()?,
             metrics: Arc::clone(metrics),
-            precision: config.precision.to_string(),
+            precision: precision.to_string(),
             draining: AtomicBool::new(false),
         };
         Ok(Running { host: Arc::new(host), engine: thread })
@@ -228,33 +229,10 @@ fn open_plugins(config: &Config, compiler: CompilerCommand) -> Result<PluginHost
 }
 
 /// Loading takes seconds of CPU: off the async threads.
-async fn open_base(config: &Config) -> Result<(Arc<Base>, CpuRunner), Error> {
-    let path = config.base.clone();
+async fn open_base(config: &Config) -> Result<(Arc<Base>, Runner), Error> {
     let config = config.clone();
-    let opened = tokio::task::spawn_blocking(move || {
-        let base = Base::open(&path)?;
-        let runner = CpuRunner::new(&base, runner_config(&config, base.config()))?;
-        Ok::<_, Error>((base, runner))
-    });
-    opened.await.map_err(|error| Error::Internal(format!("loading the base did not return: {error}")))?
-}
-
-fn runner_config(config: &Config, base: &ModelConfig) -> CpuRunnerConfig {
-    // Keys and values of one token over all layers, in f32.
-    let token_bytes = 2 * base.layers * base.kv_heads * base.head_dim * size_of::<f32>();
-    let block_bytes = token_bytes as u64 * u64::from(config.block_tokens);
-    let kv_blocks = match config.kv {
-        KvSize::Blocks(blocks) => blocks,
-        KvSize::Bytes(bytes) => u32::try_from(bytes / block_bytes.max(1)).unwrap_or(u32::MAX),
-    };
-    CpuRunnerConfig {
-        precision: config.precision,
-        block_tokens: config.block_tokens,
-        kv_blocks,
-        adapter_slots: config.adapter_slots,
-        batch_rows_max: u32::try_from(config.batch_rows_max).unwrap_or(u32::MAX),
-        threads: config.threads,
-    }
+    let opened = tokio::task::spawn_blocking(move || crate::runner::open(&config));
+    Ok(opened.await.map_err(|error| Error::Internal(format!("loading the base did not return: {error}")))??)
 }
 
 /// How this machine calls itself; written into receipts.

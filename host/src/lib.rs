@@ -31,6 +31,7 @@ mod logs;
 pub mod metrics;
 pub mod receipt;
 mod recordings;
+mod runner;
 
 pub use error::Error;
 /// For tests and fuzz targets.

@@ -14,7 +14,7 @@ use types::PlanLimits;
 
 use super::raw::{RawConfig, RawLimits, RawTls};
 use super::sources::{Settings, refuse};
-use super::{Config, ConfigError, HttpLimits, KvSize, TlsFiles};
+use super::{Config, ConfigError, HttpLimits, KvSize, Precision, RunnerChoice, TlsFiles};
 use crate::quotas::Quota;
 
 /// A day: no limit in milliseconds is longer.
@@ -35,7 +35,13 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
         data: checks.data(&raw)?,
         listen: checks.listen(&raw, dev)?,
         dev,
-        precision: raw.precision.unwrap_or_default(),
+        precision: checks.precision(&raw)?,
+        runner: raw.runner.unwrap_or_default(),
+        device_memory_bytes_max: match raw.device_memory_bytes_max {
+            None => None,
+            bytes => Some(checks.number("device_memory_bytes_max", bytes, 1 << 20, 1 << 20..=BYTES_MAX)?),
+        },
+        kv_format: raw.kv_format.unwrap_or_default(),
         threads: checks.number("threads", raw.threads, cores.min(1024), 1..=1024)?,
         kv: checks.kv(&raw)?,
         block_tokens: checks.block_tokens(&raw)?,
@@ -162,6 +168,16 @@ impl Checks<'_> {
             return Err(self.refuse("listen", reason));
         }
         Ok(listen)
+    }
+
+    /// The CUDA runner has one of its own.
+    fn precision(&self, raw: &RawConfig) -> Result<Precision, ConfigError> {
+        match (raw.runner, raw.precision) {
+            (Some(RunnerChoice::Cuda), Some(_)) => {
+                Err(self.refuse("precision", "the CUDA runner computes in bf16: leave this out, or use runner `cpu`"))
+            }
+            (_, precision) => Ok(precision.unwrap_or_default()),
+        }
     }
 
     fn kv(&self, raw: &RawConfig) -> Result<KvSize, ConfigError> {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use model::Precision;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::{KvKind, RunnerChoice};
+
 /// What was written, by whatever source. The flags of the command line fill one of these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,12 @@ pub struct RawConfig {
     pub dev: Option<bool>,
     /// `f32` or `quantised`.
     pub precision: Option<Precision>,
+    /// `auto`, `cpu` or `cuda`.
+    pub runner: Option<RunnerChoice>,
+    /// Bytes of the device's memory.
+    pub device_memory_bytes_max: Option<u64>,
+    /// How a CUDA device keeps keys and values: `f16`, `int8` or `fp8`.
+    pub kv_format: Option<KvKind>,
     /// Threads of the engine.
     pub threads: Option<u64>,
     /// Bytes for keys and values; not with `kv_blocks`.

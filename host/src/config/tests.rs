@@ -40,6 +40,7 @@ fn defaults() {
     let config = Config::load(None, [("PATH", "/bin"), ("HOME", "/")], &bench.flags()).expect("defaults");
     assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(config.precision, Precision::Quantised);
+    assert_eq!((config.runner, config.device_memory_bytes_max), (RunnerChoice::Auto, None));
     assert_eq!(config.plan_limits, PlanLimits::default());
     assert_eq!(config.http_limits, HttpLimits::default());
     assert_eq!((config.plugin_limits, config.plugin_instances_max), (PluginLimits::default(), 256));
@@ -125,6 +126,11 @@ fn wrong_values_are_errors_that_say_what_is_allowed() {
         ("threads = -1", "`threads` (DIR/tenon.toml:1): invalid value: integer `-1`, expected u64"),
         ("threads = '2'", "`threads` (DIR/tenon.toml:1): invalid type: string \"2\", expected u64"),
         ("precision = 'f16'", "`precision` (DIR/tenon.toml:1): unknown variant `f16`, expected `f32` or `quantised`"),
+        ("precision = 'bf16'", "`precision` (DIR/tenon.toml:1): unknown variant `bf16`, expected `f32` or `quantised`"),
+        ("runner = 'gpu'", "`runner` (DIR/tenon.toml:1): unknown variant `gpu`, expected one of `auto`, `cpu`, `cuda`"),
+        ("runner = 'cuda'\nprecision = 'f32'", "`precision` (DIR/tenon.toml:2): the CUDA runner computes in bf16"),
+        ("device_memory_bytes_max = 1", "`device_memory_bytes_max` (DIR/tenon.toml:1): 1 is not allowed, use 1048576"),
+        ("kv_format = 'q4'", "`kv_format` (DIR/tenon.toml:1): unknown variant `q4`, expected one of `f16`, `int8`"),
         ("block_tokens = 12", "`block_tokens` (DIR/tenon.toml:1): 12 is not allowed, use a power of two up to 256"),
         ("limits = 3", "`limits` (DIR/tenon.toml:1): invalid type: integer `3`"),
         ("limits.body_bytes_max = 1", "`limits.body_bytes_max` (DIR/tenon.toml:1): 1 is not allowed, use 1024 to"),

@@ -31,6 +31,14 @@ pub(crate) fn head_want(request: &SampleRequest) -> HeadWant {
     HeadWant { top, log_sum_exp: request.logprobs.is_some(), logits: false }
 }
 
+/// Draws a token for each of the batch's samples from their logits, `[samples, vocabulary]`, which are biased and penalised in
+/// place: what every runner must draw from the same logits.
+#[must_use]
+pub fn draw(logits: &mut [f32], batch: &Batch) -> Vec<SampledToken> {
+    let rows = logits.chunks_exact_mut((logits.len() / batch.samples.len().max(1)).max(1));
+    rows.zip(&batch.samples).map(|(row, request)| sample(row, request, batch)).collect()
+}
+
 /// As [`Sampler::sample`], for who draws seldom.
 pub(crate) fn sample(logits: &mut [f32], request: &SampleRequest, batch: &Batch) -> SampledToken {
     Sampler::new(Isa::detect()).sample(logits, request, batch)

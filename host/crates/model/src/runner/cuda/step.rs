@@ -173,11 +173,23 @@ impl Steps {
         &mut self,
         batch: &Batch,
         model: &ModelConfig,
+        answer: impl FnMut(&mut Self, &HeadPass) -> Result<(), RunnerError>,
+    ) -> Result<(), RunnerError> {
+        let ran = self.run_layers(batch, model, answer);
+        // Of a step that failed too: what it was given still reads and writes blocks.
+        let ended = self.device.compute().record(&self.step_end).map_err(step_failed);
+        ran.and(ended)
+    }
+
+    fn run_layers(
+        &mut self,
+        batch: &Batch,
+        model: &ModelConfig,
         mut answer: impl FnMut(&mut Self, &HeadPass) -> Result<(), RunnerError>,
     ) -> Result<(), RunnerError> {
         self.move_blocks(batch).map_err(step_failed)?;
         if batch.tokens.is_empty() {
-            return self.device.compute().record(&self.step_end).map_err(step_failed);
+            return Ok(());
         }
         let used = |slot: Slot| batch.segments.iter().any(|segment| segment.slot == slot);
         let arriving = self.adapters.is_arriving(used).map_err(step_failed)?;
@@ -198,7 +210,7 @@ impl Steps {
             }
             answer(self, &HeadPass { samples: first..end })?;
         }
-        self.device.compute().record(&self.step_end).map_err(step_failed)
+        Ok(())
     }
 
     /// Launches the graph of the least bucket that has room. False if none has.

@@ -1,0 +1,74 @@
+//! Whichever runner a host has. Not here: which one that is.
+
+use std::sync::Arc;
+
+use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
+use types::Digest;
+
+use super::{CpuRunner, CudaRunner, Precision};
+use crate::LoraAdapter;
+
+/// One of the runners.
+pub enum Runner {
+    /// On the CPU.
+    Cpu(Box<CpuRunner>),
+    /// On a CUDA device.
+    Cuda(Box<CudaRunner>),
+}
+
+impl Runner {
+    /// How it computes, and what adapters must be packed for.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        match self {
+            Self::Cpu(runner) => runner.precision(),
+            Self::Cuda(runner) => runner.precision(),
+        }
+    }
+}
+
+impl ModelRunner for Runner {
+    type Adapter = LoraAdapter;
+
+    fn shape(&self) -> RunnerShape {
+        match self {
+            Self::Cpu(runner) => runner.shape(),
+            Self::Cuda(runner) => runner.shape(),
+        }
+    }
+
+    fn fingerprint(&self) -> Digest {
+        match self {
+            Self::Cpu(runner) => runner.fingerprint(),
+            Self::Cuda(runner) => runner.fingerprint(),
+        }
+    }
+
+    fn adapter_blocks(&self, adapter: &LoraAdapter) -> u32 {
+        match self {
+            Self::Cpu(runner) => runner.adapter_blocks(adapter),
+            Self::Cuda(runner) => runner.adapter_blocks(adapter),
+        }
+    }
+
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>, blocks: &[u32]) -> Result<(), RunnerError> {
+        match self {
+            Self::Cpu(runner) => runner.load_adapter(slot, adapter, blocks),
+            Self::Cuda(runner) => runner.load_adapter(slot, adapter, blocks),
+        }
+    }
+
+    fn unload_adapter(&mut self, slot: Slot) {
+        match self {
+            Self::Cpu(runner) => runner.unload_adapter(slot),
+            Self::Cuda(runner) => runner.unload_adapter(slot),
+        }
+    }
+
+    fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        match self {
+            Self::Cpu(runner) => runner.step(batch, sampled),
+            Self::Cuda(runner) => runner.step(batch, sampled),
+        }
+    }
+}
