@@ -79,10 +79,10 @@ impl Part {
     /// How long it may take.
     pub(crate) const fn seconds(self) -> f64 {
         match self {
-            Self::Limits => 15.0,
+            Self::Limits => 45.0,
             Self::Selftest => 30.0,
             Self::Goldens => 10.0,
-            Self::LoraAlone => 40.0,
+            Self::LoraAlone => 60.0,
             Self::Decode => 40.0,
             Self::Prefill => 15.0,
             Self::AdapterTax => 40.0,
