@@ -4,8 +4,8 @@
 use std::ffi::OsString;
 use std::process::Command;
 
-use crate::{base, cuda_bench};
 use crate::shell::{self, Outcome};
+use crate::{base, cuda_bench};
 
 /// Builds and runs; the arguments go to the program as they are.
 ///

@@ -101,7 +101,7 @@ fn peers(arguments: &Arguments) -> PathBuf {
 fn run_part(arguments: &Arguments, part: Part) -> Outcome {
     let limits = Limits::from_json(&serde_json::from_str(&arguments.limits)?);
     let given = Given { tiny: arguments.tiny, seconds: arguments.seconds, limits, peers: peers(arguments) };
-    part.run(&given, &mut Record::to_parent())
+    part.run(&given, &mut Record::to_parent(arguments.tiny))
 }
 
 fn run_all(arguments: &Arguments) -> Outcome {

@@ -148,7 +148,7 @@ fn supervise(part: Part, seconds: f64, tiny: bool, peers: &Path, report: &mut Re
             Ok(line) => match record_of(&line) {
                 Some((kind, value)) => report.take(part.name(), &kind, value),
                 None => {
-                    println!("  {line}");
+                    report.said(part.name(), &line);
                     last = line;
                 }
             },

@@ -15,12 +15,14 @@ pub(crate) enum Bound {
 }
 
 /// The way to the report.
-pub(crate) struct Record(());
+pub(crate) struct Record {
+    tiny: bool,
+}
 
 impl Record {
     /// Lines of standard output.
-    pub(crate) const fn to_parent() -> Self {
-        Self(())
+    pub(crate) const fn to_parent(tiny: bool) -> Self {
+        Self { tiny }
     }
 
     fn line(&mut self, kind: &str, value: &Value) {
@@ -37,8 +39,20 @@ impl Record {
         self.line("limits", limits);
     }
 
-    /// A bar and what was measured of it.
+    /// One that nobody has to see as it comes.
+    pub(crate) fn quiet_row(&mut self, row: &Value) {
+        self.line("quiet", row);
+    }
+
+    /// A bar of speed or size, which a tiny run knows nothing about: there it is absent.
     pub(crate) fn bar(&mut self, name: &str, bound: Bound, value: f64) {
+        if !self.tiny {
+            self.verdict(name, bound, value);
+        }
+    }
+
+    /// A bar of what is right or wrong on any device.
+    pub(crate) fn verdict(&mut self, name: &str, bound: Bound, value: f64) {
         let (is, bar, ok) = match bound {
             Bound::AtLeast(bar) => ("at least", bar, value >= bar),
             Bound::AtMost(bar) => ("at most", bar, value <= bar),
@@ -48,6 +62,9 @@ impl Record {
 
     /// A bar that this run cannot decide, and why; what was measured, if anything.
     pub(crate) fn undecided(&mut self, name: &str, bound: Bound, value: Option<f64>, why: &str) {
+        if self.tiny {
+            return;
+        }
         let (is, bar) = match bound {
             Bound::AtLeast(bar) => ("at least", bar),
             Bound::AtMost(bar) => ("at most", bar),

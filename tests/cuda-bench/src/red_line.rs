@@ -73,7 +73,7 @@ pub(crate) fn run(given: &Given, record: &mut Record) -> Outcome {
         "ceiling_bytes": ceiling, "allocated_bytes": rig.runner.device_memory_bytes(), "used_at_start_bytes": at_start,
         "used_most_bytes": most, "used_least_bytes": least, "wrong_answers": wrong,
     }));
-    record.bar("red line: wrong answers in churn", Bound::AtMost(0.0), wrong as f64);
+    record.verdict("red line: wrong answers in churn", Bound::AtMost(0.0), wrong as f64);
     let (name, bound) = ("red line: device memory in use, of the ceiling", Bound::AtMost(1.0));
     let ratio = most as f64 / ceiling as f64;
     if ran >= SECONDS_BAR - 5.0 || ratio > 1.0 {

@@ -9,6 +9,9 @@ use serde_json::{Map, Value, json};
 use crate::Outcome;
 use crate::measure::rounded;
 
+/// Lines of a part that are kept.
+const SAID_LINES_MAX: usize = 200;
+
 /// One run.
 pub(crate) struct Report {
     device: Value,
@@ -18,6 +21,7 @@ pub(crate) struct Report {
     bars: Map<String, Value>,
     failures: Map<String, Value>,
     durations: Map<String, Value>,
+    said: Map<String, Value>,
 }
 
 impl Report {
@@ -34,6 +38,7 @@ impl Report {
             bars: Map::new(),
             failures: Map::new(),
             durations: Map::new(),
+            said: Map::new(),
         }
     }
 
@@ -44,8 +49,10 @@ impl Report {
     /// Takes what a part recorded, and shows it.
     pub(crate) fn take(&mut self, part: &str, kind: &str, mut value: Value) {
         match kind {
-            "row" => {
-                println!("  {}", line_of(&value));
+            "row" | "quiet" => {
+                if kind == "row" {
+                    println!("  {}", line_of(&value));
+                }
                 let mut row = Map::from_iter([("part".to_owned(), json!(part))]);
                 if let Value::Object(members) = &mut value {
                     row.append(members);
@@ -74,6 +81,17 @@ impl Report {
         self.failures.insert(part.to_owned(), json!(why));
     }
 
+    /// Shows a line that is no record, and keeps it: whoever reads a failure has nothing else.
+    pub(crate) fn said(&mut self, part: &str, line: &str) {
+        println!("  {line}");
+        if let Value::Array(lines) = self.said.entry(part).or_insert_with(|| json!([])) {
+            if lines.len() >= SAID_LINES_MAX {
+                lines.remove(0);
+            }
+            lines.push(json!(line));
+        }
+    }
+
     pub(crate) fn duration(&mut self, part: &str, seconds: f64) {
         self.durations.insert(part.to_owned(), rounded(seconds));
     }
@@ -87,7 +105,7 @@ impl Report {
             "bench": "cuda", "device": self.device, "machine": machine(), "commit": commit(),
             "settings": {"tiny": self.tiny, "profile": if cfg!(debug_assertions) { "debug" } else { "release" }},
             "seconds": rounded(seconds), "seconds_of_parts": self.durations, "limits": self.limits, "rows": self.rows,
-            "bars": self.bars, "failures": self.failures,
+            "bars": self.bars, "failures": self.failures, "said": self.said,
         });
         let text = serde_json::to_string_pretty(&all)? + "\n";
         std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;

@@ -18,7 +18,7 @@ pub(crate) fn run(given: &Given, record: &mut Record) -> Outcome {
             Ok(error) => (Some(*error), None),
             Err(why) => (None, Some(why.to_string())),
         };
-        record.row(&json!({
+        record.quiet_row(&json!({
             "op": result.op, "case": result.case, "error": error, "tolerance": result.tolerance, "ok": result.is_ok(),
             "why": why,
         }));
@@ -28,6 +28,6 @@ pub(crate) fn run(given: &Given, record: &mut Record) -> Outcome {
     if results.is_empty() {
         return Err("there are no cases".into());
     }
-    record.bar("selftest: cases beyond their tolerance", Bound::AtMost(0.0), missed as f64);
+    record.verdict("selftest: cases beyond their tolerance", Bound::AtMost(0.0), missed as f64);
     Ok(())
 }

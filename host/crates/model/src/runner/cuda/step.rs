@@ -60,7 +60,12 @@ pub(super) struct HeadPass {
 }
 
 impl Steps {
-    pub(super) fn new(device: Device, base: Source<'_>, plan: Plan, config: &CudaRunnerConfig) -> Result<Self, ModelError> {
+    pub(super) fn new(
+        device: Device,
+        base: Source<'_>,
+        plan: Plan,
+        config: &CudaRunnerConfig,
+    ) -> Result<Self, ModelError> {
         use kernels::cuda::ops::attention::{rows_tile_rows, split_tile_rows};
         let model = base.config();
         let memory = device.allocate(plan.bytes).map_err(failed)?;

@@ -121,7 +121,12 @@ impl WeightsPlan {
 }
 
 /// Modules of one input: as few matrices as their formats allow.
-fn matrices(base: Source<'_>, layer: usize, modules: &[Module], spans: &mut Spans) -> Result<Vec<MatrixPlan>, ModelError> {
+fn matrices(
+    base: Source<'_>,
+    layer: usize,
+    modules: &[Module],
+    spans: &mut Spans,
+) -> Result<Vec<MatrixPlan>, ModelError> {
     let mut joined: Vec<(WeightFormat, Vec<(String, usize)>)> = Vec::new();
     let mut inputs = 0;
     for module in modules {
@@ -163,7 +168,12 @@ fn matrix(
     Ok(MatrixPlan { tensors, format, outputs, inputs, column, span: spans.take(bytes, 1) })
 }
 
-fn upload_matrix(base: Source<'_>, plan: &MatrixPlan, stream: &Stream, memory: &DeviceMemory) -> Result<(), ModelError> {
+fn upload_matrix(
+    base: Source<'_>,
+    plan: &MatrixPlan,
+    stream: &Stream,
+    memory: &DeviceMemory,
+) -> Result<(), ModelError> {
     let base = match base {
         Source::Files(base) => base,
         Source::Seed(base) => {
