@@ -89,7 +89,10 @@ mod tests {
         let error = Peer::start(&absent, 20.0).err().map(|error| error.to_string());
         // A machine without Python says so instead.
         assert!(error.is_some_and(|error| error == "no torch" || error.contains("python3")));
-        let echo = script("echo.py", "import sys\nprint('{}')\nfor line in sys.stdin: print('{\"said\": %s}' % line.strip(), flush=True)");
+        let echo = script(
+            "echo.py",
+            "import sys\nprint('{}')\nfor line in sys.stdin: print('{\"said\": %s}' % line.strip(), flush=True)",
+        );
         let Ok(mut peer) = Peer::start(&echo, 20.0) else { return };
         assert_eq!(peer.ask(&serde_json::json!([1, 2]), 20.0).expect("an answer")["said"][1], 2);
     }
