@@ -16,6 +16,7 @@
 #include "attention.cuh"
 
 constexpr int SPLIT_WARPS = 4;
+constexpr int SPLIT_STAGES = 2;  // tiles of keys and values: one is used, the next is on its way
 constexpr int ROWS_WARPS = 8;
 constexpr int ROWS_QUERIES = ROWS_WARPS * QUERIES;
 
@@ -180,15 +181,14 @@ __device__ __forceinline__ unsigned tile_after(unsigned t) {
 template <int D>
 __device__ __forceinline__ void attend_split(const AttentionArguments& a, const KvLayout& kv) {
   constexpr int THREADS = SPLIT_WARPS * WARP, PAIRS = D / 16, WARP_PAIRS = (PAIRS + SPLIT_WARPS - 1) / SPLIT_WARPS;
-  DYN_SHARED(f16, keys);
+  DYN_SHARED(f16, stages);  // [SPLIT_STAGES, keys and values, TILE, D]
   if (blockIdx.z >= *a.tiles_count) return;
   const AttentionTile tile = a.tiles[blockIdx.z];
   const unsigned end = a.positions[tile.row_begin + tile.row_count - 1] + 1, tiles = (end + TILE - 1) / TILE;
   if (blockIdx.x * CHUNK_TILES >= tiles) return;
   const Queries<QUERIES> queries(tile, a.heads, kv.kv_heads, blockIdx.y);
   const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  f16* const values = keys + TILE * D;
-  f16* const weights = values + TILE * D;                                     // [QUERIES, TILE]
+  f16* const weights = stages + SPLIT_STAGES * 2 * TILE * D;                  // [QUERIES, TILE]
   float* const maxima = reinterpret_cast<float*>(weights + QUERIES * TILE);  // [SPLIT_WARPS, QUERIES]
   const unsigned* const table = a.block_tables + tile.table_begin;
   const KvPlane key_plane(a.pool, kv, a.layer, 0, queries.kv_head), value_plane(a.pool, kv, a.layer, 1, queries.kv_head);
@@ -202,21 +202,25 @@ __device__ __forceinline__ void attend_split(const AttentionArguments& a, const 
   for (int n = 0; n < WARP_PAIRS * 8; n++) o[n / 8][n / 4 % 2][n % 4] = 0.f;
   float most[2] = {-INFINITY, -INFINITY};
 
-  load_tile<D, THREADS>(keys, key_plane, table, blockIdx.x * CHUNK, end);
-  cp_async_commit();
-  for (unsigned t = blockIdx.x * CHUNK_TILES, next; t < tiles; t = next) {
-    next = tile_after(t);
-    load_tile<D, THREADS>(values, value_plane, table, t * TILE, end);
+  const auto load = [&](unsigned t, unsigned stage) {
+    if (t < tiles) {
+      load_tile<D, THREADS>(stages + stage * 2 * TILE * D, key_plane, table, t * TILE, end);
+      load_tile<D, THREADS>(stages + (stage * 2 + 1) * TILE * D, value_plane, table, t * TILE, end);
+    }
     cp_async_commit();
-    cp_async_wait<1>();
+  };
+  unsigned stage = 0, next = tile_after(blockIdx.x * CHUNK_TILES);
+  load(blockIdx.x * CHUNK_TILES, 0);
+  load(next, 1);
+  for (unsigned t = blockIdx.x * CHUNK_TILES; t < tiles; stage ^= 1) {
+    const f16 *const keys = stages + stage * 2 * TILE * D, *const values = keys + TILE * D;
+    cp_async_wait<SPLIT_STAGES - 1>();
     __syncthreads();
     float s[1][2][4], warp_most[2] = {-INFINITY, -INFINITY};
     scores_of<D>(s[0], q, keys, warp);
     mask_scores<1>(s, warp_most, t * TILE + warp * 16, last);
     if (lane % 4 == 0) maxima[warp * QUERIES + slots[0]] = warp_most[0], maxima[warp * QUERIES + slots[1]] = warp_most[1];
     __syncthreads();
-    if (next < tiles) load_tile<D, THREADS>(keys, key_plane, table, next * TILE, end);
-    cp_async_commit();
     float by[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -238,7 +242,6 @@ __device__ __forceinline__ void attend_split(const AttentionArguments& a, const 
 #pragma unroll
       for (int n = 0; n < WARP_PAIRS * 2; n++) o[n / 2][n % 2][i] *= by[i / 2];
     }
-    cp_async_wait<1>();
     __syncthreads();
     const unsigned ones[2] = {ONES, ONES};
 #pragma unroll
@@ -282,15 +285,17 @@ __device__ __forceinline__ void attend_split(const AttentionArguments& a, const 
       l[0] = l[1] = l[2] = l[3] = 0.f;
     }
     __syncthreads();
+    t = next, next = tile_after(next);
+    load(next, stage);
   }
   cp_async_wait<0>();
 }
 
 // attention_split: grid (chunk blocks, kv_heads * ceil(group / 16), tiles_max), block 32 * SPLIT_WARPS, shared
-// 4 * 64 * D + 2 * 16 * 64 + 4 * 4 * 16 bytes. attention_rows: grid (kv_heads * ceil(group / 128), tiles_max), block
+// 2 * 4 * 64 * D + 2 * 16 * 64 + 4 * 4 * 16 bytes. attention_rows: grid (kv_heads * ceil(group / 128), tiles_max), block
 // 32 * ROWS_WARPS, shared 4 * 64 * D + 4 * 128 * D bytes.
 #define ATTENTION(D)                                                                      \
-  extern "C" __global__ void __launch_bounds__(SPLIT_WARPS* WARP)                         \
+  extern "C" __global__ void __launch_bounds__(SPLIT_WARPS* WARP, 3)                       \
       attention_split_##D(const AttentionArguments arguments, const KvLayout kv) {        \
     attend_split<D>(arguments, kv);                                                       \
   }                                                                                       \

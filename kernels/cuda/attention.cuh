@@ -67,24 +67,32 @@ __device__ __forceinline__ void load_tile(f16* tile, const KvPlane& plane, const
     }
     return;
   }
-  constexpr int PIECES = D / 16;
-  for (unsigned i = threadIdx.x; i < TILE * PIECES; i += THREADS) {
-    const unsigned row = i / PIECES, piece = i % PIECES, position = first + row;
-    uint4 codes = make_uint4(0, 0, 0, 0);
-    float scale = 0.f;
-    if (position < end) {
-      codes = *reinterpret_cast<const uint4*>(plane.row(table, position) + piece * 16);
-      scale = *plane.scale(table, position);
+  constexpr int PIECES = D / 16, EACH = (TILE * PIECES + THREADS - 1) / THREADS;
+  const bool is_int8 = plane.format == KV_INT8;
+  // All loads of a thread first, so that they are under way together.
+  uint4 codes[EACH];
+  float scales[EACH];
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const unsigned at = threadIdx.x + i * THREADS, position = first + at / PIECES;
+    codes[i] = make_uint4(0, 0, 0, 0);
+    scales[i] = 0.f;
+    if (at < TILE * PIECES && position < end) {
+      codes[i] = *reinterpret_cast<const uint4*>(plane.row(table, position) + at % PIECES * 16);
+      scales[i] = *plane.scale(table, position);
     }
-    const unsigned words[4] = {codes.x, codes.y, codes.z, codes.w};
+  }
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const unsigned at = threadIdx.x + i * THREADS, row = at / PIECES, piece = at % PIECES;
+    if (at >= TILE * PIECES) break;
+    const float scale = scale_of_codes(scales[i], is_int8);
+    const unsigned words[4] = {codes[i].x, codes[i].y, codes[i].z, codes[i].w};
     unsigned pairs[8];
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-      const unsigned two = words[j / 2] >> 16 * (j & 1);
-      const unsigned char a = (unsigned char)two, b = (unsigned char)(two >> 8);
-      const bool is_int8 = plane.format == KV_INT8;
-      pairs[j] = pack_f16(to_f16_range((is_int8 ? from_int8(a) : e4m3_to_float(a)) * scale),
-                          to_f16_range((is_int8 ? from_int8(b) : e4m3_to_float(b)) * scale));
+      const float2 two = from_codes(words[j / 2] >> 16 * (j & 1) & 0xffff, is_int8);
+      pairs[j] = pack_f16(two.x * scale, two.y * scale);
     }
     *reinterpret_cast<uint4*>(tile + tile_at<D>(row, 2 * piece)) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     *reinterpret_cast<uint4*>(tile + tile_at<D>(row, 2 * piece + 1)) = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);

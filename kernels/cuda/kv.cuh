@@ -59,10 +59,22 @@ __device__ __forceinline__ float to_f16_range(float x) {
 __device__ __forceinline__ f16 to_f16(float x) { return __float2half_rn(to_f16_range(x)); }
 
 constexpr float KV_INT8_MAX = 127.f;
-constexpr float KV_FP8_MAX = 448.f;
+constexpr float KV_FP8_MAX = 448.f;  // e4m3
 
 __device__ __forceinline__ unsigned char to_int8(float x) {
   const int whole = __float2int_rn(x);
   return (unsigned char)(whole > 127 ? 127 : whole < -127 ? -127 : whole);
 }
-__device__ __forceinline__ float from_int8(unsigned char code) { return (float)(signed char)code; }
+// Two codes, the first in the low byte, as f16: the caller multiplies by `scale_of_codes` in f32 and rounds once. e4m3's bits
+// below the sign are those of an f16 that is smaller by 2^8; its NaN is never written, a head that is not finite has it in
+// its scale.
+__device__ __forceinline__ float2 from_codes(unsigned two, bool is_int8) {
+  if (is_int8) return make_float2((float)(signed char)two, (float)(signed char)(two >> 8));
+  const unsigned bits = (two & 0x7f) << 7 | (two & 0x80) << 8 | (two & 0x7f00) << 15 | (two & 0x8000) << 16;
+  return make_float2(__half2float(__ushort_as_half((unsigned short)bits)), __half2float(__ushort_as_half((unsigned short)(bits >> 16))));
+}
+// At most what keeps the largest code inside f16, so that a finite value stays finite there too.
+__device__ __forceinline__ float scale_of_codes(float scale, bool is_int8) {
+  const float most = 65504.f / (is_int8 ? KV_INT8_MAX : KV_FP8_MAX);
+  return (scale > most ? most : scale) * (is_int8 ? 1.f : 256.f);
+}

@@ -23,7 +23,7 @@ __device__ __forceinline__ Range slice_tiles(int slice, int slices, int tiles) {
 }
 
 // Shared memory is declared by the kernels and not here: a template's own would not be seen as such by the emulation.
-typedef float NarrowShared[WARPS][32][4];
+typedef float NarrowShared[WARPS][4][32];
 template <int N> struct __align__(16) WideShared {
   static constexpr int STAGES = 3, STAGE_TILES = N == 8 ? 1 : 2;
   uint2 staged[STAGES][STAGE_TILES][N][2][32];
@@ -31,59 +31,92 @@ template <int N> struct __align__(16) WideShared {
   float totals[N * 4][THREADS];
 };
 
+// What a warp of `narrow` holds of some neighbouring tiles. The lanes that share a row each know one tile's scales.
+template <int F> struct Group {
+  static constexpr int TILES = F == BF16 ? 2 : 4;
+  Codes<F> codes[TILES];
+  Scales<F> scales;
+  uint2 x[TILES][2];
+};
+
 // At most 8 rows in a block (blockIdx.y is the row tile). Its 8 warps are 8 / slices panels with `slices` warps each.
 template <int F>
 static __device__ __forceinline__ void narrow(const unsigned char* __restrict__ w, const bf16* __restrict__ x,
-                                       float* __restrict__ y, const unsigned* __restrict__ rows_at, int outputs,
-                                       int inputs, int y_stride, int y_column, int slices, NarrowShared& parts) {
-  constexpr int AHEAD = F == BF16 || F == Q8_0 ? 4 : 8;  // tiles in flight
+                                              float* __restrict__ y, const unsigned* __restrict__ rows_at, int outputs,
+                                              int inputs, int y_stride, int y_column, int slices,
+                                              NarrowShared& parts) {
+  constexpr int TILES = Group<F>::TILES;
   const int rows = *rows_at, first_row = blockIdx.y * 8;
   if (first_row >= rows) return;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row_in_8 = lane / 4, place = lane % 4;
   const int slice = warp % slices, panels = (outputs + PANEL - 1) / PANEL;
   const int panel = blockIdx.x * (WARPS / slices) + warp / slices;
   const int tiles = inputs / TILE;
   float acc[4] = {0.f, 0.f, 0.f, 0.f};
   if (panel < panels) {
-    const unsigned char* at = w + (size_t)panel * panel_bytes<F>(tiles);
+    const Panel<F> at(w + (size_t)panel * panel_bytes<F>(tiles), tiles, lane);
     // A row that is not there reads the last one, and is not stored.
-    const bf16* from = x + (size_t)min(first_row + group, rows - 1) * inputs + place * 4;
+    const bf16* from = x + (size_t)min(first_row + row_in_8, rows - 1) * inputs + place * 4;
     const Range range = slice_tiles(slice, slices, tiles);
-    Tile<F> tile[AHEAD];
-    uint2 values[AHEAD][2];
-    auto load = [&](int i, int index) {
-      load_tile<F>(tile[i], at, tiles, index, lane);
+    // Past the end of the slice nothing is read but its last tile, again.
+    auto load = [&](Group<F>& to, int base) {
+      auto one = [&](int i, int index) {
+        at.load(to.codes[i], index);
 #pragma unroll
-      for (int step = 0; step < 2; step++)
-        values[i][step] = *reinterpret_cast<const uint2*>(from + index * TILE + step * 16);
+        for (int step = 0; step < 2; step++) to.x[i][step] = *reinterpret_cast<const uint2*>(from + index * TILE + step * 16);
+      };
+      if (base + TILES <= range.end) {
+#pragma unroll
+        for (int i = 0; i < TILES; i++) one(i, base + i);
+      } else if (base < range.end) {
+#pragma unroll
+        for (int i = 0; i < TILES; i++) one(i, min(base + i, range.end - 1));
+      }
+      if (F != BF16 && base < range.end) at.load(to.scales, min(base + place, range.end - 1));
     };
+    auto multiply = [&](const Group<F>& group, int count) {
+      const Factors<F> mine = factors<F>(group.scales);
+      auto one = [&](int i) {
+        unsigned a[2][4];
+        step_fragment<F>(group.codes[i], 0, a[0]);
+        step_fragment<F>(group.codes[i], 1, a[1]);
+        float sums[4] = {0.f, 0.f, 0.f, 0.f};
+        if constexpr (Layout<F>::least) tile_sums(group.x[i], sums);
+        Factors<F> by{};
+        if constexpr (F != BF16) by = factors_of<F>(mine, (lane & 28) + i);
+        multiply_tile<F>(a, by, group.x[i], make_float2(sums[0], sums[1]), acc);
+      };
+      if (count >= TILES) {
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++)
-      if (range.begin + i < range.end) load(i, range.begin + i);
-    for (int base = range.begin; base < range.end; base += AHEAD) {
+        for (int i = 0; i < TILES; i++) one(i);
+      } else {
 #pragma unroll
-      for (int i = 0; i < AHEAD; i++) {
-        if (base + i < range.end) {
-          unsigned a[2][4];
-          step_fragment<F>(tile[i], 0, a[0]);
-          step_fragment<F>(tile[i], 1, a[1]);
-          float sums[4] = {0.f, 0.f, 0.f, 0.f};
-          if constexpr (Layout<F>::least) tile_sums(values[i], sums);
-          multiply_tile<F>(tile[i], a, values[i], make_float2(sums[0], sums[1]), acc);
-          if (base + i + AHEAD < range.end) load(i, base + i + AHEAD);
-        }
+        for (int i = 0; i < TILES - 1; i++)
+          if (i < count) one(i);
+      }
+    };
+    Group<F> even, odd;
+    load(even, range.begin);
+    load(odd, range.begin + TILES);
+    for (int base = range.begin; base < range.end; base += 2 * TILES) {
+      multiply(even, range.end - base);
+      load(even, base + 2 * TILES);
+      if (base + TILES < range.end) {
+        multiply(odd, range.end - base - TILES);
+        load(odd, base + 3 * TILES);
       }
     }
   }
 #pragma unroll
-  for (int i = 0; i < 4; i++) parts[warp][lane][i] = acc[i];
+  for (int i = 0; i < 4; i++) parts[warp][i][lane] = acc[i];
   __syncthreads();
   if (slice != 0 || panel >= panels) return;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    float total = parts[warp][lane][i];
-    for (int s = 1; s < slices; s++) total += parts[warp + s][lane][i];
-    const int row = first_row + place * 2 + i % 2, output = panel * PANEL + group + i / 2 * 8;
+    float total = parts[warp][i][lane];
+#pragma unroll 1
+    for (int s = 1; s < slices; s++) total += parts[warp + s][i][lane];
+    const int row = first_row + place * 2 + i % 2, output = panel * PANEL + row_in_8 + i / 2 * 8;
     if (row < rows && output < outputs) y[(size_t)row * y_stride + y_column + output] = total;
   }
 }
@@ -102,46 +135,55 @@ static __device__ __forceinline__ void wide(const unsigned char* __restrict__ w,
   auto& tile_sum = shared.tile_sum;
   const int rows = *rows_at, first_row = blockIdx.x * 8 * N;
   if (first_row >= rows) return;
-  const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, group = lane / 4, place = lane % 4;
+  const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, row_in_8 = lane / 4, place = lane % 4;
   const int panels = (outputs + PANEL - 1) / PANEL, tiles = inputs / TILE;
   const int panel = blockIdx.y * WARPS + warp;
   const bool has_panel = panel < panels;
-  const unsigned char* at = w + (size_t)(has_panel ? panel : 0) * panel_bytes<F>(tiles);
+  const Panel<F> at(w + (size_t)(has_panel ? panel : 0) * panel_bytes<F>(tiles), tiles, lane);
   const int in_block = slices / (int)gridDim.z, first_slice = blockIdx.z * in_block;
   float acc[N][4];
+
+  // A thread stages 8 inputs of one row, if any: they are the 8 bytes of two neighbouring lanes.
+  static_assert(STAGE_TILES * N * 32 <= THREADS, "a chunk for each thread");
+  const int part = tid % 4, my_row = tid / 4 % (8 * N), my_tile = tid / (32 * N);
+  const bool has_chunk = my_tile < STAGE_TILES, has_row = first_row + my_row < rows;
+  const bf16* const chunk = x + (size_t)(has_row ? first_row + my_row : 0) * inputs + my_tile * TILE + part * 8;
+  uint2* const to = &staged[0][has_chunk ? my_tile : 0][my_row / 8][part / 2][my_row % 8 * 4 + part % 2 * 2];
+  constexpr int STAGE = sizeof(staged[0]) / sizeof(uint2);
 
   for (int slice = first_slice; slice < first_slice + in_block; slice++) {
     const Range range = slice_tiles(slice, slices, tiles);
     const int stages = (range.end - range.begin + STAGE_TILES - 1) / STAGE_TILES;
-    // A chunk is 8 inputs of a row: it holds the 8 bytes of two neighbouring lanes.
-    auto stage = [&](int index) {
-      if (index < stages) {
-        for (int chunk = tid; chunk < STAGE_TILES * N * 8 * 4; chunk += THREADS) {
-          const int part = chunk % 4, row = chunk / 4 % (8 * N), tile = chunk / (32 * N);
-          const int from = range.begin + index * STAGE_TILES + tile;
-          const bool in = from < range.end && first_row + row < rows;
-          cp_async16(&staged[index % STAGES][tile][row / 8][part / 2][row % 8 * 4 + part % 2 * 2],
-                     x + (in ? (size_t)(first_row + row) * inputs + from * TILE + part * 8 : 0), in);
-        }
-      }
+    int slot = 0;  // of the stage that is multiplied
+    auto stage = [&](int index, int into) {
+      const int first = range.begin + index * STAGE_TILES;
+      const bool in = has_row && first + my_tile < range.end;
+      if (index < stages && has_chunk) cp_async16(to + into * STAGE, in ? chunk + (size_t)first * TILE : x, in);
       cp_async_commit();
     };
-    auto fetch = [&](Tile<F>(&into)[STAGE_TILES], int index) {
+    struct Tile {
+      Codes<F> codes;
+      Scales<F> scales;
+    };
+    auto fetch = [&](Tile(&into)[STAGE_TILES], int index) {
 #pragma unroll
       for (int i = 0; i < STAGE_TILES; i++) {
         const int from = range.begin + index * STAGE_TILES + i;
-        if (from < range.end) load_tile<F>(into[i], at, tiles, from, lane);
+        if (from < range.end) {
+          at.load(into[i].codes, from);
+          at.load(into[i].scales, from);
+        }
       }
     };
-    auto step = [&](Tile<F>(&held)[STAGE_TILES], int index) {
+    auto step = [&](Tile(&held)[STAGE_TILES], int index) {
       cp_async_wait<1>();
       __syncthreads();  // stage `index` is there, and the one before it has been read
-      stage(index + 2);
+      stage(index + 2, slot == 0 ? STAGES - 1 : slot - 1);
       if constexpr (Layout<F>::least) {
         if (warp < N) {
 #pragma unroll
           for (int i = 0; i < STAGE_TILES; i++) {
-            const uint2 values[2] = {staged[index % STAGES][i][warp][0][lane], staged[index % STAGES][i][warp][1][lane]};
+            const uint2 values[2] = {staged[slot][i][warp][0][lane], staged[slot][i][warp][1][lane]};
             float sums[4];
             tile_sums(values, sums);
             if (lane < 4) tile_sum[i][warp][lane] = make_float2(sums[0], sums[1]);
@@ -153,29 +195,31 @@ static __device__ __forceinline__ void wide(const unsigned char* __restrict__ w,
       for (int i = 0; i < STAGE_TILES; i++) {
         if (has_panel && range.begin + index * STAGE_TILES + i < range.end) {
           unsigned a[2][4];
-          step_fragment<F>(held[i], 0, a[0]);
-          step_fragment<F>(held[i], 1, a[1]);
+          step_fragment<F>(held[i].codes, 0, a[0]);
+          step_fragment<F>(held[i].codes, 1, a[1]);
+          const Factors<F> by = factors<F>(held[i].scales);
 #pragma unroll
           for (int n = 0; n < N; n++) {
-            const uint2 values[2] = {staged[index % STAGES][i][n][0][lane], staged[index % STAGES][i][n][1][lane]};
+            const uint2 values[2] = {staged[slot][i][n][0][lane], staged[slot][i][n][1][lane]};
             float2 sums = make_float2(0.f, 0.f);
             if constexpr (Layout<F>::least) sums = tile_sum[i][n][place];
-            multiply_tile<F>(held[i], a, values, sums, acc[n]);
+            multiply_tile<F>(a, by, values, sums, acc[n]);
           }
         }
       }
+      slot = slot == STAGES - 1 ? 0 : slot + 1;
       fetch(held, index + 2);
     };
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) acc[n][i] = 0.f;
-    Tile<F> even[STAGE_TILES], odd[STAGE_TILES];
+    Tile even[STAGE_TILES], odd[STAGE_TILES];
     fetch(even, 0);
     fetch(odd, 1);
     __syncthreads();  // the slice before has read its last stages
-    stage(0);
-    stage(1);
+    stage(0, 0);
+    stage(1, 1);
     for (int index = 0; index < stages; index += 2) {
       step(even, index);
       if (index + 1 < stages) step(odd, index + 1);
@@ -200,7 +244,7 @@ static __device__ __forceinline__ void wide(const unsigned char* __restrict__ w,
   for (int n = 0; n < N; n++)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const int row = first_row + n * 8 + place * 2 + i % 2, output = panel * PANEL + group + i / 2 * 8;
+      const int row = first_row + n * 8 + place * 2 + i % 2, output = panel * PANEL + row_in_8 + i / 2 * 8;
       if (row < rows && output < outputs) out[(size_t)row * stride + output] = acc[n][i];
     }
 }

@@ -33,12 +33,21 @@ template <int F> __device__ __forceinline__ size_t panel_bytes(size_t tiles) {
   return (tiles * (L::codes + L::high + L::scales) + tiles / SUPER_TILES * L::supers + 127) / 128 * 128;
 }
 
-// What a lane reads of one tile.
-template <int F> struct Tile {
-  unsigned codes[Layout<F>::codes / 128];
+// What a lane reads of one tile: its weights, and the scales of its two rows.
+template <int F> struct Codes {
+  unsigned words[Layout<F>::codes / 128];
   unsigned high;
-  unsigned scales[2];
-  unsigned supers[2];
+};
+template <int F> struct Scales {
+  unsigned tile[2];
+  unsigned super[2];
+};
+// The scales as numbers: by half, and by step in Q6_K. `least` is what is added to each weight, less what `step_fragment`
+// added to each code.
+template <int F> struct Factors {
+  static constexpr int STEPS = F == Q6_K ? 2 : 1;
+  float scale[2][STEPS];
+  float least[2];
 };
 
 __device__ __forceinline__ float half_bits_to_float(unsigned bits) {
@@ -66,30 +75,41 @@ __device__ __forceinline__ void load_words(unsigned (&out)[8], const void* from)
   out[4] = w.x, out[5] = w.y, out[6] = w.z, out[7] = w.w;
 }
 
-template <int F>
-__device__ __forceinline__ void load_tile(Tile<F>& tile, const unsigned char* panel, int tiles, int index, int lane) {
+// Where a lane reads a panel.
+template <int F> struct Panel {
   using L = Layout<F>;
-  const int group = lane / 4;
-  load_words(tile.codes, panel + (size_t)index * L::codes + lane * (L::codes == 256 ? 8 : 16));
-  const unsigned char* high = panel + (size_t)tiles * L::codes;
-  if constexpr (F == Q5_K) tile.high = reinterpret_cast<const unsigned short*>(high + (size_t)index * L::high)[lane];
-  if constexpr (F == Q6_K) tile.high = reinterpret_cast<const unsigned*>(high + (size_t)index * L::high)[lane];
-  const unsigned char* scales = high + (size_t)tiles * L::high;
-  if constexpr (F == Q4_1) load_words(tile.scales, scales + (size_t)index * L::scales + group * 8);
-  else if constexpr (F != BF16) tile.scales[0] = reinterpret_cast<const unsigned*>(scales + (size_t)index * L::scales)[group];
-  const unsigned char* supers = scales + (size_t)tiles * L::scales + (size_t)(index / SUPER_TILES) * L::supers;
-  if constexpr (F == Q4_K || F == Q5_K) load_words(tile.supers, supers + group * 8);
-  if constexpr (F == Q6_K) tile.supers[0] = reinterpret_cast<const unsigned*>(supers)[group];
-}
+  const unsigned char *codes, *high, *scales, *supers;
 
-// Both codes of a pair lie in the low bits of the halves of `pair`, and below 128: as bf16, less `offset`. Exact: 128 + code
-// is written into the mantissa.
-__device__ __forceinline__ unsigned codes_to_bf16(unsigned pair, unsigned offset_bits) {
-  return sub_bf16x2(pair | 0x43004300u, offset_bits);
-}
+  __device__ __forceinline__ Panel(const unsigned char* panel, int tiles, int lane) {
+    const int group = lane / 4;
+    codes = panel + lane * (L::codes == 256 ? 8 : 16);
+    high = panel + (size_t)tiles * L::codes;
+    scales = high + (size_t)tiles * L::high + group * (L::scales / 8);
+    supers = high + (size_t)tiles * (L::high + L::scales) + group * (L::supers / 8);
+    high += lane * (L::high / 32);
+  }
+
+  __device__ __forceinline__ void load(Codes<F>& to, int index) const {
+    load_words(to.words, codes + (size_t)index * L::codes);
+    if constexpr (F == Q5_K) to.high = *reinterpret_cast<const unsigned short*>(high + (size_t)index * L::high);
+    if constexpr (F == Q6_K) to.high = *reinterpret_cast<const unsigned*>(high + (size_t)index * L::high);
+  }
+
+  __device__ __forceinline__ void load(Scales<F>& to, int index) const {
+    if constexpr (F == Q4_1) load_words(to.tile, scales + (size_t)index * L::scales);
+    else if constexpr (F != BF16) to.tile[0] = *reinterpret_cast<const unsigned*>(scales + (size_t)index * L::scales);
+    const unsigned char* super = supers + (size_t)(index / SUPER_TILES) * L::supers;
+    if constexpr (F == Q4_K || F == Q5_K) load_words(to.super, super);
+    if constexpr (F == Q6_K) to.super[0] = *reinterpret_cast<const unsigned*>(super);
+  }
+};
+
+// What `step_fragment` adds to each code of a format with minima: there the sum of x is known anyway, and the bits of a code
+// under this power of two are a bf16 as they are. It is small, so that the sums of integers lose nothing to it.
+template <int F> constexpr float ADDED = F == Q5_K ? 32.f : 16.f;
 
 // The operand of one step: integers for the quantised formats, in the order that mma wants.
-template <int F> __device__ __forceinline__ void step_fragment(const Tile<F>& tile, int step, unsigned (&a)[4]) {
+template <int F> __device__ __forceinline__ void step_fragment(const Codes<F>& tile, int step, unsigned (&a)[4]) {
 #pragma unroll
   for (int part = 0; part < 2; part++)
 #pragma unroll
@@ -97,37 +117,68 @@ template <int F> __device__ __forceinline__ void step_fragment(const Tile<F>& ti
       const int pair = 2 * step + part;
       unsigned& out = a[2 * part + half];
       if constexpr (F == BF16) {
-        out = tile.codes[4 * step + 2 * part + half];
+        out = tile.words[4 * step + 2 * part + half];
       } else if constexpr (F == Q8_0) {
         // Two's complement: the low seven bits, less 128 where the eighth is set.
-        const unsigned codes = tile.codes[2 * half + step] >> (8 * part) & 0x00ff00ffu;
+        const unsigned codes = tile.words[2 * half + step] >> (8 * part);
         out = sub_bf16x2((codes & 0x007f007fu) | 0x43004300u, (codes & 0x00800080u) | 0x43004300u);
-      } else {
-        unsigned codes = tile.codes[half] >> (4 * pair) & 0x000f000fu;
+      } else if constexpr (Layout<F>::least) {
+        // The code in the upper bits of the mantissa: 16 + code, or 32 + code.
+        constexpr int UP = F == Q5_K ? 2 : 3;
+        const unsigned word = tile.words[half];
+        const unsigned codes = pair == 0 ? word << UP : word >> (4 * pair - UP);
+        out = (codes & (0x000f000fu << UP)) | (F == Q5_K ? 0x42004200u : 0x41804180u);
         if constexpr (F == Q5_K) {
           const unsigned high = (tile.high & 0xffu) | (tile.high & 0xff00u) << 8;
-          codes |= (high >> (pair + 4 * half) & 0x00010001u) << 4;
+          out |= (high >> (pair + 4 * half) & 0x00010001u) << 6;
         }
+      } else {
+        // 128 + code is written into the mantissa, and 128 + offset taken away: 136 or 160. Exact.
+        unsigned codes = tile.words[half] >> (4 * pair) & 0x000f000fu;
         if constexpr (F == Q6_K) codes |= (tile.high >> (2 * (pair + 4 * half)) & 0x00030003u) << 4;
-        // 128 + offset, twice: 128, 136 or 160.
-        out = codes_to_bf16(codes, F == Q4_0 ? 0x43084308u : F == Q6_K ? 0x43204320u : 0x43004300u);
+        out = sub_bf16x2(codes | 0x43004300u, F == Q4_0 ? 0x43084308u : 0x43204320u);
       }
     }
 }
 
 // What a half's codes are multiplied by, in one step; f16 times 6 or 8 bits is exact in f32.
-template <int F> __device__ __forceinline__ float step_scale(const Tile<F>& tile, int half, int step) {
-  if constexpr (F == Q4_0 || F == Q8_0) return half_bits_to_float(tile.scales[0] >> (16 * half));
-  else if constexpr (F == Q4_1) return half_bits_to_float(tile.scales[half]);
+template <int F> __device__ __forceinline__ float step_scale(const Scales<F>& scales, int half, int step) {
+  if constexpr (F == Q4_0 || F == Q8_0) return half_bits_to_float(scales.tile[0] >> (16 * half));
+  else if constexpr (F == Q4_1) return half_bits_to_float(scales.tile[half]);
   else if constexpr (F == Q6_K)
-    return half_bits_to_float(tile.supers[0] >> (16 * half)) * (float)(signed char)(tile.scales[0] >> (16 * half + 8 * step));
-  else return half_bits_to_float(tile.supers[half]) * (float)(tile.scales[0] >> (16 * half) & 0xff);
+    return half_bits_to_float(scales.super[0] >> (16 * half)) * (float)(signed char)(scales.tile[0] >> (16 * half + 8 * step));
+  else return half_bits_to_float(scales.super[half]) * (float)(scales.tile[0] >> (16 * half) & 0xff);
 }
 
 // What is added to each weight of a half.
-template <int F> __device__ __forceinline__ float tile_least(const Tile<F>& tile, int half) {
-  if constexpr (F == Q4_1) return half_bits_to_float(tile.scales[half] >> 16);
-  else return -(half_bits_to_float(tile.supers[half] >> 16) * (float)(tile.scales[0] >> (16 * half + 8) & 0xff));
+template <int F> __device__ __forceinline__ float tile_least(const Scales<F>& scales, int half) {
+  if constexpr (F == Q4_1) return half_bits_to_float(scales.tile[half] >> 16);
+  else return -(half_bits_to_float(scales.super[half] >> 16) * (float)(scales.tile[0] >> (16 * half + 8) & 0xff));
+}
+
+template <int F> __device__ __forceinline__ Factors<F> factors(const Scales<F>& scales) {
+  Factors<F> f{};
+  if constexpr (F != BF16) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+#pragma unroll
+      for (int step = 0; step < Factors<F>::STEPS; step++) f.scale[half][step] = step_scale<F>(scales, half, step);
+      if constexpr (Layout<F>::least) f.least[half] = fmaf(-ADDED<F>, f.scale[half][0], tile_least<F>(scales, half));
+    }
+  }
+  return f;
+}
+
+// Those that lane `from` has.
+template <int F> __device__ __forceinline__ Factors<F> factors_of(const Factors<F>& mine, int from) {
+  Factors<F> f{};
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+#pragma unroll
+    for (int step = 0; step < Factors<F>::STEPS; step++) f.scale[half][step] = __shfl_sync(ALL_LANES, mine.scale[half][step], from);
+    if constexpr (Layout<F>::least) f.least[half] = __shfl_sync(ALL_LANES, mine.least[half], from);
+  }
+  return f;
 }
 
 // The sum of 32 values of each of 8 rows of x: columns 2t and 2t + 1 in `c[0]` and `c[1]` of every lane. By mma with ones,
@@ -145,7 +196,7 @@ __device__ __forceinline__ void tile_sums(const uint2 (&x)[2], float (&c)[4]) {
 // acc += tile * x for 8 rows of x. The integers are summed exactly as bf16 by mma and scaled in f32 afterwards, so that the
 // weights lose nothing; `sums` are those of tile_sums.
 template <int F>
-__device__ __forceinline__ void multiply_tile(const Tile<F>& tile, const unsigned (&a)[2][4], const uint2 (&x)[2],
+__device__ __forceinline__ void multiply_tile(const unsigned (&a)[2][4], const Factors<F>& by, const uint2 (&x)[2],
                                               float2 sums, float (&acc)[4]) {
   float c[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
@@ -157,14 +208,14 @@ __device__ __forceinline__ void multiply_tile(const Tile<F>& tile, const unsigne
       mma_m16n8k16_bf16(c, a[step], b);
       if (F == Q6_K || step == 1) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) acc[i] = fmaf(step_scale<F>(tile, i / 2, step), c[i], acc[i]);
+        for (int i = 0; i < 4; i++) acc[i] = fmaf(by.scale[i / 2][F == Q6_K ? step : 0], c[i], acc[i]);
         c[0] = c[1] = c[2] = c[3] = 0.f;
       }
     }
   }
   if constexpr (Layout<F>::least) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) acc[i] = fmaf(tile_least<F>(tile, i / 2), i % 2 ? sums.y : sums.x, acc[i]);
+    for (int i = 0; i < 4; i++) acc[i] = fmaf(by.least[i / 2], i % 2 ? sums.y : sums.x, acc[i]);
   }
 }
 
@@ -182,11 +233,11 @@ template <int F> __device__ __forceinline__ float weight_at(const unsigned char*
     const unsigned char* high = panel + tiles * L::codes;
     const unsigned char* scales = high + tiles * L::high + index * L::scales;
     const unsigned char* supers = high + tiles * (L::high + L::scales) + index / SUPER_TILES * L::supers;
-    Tile<F> tile;
-    tile.scales[0] = reinterpret_cast<const unsigned*>(scales)[F == Q4_1 ? group * 2 : group];
-    if constexpr (F == Q4_1) tile.scales[1] = reinterpret_cast<const unsigned*>(scales)[group * 2 + 1];
-    if constexpr (F == Q4_K || F == Q5_K) tile.supers[half] = reinterpret_cast<const unsigned*>(supers)[group * 2 + half];
-    if constexpr (F == Q6_K) tile.supers[0] = reinterpret_cast<const unsigned*>(supers)[group];
+    Scales<F> held;
+    held.tile[0] = reinterpret_cast<const unsigned*>(scales)[F == Q4_1 ? group * 2 : group];
+    if constexpr (F == Q4_1) held.tile[1] = reinterpret_cast<const unsigned*>(scales)[group * 2 + 1];
+    if constexpr (F == Q4_K || F == Q5_K) held.super[half] = reinterpret_cast<const unsigned*>(supers)[group * 2 + half];
+    if constexpr (F == Q6_K) held.super[0] = reinterpret_cast<const unsigned*>(supers)[group];
     int code;
     if constexpr (F == Q8_0) {
       code = reinterpret_cast<const signed char*>(codes)[lane * 16 + half * 8 + step * 4 + j / 2 + 2 * second];
@@ -198,8 +249,8 @@ template <int F> __device__ __forceinline__ float weight_at(const unsigned char*
         code |= (reinterpret_cast<const unsigned*>(high + index * L::high)[lane] >> (2 * (pair + 4 * half) + 16 * second) & 3) << 4;
       code -= F == Q4_0 ? 8 : F == Q6_K ? 32 : 0;
     }
-    const float scaled = __fmul_rn(step_scale<F>(tile, half, step), (float)code);
-    if constexpr (L::least) return __fadd_rn(scaled, tile_least<F>(tile, half));
+    const float scaled = __fmul_rn(step_scale<F>(held, half, step), (float)code);
+    if constexpr (L::least) return __fadd_rn(scaled, tile_least<F>(held, half));
     else return scaled;
   }
 }

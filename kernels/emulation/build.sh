@@ -50,7 +50,7 @@ done
 for pid in "${pids[@]}"; do wait "$pid"; done
 # What a kernel calls SHARED must lie where the emulation fills it anew for each block; g++ drops the attribute, without a
 # word, of what a template declares.
-if [ -z "${SANITIZER:-}" ]; then
+if [ -z "${SANITIZER:-}" ] && [ ${#units[@]} -gt 2 ]; then
   strays=$(objdump -t "${units[@]:2}" 2>/dev/null | awk '$0 ~ / O [.](bss|data|tbss)/ && $NF !~ /registration_|^_ZGV/ {print $NF}')
   if [ -n "$strays" ]; then
     echo "shared memory outside its section, or a global variable: $(c++filt <<<"$strays" | head -3)" >&2

@@ -163,4 +163,27 @@ mod emulated {
             },
         );
     }
+
+    #[test]
+    fn a_wait_that_is_missing_shows() {
+        // The emulation itself: without the event the compute stream reads what was there before the copy.
+        in_a_child("emulated::a_wait_that_is_missing_shows", &[&[("EMU_SEED", "1")]], || {
+            let device = Device::open(0).expect("the emulation is a device");
+            let (compute, copy) = (device.compute(), device.copy());
+            let memory = device.allocate(1024).expect("there is memory");
+            let (first, second) = (memory.part(0, 16).expect("inside"), memory.part(512, 16).expect("inside"));
+            let mut pinned = device.pinned::<u32>(4).expect("there is memory");
+            pinned.as_mut_slice().expect("no error").fill(7);
+            copy.upload(&mut pinned, 0..4, first).expect("fits");
+            assert!(pinned.is_busy().expect("no error"), "nothing has waited for it");
+            let mut got = [0_u32; 4];
+            compute.download_now(first, &mut got).expect("fits");
+            assert_eq!(got, [u32::MAX; 4]);
+            // A buffer that goes is waited for: the copy must not read freed memory.
+            drop(pinned);
+            compute.copy(first, second).expect("fits");
+            compute.download_now(second, &mut got).expect("fits");
+            assert_eq!(got, [7; 4]);
+        });
+    }
 }

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use crate::shell::{self, Outcome};
 use crate::suite::{Totals, checks, tests};
 
-/// `kernels/build.sh` exits with it when the compiler is not there and cannot be fetched.
-const NO_COMPILER: i32 = 3;
+/// What the scripts exit with when nvcc and its headers are not there and cannot be fetched.
+const NO_TOOLKIT: i32 = 3;
 /// The instrumented runs take longer, and find what they find under any schedule that reaches it.
 const SCHEDULES_OF_SANITIZERS: &str = "1 6";
 /// Tests of the emulated device, by the crate they are in.
@@ -23,11 +23,19 @@ const TESTS: [&str; 3] = [
 /// # Errors
 /// If a fatbin is stale, the emulation does not build, or a test or a planted bug says so.
 pub(crate) fn emulation(totals: &mut Totals) -> Outcome {
-    fatbins(totals)?;
+    let compared =
+        with_toolkit(&["kernels/build.sh", "--check"], "CUDA FATBINS WERE NOT COMPARED WITH THEIR SOURCES", totals);
+    // The rest is worth knowing too: whoever changed a kernel sees whether it is right before building it for devices.
+    on_the_cpu(totals).and(compared)
+}
+
+fn on_the_cpu(totals: &mut Totals) -> Outcome {
     if !can_run("g++") {
         totals.skip("CUDA emulation: there is no g++");
         return Ok(());
     }
+    let or_else = "THE EMULATION'S CONVERSIONS WERE NOT COMPARED WITH NVIDIA'S";
+    with_toolkit(&["kernels/emulation/conversions.sh"], or_else, totals)?;
     let plain = build("")?;
     let targets = TESTS.iter().filter(|path| shell::root().join(path).is_file());
     let targets: Vec<&str> = targets.filter_map(|path| Path::new(path).file_stem()?.to_str()).collect();
@@ -41,20 +49,22 @@ pub(crate) fn emulation(totals: &mut Totals) -> Outcome {
     checks(&["kernels/emulation/mutate.py"], totals)
 }
 
-fn fatbins(totals: &mut Totals) -> Outcome {
+/// Runs a script that needs nvcc or its headers; says so, loudly, if they are not there and cannot be fetched.
+fn with_toolkit(arguments: &[&str], or_else: &str, totals: &mut Totals) -> Outcome {
     let mut command = Command::new("bash");
-    command.args(["kernels/build.sh", "--check"]).current_dir(shell::root()).stdin(Stdio::null());
-    println!("$ {}", shell::line_of(&command));
-    let status = command.status().map_err(|error| format!("cannot start `{}`: {error}", shell::line_of(&command)))?;
+    command.args(arguments).current_dir(shell::root()).stdin(Stdio::null());
+    let line = shell::line_of(&command);
+    println!("$ {line}");
+    let status = command.status().map_err(|error| format!("cannot start `{line}`: {error}"))?;
     if status.success() {
         totals.pass();
         return Ok(());
     }
-    if status.code() == Some(NO_COMPILER) {
-        totals.skip("CUDA FATBINS WERE NOT COMPARED WITH THEIR SOURCES: nvcc is not installed and PyPI gave none");
+    if status.code() == Some(NO_TOOLKIT) {
+        totals.skip(&format!("{or_else}: nvcc is not installed and PyPI gave none"));
         return Ok(());
     }
-    Err(format!("`{}` failed: {status}", shell::line_of(&command)).into())
+    Err(format!("`{line}` failed: {status}").into())
 }
 
 /// Builds the emulated driver, instrumented by `sanitizer` if that is not empty; returns its folder.

@@ -49,7 +49,7 @@ impl DeviceRange {
     /// # Errors
     /// If they are not all inside.
     pub fn part(self, offset: usize, bytes: usize) -> Result<Self, CudaError> {
-        let end = offset.checked_add(bytes).unwrap_or(usize::MAX);
+        let end = offset.saturating_add(bytes);
         if end > self.bytes {
             return Err(CudaError::Range { what: "a part of device memory", needed: end, bytes: self.bytes });
         }

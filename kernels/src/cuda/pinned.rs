@@ -37,7 +37,7 @@ unsafe impl<T: Plain> Sync for Pinned<T> {}
 impl<T: Plain> Pinned<T> {
     pub(super) fn allocate(context: &Arc<Context>, count: usize) -> Result<Self, CudaError> {
         context.make_current()?;
-        let bytes = count.checked_mul(size_of::<T>()).unwrap_or(usize::MAX).max(1);
+        let bytes = count.saturating_mul(size_of::<T>()).max(1);
         let failed = CudaError::driver("allocate pinned host memory");
         // SAFETY: allocates page-aligned host memory, which is aligned for any `T`.
         let start = unsafe { result::malloc_host(bytes, 0) }.map_err(&failed)?.cast::<T>();

@@ -15,6 +15,7 @@ pub(crate) use cases::cases;
 pub const CHUNK_TOKENS: usize = 256;
 const TILE_TOKENS: u32 = 64;
 const SPLIT_THREADS: u32 = 128;
+const SPLIT_STAGES: u32 = 2;
 const SPLIT_QUERIES: u32 = 16;
 const ROWS_THREADS: u32 = 256;
 const ROWS_QUERIES: u32 = 128;
@@ -238,7 +239,7 @@ fn in_limits(grid: [u32; 3]) -> Result<[u32; 3], CudaError> {
 }
 
 const fn split_shared_bytes(head_dim: u32) -> u32 {
-    2 * 2 * TILE_TOKENS * head_dim + 2 * SPLIT_QUERIES * TILE_TOKENS + 4 * (SPLIT_THREADS / 32) * SPLIT_QUERIES
+    SPLIT_STAGES * 2 * 2 * TILE_TOKENS * head_dim + 2 * SPLIT_QUERIES * TILE_TOKENS + 4 * (SPLIT_THREADS / 32) * SPLIT_QUERIES
 }
 
 const fn rows_shared_bytes(head_dim: u32) -> u32 {
