@@ -4,14 +4,19 @@
 use std::ffi::OsString;
 use std::process::Command;
 
-use crate::base;
 use crate::shell::{self, Outcome};
+use crate::{base, cuda_bench};
 
 /// Builds and runs; the arguments go to the program as they are.
 ///
 /// # Errors
 /// If something cannot be built or measured. A missed bar is no error: it is in the report.
 pub(crate) fn run(arguments: &[OsString]) -> Outcome {
+    if let Some((bench, rest)) = arguments.split_first()
+        && bench == "cuda"
+    {
+        return cuda_bench::run(rest);
+    }
     // Not the whole workspace: the package `tests` would put a host in process into what is measured.
     let build = ["build", "--locked", "--release", "--package", "host", "--package", "bench", "--bins"];
     shell::run(&mut shell::cargo(&build))?;

@@ -5,6 +5,7 @@ mod base;
 mod bench;
 mod clients;
 mod cuda;
+mod cuda_bench;
 mod demo;
 mod fuzz;
 mod guests;
@@ -40,7 +41,7 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         port: u16,
     },
-    /// Build the release, and measure it: `bench engine`, `adapters`, `churn`, `soak`, `plugin`, `quality`; each says more with `--help`
+    /// Build the release, and measure it: `bench engine`, `adapters`, `churn`, `soak`, `plugin`, `quality`, `cuda`; each says more with `--help`
     #[command(disable_help_flag = true)]
     Bench {
         /// Which bench, and what it is told

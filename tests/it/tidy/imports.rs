@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("hostile", &[]),
     ("tests", &["generators", "host", "hostile", "types"]),
     ("bench", &["engine", "hostile", "kernels", "model", "plugin", "types"]),
+    ("cuda-bench", &["engine", "kernels", "model", "types"]),
     ("xtask", &["generators"]),
 ];
 

@@ -12,6 +12,7 @@ mod container;
 mod derive;
 mod device_form;
 mod fingerprint;
+mod generated;
 mod invocation;
 mod norms;
 mod packed;

@@ -108,6 +108,12 @@ impl DeviceFactors {
         Self::new(terms, vec![0; bytes], layers).unwrap()
     }
 
+    /// These terms with small numbers out of a seed; `None` as [`Self::new`].
+    pub(super) fn of_noise(terms: Vec<DeviceTerm>, layers: usize, seed: u64) -> Option<Self> {
+        let bytes = terms.clone().iter_mut().try_fold(0, |at, term| term.place(at))?;
+        Self::new(terms, crate::generated::small_bf16(seed, bytes), layers)
+    }
+
     pub(crate) fn terms(&self) -> &[DeviceTerm] {
         &self.terms
     }

@@ -14,6 +14,7 @@ mod forward;
 mod pieces;
 mod plan;
 mod runs;
+mod source;
 mod spans;
 mod step;
 mod tables;
@@ -26,9 +27,10 @@ use kernels::cuda::{CudaError, Device, KvFormat};
 use types::Digest;
 
 use self::plan::Plan;
+use self::source::Source;
 use self::step::Steps;
 use super::{Precision, check};
-use crate::{Base, LoraAdapter, ModelConfig, ModelError};
+use crate::{Base, GeneratedBase, LoraAdapter, ModelConfig, ModelError};
 
 /// The sizes of a CUDA runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +92,19 @@ impl CudaRunner {
     /// If there is no device that can be used, the base does not fit under the ceiling with a single block of KV, or a tensor
     /// is missing or has the wrong shape.
     pub fn new(base: &Base, config: &CudaRunnerConfig) -> Result<Self, ModelError> {
+        Self::of(Source::Files(base), config)
+    }
+
+    /// The same over generated weights, which are made on the device: for benches.
+    ///
+    /// # Errors
+    /// As [`Self::new`], or if there is no kernel for the format.
+    pub fn generated(base: &GeneratedBase, config: &CudaRunnerConfig) -> Result<Self, ModelError> {
+        base.config.check()?;
+        Self::of(Source::Seed(base), config)
+    }
+
+    fn of(base: Source<'_>, config: &CudaRunnerConfig) -> Result<Self, ModelError> {
         let sizes = [config.block_tokens, config.batch_rows_max, config.context_tokens_max, config.sequences_max];
         if sizes.contains(&0) || config.adapter_slots > 1 << 16 || config.batch_rows_max > 1 << 15 {
             return Err(ModelError::Configuration(

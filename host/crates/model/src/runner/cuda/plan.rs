@@ -7,10 +7,11 @@ use kernels::cuda::{CudaError, DeviceMemory, DeviceRange, KvLayout};
 use super::CudaRunnerConfig;
 use super::draw::DrawLimits;
 use super::pieces::{least_block_bytes, pieces_max};
+use super::source::Source;
 use super::spans::{Span, Spans};
 use super::tables::{TableLayout, TableSizes};
 use super::weights::{MatrixPlan, WeightsPlan};
-use crate::{Base, ModelConfig, ModelError};
+use crate::{ModelConfig, ModelError};
 
 /// Rows that decode steps are recorded for, at most; also the rows of one pass of the output layer.
 const GRAPH_ROWS_MAX: usize = 128;
@@ -132,7 +133,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// `free_bytes` is what the device has to give now.
-    pub(super) fn new(base: &Base, config: &CudaRunnerConfig, free_bytes: usize) -> Result<Self, ModelError> {
+    pub(super) fn new(base: Source<'_>, config: &CudaRunnerConfig, free_bytes: usize) -> Result<Self, ModelError> {
         let model = base.config();
         let (rows, slots) = (config.batch_rows_max as usize, config.adapter_slots as usize);
         let kv = kv_layout(model, config)?;

@@ -14,10 +14,11 @@ use super::draw::Draw;
 use super::forward::{Forward, Kernels, Shape};
 use super::plan::{Buffers, MOVES_WORDS, Plan};
 use super::runs::{RunLimits, Runs};
+use super::source::Source;
 use super::tables::AttentionWay;
 use super::{CudaRunnerConfig, failed, step_failed};
 use crate::adapter::DeviceFactors;
-use crate::{Base, ModelConfig, ModelError};
+use crate::{ModelConfig, ModelError};
 
 /// Words before the pairs or numbers in the table of copies and wipes: their count, and room to be aligned.
 const MOVES_HEAD: usize = 4;
@@ -59,7 +60,12 @@ pub(super) struct HeadPass {
 }
 
 impl Steps {
-    pub(super) fn new(device: Device, base: &Base, plan: Plan, config: &CudaRunnerConfig) -> Result<Self, ModelError> {
+    pub(super) fn new(
+        device: Device,
+        base: Source<'_>,
+        plan: Plan,
+        config: &CudaRunnerConfig,
+    ) -> Result<Self, ModelError> {
         use kernels::cuda::ops::attention::{rows_tile_rows, split_tile_rows};
         let model = base.config();
         let memory = device.allocate(plan.bytes).map_err(failed)?;

@@ -8,8 +8,9 @@ use types::Module;
 
 use super::failed;
 use super::pieces::ALL_GROUPS;
+use super::source::{Source, generate};
 use super::spans::{Span, Spans};
-use crate::{Base, BaseTensor, ModelError, TensorFormat, names};
+use crate::{BaseTensor, ModelError, TensorFormat, names};
 
 /// Outputs that a matrix must have a multiple of for another one to follow it.
 const PANEL: usize = 16;
@@ -53,7 +54,7 @@ pub(super) struct WeightsPlan {
 
 impl WeightsPlan {
     /// Takes a place for everything.
-    pub(super) fn new(base: &Base, context: usize, spans: &mut Spans) -> Result<Self, ModelError> {
+    pub(super) fn new(base: Source<'_>, context: usize, spans: &mut Spans) -> Result<Self, ModelError> {
         let config = base.config();
         let table = |name: &str, spans: &mut Spans| {
             let tensors = vec![(name.to_owned(), config.vocabulary)];
@@ -92,7 +93,7 @@ impl WeightsPlan {
     }
 
     /// Reads the base tensor by tensor, repacks and uploads it: never the base twice in memory.
-    pub(super) fn upload(&self, base: &Base, stream: &Stream, memory: &DeviceMemory) -> Result<(), ModelError> {
+    pub(super) fn upload(&self, base: Source<'_>, stream: &Stream, memory: &DeviceMemory) -> Result<(), ModelError> {
         let config = base.config();
         for matrix in self.matrices() {
             upload_matrix(base, matrix, stream, memory)?;
@@ -101,7 +102,10 @@ impl WeightsPlan {
             let range = memory.part(span.at, span.bytes).map_err(failed)?;
             stream.upload_now(values, range).map_err(failed)
         };
-        let norm = |name: &str, width: usize, span: Span| numbers(&base.tensor(name, &[width])?.to_f32()?, span);
+        let norm = |name: &str, width: usize, span: Span| match base {
+            Source::Files(base) => numbers(&base.tensor(name, &[width])?.to_f32()?, span),
+            Source::Seed(_) => numbers(&vec![1.0; width], span),
+        };
         for (layer, plan) in self.layers.iter().enumerate() {
             let name = |norm: &str| format!("blk.{layer}.{norm}.weight");
             norm(&name("attn_norm"), config.hidden, plan.attention_norm)?;
@@ -117,7 +121,12 @@ impl WeightsPlan {
 }
 
 /// Modules of one input: as few matrices as their formats allow.
-fn matrices(base: &Base, layer: usize, modules: &[Module], spans: &mut Spans) -> Result<Vec<MatrixPlan>, ModelError> {
+fn matrices(
+    base: Source<'_>,
+    layer: usize,
+    modules: &[Module],
+    spans: &mut Spans,
+) -> Result<Vec<MatrixPlan>, ModelError> {
     let mut joined: Vec<(WeightFormat, Vec<(String, usize)>)> = Vec::new();
     let mut inputs = 0;
     for module in modules {
@@ -143,7 +152,7 @@ fn matrices(base: &Base, layer: usize, modules: &[Module], spans: &mut Spans) ->
 }
 
 fn matrix(
-    base: &Base,
+    base: Source<'_>,
     tensors: Vec<(String, usize)>,
     inputs: usize,
     column: usize,
@@ -159,7 +168,20 @@ fn matrix(
     Ok(MatrixPlan { tensors, format, outputs, inputs, column, span: spans.take(bytes, 1) })
 }
 
-fn upload_matrix(base: &Base, plan: &MatrixPlan, stream: &Stream, memory: &DeviceMemory) -> Result<(), ModelError> {
+fn upload_matrix(
+    base: Source<'_>,
+    plan: &MatrixPlan,
+    stream: &Stream,
+    memory: &DeviceMemory,
+) -> Result<(), ModelError> {
+    let base = match base {
+        Source::Files(base) => base,
+        Source::Seed(base) => {
+            let matrix = memory.part(plan.span.at, plan.span.bytes).map_err(failed)?;
+            let source = device_format(base.format).0.unwrap_or(BlockFormat::Bf16);
+            return generate(base, source, plan.format, [plan.outputs, plan.inputs], stream, matrix);
+        }
+    };
     let mut at = plan.span.at;
     for (name, outputs) in &plan.tensors {
         let tensor = base.tensor(name, &[*outputs, plan.inputs])?;
