@@ -4,10 +4,11 @@
 #   build.sh [OP...]      builds (all of them by default) and writes the list of digests
 #   build.sh --check      builds beside and compares: fails if a committed fatbin is not what its source gives
 #   build.sh --install    only installs the compiler
-# Exit code 3: the compiler is not there and cannot be fetched.
+# Exit code 3: the compiler, or the g++ that it preprocesses with, is not there and cannot be fetched.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 version=13.0.3
+gxx=12
 cache=${TENON_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tenon}
 toolkit=$cache/cuda-$version
 nvcc=$toolkit/nvidia/cu13/bin/nvcc
@@ -43,6 +44,11 @@ ops() { (cd "$here/cuda" && ls -- *.cu | sed 's/\.cu$//' | LC_ALL=C sort); }
 case ${1:-} in
   --install) install ;;
   --check)
+    found=$(g++ -dumpversion 2>/dev/null | cut -d. -f1)
+    if [ "$found" != "$gxx" ]; then
+      echo "g++ ${found:-(none)} is here; the committed fatbins were made beside g++ $gxx, whose text nvcc compiles" >&2
+      exit 3
+    fi
     install
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT

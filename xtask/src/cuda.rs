@@ -61,7 +61,7 @@ fn with_toolkit(arguments: &[&str], or_else: &str, totals: &mut Totals) -> Outco
         return Ok(());
     }
     if status.code() == Some(NO_TOOLKIT) {
-        totals.skip(&format!("{or_else}: nvcc is not installed and PyPI gave none"));
+        totals.skip(&format!("{or_else}: the compiler is not there, see above"));
         return Ok(());
     }
     Err(format!("`{line}` failed: {status}").into())

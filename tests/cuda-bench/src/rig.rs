@@ -56,6 +56,7 @@ impl Rig {
             adapter_slots: small(room.slots),
             batch_rows_max: small(room.rows),
             sequences_max: small(room.sequences),
+            row_adapters_max: 8,
             graphs: true,
         };
         let runner = CudaRunner::generated(&base, &config)?;

@@ -223,7 +223,7 @@ fn a_marked_index_that_lies_is_an_error_and_no_panic() {
                 for terms in [vec![], vec![term()], vec![plain()], vec![plain(), plain()]] {
                     indexes.push(Terms::Grouped(vec![GroupEntry { layer, group, values: section, terms }]));
                 }
-                for (rank, grows) in [(rank, false), (8, true), (u32::MAX & !7, true)] {
+                for (rank, grows) in [(rank, false), (8, true), (!7, true)] {
                     let entry = || DeviceEntry { layer, module: slot, rank, scale: 1.0, grows };
                     indexes.push(Terms::Device(section, vec![entry()]));
                     indexes.push(Terms::Device(section, vec![entry(), entry()]));
