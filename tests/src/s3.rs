@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use serde_json::json;
 
 use crate::server::guard;
@@ -96,8 +97,9 @@ impl S3Server {
         let anyone = Client::new(&format!("http://127.0.0.1:{}", self.port), None);
         loop {
             // A volume for objects is there some time after the ports are; and the S3 side after the filer.
-            let is_kept = self.filer.get("/").status == 200 && self.try_put("probe/object", b"x") == 201;
-            if is_kept && anyone.get("/probe/object").status == 403 {
+            let is_kept = status(self.filer.request(Method::GET, "/")) == Some(200)
+                && status(self.filer.request(Method::PUT, "/buckets/probe/object").body("x")) == Some(201);
+            if is_kept && status(anyone.request(Method::GET, "/probe/object")) == Some(403) {
                 return Ok(());
             }
             let exited = self.child.try_wait().expect("the child can be asked");
@@ -145,6 +147,11 @@ impl S3Server {
         let answer = self.filer.delete(&format!("/buckets/{object}"));
         assert!(matches!(answer.status, 200 | 204), "{object}: {} {}", answer.status, answer.text);
     }
+}
+
+/// What it is answered; `None` if that is no answer, as of whoever took the port before and speaks something else.
+fn status(request: reqwest::blocking::RequestBuilder) -> Option<u16> {
+    request.send().ok().map(|answer| answer.status().as_u16())
 }
 
 impl Drop for S3Server {
