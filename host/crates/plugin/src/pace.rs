@@ -2,16 +2,17 @@
 //! takes longer than they do: 10 us where threads are awake, and 70 where a core of a virtual machine has to be woken twice. Not
 //! here: what ends a call that is not quick this time, which is the epoch (`meter.rs`), and what all guests may compute (`share.rs`).
 //!
-//! A guest that is quick until it is trusted gains little. At the end of an epoch, which is at most 2 ms, it is moved to the
-//! plugin threads; and one long call in a hundred is all that keeps it here. So what guests take from threads of normal
+//! A guest that is quick until it is trusted gains little. When the second epoch of a call ends, which is after 18 ms at most
+//! (`ticker.rs`), it is moved to the plugin threads; and one long call in a hundred is all that keeps it here. So what guests take from threads of normal
 //! priority is bounded by the tokens that the engine makes, times [`LONG_CHUNK`], and the requests that are let in, times
-//! [`LONG_OPENING`], and a hundredth of an epoch for each. No guest runs here while all of them are over their share.
+//! [`LONG_OPENING`], and a hundredth of those 18 ms for each. No guest runs here while all of them are over their share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// CPU time from which on a chunk, or a call before the first or after the last one, is long.
-const LONG_CHUNK: Duration = Duration::from_micros(50);
+/// CPU time from which on a chunk, or a call before the first or after the last one, is long. One that passes takes 1 us where
+/// nothing else runs, and between two steps, which leave nothing of it in any cache, 10 to 25; one in a hundred 70.
+const LONG_CHUNK: Duration = Duration::from_micros(100);
 /// CPU time from which on an instance's start, its decision and its plan together are long.
 const LONG_OPENING: Duration = Duration::from_micros(300);
 /// Calls that are looked at before the first one runs where it is asked for.

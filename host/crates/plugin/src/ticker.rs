@@ -1,5 +1,5 @@
-//! The thread that advances the epoch while a guest runs, and sleeps when none has run for a while: to wake it for each call
-//! would cost more than most calls take. Not here: what an epoch means (`meter.rs`).
+//! The thread that advances the epoch while a guest runs, goes slower where it finds none, and sleeps when none has run for a
+//! while: to wake it for each call would cost more than most calls take, and so would an epoch for each token of a stream. Not here: what an epoch means (`meter.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use wasmtime::Engine;
 
-/// Length of an epoch.
+/// Length of an epoch while a guest runs.
 const TICK: Duration = Duration::from_millis(2);
+/// An epoch at whose end none does is followed by one of twice the length, so many times: 16 ms is the longest before one that
+/// begins now is seen.
+const DOUBLINGS_MAX: u32 = 3;
 /// Epochs without a guest after which the thread sleeps.
-const IDLE_TICKS_MAX: u32 = 50;
+const IDLE_TICKS_MAX: u32 = 8;
 
 /// Owns the thread; dropping it ends the thread.
 #[derive(Debug)]
@@ -79,7 +82,7 @@ fn tick(engine: &Engine, shared: &Shared) {
     while !shared.ended.load(Ordering::SeqCst) {
         idle_ticks = if is_idle() { idle_ticks + 1 } else { 0 };
         if idle_ticks <= IDLE_TICKS_MAX {
-            std::thread::park_timeout(TICK);
+            std::thread::park_timeout(TICK * 2_u32.pow(idle_ticks.min(DOUBLINGS_MAX)));
             engine.increment_epoch();
             continue;
         }

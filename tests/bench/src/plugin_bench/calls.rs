@@ -139,7 +139,7 @@ fn chunks(sandbox: &Sandbox, others: &[(&'static str, Digest)], amount: &Amount,
     let passing = vec![("*".to_owned(), "pass".to_owned())];
     let mut guests = vec![
         ("Rust, passes", sandbox.admit(fixture("echo")?)?, Vec::new()),
-        ("Rust, looks into its configuration twice and passes", sandbox.admit(fixture("actions")?)?, passing),
+        ("Rust, passes as its configuration says", sandbox.admit(fixture("actions")?)?, passing),
     ];
     // What the SDK does with a chunk for which a policy does nothing.
     guests.extend(others.iter().map(|(name, guest)| (*name, *guest, Vec::new())));
