@@ -49,6 +49,22 @@ fn on_the_cpu(totals: &mut Totals) -> Outcome {
     checks(&["kernels/emulation/mutate.py"], totals)
 }
 
+/// The stage `cuda-goldens`.
+///
+/// # Errors
+/// If the emulation does not build, or a golden is missed.
+pub(crate) fn goldens(base: &Path, totals: &mut Totals) -> Outcome {
+    if !can_run("g++") {
+        totals.skip("CUDA goldens: there is no g++");
+        return Ok(());
+    }
+    let folder = build("")?;
+    let mut command = shell::cargo(&["test", "--locked", "--workspace", "--test", "cuda_golden"]);
+    command.args(["--", "--ignored", "--nocapture"]);
+    command.env("TENON_CUDA_EMULATION", folder).env("TENON_BASE", base);
+    tests(command, totals)
+}
+
 /// Runs a script that needs nvcc or its headers; says so, loudly, if they are not there and cannot be fetched.
 fn with_toolkit(arguments: &[&str], or_else: &str, totals: &mut Totals) -> Outcome {
     let mut command = Command::new("bash");
