@@ -20,19 +20,19 @@ use serde_json::Value;
 
 use self::cuda::setup::{config, demo_base, in_a_child, load, packed, skip, whole};
 
-/// Of the log-probability of each of the best 20 tokens, and of any logit. The CPU's way of rounding activations (int8) is
-/// allowed a mean of 0.25; this runner rounds them to bf16.
-const TOP_TOLERANCE: f64 = 0.25;
-const LOGIT_TOLERANCE: f64 = 0.4;
-const MEAN_TOLERANCE: f64 = 0.03;
+/// Largest and mean distance of the log-probability of each of the best 20 tokens. Activations are rounded to bf16; the
+/// goldens' page expects 0.1 to 0.3 of such a path, and 2 to 18 of the usual mistakes.
+const TOP_TOLERANCE: [f64; 2] = [0.25, 0.04];
+/// The same of all logits, of which all of a prompt may be moved alike.
+const LOGIT_TOLERANCE: [f64; 2] = [0.5, 0.08];
 /// Two tokens that are nearer than this may change places.
 const MARGIN: f64 = 0.15;
-/// Greedy tokens of each golden that has them, the first one included.
-const GREEDY_TOKENS: usize = 8;
+/// Greedy tokens of each golden that has them: all.
+const GREEDY_TOKENS: usize = 32;
 const ROWS_MAX: usize = 256;
 const BLOCK_TOKENS: usize = 16;
-/// Blocks of a sequence: 48 tokens.
-const SEQUENCE_BLOCKS: usize = 3;
+/// Blocks of a sequence: 80 tokens.
+const SEQUENCE_BLOCKS: usize = 5;
 /// Of all of them, KV and adapters.
 const BLOCKS: usize = 640;
 
@@ -174,12 +174,7 @@ impl Bench {
     fn step(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
         let started = Instant::now();
         let logits = self.runner.step_logits(batch).unwrap();
-        println!(
-            "  {} rows of {} sequences: {:.0?}",
-            batch.tokens.len(),
-            batch.sequences.len(),
-            started.elapsed()
-        );
+        println!("  {} rows of {} sequences: {:.0?}", batch.tokens.len(), batch.sequences.len(), started.elapsed());
         logits.chunks_exact(self.runner.shape().vocabulary as usize).map(<[f32]>::to_vec).collect()
     }
 }
@@ -205,6 +200,10 @@ impl Errors {
 
     fn mean(&self) -> f64 {
         self.sum / self.count.max(1) as f64
+    }
+
+    fn are_within(&self, [most, mean]: [f64; 2]) -> bool {
+        self.count > 0 && self.most < most && self.mean() < mean
     }
 }
 
@@ -248,8 +247,7 @@ mod emulated {
             let [same, near] = greedy(&mut bench, &cases, &found, &mut misses);
             println!("  {same} greedy tokens are the golden's, {near} others lay where two were near");
             assert!(misses.is_empty(), "{misses:#?}");
-            assert!(tops.most < TOP_TOLERANCE && tops.mean() < MEAN_TOLERANCE, "{} {}", tops.most, tops.mean());
-            assert!(logits.most < LOGIT_TOLERANCE && logits.mean() < MEAN_TOLERANCE, "{}", logits.most);
+            assert!(tops.are_within(TOP_TOLERANCE) && logits.are_within(LOGIT_TOLERANCE));
         });
     }
 
