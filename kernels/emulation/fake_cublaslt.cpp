@@ -2,7 +2,8 @@
 // memory of the emulated driver, in the order of its streams. A product that no GPU would take aborts and says why.
 //
 // Sums are cut into as many parts as the rows say, so that a row's bits depend on its batch, as the library's own do: who
-// relies on the contrary is found. EMU_CUBLASLT: the version that it says it is (130000), or `refuse` to find no algorithm.
+// relies on the contrary is found. EMU_CUBLASLT: the version that it says it is (130000), `refuse` to find no algorithm, or
+// `double` to give twice what is right, which shows that it was asked.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -56,6 +57,8 @@ void multiply(void* given) {
   need((uint64_t)p.w, p.m * p.k * 2, "weights of a product");
   need((uint64_t)p.x, p.n * p.k * 2, "x of a product");
   need((uint64_t)p.y, ((p.n - 1) * p.leading + p.m) * 4, "y of a product");
+  const char* const text = getenv("EMU_CUBLASLT");
+  const float factor = text && !strcmp(text, "double") ? 2.f : 1.f;
   const uint64_t parts = 1 + p.n % 5, each = (p.k + parts - 1) / parts;
   for (uint64_t j = 0; j < p.n; j++)
     for (uint64_t i = 0; i < p.m; i++) {
@@ -65,7 +68,7 @@ void multiply(void* given) {
         for (uint64_t l = first; l < first + each && l < p.k; l++) part += bf16(p.w[i * p.k + l]) * bf16(p.x[j * p.k + l]);
         sum += part;
       }
-      p.y[j * p.leading + i] = sum;
+      p.y[j * p.leading + i] = factor * sum;
     }
 }
 }  // namespace
