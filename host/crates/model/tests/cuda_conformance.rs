@@ -255,8 +255,11 @@ mod emulated {
     #[test]
     fn products_by_cublaslt_are_those_of_the_f32_reference() {
         let name = "products_by_cublaslt_are_those_of_the_f32_reference";
-        let settings: [&[(&str, &str)]; 2] =
-            [&[("EMU_SEED", "0"), ("EMU_CUBLASLT", "130000")], &[("EMU_SEED", "3"), ("EMU_CUBLASLT", "130000")]];
+        let settings: [&[(&str, &str)]; 3] = [
+            &[("EMU_SEED", "0"), ("EMU_CUBLASLT", "130000")],
+            &[("EMU_SEED", "3"), ("EMU_CUBLASLT", "130000")],
+            &[("EMU_SEED", "1"), ("EMU_CUBLASLT", "double")],
+        ];
         in_a_child(name, &settings, || {
             for name in ["llama", "qwen3"] {
                 let base = Base::open(&fixtures().join(name)).unwrap();
