@@ -11,12 +11,8 @@ use crate::suite::{Totals, checks, tests};
 const NO_TOOLKIT: i32 = 3;
 /// The instrumented runs take longer, and find what they find under any schedule that reaches it.
 const SCHEDULES_OF_SANITIZERS: &str = "1 6";
-/// Tests of the emulated device, by the crate they are in.
-const TESTS: [&str; 3] = [
-    "kernels/tests/cuda_emulation.rs",
-    "host/crates/model/tests/cuda_conformance.rs",
-    "tests/cuda-bench/tests/cuda_bench_smoke.rs",
-];
+/// Tests of the emulated device: of the kernels, the runner, the bench and a whole host.
+const TESTS: [&str; 4] = ["cuda_emulation", "cuda_conformance", "cuda_bench_smoke", "cuda_host"];
 
 /// The stage `cuda-emulation`.
 ///
@@ -37,10 +33,10 @@ fn on_the_cpu(totals: &mut Totals) -> Outcome {
     let or_else = "THE EMULATION'S CONVERSIONS WERE NOT COMPARED WITH NVIDIA'S";
     with_toolkit(&["kernels/emulation/conversions.sh"], or_else, totals)?;
     let plain = build("")?;
-    let targets = TESTS.iter().filter(|path| shell::root().join(path).is_file());
-    let targets: Vec<&str> = targets.filter_map(|path| Path::new(path).file_stem()?.to_str()).collect();
+    // A whole host is the program beside the tests, which no test builds.
+    shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
     let mut arguments = vec!["test", "--locked", "--workspace", "--no-fail-fast"];
-    arguments.extend(targets.iter().flat_map(|target| ["--test", *target]));
+    arguments.extend(TESTS.iter().flat_map(|target| ["--test", *target]));
     let mut command = shell::cargo(&arguments);
     command.env("TENON_CUDA_EMULATION", &plain);
     tests(command, totals)?;

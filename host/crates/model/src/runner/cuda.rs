@@ -105,6 +105,7 @@ pub struct CudaRunner {
     model: ModelConfig,
     block_bytes: usize,
     memory_bytes: usize,
+    matmul: Matmul,
     steps: Steps,
 }
 
@@ -161,9 +162,19 @@ impl CudaRunner {
             fingerprint: Digest::of_parts("tenon 2026-11 cuda runner", parts),
             block_bytes: plan.kv.block_bytes(),
             memory_bytes: plan.bytes,
+            matmul: config.matmul,
             steps: Steps::new(device, base, plan, config)?,
             model,
         })
+    }
+
+    /// As receipts call it: with cuBLASLt it is another, since a row's bits may depend on its batch.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self.matmul {
+            Matmul::Own => "cuda",
+            Matmul::CublasLt { .. } => "cuda-cublaslt",
+        }
     }
 
     /// What adapters must be packed for.
