@@ -243,7 +243,10 @@ impl Drop for Server {
 pub fn tenon() -> Command {
     let binary = places::profile().join("tenon");
     assert!(binary.is_file(), "{} is missing: run `cargo build --workspace --bins` first", binary.display());
-    Command::new(binary)
+    let mut command = Command::new(binary);
+    // What tests are told is no configuration.
+    command.env_remove("TENON_CUDA_EMULATION");
+    command
 }
 
 /// Runs `tenon` with these arguments to its end.
