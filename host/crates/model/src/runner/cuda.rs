@@ -139,6 +139,12 @@ impl CudaRunner {
         let device = Device::open(0).map_err(failed)?;
         let (free_bytes, _) = device.memory().map_err(failed)?;
         let plan = Plan::new(base, config, free_bytes)?;
+        if let Some(format) = plan.weights.widened(base) {
+            tracing::warn!(
+                ?format,
+                "the device has no kernel for this format: such weights become bf16 and take its memory"
+            );
+        }
         let model = base.config().clone();
         let small = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
         let kv_tokens = (plan.blocks as usize).saturating_mul(config.block_tokens as usize);

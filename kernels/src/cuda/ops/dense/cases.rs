@@ -17,15 +17,15 @@ const COLUMN: usize = 4;
 pub(super) fn cases() -> Vec<Case> {
     let rows = [(16, 32), (37, 96), (130, 160), (1, 288)].map(|(outputs, inputs)| {
         let name = format!("bf16 panels of {outputs} x {inputs} as rows");
-        Case::new("dense", name, 0.0, move |device, seed| rows_of_panels(device, seed, outputs, inputs))
+        Case::new("unpack", name, 0.0, move |device, seed| rows_of_panels(device, seed, outputs, inputs))
     });
     let mut cases = Vec::from(rows);
     // Rows that there are, the least that are planned for, the most of a launch.
     if cublaslt_version().is_ok() {
         for (rows, rows_min, rows_max) in [(130, 100, 200), (128, 1, 128), (3, 2, 8), (257, 256, 300)] {
-            let name = format!("cuBLASLt {rows} rows of {rows_min} to {rows_max}");
+            let name = format!("bf16 {rows} rows of {rows_min} to {rows_max}");
             let run = move |device: &Device, seed| product(device, seed, rows, [rows_min, rows_max]);
-            cases.push(Case::new("dense", name, TOLERANCE, run));
+            cases.push(Case::new("cublaslt", name, TOLERANCE, run));
         }
     }
     cases
