@@ -295,6 +295,36 @@ mod emulated {
         });
     }
 
+    /// DoRA beside the f32 reference: what a row's growth adds is more than rounding.
+    #[test]
+    fn dora_is_that_of_the_f32_reference() {
+        in_a_child("dora_is_that_of_the_f32_reference", &[&[("EMU_SEED", "4")]], || {
+            let base = &tiny();
+            let cpu = CpuRunnerConfig {
+                precision: Precision::F32,
+                block_tokens: 16,
+                kv_blocks: 64,
+                adapter_slots: 2,
+                batch_rows_max: 64,
+                threads: 1,
+            };
+            let rows = batch(&[(0, &[5, 3, 9, 2, 7, 1, 8])], vec![whole(0..7, 0, 1.0)]);
+            for bytes in canonical(base, AdapterKind::Dora).take(6) {
+                let mut reference = CpuRunner::new(base, cpu.clone()).unwrap();
+                let bare = reference.step_logits(&Batch { segments: Vec::new(), ..rows.clone() }).unwrap();
+                reference.load_adapter(Slot(0), &packed(base, &bytes, Precision::F32), &[]).unwrap();
+                let expected = reference.step_logits(&rows).unwrap();
+                let mut runner =
+                    CudaRunner::new(base, &CudaRunnerConfig { kv_blocks_max: Some(400), ..config() }).unwrap();
+                load(&mut runner, 0, &packed(base, &bytes, Precision::Bf16), 32);
+                let (square, _) = differences(&runner.step_logits(&rows).unwrap(), &expected);
+                let (changed, _) = differences(&bare, &expected);
+                println!("  rms {square:.4}, of {changed:.4} that the adapter changes");
+                assert!(square < 0.06 * changed, "{square} of {changed}");
+            }
+        });
+    }
+
     #[test]
     fn cublaslt_is_refused_where_it_cannot_be_used() {
         let name = "cublaslt_is_refused_where_it_cannot_be_used";
