@@ -45,6 +45,8 @@ pub struct Config {
     pub device_memory_bytes_max: Option<u64>,
     /// How it keeps keys and values.
     pub kv_format: KvKind,
+    /// What it multiplies many rows with.
+    pub matmul: MatmulKind,
     /// Threads of the engine.
     pub threads: usize,
     /// Memory for keys and values.
@@ -134,6 +136,17 @@ pub enum KvKind {
     Int8,
     /// Floats of 8 bits (e4m3), likewise.
     Fp8,
+}
+
+/// What multiplies the rows of long prompts with bf16 weights on a CUDA device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MatmulKind {
+    /// Our own kernels: an answer does not depend, to the last bit, on what else is computed.
+    #[default]
+    Own,
+    /// NVIDIA's library: an answer may depend on that, in its last places.
+    CublasLt,
 }
 
 /// Size of the memory for keys and values.

@@ -65,6 +65,8 @@ pub(crate) struct Host {
     pub(crate) shadows: Shadows,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) precision: String,
+    /// What computes: `cpu`, `cuda` or `cuda-cublaslt`.
+    pub(crate) runner: &'static str,
     draining: AtomicBool,
 }
 
@@ -127,7 +129,7 @@ impl Host {
         let plugins = open_plugins(config, compiler)?;
         let plugin_sources = PluginSources::new(&config.plugin_sources)?;
         let (base, runner) = open_base(config).await?;
-        let precision = runner.precision();
+        let (precision, runner_name) = (runner.precision(), runner.name());
         let layers = u32::try_from(base.config().layers).unwrap_or(u32::MAX);
         let vocabulary = u32::try_from(base.config().vocabulary).unwrap_or(u32::MAX);
         let plan_limits = PlanLimits { layers, vocabulary, ..config.plan_limits.clone() };
@@ -197,6 +199,7 @@ impl Host {
             shadows: Shadows::new()?,
             metrics: Arc::clone(metrics),
             precision: precision.to_string(),
+            runner: runner_name,
             draining: AtomicBool::new(false),
         };
         Ok(Running { host: Arc::new(host), engine: thread })

@@ -90,6 +90,12 @@ struct CacheConfigLabels {
     num_gpu_blocks: u32,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RunnerLabels {
+    runner: &'static str,
+    precision: String,
+}
+
 type Ratio = Gauge<f64, AtomicU64>;
 
 /// Everything that is counted.
@@ -115,6 +121,7 @@ struct Fed {
     running: Gauge,
     kv_usage: Ratio,
     cache_config: Family<CacheConfigLabels, Gauge>,
+    runner: Family<RunnerLabels, Gauge>,
     lora_requests: LoraRequests,
     adapter_slots_used: Gauge,
     adapter_slots: Gauge,
@@ -256,6 +263,12 @@ impl Metrics {
         self.fed.cache_config.get_or_create(&labels).set(1);
     }
 
+    /// Feeds what computes. There is one series of it.
+    pub fn observe_runner(&self, runner: &'static str, precision: &str) {
+        let labels = RunnerLabels { runner, precision: precision.to_owned() };
+        self.fed.runner.get_or_create(&labels).set(1);
+    }
+
     /// What was done for a request about adapters that were not in memory; `resident` if all were.
     pub fn cold_decision(&self, decision: &'static str) {
         self.cold_decisions.get_or_create(&DecisionLabel { decision }).inc();
@@ -360,6 +373,7 @@ impl Fed {
             running: add(r, "vllm:num_requests_running", "Requests that are being computed", Gauge::default()),
             kv_usage: add(r, "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is all", Ratio::default()),
             cache_config: add(r, "vllm:cache_config_info", "Size of the KV memory, as labels", Family::default()),
+            runner: add(r, "tenon_runner_info", "What computes, and in which precision, as labels", Family::default()),
             lora_requests: add(
                 r,
                 "vllm:lora_requests_info",

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use model::{
-    Base, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, KvFormat, ModelConfig, ModelError, Precision,
-    Runner, accelerator,
+    Base, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, KvFormat, Matmul, ModelConfig, ModelError,
+    Precision, Runner, accelerator,
 };
 
-use crate::config::{Config, KvKind, KvSize, RunnerChoice};
+use crate::config::{Config, KvKind, KvSize, MatmulKind, RunnerChoice};
 
 /// Opens the base and makes its runner. Takes seconds.
 pub(crate) fn open(config: &Config) -> Result<(Arc<Base>, Runner), ModelError> {
@@ -53,6 +53,10 @@ fn cuda_config(config: &Config) -> CudaRunnerConfig {
             KvKind::F16 => KvFormat::F16,
             KvKind::Int8 => KvFormat::Int8,
             KvKind::Fp8 => KvFormat::Fp8,
+        },
+        matmul: match config.matmul {
+            MatmulKind::Own => Matmul::Own,
+            MatmulKind::CublasLt => Matmul::CublasLt { rows_min: Matmul::CUBLASLT_ROWS_MIN },
         },
         adapter_slots: config.adapter_slots,
         batch_rows_max: u32::try_from(config.batch_rows_max).unwrap_or(u32::MAX),

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Builds libcuda.so.1 for machines without a GPU out of kernels/cuda/*.cu and the shim beside this script. g++ alone.
+# Builds libcuda.so.1 for machines without a GPU out of kernels/cuda/*.cu and the shim beside this script, and
+# FOLDER/cublaslt/libcublasLt.so.13, which only those find who look there. g++ alone.
 #   build.sh [FOLDER]          into FOLDER (target/cuda-emulation)
 #   SANITIZER=asan|tsan        instruments the kernels
 #   KERNELS=FOLDER             other sources than kernels/cuda (the mutation script's)
@@ -40,6 +41,7 @@ start() {
 units=("$objects/scheduler.o" "$objects/fake_libcuda.o")
 start "$shim" "$here/scheduler.cpp" "$objects/scheduler.o" "${told[@]}"
 start "$shim" "$here/fake_libcuda.cpp" "$objects/fake_libcuda.o" "${told[@]}"
+start "$shim" "$here/fake_cublaslt.cpp" "$objects/fake_cublaslt.o"
 for source in "$kernels"/*.cu; do
   op=$(basename "$source" .cu)
   if [ -n "${OPS:-}" ] && [[ " $OPS " != *" $op "* ]]; then continue; fi
@@ -62,3 +64,7 @@ fi
 mv "$out/libcuda.so.new" "$out/libcuda.so.1"
 # cudarc asks for libcuda.so first: without this a machine with a real driver would load that.
 ln -sfn libcuda.so.1 "$out/libcuda.so"
+mkdir -p "$out/cublaslt"
+"$compiler" -shared -Wl,-soname,libcublasLt.so.13 -Wl,-z,defs -o "$out/cublaslt/libcublasLt.so.new" "$objects/fake_cublaslt.o" -ldl
+mv "$out/cublaslt/libcublasLt.so.new" "$out/cublaslt/libcublasLt.so.13"
+ln -sfn libcublasLt.so.13 "$out/cublaslt/libcublasLt.so"

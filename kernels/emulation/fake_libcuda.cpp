@@ -215,6 +215,11 @@ std::shared_ptr<std::vector<char>> staged(const void* p, size_t bytes) {
 #define GUARD const std::lock_guard<std::recursive_mutex> guard(lock)
 #define NEEDS_CONTEXT if (!context) return INVALID_CONTEXT
 
+// For libraries above the driver (fake_cublaslt.cpp): work in the order of a stream, and whether memory is there.
+#define INTERNAL extern "C" __attribute__((visibility("default")))
+INTERNAL Result emulation_give(void* stream, void (*work)(void*), void* what) { return give(stream, [=] { work(what); }); }
+INTERNAL void emulation_need(Address p, size_t bytes, const char* what) { GUARD; need(p, bytes, what); }
+
 API cuInit(unsigned) {
   GUARD;
   watch_faults();

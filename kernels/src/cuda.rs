@@ -13,6 +13,7 @@
 //!
 //! Not here: which kernels make up a layer or a step, and anything about models.
 
+mod cublaslt;
 mod device;
 mod error;
 mod event;
@@ -29,6 +30,7 @@ mod repack;
 pub mod selftest;
 mod stream;
 
+pub use cublaslt::{CUBLASLT_VERSION_MIN, NoCublasLt, cublaslt_version};
 pub use device::{Device, DeviceInfo};
 pub use error::CudaError;
 pub use event::Event;

@@ -4,7 +4,8 @@
 //!
 //! Not here: the cases, which are beside their operations in `kernels/src/cuda/ops`.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Set in the child.
@@ -33,7 +34,7 @@ fn in_a_child(test: &str, settings: &[&[(&str, &str)]], body: impl Fn()) {
         child
             .args([test, "--exact", "--nocapture", "--test-threads=1"])
             .env(CHILD, "1")
-            .env("LD_LIBRARY_PATH", &folder);
+            .env("LD_LIBRARY_PATH", libraries(&folder, settings));
         child.envs(settings.iter().copied());
         // A sanitizer's runtime, which must be loaded before everything else.
         if let Some(runtime) = std::env::var_os("TENON_CUDA_PRELOAD") {
@@ -45,6 +46,16 @@ fn in_a_child(test: &str, settings: &[&[(&str, &str)]], body: impl Fn()) {
         assert!(output.status.success(), "{test} under {settings:?}: {}\n{stdout}\n{stderr}", output.status);
         assert!(stdout.contains("1 passed"), "{test} did not run in the child:\n{stdout}");
     }
+}
+
+/// Where the child finds the driver, and cuBLASLt if its settings say something of that.
+fn libraries(folder: &Path, settings: &[(&str, &str)]) -> OsString {
+    let mut folders = folder.as_os_str().to_owned();
+    if settings.iter().any(|(name, _)| *name == "EMU_CUBLASLT") {
+        folders.push(":");
+        folders.push(folder.join("cublaslt"));
+    }
+    folders
 }
 
 /// The suite counts what is written to this log.
@@ -66,7 +77,9 @@ mod emulated {
     fn every_kernel_equals_its_reference_under_every_schedule() {
         let seeds = std::env::var("TENON_CUDA_SCHEDULES").unwrap_or_else(|_| "0 1 2 3 4 5 6 7".to_owned());
         let seeds: Vec<&str> = seeds.split_whitespace().collect();
-        let settings: Vec<[(&str, &str); 1]> = seeds.iter().map(|seed| [("EMU_SEED", *seed)]).collect();
+        // With cuBLASLt, whose cases are only there if it is.
+        let settings = seeds.iter().map(|seed| [("EMU_SEED", *seed), ("EMU_CUBLASLT", "130000")]);
+        let settings: Vec<[(&str, &str); 2]> = settings.collect();
         let settings: Vec<&[(&str, &str)]> = settings.iter().map(|setting| &setting[..]).collect();
         in_a_child("emulated::every_kernel_equals_its_reference_under_every_schedule", &settings, || {
             let device = Device::open(0).expect("the emulation is a device");
@@ -90,6 +103,18 @@ mod emulated {
         in_a_child("emulated::an_old_driver_says_so", &[&[("EMU_DRIVER", "12040")]], || {
             assert_eq!(gpus(), Err(NoGpu::OldDriver(12_040)));
             assert_eq!(NoGpu::OldDriver(12_040).to_string(), "the driver is for CUDA 12.4, 13.0 is needed");
+        });
+    }
+
+    #[test]
+    fn cublaslt_is_found_or_what_is_missing_is_said() {
+        use kernels::cuda::{NoCublasLt, cublaslt_version};
+        let name = "emulated::cublaslt_is_found_or_what_is_missing_is_said";
+        let settings: [&[(&str, &str)]; 3] = [&[], &[("EMU_CUBLASLT", "120805")], &[("EMU_CUBLASLT", "130001")]];
+        in_a_child(name, &settings, || match std::env::var("EMU_CUBLASLT").as_deref() {
+            Ok("130001") => assert_eq!(cublaslt_version(), Ok(130_001)),
+            Ok(_) => assert_eq!(cublaslt_version(), Err(NoCublasLt::Old(120_805))),
+            Err(_) => assert_eq!(cublaslt_version(), Err(NoCublasLt::NoLibrary)),
         });
     }
 

@@ -60,6 +60,11 @@ except Exception as error:
 REPEATS = 4
 
 
+def first_line(error):
+    """CUDA's errors have several."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def seconds(work):
     """Of `work` on the device, once."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -85,7 +90,7 @@ def recorded(work):
             work()
         return graph.replay
     except Exception as error:
-        print(f"no graph: {error}", file=sys.stderr)
+        print(f"no graph: {first_line(error)}", file=sys.stderr)
         return work
 
 
@@ -127,13 +132,12 @@ class Lora:
                     expand_kernel[grid](y, b[layer], t, index, outputs, RANK=rank, BLOCK=tile, PARTS=parts)
 
             try:
-                if best is None:
-                    self.check(work, x, y, a, b, users)
+                self.check(work, x, y, a, b, users)
                 replay = recorded(work)
                 replay()
                 took = min(seconds(replay) for _ in range(3))
             except Exception as error:
-                self.why = f"triton: {error}"[:300]
+                self.why = f"triton: {first_line(error)}"[:300]
                 continue
             if best is None or took < best[0]:
                 best = (took, replay)

@@ -91,7 +91,7 @@ fn an_adapter_comes_from_a_file_url_below_the_root_only() {
     let root = repository().join("tests/fixtures/lora");
     let arguments = vec!["--adapters-root".into(), root.to_str().expect("a UTF-8 path").into()];
     let test = "an_adapter_comes_from_a_file_url_below_the_root_only";
-    let Some(server) = Server::start(test, Options { arguments, data: None }) else { return };
+    let Some(server) = Server::start(test, Options { arguments, ..Options::default() }) else { return };
     let client = server.client();
     let put = |source: String| client.put("/v1/adapters/by-url", &json!({"source": source}));
     let url = |path: &std::path::Path| format!("file://{}", path.display());

@@ -81,7 +81,7 @@ fn adapters_that_come_and_go_answer_rightly_and_leave_nothing() {
         format!("adapter_cache_bytes_max = 1048576\nadapter_disk_bytes_max = {DISK_BYTES_MAX}\nadapter_slots = 4\n");
     std::fs::write(&config, text).expect("written");
     let arguments = vec!["--config".into(), config.to_str().expect("UTF-8").into()];
-    let Some(server) = Server::start(test, Options { arguments, data: None }) else { return };
+    let Some(server) = Server::start(test, Options { arguments, ..Options::default() }) else { return };
     let client = server.client();
     std::thread::scope(|scope| {
         for user in 0..USERS {

@@ -109,8 +109,10 @@ fn wide(test: &str) -> Option<Server> {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("tenon.toml");
     std::fs::write(&file, WIDE).expect("written");
-    let server =
-        Server::start(test, Options { arguments: vec!["--config".into(), file.display().to_string()], data: None })?;
+    let server = Server::start(
+        test,
+        Options { arguments: vec!["--config".into(), file.display().to_string()], ..Options::default() },
+    )?;
     for name in ["all-caps", "iso-date"] {
         server.client().upload_adapter(name, &adapter_folder(name).expect("a committed adapter")).expect(201);
     }

@@ -340,7 +340,7 @@ fn an_adapter_of_the_hub_is_added_at_its_first_use_and_once() {
     );
     std::fs::write(&file, text).expect("written");
     let arguments = vec!["--config".into(), file.to_str().expect("UTF-8").into()];
-    let Some(server) = Server::start(test, Options { arguments, data: None }) else { return };
+    let Some(server) = Server::start(test, Options { arguments, ..Options::default() }) else { return };
     let client = server.client();
     let ask = |client: &Client, token: Option<&str>| {
         // The id alone: with a `/` in it, it is of the hub, as LoRAX has it.

@@ -34,7 +34,7 @@ impl Place {
         );
         std::fs::write(&file, text).expect("written");
         let arguments = vec!["--config".into(), file.to_str().expect("UTF-8").into()];
-        let server = Server::start(test, Options { arguments, data: None })?;
+        let server = Server::start(test, Options { arguments, ..Options::default() })?;
         let (id, secret) = S3Server::READER;
         let keys = json!({"access_key_id": id, "secret_access_key": secret});
         server.client().put("/v1/secrets/bucket", &keys).expect(204);

@@ -46,7 +46,7 @@ fn a_private_repository_is_fetched_with_a_secret() {
     );
     std::fs::write(&file, text).expect("written");
     let arguments = vec!["--config".into(), file.to_str().expect("UTF-8").into()];
-    let Some(server) = Server::start(test, Options { arguments, data: None }) else { return };
+    let Some(server) = Server::start(test, Options { arguments, ..Options::default() }) else { return };
     let client = server.client();
     let put = |body| client.put("/v1/adapters/hubbed", &body);
     let source = "hf://acme/iso-date@v1";

@@ -52,7 +52,7 @@ impl Authority {
         let key = self.path("key.pem").display().to_string();
         let mut arguments = vec!["--tls-certificate-file".into(), chain, "--tls-private-key-file".into(), key];
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
-        Options { arguments, data: None }
+        Options { arguments, ..Options::default() }
     }
 }
 

@@ -12,7 +12,7 @@ fn rooted(test: &str) -> Option<(Server, tempfile::TempDir)> {
     copy("all-caps", &folder.path().join("outside"));
     let root = folder.path().join("root").display().to_string();
     let arguments = vec!["--adapters-root".into(), root, "--precision".into(), "f32".into()];
-    Some((Server::start(test, Options { arguments, data: None })?, folder))
+    Some((Server::start(test, Options { arguments, ..Options::default() })?, folder))
 }
 
 fn copy(adapter: &str, to: &Path) {

@@ -1,5 +1,6 @@
 //! A real server: the `tenon` binary on a free port with a data folder of its own, ended with the test. Not here: HTTP.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -23,13 +24,15 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// Go on with this data folder; a new one, removed at the end, if absent.
     pub data: Option<PathBuf>,
+    /// Variables of the environment.
+    pub environment: Vec<(&'static str, OsString)>,
 }
 
 impl Options {
     /// A new server that computes in f32, to compare with the golden outputs.
     #[must_use]
     pub fn f32() -> Self {
-        Self { arguments: vec!["--precision".into(), "f32".into()], data: None }
+        Self { arguments: vec!["--precision".into(), "f32".into()], ..Self::default() }
     }
 }
 
@@ -78,7 +81,7 @@ impl Server {
             options.data.or_else(|| scratch.as_ref().map(|folder| folder.path().join("data"))).expect("a folder");
         let mut command = tenon();
         command.args(["serve", "--dev", "--listen", "127.0.0.1:0", "--base"]).arg(base).arg("--data").arg(&data);
-        command.args(options.arguments).env("RUST_LOG", "info").env("NO_COLOR", "1");
+        command.args(options.arguments).envs(options.environment).env("RUST_LOG", "info").env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("tenon starts");
         let guard = guard(child.id(), scratch.as_ref().map(tempfile::TempDir::path));
@@ -240,7 +243,10 @@ impl Drop for Server {
 pub fn tenon() -> Command {
     let binary = places::profile().join("tenon");
     assert!(binary.is_file(), "{} is missing: run `cargo build --workspace --bins` first", binary.display());
-    Command::new(binary)
+    let mut command = Command::new(binary);
+    // What tests are told is no configuration.
+    command.env_remove("TENON_CUDA_EMULATION");
+    command
 }
 
 /// Runs `tenon` with these arguments to its end.

@@ -11,12 +11,8 @@ use crate::suite::{Totals, checks, tests};
 const NO_TOOLKIT: i32 = 3;
 /// The instrumented runs take longer, and find what they find under any schedule that reaches it.
 const SCHEDULES_OF_SANITIZERS: &str = "1 6";
-/// Tests of the emulated device, by the crate they are in.
-const TESTS: [&str; 3] = [
-    "kernels/tests/cuda_emulation.rs",
-    "host/crates/model/tests/cuda_conformance.rs",
-    "tests/cuda-bench/tests/cuda_bench_smoke.rs",
-];
+/// Tests of the emulated device: of the kernels, the runner, the bench and a whole host.
+const TESTS: [&str; 5] = ["cuda_emulation", "cuda_conformance", "cuda_streams", "cuda_bench_smoke", "cuda_host"];
 
 /// The stage `cuda-emulation`.
 ///
@@ -37,16 +33,32 @@ fn on_the_cpu(totals: &mut Totals) -> Outcome {
     let or_else = "THE EMULATION'S CONVERSIONS WERE NOT COMPARED WITH NVIDIA'S";
     with_toolkit(&["kernels/emulation/conversions.sh"], or_else, totals)?;
     let plain = build("")?;
-    let targets = TESTS.iter().filter(|path| shell::root().join(path).is_file());
-    let targets: Vec<&str> = targets.filter_map(|path| Path::new(path).file_stem()?.to_str()).collect();
+    // A whole host is the program beside the tests, which no test builds.
+    shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
     let mut arguments = vec!["test", "--locked", "--workspace", "--no-fail-fast"];
-    arguments.extend(targets.iter().flat_map(|target| ["--test", *target]));
+    arguments.extend(TESTS.iter().flat_map(|target| ["--test", *target]));
     let mut command = shell::cargo(&arguments);
     command.env("TENON_CUDA_EMULATION", &plain);
     tests(command, totals)?;
     sanitized("asan", totals)?;
     sanitized("tsan", totals)?;
     checks(&["kernels/emulation/mutate.py"], totals)
+}
+
+/// The stage `cuda-goldens`.
+///
+/// # Errors
+/// If the emulation does not build, or a golden is missed.
+pub(crate) fn goldens(base: &Path, totals: &mut Totals) -> Outcome {
+    if !can_run("g++") {
+        totals.skip("CUDA goldens: there is no g++");
+        return Ok(());
+    }
+    let folder = build("")?;
+    let mut command = shell::cargo(&["test", "--locked", "--workspace", "--test", "cuda_golden"]);
+    command.args(["--", "--ignored", "--nocapture"]);
+    command.env("TENON_CUDA_EMULATION", folder).env("TENON_BASE", base);
+    tests(command, totals)
 }
 
 /// Runs a script that needs nvcc or its headers; says so, loudly, if they are not there and cannot be fetched.

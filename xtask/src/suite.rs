@@ -30,6 +30,8 @@ pub(crate) enum Stage {
     Clients,
     /// Compare the CUDA kernels' fatbins with their sources, and run kernels and runner on a device that the CPU emulates
     CudaEmulation,
+    /// Every golden of the demo base through the CUDA runner on that device: many minutes, and only if it is named
+    CudaGoldens,
     /// Run the tests of the workspace
     Workspace,
     /// Run the tests of the Rust SDK and of the plugins, natively
@@ -64,8 +66,8 @@ pub(crate) struct Totals {
 /// If any stage failed.
 pub(crate) fn run(only: Option<Stage>) -> Outcome {
     let started = Instant::now();
-    let stages: Vec<Stage> =
-        Stage::value_variants().iter().copied().filter(|stage| only.is_none_or(|only| only == *stage)).collect();
+    let is_asked = |stage: &Stage| only.map_or(*stage != Stage::CudaGoldens, |only| only == *stage);
+    let stages: Vec<Stage> = Stage::value_variants().iter().copied().filter(is_asked).collect();
     let mut totals = Totals::default();
     let mut failures = Vec::new();
     let mut times = Vec::new();
@@ -100,6 +102,7 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
         }
         Stage::Clients => clients::ensure(),
         Stage::CudaEmulation => cuda::emulation(totals),
+        Stage::CudaGoldens => base::ensure().and_then(|base| cuda::goldens(&base, totals)),
         // What needs the emulated device is run by the stage before.
         Stage::Workspace => tests(
             shell::cargo(&["test", "--locked", "--workspace", "--no-fail-fast", "--", "--skip", "emulated::"]),

@@ -14,7 +14,7 @@ use types::PlanLimits;
 
 use super::raw::{RawConfig, RawLimits, RawTls};
 use super::sources::{Settings, refuse};
-use super::{Config, ConfigError, HttpLimits, KvSize, Precision, RunnerChoice, TlsFiles};
+use super::{Config, ConfigError, HttpLimits, KvSize, MatmulKind, Precision, RunnerChoice, TlsFiles};
 use crate::quotas::Quota;
 
 /// A day: no limit in milliseconds is longer.
@@ -42,6 +42,7 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             bytes => Some(checks.number("device_memory_bytes_max", bytes, 1 << 20, 1 << 20..=BYTES_MAX)?),
         },
         kv_format: raw.kv_format.unwrap_or_default(),
+        matmul: checks.matmul(&raw)?,
         threads: checks.number("threads", raw.threads, cores.min(1024), 1..=1024)?,
         kv: checks.kv(&raw)?,
         block_tokens: checks.block_tokens(&raw)?,
@@ -168,6 +169,15 @@ impl Checks<'_> {
             return Err(self.refuse("listen", reason));
         }
         Ok(listen)
+    }
+
+    /// A host that computes on the CPU because a library is missing would be a surprise.
+    fn matmul(&self, raw: &RawConfig) -> Result<MatmulKind, ConfigError> {
+        match (raw.runner, raw.matmul) {
+            (Some(RunnerChoice::Cuda), matmul) => Ok(matmul.unwrap_or_default()),
+            (_, Some(MatmulKind::CublasLt)) => Err(self.refuse("matmul", "`cublaslt` needs `runner = \"cuda\"`")),
+            (_, matmul) => Ok(matmul.unwrap_or_default()),
+        }
     }
 
     /// The CUDA runner has one of its own.

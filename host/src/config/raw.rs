@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use model::Precision;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{KvKind, RunnerChoice};
+use super::{KvKind, MatmulKind, RunnerChoice};
 
 /// What was written, by whatever source. The flags of the command line fill one of these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub struct RawConfig {
     pub device_memory_bytes_max: Option<u64>,
     /// How a CUDA device keeps keys and values: `f16`, `int8` or `fp8`.
     pub kv_format: Option<KvKind>,
+    /// What a CUDA device multiplies many rows with: `own` or `cublaslt`.
+    pub matmul: Option<MatmulKind>,
     /// Threads of the engine.
     pub threads: Option<u64>,
     /// Bytes for keys and values; not with `kv_blocks`.

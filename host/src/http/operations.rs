@@ -43,6 +43,7 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
         app.metrics.observe_engine(&stats);
         app.metrics.observe_lora_requests(&stats, leases);
         app.metrics.observe_kv_size(shape.block_tokens, shape.kv_blocks);
+        app.metrics.observe_runner(host.runner, &host.precision);
         app.metrics.observe_adapter_memory(&host.adapters.memory_stats());
         app.metrics.observe_adapter_disk(&host.adapters.disk_stats());
         app.metrics.observe_plugins(&host.plugins.stats());

@@ -262,7 +262,7 @@ pub(crate) fn subject(
         function: function.and_then(|call| call.chain.first().cloned()),
         called_by: function.and_then(|call| call.called_by.clone()),
         base: host.base.digest(),
-        runner: "cpu".to_owned(),
+        runner: host.runner.to_owned(),
         precision: host.precision.clone(),
         adapters: parts(composition, owners).collect(),
     }

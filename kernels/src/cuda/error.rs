@@ -4,14 +4,16 @@ use std::fmt;
 
 use cudarc::driver::DriverError;
 
-use super::NoGpu;
+use super::{NoCublasLt, NoGpu};
 
 /// Why a device could not do what was asked. None of them panics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CudaError {
     /// There is no device to ask.
     Absent(NoGpu),
-    /// The driver refused; after `CUDA_ERROR_ILLEGAL_ADDRESS` and its like the device is lost to this process.
+    /// cuBLASLt was asked for and cannot be used.
+    NoCublasLt(NoCublasLt),
+    /// The driver, or a library above it, refused; after `CUDA_ERROR_ILLEGAL_ADDRESS` and its like the device is lost to this process.
     Driver {
         /// What was being done.
         doing: &'static str,
@@ -74,6 +76,7 @@ impl fmt::Display for CudaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent(reason) => reason.fmt(f),
+            Self::NoCublasLt(reason) => reason.fmt(f),
             Self::Driver { doing, name } => write!(f, "{doing}: {name}"),
             Self::Memory { asked, free } => write!(f, "device memory: {asked} bytes were asked for, {free} are free"),
             Self::Range { what, needed, bytes } => write!(f, "{what}: {needed} bytes are needed, there are {bytes}"),

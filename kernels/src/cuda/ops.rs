@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod copy_wipe;
+pub mod dense;
 pub mod embed;
 pub mod linear;
 pub mod lora;

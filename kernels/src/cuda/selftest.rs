@@ -79,6 +79,7 @@ fn cases() -> Vec<Case> {
         ops::attention::cases(),
         ops::swiglu::cases(),
         ops::linear::cases(),
+        ops::dense::cases(),
         ops::lora::cases(),
         ops::sample::cases(),
         ops::copy_wipe::cases(),

@@ -1,5 +1,7 @@
 //! Decode steps and one long prompt, beside what the device could do. Not here: adapters.
 
+use kernels::cuda::cublaslt_version;
+use model::Matmul;
 use serde_json::json;
 
 use crate::measure::{Rounds, median, rounded, spread_ms};
@@ -75,11 +77,30 @@ fn measure(given: &Given, record: &mut Record, shape: &Shape, format: Format, ce
     Ok(())
 }
 
-/// A prompt at once.
+/// A prompt at once, by our own kernels; then by cuBLASLt, if it is there.
 pub(crate) fn run_prefill(given: &Given, record: &mut Record) -> Outcome {
+    let of_peak = prefill(given, record, Matmul::Own)?;
+    let (name, bound) = ("prefill: of the matrix peak", Bound::AtLeast(PREFILL_BAR));
+    if given.limits.library_operations_per_s > 0.0 {
+        record.bar(name, bound, of_peak);
+    } else {
+        let why = "PyTorch is not here, and our own product is no peak";
+        record.undecided(name, bound, Some(of_peak), why);
+    }
+    match cublaslt_version() {
+        Ok(_) => prefill(given, record, Matmul::CublasLt { rows_min: 1 }).map(drop),
+        Err(reason) => {
+            record.row(&json!({ "cell": "prefill by cublaslt", "why_not": reason.to_string() }));
+            Ok(())
+        }
+    }
+}
+
+/// What it has of the peak.
+fn prefill(given: &Given, record: &mut Record, matmul: Matmul) -> Outcome<f64> {
     let shape = shapes::large(given.tiny);
     let tokens = if given.tiny { 48 } else { 4096 };
-    let room = Room { context: tokens, sequences: 1, rows: tokens, adapters: Some((0, 0)), ..Room::default() };
+    let room = Room { context: tokens, sequences: 1, rows: tokens, adapters: Some((0, 0)), matmul, ..Room::default() };
     let mut rig = Rig::new(&shape, BF16, &room)?;
     let mut batches = rig.batch();
     batches.sequence(0, crate::rig::small(tokens), 0..Rig::blocks_of(tokens));
@@ -87,19 +108,12 @@ pub(crate) fn run_prefill(given: &Given, record: &mut Record) -> Outcome {
     let rounds = Rounds { seconds: 4.0, least: 1, most: if given.tiny { 1 } else { 20 } };
     let times = rounds.run(|| rig.step(&batch))?;
     let operations = floor::prefill_operations(&rig.config, tokens);
-    let limits = given.limits;
-    let of_peak = operations / median(&times) / limits.peak().max(1.0);
+    let of_peak = operations / median(&times) / given.limits.peak().max(1.0);
+    let way = if matmul == Matmul::Own { "" } else { " by cublaslt" };
     record.row(&json!({
-        "cell": format!("{} bf16 prefill {tokens}", shape.name), "step_ms": spread_ms(&times),
+        "cell": format!("{} bf16 prefill {tokens}{way}", shape.name), "step_ms": spread_ms(&times),
         "tokens_per_s": rounded(tokens as f64 / median(&times)), "operations": rounded(operations),
         "operations_per_s": rounded(operations / median(&times)), "of_peak": rounded(of_peak),
     }));
-    let (name, bound) = ("prefill: of the matrix peak", Bound::AtLeast(PREFILL_BAR));
-    if limits.library_operations_per_s > 0.0 {
-        record.bar(name, bound, of_peak);
-    } else {
-        let why = "PyTorch is not here, and our own product is no peak";
-        record.undecided(name, bound, Some(of_peak), why);
-    }
-    Ok(())
+    Ok(of_peak)
 }

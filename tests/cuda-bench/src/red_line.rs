@@ -28,7 +28,7 @@ pub(crate) fn run(given: &Given, record: &mut Record) -> Outcome {
     let ceiling = (free as f64 * CEILING) as u64;
     let adapters = given.tiny.then_some((slots, 64));
     let rows = 4 * rows_max;
-    let room = Room { context, sequences: rows_max, rows, slots, adapters, ceiling: Some(ceiling) };
+    let room = Room { context, sequences: rows_max, rows, slots, adapters, ceiling: Some(ceiling), ..Room::default() };
     let mut rig = Rig::new(&shape, BF16, &room)?;
     let used = |device: &Device| -> Outcome<u64> { Ok(free.saturating_sub(device.memory()?.0) as u64) };
     let (at_start, mut most, mut least) = (used(&device)?, 0, u64::MAX);

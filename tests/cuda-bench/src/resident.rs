@@ -71,7 +71,7 @@ pub(crate) fn run(given: &Given, record: &mut Record) -> Outcome {
     let (count, hosts, rows, context, prompt) = if given.tiny { (12, 3, 2, 32, 5) } else { (2000, 64, 31, 1024, 64) };
     let slots = if given.tiny { 5 } else { count };
     let adapters = given.tiny.then_some((slots, RANK));
-    let room = Room { context, sequences: rows + 1, rows: rows + prompt, slots, adapters, ceiling: None };
+    let room = Room { context, sequences: rows + 1, rows: rows + prompt, slots, adapters, ..Room::default() };
     let mut rig = Rig::new(&shape, BF16, &room)?;
     // More adapters than host memory holds share their numbers with others: a copy takes as long whatever it copies.
     let hosts = rig.adapters(hosts, small(RANK))?;

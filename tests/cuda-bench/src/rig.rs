@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Batch, BatchSequence, LoraSegment, ModelRunner, SampleRequest, SampledToken, Slot};
-use model::{CudaRunner, CudaRunnerConfig, GeneratedBase, KvFormat, LoraAdapter, ModelConfig};
+use model::{CudaRunner, CudaRunnerConfig, GeneratedBase, KvFormat, LoraAdapter, Matmul, ModelConfig};
 use types::{LayerRange, ModuleSet};
 
 use crate::Outcome;
@@ -28,6 +28,7 @@ pub(crate) struct Room {
     pub(crate) adapters: Option<(usize, usize)>,
     /// Of device memory.
     pub(crate) ceiling: Option<u64>,
+    pub(crate) matmul: Matmul,
 }
 
 /// A runner with its sizes.
@@ -57,6 +58,7 @@ impl Rig {
             batch_rows_max: small(room.rows),
             sequences_max: small(room.sequences),
             row_adapters_max: 8,
+            matmul: room.matmul,
             graphs: true,
         };
         let runner = CudaRunner::generated(&base, &config)?;

@@ -14,8 +14,8 @@ use std::path::Path;
 
 use engine::{Batch, BlockCopy, LoraSegment, ModelRunner, SampleRequest, SampledToken, Slot};
 use model::{
-    AdapterKind, AdapterLimits, Base, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, KvFormat, Precision,
-    canonical_adapter, draw,
+    AdapterKind, AdapterLimits, Base, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, KvFormat, Matmul,
+    Precision, canonical_adapter, draw,
 };
 
 use self::cuda::setup::{
@@ -248,6 +248,109 @@ mod emulated {
             runner.step(&Batch { copies, wipes: blocks.clone(), ..Batch::default() }, &mut Vec::new()).unwrap();
             assert!(blocks.iter().all(|block| is_empty(&runner, *block)));
             assert!(runner.read_block(60).unwrap() == content && runner.read_block(61).unwrap() == content);
+        });
+    }
+
+    /// Recorded and launched, and for as many rows as are asked for: where it gives twice what is right, the logits say so.
+    #[test]
+    fn products_by_cublaslt_are_those_of_the_f32_reference() {
+        let name = "products_by_cublaslt_are_those_of_the_f32_reference";
+        let settings: [&[(&str, &str)]; 3] = [
+            &[("EMU_SEED", "0"), ("EMU_CUBLASLT", "130000")],
+            &[("EMU_SEED", "3"), ("EMU_CUBLASLT", "130000")],
+            &[("EMU_SEED", "1"), ("EMU_CUBLASLT", "double")],
+        ];
+        in_a_child(name, &settings, || {
+            for name in ["llama", "qwen3"] {
+                let base = Base::open(&fixtures().join(name)).unwrap();
+                let cpu = CpuRunnerConfig {
+                    precision: Precision::F32,
+                    block_tokens: 16,
+                    kv_blocks: 64,
+                    adapter_slots: 2,
+                    batch_rows_max: 64,
+                    threads: 1,
+                };
+                let mut reference = CpuRunner::new(&base, cpu).unwrap();
+                reference.load_adapter(Slot(0), &fixture_adapter(&base, name, Precision::F32), &[]).unwrap();
+                let expected = reference.step_logits(&mixed_batch()).unwrap();
+                let logits = |matmul, graphs| {
+                    let mut runner = CudaRunner::new(&base, &CudaRunnerConfig { matmul, graphs, ..config() }).unwrap();
+                    load(&mut runner, 0, &fixture_adapter(&base, name, Precision::Bf16), 32);
+                    let few = bits(&runner.step_logits(&batch(&[(0, &[50, 51, 52])], Vec::new())).unwrap());
+                    (runner.step_logits(&mixed_batch()).unwrap(), few, runner.fingerprint())
+                };
+                let by_library = Matmul::CublasLt { rows_min: 20 };
+                let (_, few, fingerprint) = logits(Matmul::Own, false);
+                for graphs in [false, true] {
+                    let (found, few_by_library, other) = logits(by_library, graphs);
+                    let (square, most) = differences(&found, &expected);
+                    println!("  {name}: rms {square:.4}, largest {most:.4}");
+                    let is_right = !std::env::var("EMU_CUBLASLT").is_ok_and(|how| how == "double");
+                    assert!((square < 0.05) == is_right && (square > 0.3) != is_right, "{name}: {square}");
+                    assert!(few_by_library == few, "{name}: fewer rows are computed by our own kernels");
+                    assert!(other != fingerprint, "{name}");
+                }
+            }
+        });
+    }
+
+    /// DoRA beside the f32 reference: what a row's growth adds is more than rounding.
+    #[test]
+    fn dora_is_that_of_the_f32_reference() {
+        in_a_child("dora_is_that_of_the_f32_reference", &[&[("EMU_SEED", "4")]], || {
+            let base = &tiny();
+            let cpu = CpuRunnerConfig {
+                precision: Precision::F32,
+                block_tokens: 16,
+                kv_blocks: 64,
+                adapter_slots: 2,
+                batch_rows_max: 64,
+                threads: 1,
+            };
+            let rows = batch(&[(0, &[5, 3, 9, 2, 7, 1, 8])], vec![whole(0..7, 0, 1.0)]);
+            for bytes in canonical(base, AdapterKind::Dora).take(6) {
+                let mut reference = CpuRunner::new(base, cpu.clone()).unwrap();
+                let bare = reference.step_logits(&Batch { segments: Vec::new(), ..rows.clone() }).unwrap();
+                reference.load_adapter(Slot(0), &packed(base, &bytes, Precision::F32), &[]).unwrap();
+                let expected = reference.step_logits(&rows).unwrap();
+                let mut runner =
+                    CudaRunner::new(base, &CudaRunnerConfig { kv_blocks_max: Some(400), ..config() }).unwrap();
+                load(&mut runner, 0, &packed(base, &bytes, Precision::Bf16), 32);
+                let (square, _) = differences(&runner.step_logits(&rows).unwrap(), &expected);
+                let (changed, _) = differences(&bare, &expected);
+                println!("  rms {square:.4}, of {changed:.4} that the adapter changes");
+                assert!(square < 0.06 * changed, "{square} of {changed}");
+            }
+        });
+    }
+
+    #[test]
+    fn cublaslt_is_refused_where_it_cannot_be_used() {
+        let name = "cublaslt_is_refused_where_it_cannot_be_used";
+        let settings: [&[(&str, &str)]; 4] = [
+            &[],
+            &[("EMU_CUBLASLT", "120805")],
+            &[("EMU_CUBLASLT", "refuse")],
+            &[("EMU_CUBLASLT", "130000"), ("EMU_MEMORY_BYTES", "25165824")],
+        ];
+        in_a_child(name, &settings, || {
+            let base = Base::open(&fixtures().join("llama")).unwrap();
+            let refused = |rows_min| {
+                let config = CudaRunnerConfig { matmul: Matmul::CublasLt { rows_min }, ..config() };
+                CudaRunner::new(&base, &config).err().unwrap().to_string()
+            };
+            let error = refused(20);
+            println!("  {error}");
+            let expected = match std::env::var("EMU_CUBLASLT").as_deref() {
+                Err(_) => "no libcublasLt",
+                Ok("120805") => "version 120805, 130000 is needed",
+                Ok("refuse") => "CUBLAS_STATUS_NOT_SUPPORTED",
+                // What it works in is under the ceiling too.
+                Ok(_) => "raise device_memory_bytes_max",
+            };
+            assert!(error.contains(expected), "{error}");
+            assert!(refused(65).contains("raise batch_rows_max"), "{}", refused(65));
         });
     }
 

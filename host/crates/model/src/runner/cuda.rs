@@ -32,6 +32,26 @@ use self::step::Steps;
 use super::{Precision, check};
 use crate::{Base, GeneratedBase, LoraAdapter, ModelConfig, ModelError};
 
+/// What multiplies many rows with bf16 weights. Everything else is multiplied by our own kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Matmul {
+    /// Our own kernel: a row's bits are the same in any batch, and however its prompt is cut.
+    #[default]
+    Own,
+    /// NVIDIA's library, where it is installed, for steps of at least so many rows. A row's bits depend on how many share its
+    /// step, so answers may differ in their last places from one run to another. It takes a copy of the largest matrix, and
+    /// 32 MiB, under the ceiling.
+    CublasLt {
+        /// Below it a step is computed by our own kernels.
+        rows_min: u32,
+    },
+}
+
+impl Matmul {
+    /// Where copying a matrix is worth it.
+    pub const CUBLASLT_ROWS_MIN: u32 = 256;
+}
+
 /// The sizes of a CUDA runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaRunnerConfig {
@@ -53,6 +73,8 @@ pub struct CudaRunnerConfig {
     pub sequences_max: u32,
     /// Adapters of one row: what a composition may name.
     pub row_adapters_max: u32,
+    /// What multiplies many rows with bf16 weights.
+    pub matmul: Matmul,
     /// Whether steps of few rows are recorded and launched as a whole. Without it every launch is made each time, to the same
     /// bits.
     pub graphs: bool,
@@ -70,6 +92,7 @@ impl Default for CudaRunnerConfig {
             batch_rows_max: 512,
             sequences_max: 256,
             row_adapters_max: 8,
+            matmul: Matmul::default(),
             graphs: true,
         }
     }
@@ -82,6 +105,7 @@ pub struct CudaRunner {
     model: ModelConfig,
     block_bytes: usize,
     memory_bytes: usize,
+    matmul: Matmul,
     steps: Steps,
 }
 
@@ -90,7 +114,7 @@ impl CudaRunner {
     ///
     /// # Errors
     /// If there is no device that can be used, the base does not fit under the ceiling with a single block of KV, or a tensor
-    /// is missing or has the wrong shape.
+    /// is missing or has the wrong shape; or if cuBLASLt is asked for and is not installed, or the base has no bf16.
     pub fn new(base: &Base, config: &CudaRunnerConfig) -> Result<Self, ModelError> {
         Self::of(Source::Files(base), config)
     }
@@ -115,6 +139,12 @@ impl CudaRunner {
         let device = Device::open(0).map_err(failed)?;
         let (free_bytes, _) = device.memory().map_err(failed)?;
         let plan = Plan::new(base, config, free_bytes)?;
+        if let Some(format) = plan.weights.widened(base) {
+            tracing::warn!(
+                ?format,
+                "the device has no kernel for this format: such weights become bf16 and take its memory"
+            );
+        }
         let model = base.config().clone();
         let small = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
         let kv_tokens = (plan.blocks as usize).saturating_mul(config.block_tokens as usize);
@@ -127,16 +157,30 @@ impl CudaRunner {
             vocabulary: small(model.vocabulary),
         };
         let digest = base.digest();
-        let format = format!("bf16, {:?} kv", config.kv_format);
+        let matmul = match config.matmul {
+            Matmul::Own => String::new(),
+            Matmul::CublasLt { rows_min } => format!(", cublaslt from {rows_min} rows"),
+        };
+        let format = format!("bf16, {:?} kv{matmul}", config.kv_format);
         let parts = [digest.as_bytes().as_slice(), format.as_bytes()];
         Ok(Self {
             shape,
             fingerprint: Digest::of_parts("tenon 2026-11 cuda runner", parts),
             block_bytes: plan.kv.block_bytes(),
             memory_bytes: plan.bytes,
+            matmul: config.matmul,
             steps: Steps::new(device, base, plan, config)?,
             model,
         })
+    }
+
+    /// As receipts call it: with cuBLASLt it is another, since a row's bits may depend on its batch.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self.matmul {
+            Matmul::Own => "cuda",
+            Matmul::CublasLt { .. } => "cuda-cublaslt",
+        }
     }
 
     /// What adapters must be packed for.

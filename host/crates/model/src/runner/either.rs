@@ -17,6 +17,15 @@ pub enum Runner {
 }
 
 impl Runner {
+    /// As receipts and metrics call it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Cpu(_) => "cpu",
+            Self::Cuda(runner) => runner.name(),
+        }
+    }
+
     /// How it computes, and what adapters must be packed for.
     #[must_use]
     pub fn precision(&self) -> Precision {

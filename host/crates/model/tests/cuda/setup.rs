@@ -1,5 +1,6 @@
 //! What the tests of the CUDA runner share: the child process with the emulated device, bases and adapters, batches.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ pub(crate) fn in_a_child(test: &str, settings: &[&[(&str, &str)]], body: impl Fn
                 "--test-threads=1",
             ])
             .env(CHILD, "1")
-            .env("LD_LIBRARY_PATH", &folder);
+            .env("LD_LIBRARY_PATH", libraries(&folder, settings));
         child.envs(settings.iter().copied());
         // A sanitizer's runtime, which must be loaded before everything else.
         if let Some(runtime) = std::env::var_os("TENON_CUDA_PRELOAD") {
@@ -64,6 +65,16 @@ pub(crate) fn in_a_child(test: &str, settings: &[&[(&str, &str)]], body: impl Fn
             stdout.lines().filter(|line| line.starts_with("  ")).map(|line| format!("{line}\n")).collect::<String>()
         );
     }
+}
+
+/// Where the child finds the driver, and cuBLASLt if its settings say something of that.
+fn libraries(folder: &Path, settings: &[(&str, &str)]) -> OsString {
+    let mut folders = folder.as_os_str().to_owned();
+    if settings.iter().any(|(name, _)| *name == "EMU_CUBLASLT") {
+        folders.push(":");
+        folders.push(folder.join("cublaslt"));
+    }
+    folders
 }
 
 /// The suite counts what is written to this log.

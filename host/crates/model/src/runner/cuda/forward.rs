@@ -3,6 +3,7 @@
 
 use kernels::cuda::ops::attention::{Attention, AttentionArgs, AttentionPartials};
 use kernels::cuda::ops::copy_wipe::CopyWipe;
+use kernels::cuda::ops::dense::{CublasLt, DenseMatmul};
 use kernels::cuda::ops::embed::{Embed, EmbedArgs};
 use kernels::cuda::ops::linear::{Linear, LinearArgs, LinearWeights};
 use kernels::cuda::ops::lora::{Lora, LoraArgs};
@@ -12,10 +13,11 @@ use kernels::cuda::ops::sample::Sample;
 use kernels::cuda::ops::swiglu::{Swiglu, SwigluArgs};
 use kernels::cuda::{CudaError, Device, DeviceMemory, DeviceRange, LoraGroupId, LoraTile, Stream};
 
+use super::Matmul;
 use super::plan::{Buffers, Plan};
 use super::spans::Span;
 use super::tables::TableLayout;
-use super::weights::{LayerPlan, MatrixPlan, WeightsPlan};
+use super::weights::{LayerPlan, MatrixPlan};
 use crate::ModelConfig;
 use crate::adapter::Group;
 
@@ -29,6 +31,8 @@ pub(super) struct Kernels {
     rope: RopeAppend,
     attention: Attention,
     linear: Linear,
+    /// What takes products of many rows, if it takes them.
+    dense: Box<dyn DenseMatmul>,
     lora: Lora,
     swiglu: Swiglu,
     pub(super) copy_wipe: CopyWipe,
@@ -37,13 +41,28 @@ pub(super) struct Kernels {
 
 impl Kernels {
     /// Those for this base.
-    pub(super) fn load(device: &Device, weights: &WeightsPlan, head_dim: usize) -> Result<Self, CudaError> {
+    pub(super) fn load(
+        device: &Device,
+        plan: &Plan,
+        head_dim: usize,
+        matmul: Matmul,
+        scratch: DeviceRange,
+    ) -> Result<Self, CudaError> {
+        let linear = Linear::load(device)?;
+        let rows_max = plan.plain_layout.sizes.rows;
+        let dense: Box<dyn DenseMatmul> = match matmul {
+            Matmul::Own => Box::new(linear.clone()),
+            Matmul::CublasLt { rows_min } => {
+                Box::new(CublasLt::new(device, scratch, &plan.dense, [rows_min as usize, rows_max])?)
+            }
+        };
         Ok(Self {
-            embed: Embed::load(device, weights.embedding.format)?,
+            embed: Embed::load(device, plan.weights.embedding.format)?,
             norm: RmsNorm::load(device)?,
             rope: RopeAppend::load(device)?,
             attention: Attention::load(device, head_dim)?,
-            linear: Linear::load(device)?,
+            linear,
+            dense,
             lora: Lora::load(device)?,
             swiglu: Swiglu::load(device)?,
             copy_wipe: CopyWipe::load(device)?,
@@ -269,7 +288,9 @@ impl Forward<'_> {
             rows_max: places.rows_max,
             workspace: Some(self.buffers.workspace),
         };
-        self.kernels.linear.launch(stream, &args)
+        let Kernels { linear, dense, .. } = self.kernels;
+        let product: &dyn DenseMatmul = if dense.takes(&args) { &**dense } else { linear };
+        product.multiply(stream, &args)
     }
 
     fn adapters(

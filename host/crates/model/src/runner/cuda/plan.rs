@@ -1,16 +1,17 @@
 //! The device's memory, decided before any of it is taken: the base, what a step works in, its tables, and all that is left as
 //! blocks for KV and adapters. One allocation under a ceiling that is never crossed, since nothing is allocated afterwards.
 
+use kernels::cuda::ops::dense::{CublasLt, DenseShape};
 use kernels::cuda::ops::linear::workspace_bytes;
-use kernels::cuda::{CudaError, DeviceMemory, DeviceRange, KvLayout};
+use kernels::cuda::{CudaError, DeviceMemory, DeviceRange, KvLayout, WeightFormat};
 
-use super::CudaRunnerConfig;
 use super::draw::DrawLimits;
-use super::pieces::{least_block_bytes, pieces_max};
+use super::pieces::{ALL_GROUPS, least_block_bytes, pieces_max};
 use super::source::Source;
 use super::spans::{Span, Spans};
 use super::tables::{TableLayout, TableSizes};
 use super::weights::{MatrixPlan, WeightsPlan};
+use super::{CudaRunnerConfig, Matmul};
 use crate::{ModelConfig, ModelError};
 
 /// Rows that decode steps are recorded for, at most; also the rows of one pass of the output layer.
@@ -61,6 +62,8 @@ pub(super) struct Buffers<T> {
     pub(super) partial_sums: T,
     /// Of the linear layers.
     pub(super) workspace: T,
+    /// Of cuBLASLt: a matrix in rows, and what it works in.
+    pub(super) dense: T,
     /// f32: A x of adapters.
     pub(super) scratch: T,
     /// bf16 `[head rows, hidden]`
@@ -92,6 +95,7 @@ impl Buffers<Span> {
             partials: part(self.partials)?,
             partial_sums: part(self.partial_sums)?,
             workspace: part(self.workspace)?,
+            dense: part(self.dense)?,
             scratch: part(self.scratch)?,
             head: part(self.head)?,
             logits: part(self.logits)?,
@@ -122,6 +126,8 @@ pub(super) struct Plan {
     /// Pieces of one group of a layer.
     pub(super) pieces_max: usize,
     pub(super) draw: DrawLimits,
+    /// Products that go to cuBLASLt, if any do.
+    pub(super) dense: Vec<DenseShape>,
     /// Rows that steps are recorded for, ascending.
     pub(super) buckets: Vec<usize>,
     /// Of each bucket.
@@ -166,7 +172,9 @@ impl Plan {
             })
         };
         let plain_layout = layout(rows, row_adapters, rows.max(PASSES));
-        let sizes = Sizes { model, rows, head_rows, scratch, partial_units, descriptors: slots * pieces_max, draw };
+        let dense = dense_shapes(model, &weights, config)?;
+        let descriptors = slots * pieces_max;
+        let sizes = Sizes { model, rows, head_rows, scratch, partial_units, descriptors, draw, dense: &dense };
         let buffers = sizes.buffers(&weights, &plain_layout, &mut spans);
         let fixed_bytes = spans.bytes();
 
@@ -199,6 +207,7 @@ impl Plan {
             partial_units: u32::try_from(partial_units).unwrap_or(u32::MAX),
             pieces_max,
             draw,
+            dense,
             layouts: buckets.iter().map(|rows| layout(*rows, ROW_ENTRIES, PASSES)).collect(),
             buckets,
             plain_layout,
@@ -227,6 +236,37 @@ fn kv_layout(model: &ModelConfig, config: &CudaRunnerConfig) -> Result<KvLayout,
     Ok(layout)
 }
 
+/// The matrices that cuBLASLt multiplies with: those of the layers that are in bf16.
+fn dense_shapes(
+    model: &ModelConfig,
+    weights: &WeightsPlan,
+    config: &CudaRunnerConfig,
+) -> Result<Vec<DenseShape>, ModelError> {
+    let Matmul::CublasLt { rows_min } = config.matmul else { return Ok(Vec::new()) };
+    if rows_min > config.batch_rows_max {
+        return Err(ModelError::Configuration(format!(
+            "cuBLASLt multiplies {rows_min} rows or more, and a step has {} at most: raise batch_rows_max, or leave matmul out",
+            config.batch_rows_max
+        )));
+    }
+    let strides = ALL_GROUPS.map(|group| group.modules().iter().map(|module| model.module_shape(*module).1).sum());
+    let groups = weights.layers.iter().flat_map(|layer| layer.groups.iter().zip(strides));
+    let matrices = groups.flat_map(|(matrices, y_stride)| matrices.iter().map(move |matrix| (matrix, y_stride)));
+    let mut shapes = Vec::new();
+    for (matrix, y_stride) in matrices.filter(|(matrix, _)| matrix.format == WeightFormat::Bf16) {
+        let shape = DenseShape { outputs: matrix.outputs, inputs: matrix.inputs, y_stride };
+        if !shapes.contains(&shape) {
+            shapes.push(shape);
+        }
+    }
+    if shapes.is_empty() {
+        return Err(ModelError::Configuration(
+            "cuBLASLt multiplies with bf16 weights, and no layer of this base has any: leave matmul out".into(),
+        ));
+    }
+    Ok(shapes)
+}
+
 /// Powers of two, and the most.
 fn buckets(rows_max: usize) -> Vec<usize> {
     let powers = (0..usize::BITS).map(|power| 1usize << power).take_while(|rows| *rows < rows_max);
@@ -242,6 +282,7 @@ struct Sizes<'a> {
     /// Of adapters, for each group of a layer.
     descriptors: usize,
     draw: DrawLimits,
+    dense: &'a [DenseShape],
 }
 
 impl Sizes<'_> {
@@ -263,6 +304,7 @@ impl Sizes<'_> {
             partials: take(self.partial_units * queries, 4),
             partial_sums: take(self.partial_units * model.heads * 2, 4),
             workspace: take(workspace, 1),
+            dense: take(if self.dense.is_empty() { 0 } else { CublasLt::scratch_bytes(self.dense) }, 1),
             scratch: take(self.scratch * SCRATCH_PARTS, 4),
             head: take(head_rows * model.hidden, 2),
             logits: take(head_rows * model.vocabulary, 4),

@@ -88,7 +88,7 @@ impl Steps {
         let mut steps = Self {
             graphs: Vec::new(),
             adapters: adapters.map_err(failed)?,
-            kernels: Kernels::load(&device, &plan.weights, model.head_dim).map_err(failed)?,
+            kernels: Kernels::load(&device, &plan, model.head_dim, config.matmul, buffers.dense).map_err(failed)?,
             tables: device.pinned(words).map_err(failed)?,
             draws: device.pinned(plan.draw.words()).map_err(failed)?,
             answers: device.pinned(plan.draw.answer_words()).map_err(failed)?,

@@ -92,6 +92,14 @@ impl WeightsPlan {
         modules.chain(&self.output).chain([&self.embedding])
     }
 
+    /// A format of the base that there is no kernel for, if there is one: such weights take 16 bits on the device.
+    pub(super) fn widened(&self, base: Source<'_>) -> Option<TensorFormat> {
+        let tensors = self.matrices().flat_map(|matrix| matrix.tensors.iter().map(|tensor| (tensor, matrix.inputs)));
+        let mut formats =
+            tensors.filter_map(|((name, outputs), inputs)| base.tensor_format(name, &[*outputs, inputs]).ok());
+        formats.find(|format| device_format(*format).0.is_none())
+    }
+
     /// Reads the base tensor by tensor, repacks and uploads it: never the base twice in memory.
     pub(super) fn upload(&self, base: Source<'_>, stream: &Stream, memory: &DeviceMemory) -> Result<(), ModelError> {
         let config = base.config();
