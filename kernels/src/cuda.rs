@@ -29,7 +29,7 @@ mod repack;
 pub mod selftest;
 mod stream;
 
-pub use device::{Device, DeviceInfo};
+pub use device::{Device, DeviceInfo, PinnedMemory};
 pub use error::CudaError;
 pub use event::Event;
 pub use graph::Graph;

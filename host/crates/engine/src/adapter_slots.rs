@@ -151,6 +151,20 @@ impl AdapterSlots {
         }
     }
 
+    /// Has these go with their last holder, those that nobody holds now: as [`Self::release`] of one that held them.
+    pub(crate) fn unload(&mut self, digests: impl Iterator<Item = Digest>, blocks: &mut BlockManager) {
+        for slot in digests.filter_map(|digest| self.slot_of(digest)).collect::<Vec<_>>() {
+            let Some(place) = self.slots.get_mut(slot.0 as usize) else { continue };
+            let Some(resident) = place else { continue };
+            resident.unload = true;
+            if resident.holders == 0 {
+                blocks.release(&mut resident.blocks);
+                *place = None;
+                self.unloads.push(slot);
+            }
+        }
+    }
+
     /// Slots that the runner has to empty, if they are not acquired again before that.
     pub(crate) fn take_unloads(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.unloads)

@@ -1,6 +1,6 @@
 //! The CUDA runner: a base, its KV and adapters in one allocation on one device. Read `cuda/step.rs` for a step and
 //! `cuda/forward.rs` for its layers; `cuda/plan.rs` says where everything lies. In the order in which it is made: `weights`
-//! over `spans`, `plan`, `pieces` and `adapters`, `runs`, `tables`, `forward`, `step`, `draw`.
+//! over `spans`, `plan`, `pieces`, `window`, `staging` and `adapters`, `runs`, `tables`, `forward`, `step`, `draw`.
 //!
 //! What must hold: the whole of the device's memory is taken at the start, under the ceiling that is configured, and nothing
 //! more afterwards; a row's result does not depend, to the last bit, on what else is in the batch, nor on whether the step was
@@ -16,9 +16,11 @@ mod plan;
 mod runs;
 mod source;
 mod spans;
+mod staging;
 mod step;
 mod tables;
 mod weights;
+mod window;
 
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ use types::Digest;
 
 use self::plan::Plan;
 use self::source::Source;
+pub use self::staging::{AdapterStaging, StagingStats};
 use self::step::Steps;
 use super::{Precision, check};
 use crate::{Base, GeneratedBase, LoraAdapter, ModelConfig, ModelError};
@@ -53,6 +56,9 @@ pub struct CudaRunnerConfig {
     pub sequences_max: u32,
     /// Adapters of one row: what a composition may name.
     pub row_adapters_max: u32,
+    /// Pinned host memory, at most, for adapters that were made ready to be copied to the device: see
+    /// [`CudaRunner::staging`]. Without it, or without room in it, the engine's thread copies them.
+    pub staging_bytes_max: u64,
     /// Whether steps of few rows are recorded and launched as a whole. Without it every launch is made each time, to the same
     /// bits.
     pub graphs: bool,
@@ -70,6 +76,7 @@ impl Default for CudaRunnerConfig {
             batch_rows_max: 512,
             sequences_max: 256,
             row_adapters_max: 8,
+            staging_bytes_max: 1 << 30,
             graphs: true,
         }
     }
@@ -82,6 +89,7 @@ pub struct CudaRunner {
     model: ModelConfig,
     block_bytes: usize,
     memory_bytes: usize,
+    staging: AdapterStaging,
     steps: Steps,
 }
 
@@ -126,13 +134,17 @@ impl CudaRunner {
             batch_rows_max: config.batch_rows_max,
             vocabulary: small(model.vocabulary),
         };
+        let block_bytes = plan.kv.block_bytes();
+        let slots = config.adapter_slots as usize;
+        let staging = AdapterStaging::new(device.pinned_memory(), block_bytes, config.staging_bytes_max, slots);
         let digest = base.digest();
         let format = format!("bf16, {:?} kv", config.kv_format);
         let parts = [digest.as_bytes().as_slice(), format.as_bytes()];
         Ok(Self {
             shape,
             fingerprint: Digest::of_parts("tenon 2026-11 cuda runner", parts),
-            block_bytes: plan.kv.block_bytes(),
+            block_bytes,
+            staging,
             memory_bytes: plan.bytes,
             steps: Steps::new(device, base, plan, config)?,
             model,
@@ -149,6 +161,19 @@ impl CudaRunner {
     #[must_use]
     pub const fn device_memory_bytes(&self) -> usize {
         self.memory_bytes
+    }
+
+    /// Where adapters are made ready for their loads, by other threads. A load of one that was not takes as long on the
+    /// engine's thread as a copy of it.
+    #[must_use]
+    pub const fn staging(&self) -> &AdapterStaging {
+        &self.staging
+    }
+
+    /// Bytes of adapters that loads had to copy themselves, since they were not ready.
+    #[must_use]
+    pub const fn load_copied_bytes(&self) -> u64 {
+        self.steps.copied_bytes()
     }
 
     /// Steps that were launched as a whole, and steps that were not.
@@ -199,11 +224,15 @@ impl ModelRunner for CudaRunner {
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>, blocks: &[u32]) -> Result<(), RunnerError> {
         let factors = adapter.device_factors().filter(|_| adapter.fits(&self.model, Precision::Bf16));
         let factors = factors.ok_or_else(|| RunnerError::Adapter("it was packed for another base or runner".into()))?;
-        self.steps.load_adapter(slot, factors, blocks)
+        let image = self.staging.find(adapter);
+        self.steps.load_adapter(slot, (factors, image.as_deref()), blocks)?;
+        self.staging.note_slot(slot, Some(adapter));
+        Ok(())
     }
 
     fn unload_adapter(&mut self, slot: Slot) {
         self.steps.unload_adapter(slot);
+        self.staging.note_slot(slot, None);
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
@@ -219,5 +248,5 @@ fn failed(error: CudaError) -> ModelError {
 
 /// What the device says in a step.
 fn step_failed(error: CudaError) -> RunnerError {
-    RunnerError::Failed(error.to_string())
+    if error.is_lost() { RunnerError::Lost(error.to_string()) } else { RunnerError::Failed(error.to_string()) }
 }
