@@ -12,9 +12,10 @@ const NO_TOOLKIT: i32 = 3;
 /// The instrumented runs take longer, and find what they find under any schedule that reaches it.
 const SCHEDULES_OF_SANITIZERS: &str = "1 6";
 /// Tests of the emulated device, by the crate they are in.
-const TESTS: [&str; 3] = [
+const TESTS: [&str; 4] = [
     "kernels/tests/cuda_emulation.rs",
     "host/crates/model/tests/cuda_conformance.rs",
+    "host/crates/model/tests/cuda_loads.rs",
     "tests/cuda-bench/tests/cuda_bench_smoke.rs",
 ];
 

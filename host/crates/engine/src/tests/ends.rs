@@ -65,7 +65,7 @@ fn with_a_lost_device_everything_ends_and_nothing_is_taken() {
     assert!(rig.engine.is_idle());
     assert!(rig.handle.lost().expect("it is said how").contains("step 3"));
     assert!(!rig.handle.is_stopped(), "whoever asks is answered");
-    let refused = rig.handle.submit(unloaded.submission()).err().expect("nothing is taken");
+    let refused = rig.handle.submit(unloaded.submission()).expect_err("nothing is taken");
     assert_eq!((refused.code(), refused.blame()), ("device_lost", types::Blame::Capacity));
     // The fake runner panics if it is asked for anything.
     rig.revoke(Digest::of(b"a0"));

@@ -193,6 +193,14 @@ impl CudaRunner {
         Ok(logits)
     }
 
+    /// Whether an adapter is still on its way to the device: for tests, which have to see that nobody waited for it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn is_loading(&mut self) -> Result<bool, RunnerError> {
+        self.steps.is_loading().map_err(step_failed)
+    }
+
     /// The content of a block as it lies on the device: for tests, which have to see that nothing is left in it.
     ///
     /// # Errors

@@ -103,7 +103,7 @@ impl AdapterStaging {
         let chunk_bytes = (chunk_blocks * block_bytes).max(1) as u64;
         let chunks_max = usize::try_from(bytes_max / chunk_bytes).unwrap_or(usize::MAX);
         let stats = StagingStats { bytes_max: chunks_max as u64 * chunk_bytes, ..StagingStats::default() };
-        let state = State { slots: vec![Weak::new(); slots], stats, ..State::default() };
+        let state = State { slots: (0..slots).map(|_| Weak::new()).collect(), stats, ..State::default() };
         let (state, prepared) = (Mutex::new(state), Condvar::new());
         Self { shared: Arc::new(Shared { memory, block_bytes, chunk_blocks, chunks_max, state, prepared }) }
     }

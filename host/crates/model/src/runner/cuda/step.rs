@@ -130,6 +130,10 @@ impl Steps {
         self.adapters.load(&self.device, slot, adapter, blocks, &self.step_end)
     }
 
+    pub(super) fn is_loading(&mut self) -> Result<bool, CudaError> {
+        self.adapters.is_arriving(|_| true)
+    }
+
     /// Bytes of adapters that the engine's thread has copied.
     pub(super) const fn copied_bytes(&self) -> u64 {
         self.adapters.copied_bytes()
