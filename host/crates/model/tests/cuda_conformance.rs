@@ -275,7 +275,13 @@ mod emulated {
             let limited = |ceiling| CudaRunnerConfig { device_memory_bytes_max: Some(ceiling), ..unlimited.clone() };
             let runner = CudaRunner::new(base, &limited(ceiling)).unwrap();
             assert!(runner.device_memory_bytes() as u64 <= ceiling && runner.shape().kv_blocks < most);
+            let (blocks, block) = (runner.shape().kv_blocks, runner.read_block(0).unwrap().len() as u64);
             drop(runner);
+            let asked = |bytes| CudaRunnerConfig { kv_bytes_max: Some(bytes), ..limited(ceiling) };
+            let given = |bytes| CudaRunner::new(base, &asked(bytes)).map(|runner| runner.shape().kv_blocks);
+            assert_eq!(given(9 * block + block / 2).unwrap(), 9, "whole blocks, no more bytes than were asked for");
+            assert_eq!(given(u64::MAX).unwrap(), blocks, "and no more than there is room for");
+            assert!(given(block - 1).unwrap_err().to_string().contains("kv_bytes_max"));
             let error = CudaRunner::new(base, &limited(100_000)).err().unwrap().to_string();
             assert!(error.contains("100000 are allowed") && error.contains("device_memory_bytes_max"), "{error}");
             println!("  {error}");

@@ -44,6 +44,8 @@ pub struct CudaRunnerConfig {
     pub block_tokens: u32,
     /// Blocks in all, if fewer than there is memory for.
     pub kv_blocks_max: Option<u32>,
+    /// Bytes of the blocks in all, if less than there is memory for.
+    pub kv_bytes_max: Option<u64>,
     /// How keys and values are kept.
     pub kv_format: KvFormat,
     /// Tokens of a sequence, if fewer than the base could do.
@@ -70,6 +72,7 @@ impl Default for CudaRunnerConfig {
             device_memory_bytes_max: None,
             block_tokens: 16,
             kv_blocks_max: None,
+            kv_bytes_max: None,
             kv_format: KvFormat::default(),
             context_tokens_max: u32::MAX,
             adapter_slots: 32,
@@ -233,7 +236,7 @@ impl ModelRunner for CudaRunner {
         let factors = adapter.device_factors().filter(|_| adapter.fits(&self.model, Precision::Bf16));
         let factors = factors.ok_or_else(|| RunnerError::Adapter("it was packed for another base or runner".into()))?;
         let image = self.staging.find(adapter);
-        self.steps.load_adapter(slot, (factors, image.as_deref()), blocks)?;
+        self.steps.load_adapter(slot, (factors, image.as_deref()), blocks).inspect_err(say_if_lost)?;
         self.staging.note_slot(slot, Some(adapter));
         Ok(())
     }
@@ -245,7 +248,18 @@ impl ModelRunner for CudaRunner {
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
         self.check(batch)?;
-        self.steps.run(batch, &self.model, |steps, pass| steps.draw(batch, pass, sampled))
+        self.steps.run(batch, &self.model, |steps, pass| steps.draw(batch, pass, sampled)).inspect_err(say_if_lost)
+    }
+}
+
+/// Once: whoever was told asks for nothing more.
+fn say_if_lost(error: &RunnerError) {
+    if let RunnerError::Lost(why) = error {
+        tracing::error!(
+            why,
+            "the CUDA device is lost to this process, and every request is refused: restart the host; if it comes again \
+             run `tenon selftest --cuda`, and look for `Xid` in the kernel's log"
+        );
     }
 }
 

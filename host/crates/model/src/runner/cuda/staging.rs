@@ -7,6 +7,7 @@
 //! loaded, by a copy on the engine's thread.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -39,6 +40,12 @@ pub struct StagingStats {
     pub prepared: u64,
     /// Adapters that found no room.
     pub refused: u64,
+}
+
+impl fmt::Debug for AdapterStaging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdapterStaging").field("stats", &self.stats()).finish()
+    }
 }
 
 struct Shared {
