@@ -95,6 +95,11 @@ impl AdapterSlots {
         wanted.iter().map(|one| self.slot_of(one.digest)).collect()
     }
 
+    /// Blocks of those that have to be loaded, each once.
+    pub(crate) fn missing_blocks(&self, wanted: &[WantedAdapter]) -> usize {
+        self.missing(wanted).iter().map(|one| one.blocks as usize).sum()
+    }
+
     /// Evicts idle adapters until so many blocks can be had, the one unused for longest first. False, and nothing changed, if
     /// those of all idle ones are too few.
     pub(crate) fn make_room(&mut self, blocks: usize, memory: &mut SharedMemory<'_>) -> bool {
