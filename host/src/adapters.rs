@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{AdapterBase, AdapterLimits, AdapterReport, Precision, canonical_adapter};
+use model::{AdapterBase, AdapterLimits, AdapterReport, AdapterStaging, Precision, canonical_adapter};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 use types::{AdapterAlias, Digest, ModuleSet, TenantId};
@@ -89,6 +89,8 @@ pub struct AdapterStoreConfig {
     pub is_shared_across_tenants: bool,
     /// Told of every load.
     pub on_load: Option<LoadObserver>,
+    /// Where adapters are made ready for the runner's device, if it has one.
+    pub staging: Option<AdapterStaging>,
     /// Where packed adapters are kept for later. `None` packs anew what is not in memory.
     pub disk: Option<AdapterDisk>,
     /// Aliases of one tenant.
@@ -115,6 +117,7 @@ impl AdapterStoreConfig {
             pinned_bytes_max: 1 << 30,
             is_shared_across_tenants: false,
             on_load: None,
+            staging: None,
             disk: None,
             aliases_per_tenant_max: 10_000,
             loads_max: 2,
@@ -185,6 +188,7 @@ pub struct AdapterStore {
     disk: Option<Arc<DiskTier>>,
     is_shared_across_tenants: bool,
     on_load: Option<LoadObserver>,
+    staging: Option<AdapterStaging>,
     /// Loads that nobody waits for.
     prefetches: Arc<Semaphore>,
     loads: Loads,
@@ -238,6 +242,7 @@ impl AdapterStore {
             disk,
             is_shared_across_tenants: config.is_shared_across_tenants,
             on_load: config.on_load,
+            staging: config.staging,
             prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)),
             loads: Loads::new(config.loads_max),
             first_uses: FirstUses::new(),

@@ -51,6 +51,8 @@ pub struct Config {
     pub threads: usize,
     /// Memory for keys and values.
     pub kv: KvSize,
+    /// Whether somebody said so.
+    pub kv_is_given: bool,
     /// Tokens of one block of it.
     pub block_tokens: u32,
     /// Adapters that one batch can use.
@@ -67,6 +69,8 @@ pub struct Config {
     pub adapter_norms: NormLimits,
     /// Of these, memory for those that are pinned.
     pub adapter_pinned_bytes_max: u64,
+    /// Page-locked memory for those that are ready to be copied to a CUDA device.
+    pub adapter_staging_bytes_max: u64,
     /// Whether tenants with the same adapter share its packed form, and can tell by time that they do.
     pub share_adapters_across_tenants: bool,
     /// Disk for packed adapters; 0 keeps none.

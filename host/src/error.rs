@@ -64,6 +64,9 @@ pub enum Error {
     /// The base is still loading, or the host is draining.
     #[error("{0}")]
     Unavailable(&'static str),
+    /// The device that computes failed for good.
+    #[error("the device that computes has failed ({0}); restart the host")]
+    DeviceLost(String),
     /// A plan that did not pass; `by_caller` if the caller wrote it and not a plugin.
     #[error("{source}")]
     Plan {
@@ -194,6 +197,7 @@ impl Error {
             Self::TooSlow => "body_timeout",
             Self::Rejected { code, .. } => code,
             Self::Unavailable(_) => "unavailable",
+            Self::DeviceLost(_) => "device_lost",
             Self::Plan { source, .. } => source.code(),
             Self::HandOver(error) => error.code(),
             Self::Constraint { source, .. } => source.code(),
@@ -232,7 +236,9 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::TooSlow
             | Self::Rejected { .. } => Blame::Caller,
-            Self::Unavailable(_) | Self::Deadline | Self::Late(_) | Self::Cold { .. } => Blame::Capacity,
+            Self::Unavailable(_) | Self::DeviceLost(_) | Self::Deadline | Self::Late(_) | Self::Cold { .. } => {
+                Blame::Capacity
+            }
             Self::Plan { by_caller: true, .. } => Blame::Caller,
             Self::Plan { source, .. } => source.blame(),
             Self::HandOver(error) => error.blame(),

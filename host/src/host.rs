@@ -129,7 +129,7 @@ impl Host {
         let plugins = open_plugins(config, compiler)?;
         let plugin_sources = PluginSources::new(&config.plugin_sources)?;
         let (base, runner) = open_base(config).await?;
-        let (precision, runner_name) = (runner.precision(), runner.name());
+        let (precision, runner_name, staging) = (runner.precision(), runner.name(), runner.staging().cloned());
         let layers = u32::try_from(base.config().layers).unwrap_or(u32::MAX);
         let vocabulary = u32::try_from(base.config().vocabulary).unwrap_or(u32::MAX);
         let plan_limits = PlanLimits { layers, vocabulary, ..config.plan_limits.clone() };
@@ -144,6 +144,7 @@ impl Host {
                 let metrics = Arc::clone(metrics);
                 move |times| metrics.adapter_load(times)
             })),
+            staging,
             disk: (config.adapter_disk_bytes_max > 0).then(|| AdapterDisk {
                 folder: config.data.join("packed-adapters"),
                 bytes_max: config.adapter_disk_bytes_max,

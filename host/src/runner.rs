@@ -49,6 +49,11 @@ fn cuda_config(config: &Config) -> CudaRunnerConfig {
             KvSize::Blocks(blocks) => Some(blocks),
             KvSize::Bytes(_) => None,
         },
+        // The default is a CPU's: a device that nobody said this of has all of its memory.
+        kv_bytes_max: match config.kv {
+            KvSize::Bytes(bytes) if config.kv_is_given => Some(bytes),
+            KvSize::Bytes(_) | KvSize::Blocks(_) => None,
+        },
         kv_format: match config.kv_format {
             KvKind::F16 => KvFormat::F16,
             KvKind::Int8 => KvFormat::Int8,
@@ -62,6 +67,7 @@ fn cuda_config(config: &Config) -> CudaRunnerConfig {
         batch_rows_max: u32::try_from(config.batch_rows_max).unwrap_or(u32::MAX),
         // As many as the engine runs at once.
         sequences_max: u32::try_from(engine::EngineConfig::default().running_sequences_max).unwrap_or(u32::MAX),
+        staging_bytes_max: config.adapter_staging_bytes_max,
         row_adapters_max: u32::try_from(config.plan_limits.composition_entries_max).unwrap_or(u32::MAX),
         ..CudaRunnerConfig::default()
     }

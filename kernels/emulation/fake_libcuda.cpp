@@ -6,6 +6,8 @@
 // late as they may, or interleaved at random, so that a missing event or wait shows. A violation aborts and says why.
 //
 // EMU_SEED: schedule of threads (seed % 8) and of streams (seed % 4: 0 at once, 1 late, 2 and 3 random).
+// EMU_LOST: the launch of a graph, counted from 1, that touches an address that is not there: the device is lost to the
+// process, as it is to the driver's. EMU_LOST_CODE: with this error (700).
 // EMU_MEMORY_BYTES: the device's memory (1 GiB). EMU_CAPABILITY: as 90. EMU_DRIVER: as 13000. EMU_DEVICES: 0 or 1.
 #include <signal.h>
 #include <sys/mman.h>
@@ -61,6 +63,9 @@ std::map<void*, std::shared_ptr<Stream>> streams;
 std::set<Event*> events;
 std::map<Address, Area> memory, host_memory;
 size_t used_bytes;
+// What every call answers once the device is lost.
+int lost;
+long graph_launches;
 thread_local void* context;
 thread_local int captures_of_thread;
 int the_context;
@@ -162,7 +167,7 @@ void run_one(const std::shared_ptr<Stream>& stream) {
   Item item = std::move(stream->queue.front());
   stream->queue.pop_front();
   if (item.wait.stream) run_until(item.wait.stream, item.wait.after);
-  if (item.work) item.work();
+  if (item.work && !lost) item.work();
   stream->run++;
 }
 void run_until(const std::shared_ptr<Stream>& stream, uint64_t count) {
@@ -189,6 +194,7 @@ void run_some() {
 }
 Result give(void* handle, Work work, Point wait = {}) {
   const std::lock_guard<std::recursive_mutex> guard(lock);
+  if (lost) return lost;
   auto stream = stream_of(handle);
   if (stream->captures) {
     if (wait.stream) return CAPTURE_ISOLATION;
@@ -251,7 +257,7 @@ API cuCtxSynchronize() {
   NEEDS_CONTEXT;
   if (captures_of_thread) return CAPTURE_UNSUPPORTED;
   run_all();
-  return OK;
+  return lost;
 }
 
 API cuStreamCreate(void** out, unsigned) {
@@ -274,12 +280,12 @@ API cuStreamSynchronize(void* handle) {
   auto stream = stream_of(handle);
   if (stream->captures) return CAPTURE_UNSUPPORTED;
   run_until(stream, stream->given);
-  return OK;
+  return lost;
 }
 API cuStreamWaitEvent(void* handle, void* event, unsigned) {
   GUARD;
   const Point last = ((Event*)event)->last;
-  return last.stream ? give(handle, nullptr, last) : OK;
+  return last.stream ? give(handle, nullptr, last) : lost;
 }
 API cuEventCreate(void** out, unsigned) {
   GUARD;
@@ -299,18 +305,18 @@ API cuEventRecord(void* event, void* handle) {
   auto stream = stream_of(handle);
   if (stream->captures) return CAPTURE_UNSUPPORTED;
   ((Event*)event)->last = {stream, stream->given};
-  return OK;
+  return lost;
 }
 API cuEventQuery(void* event) {
   GUARD;
-  if (is_reached(((Event*)event)->last)) return OK;
-  run_some();
+  if (!is_reached(((Event*)event)->last)) run_some();
+  if (lost) return lost;
   return is_reached(((Event*)event)->last) ? OK : NOT_READY;
 }
 API cuEventSynchronize(void* event) {
   GUARD;
   reach(((Event*)event)->last);
-  return OK;
+  return lost;
 }
 API cuEventElapsedTime_v2(float* ms, void* a, void* b) {
   GUARD;
@@ -345,6 +351,7 @@ API cuMemFree_v2(Address p) {
 API cuMemHostAlloc(void** out, size_t bytes, unsigned) {
   GUARD;
   NEEDS_CONTEXT;
+  if (lost) return lost;
   const Area area = map_area(bytes);
   *out = (void*)start_of(area);
   host_memory[(Address)*out] = area;
@@ -474,8 +481,13 @@ API cuStreamIsCapturing(void* handle, int* status) { GUARD; *status = stream_of(
 API cuGraphInstantiateWithFlags(void** out, void* graph, unsigned long long) { *out = new Graph(*(Graph*)graph); return OK; }
 API cuGraphUpload(void*, void*) { return OK; }
 API cuGraphLaunch(void* exec, void* stream) {
+  GUARD;
   auto work = std::make_shared<std::vector<Work>>(((Graph*)exec)->work);
-  return give(stream, [=] { for (const Work& one : *work) one(); });
+  const bool is_last = ++graph_launches == setting("EMU_LOST", 0);
+  return give(stream, [=] {
+    if (is_last) lost = (int)setting("EMU_LOST_CODE", 700);
+    else for (const Work& one : *work) one();
+  });
 }
 API cuGraphExecDestroy(void* exec) { delete (Graph*)exec; return OK; }
 API cuGraphDestroy(void* graph) { delete (Graph*)graph; return OK; }
@@ -487,6 +499,9 @@ API cuGetErrorName(int code, const char** name) {
     case NO_DEVICE: *name = "CUDA_ERROR_NO_DEVICE"; break;
     case INVALID_CONTEXT: *name = "CUDA_ERROR_INVALID_CONTEXT"; break;
     case NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
+    case 214: *name = "CUDA_ERROR_ECC_UNCORRECTABLE"; break;
+    case 700: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
+    case 702: *name = "CUDA_ERROR_LAUNCH_TIMEOUT"; break;
     case NOT_READY: *name = "CUDA_ERROR_NOT_READY"; break;
     case CAPTURE_UNSUPPORTED: *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; break;
     case CAPTURE_ISOLATION: *name = "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"; break;

@@ -31,7 +31,7 @@ pub mod selftest;
 mod stream;
 
 pub use cublaslt::{CUBLASLT_VERSION_MIN, NoCublasLt, cublaslt_version};
-pub use device::{Device, DeviceInfo};
+pub use device::{Device, DeviceInfo, PinnedMemory};
 pub use error::CudaError;
 pub use event::Event;
 pub use graph::Graph;

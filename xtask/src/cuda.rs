@@ -12,7 +12,8 @@ const NO_TOOLKIT: i32 = 3;
 /// The instrumented runs take longer, and find what they find under any schedule that reaches it.
 const SCHEDULES_OF_SANITIZERS: &str = "1 6";
 /// Tests of the emulated device: of the kernels, the runner, the bench and a whole host.
-const TESTS: [&str; 5] = ["cuda_emulation", "cuda_conformance", "cuda_streams", "cuda_bench_smoke", "cuda_host"];
+const TESTS: [&str; 6] =
+    ["cuda_emulation", "cuda_conformance", "cuda_loads", "cuda_streams", "cuda_bench_smoke", "cuda_host"];
 
 /// The stage `cuda-emulation`.
 ///

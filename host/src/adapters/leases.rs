@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use model::{AdapterStaging, LoraAdapter};
 use types::{AdapterAlias, Digest, TenantId};
 
 use super::keep::Keep;
@@ -116,9 +117,11 @@ impl AdapterStore {
         let Ok(permit) = Arc::clone(&self.prefetches).try_acquire_owned() else { return Ok(()) };
         let (key, load) = self.loading(&resolved.tenant, digest);
         let Some(coming) = self.memory.prefetch(&key, &self.loads, load) else { return Ok(()) };
+        let staging = self.staging.clone();
         drop(self.loads.spawn(async move {
-            if let Err(error) = coming.await {
-                tracing::debug!(%digest, %error, "an adapter could not be loaded ahead of its use");
+            match coming.await {
+                Ok(loaded) => make_ready(staging, &loaded.adapter).await,
+                Err(error) => tracing::debug!(%digest, %error, "an adapter could not be loaded ahead of its use"),
             }
             drop(permit);
         }));
@@ -200,7 +203,9 @@ impl AdapterStore {
     ) -> Result<AdapterLease, AdapterError> {
         self.revocations.check(WHAT, digest)?;
         let (key, load) = self.loading(tenant, digest);
-        self.memory.lease(key, release, &self.loads, load).await
+        let lease = self.memory.lease(key, release, &self.loads, load).await?;
+        make_ready(self.staging.clone(), lease.adapter()).await;
+        Ok(lease)
     }
 
     /// What a load of it is.
@@ -256,6 +261,17 @@ impl AdapterStore {
             .boxed()
         };
         (key, observed)
+    }
+}
+
+/// Has an adapter lie in page-locked memory before the engine needs it, which would have to copy it there otherwise. Off the
+/// async threads: it takes as long as a copy of it. If there is no room, or the device fails, nobody is told here.
+async fn make_ready(staging: Option<AdapterStaging>, adapter: &Arc<LoraAdapter>) {
+    let Some(staging) = staging.filter(|staging| staging.is_wanted(adapter)) else { return };
+    let adapter = Arc::clone(adapter);
+    let prepared = tokio::task::spawn_blocking(move || staging.prepare(&adapter)).await;
+    if !matches!(prepared, Ok(true)) {
+        tracing::debug!("an adapter was not made ready for the device");
     }
 }
 

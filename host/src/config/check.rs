@@ -45,6 +45,7 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
         matmul: checks.matmul(&raw)?,
         threads: checks.number("threads", raw.threads, cores.min(1024), 1..=1024)?,
         kv: checks.kv(&raw)?,
+        kv_is_given: raw.kv_bytes_max.or(raw.kv_blocks).is_some(),
         block_tokens: checks.block_tokens(&raw)?,
         adapter_slots: checks.number("adapter_slots", raw.adapter_slots, 32, 1..=65_536)?,
         batch_rows_max: checks.number("batch_rows_max", raw.batch_rows_max, 512, 1..=65_536)?,
@@ -60,6 +61,12 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
             frobenius_max: checks.norm("limits.adapter_frobenius_norm_max", raw.limits.adapter_frobenius_norm_max)?,
             spectral_max: checks.norm("limits.adapter_spectral_norm_max", raw.limits.adapter_spectral_norm_max)?,
         },
+        adapter_staging_bytes_max: checks.number(
+            "adapter_staging_bytes_max",
+            raw.adapter_staging_bytes_max,
+            1 << 30,
+            0..=BYTES_MAX,
+        )?,
         adapter_pinned_bytes_max: checks.number(
             "adapter_pinned_bytes_max",
             raw.adapter_pinned_bytes_max,

@@ -49,6 +49,8 @@ pub struct RawConfig {
     pub adapter_disk_bytes_max: Option<u64>,
     /// `adapter_pinned_bytes_max`
     pub adapter_pinned_bytes_max: Option<u64>,
+    /// `adapter_staging_bytes_max`
+    pub adapter_staging_bytes_max: Option<u64>,
     /// `share_adapters_across_tenants`
     pub share_adapters_across_tenants: Option<bool>,
     /// Requests that may wait.

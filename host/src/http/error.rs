@@ -180,6 +180,7 @@ mod tests {
                 (503, "deadline_too_short", "4"),
             ),
             (SubmitError::Stopped, (503, "shutting_down", "1")),
+            (SubmitError::DeviceLost, (503, "device_lost", "1")),
             (SubmitError::QueueFull { waiting: 3, retry_after: Duration::from_secs(9999) }, (503, "overloaded", "120")),
         ] {
             let error = Error::from(error);

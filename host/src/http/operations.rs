@@ -20,7 +20,11 @@ pub(crate) async fn health() -> Json<Health> {
 #[utoipa::path(get, path = "/ready", tag = "operations",
     responses((status = 200, description = "They can", body = Ready), (status = 503, description = "Not yet, or no more")))]
 pub(crate) async fn ready(State(app): State<App>) -> Response {
-    match app.ready() {
+    let host = app.ready();
+    if let Some(why) = host.as_ref().and_then(|host| host.engine.lost()) {
+        return Error::DeviceLost(why).into_response();
+    }
+    match host {
         Some(host) if host.engine.is_stopped() => {
             Error::Internal("the engine has stopped; restart the host".into()).into_response()
         }

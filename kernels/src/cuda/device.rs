@@ -34,6 +34,22 @@ impl Context {
     }
 }
 
+/// Where pinned memory comes from, for threads that have no device. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PinnedMemory {
+    context: Arc<Context>,
+}
+
+impl PinnedMemory {
+    /// As [`Device::pinned`].
+    ///
+    /// # Errors
+    /// If there is not so much.
+    pub fn take<T: Plain>(&self, count: usize) -> Result<Pinned<T>, CudaError> {
+        Pinned::allocate(&self.context, count)
+    }
+}
+
 impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: retained once by `open`.
@@ -160,6 +176,12 @@ impl Device {
     /// If there is not so much.
     pub fn pinned<T: Plain>(&self, count: usize) -> Result<Pinned<T>, CudaError> {
         Pinned::allocate(&self.context, count)
+    }
+
+    /// [`Self::pinned`] for other threads.
+    #[must_use]
+    pub fn pinned_memory(&self) -> PinnedMemory {
+        PinnedMemory { context: Arc::clone(&self.context) }
     }
 
     /// Waits for all streams, and says what went wrong on the device since the last time.

@@ -61,7 +61,39 @@ pub enum CudaError {
     Recording(&'static str),
 }
 
+/// After these every later call of the process fails, whatever it asks: a bug of a kernel, or the device's own end.
+const LOST: [&str; 20] = [
+    "CUDA_ERROR_DEINITIALIZED",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE",
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_NVLINK_UNCORRECTABLE",
+    "CUDA_ERROR_CONTAINED",
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED",
+    "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "CUDA_ERROR_MISALIGNED_ADDRESS",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC",
+    "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_EXTERNAL_DEVICE",
+    "CUDA_ERROR_TENSOR_MEMORY_LEAK",
+    "CUDA_ERROR_MPS_CLIENT_TERMINATED",
+    "CUDA_ERROR_SYSTEM_NOT_READY",
+    "CUDA_ERROR_UNKNOWN",
+];
+
 impl CudaError {
+    /// Whether nothing can be done on the device any more by this process.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        // A launch's name has its kernel's before it.
+        let is_lost = |name: &String| name.rsplit(": ").next().is_some_and(|name| LOST.contains(&name));
+        matches!(self, Self::Driver { name, .. } if is_lost(name))
+    }
+
     pub(crate) fn driver(doing: &'static str) -> impl Fn(DriverError) -> Self {
         move |error| Self::Driver { doing, name: name_of(error) }
     }

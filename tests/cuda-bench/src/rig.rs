@@ -60,6 +60,8 @@ impl Rig {
             row_adapters_max: 8,
             matmul: room.matmul,
             graphs: true,
+            kv_bytes_max: None,
+            staging_bytes_max: 1 << 30,
         };
         let runner = CudaRunner::generated(&base, &config)?;
         let gigabytes = runner.device_memory_bytes() as f64 / 1e9;

@@ -95,6 +95,11 @@ impl AdapterSlots {
         wanted.iter().map(|one| self.slot_of(one.digest)).collect()
     }
 
+    /// Blocks of those that have to be loaded, each once.
+    pub(crate) fn missing_blocks(&self, wanted: &[WantedAdapter]) -> usize {
+        self.missing(wanted).iter().map(|one| one.blocks as usize).sum()
+    }
+
     /// Evicts idle adapters until so many blocks can be had, the one unused for longest first. False, and nothing changed, if
     /// those of all idle ones are too few.
     pub(crate) fn make_room(&mut self, blocks: usize, memory: &mut SharedMemory<'_>) -> bool {
@@ -144,6 +149,20 @@ impl AdapterSlots {
             resident.released = self.releases;
             resident.unload |= unload;
             if resident.unload && resident.holders == 0 {
+                blocks.release(&mut resident.blocks);
+                *place = None;
+                self.unloads.push(slot);
+            }
+        }
+    }
+
+    /// Has these go with their last holder, those that nobody holds now: as [`Self::release`] of one that held them.
+    pub(crate) fn unload(&mut self, digests: impl Iterator<Item = Digest>, blocks: &mut BlockManager) {
+        for slot in digests.filter_map(|digest| self.slot_of(digest)).collect::<Vec<_>>() {
+            let Some(place) = self.slots.get_mut(slot.0 as usize) else { continue };
+            let Some(resident) = place else { continue };
+            resident.unload = true;
+            if resident.holders == 0 {
                 blocks.release(&mut resident.blocks);
                 *place = None;
                 self.unloads.push(slot);

@@ -30,6 +30,8 @@ struct DoorState {
     priorities: BTreeMap<i8, usize>,
     families: u64,
     estimates: Estimates,
+    /// How the device failed, if it did for good.
+    lost: Option<String>,
 }
 
 /// A place in the queue; dropping it gives it back.
@@ -48,7 +50,7 @@ impl Door {
     /// Places for `count` requests that are one to their caller: all or none.
     ///
     /// # Errors
-    /// If the tenant has its share, the queue is full, or its end is further away than the deadline.
+    /// If the tenant has its share, the queue is full, its end is further away than the deadline, or the device is lost.
     pub(crate) fn enter(
         self: &Arc<Self>,
         terms: Terms,
@@ -56,6 +58,9 @@ impl Door {
         deadline: Duration,
     ) -> Result<Vec<Place>, SubmitError> {
         let mut state = self.lock();
+        if state.lost.is_some() {
+            return Err(SubmitError::DeviceLost);
+        }
         let of_tenant = state.tenants.get(&terms.tenant).copied().unwrap_or(0);
         if of_tenant + count > self.tenant_waiting_max {
             // Half of what it has, the other tenants taking turns with it.
@@ -87,6 +92,19 @@ impl Door {
 
     pub(crate) fn set_estimates(&self, estimates: Estimates) {
         self.lock().estimates = estimates;
+    }
+
+    /// Nobody can be served any more.
+    pub(crate) fn lose(&self, why: String) {
+        self.lock().lost.get_or_insert(why);
+    }
+
+    pub(crate) fn lost(&self) -> Option<String> {
+        self.lock().lost.clone()
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lock().lost.is_some()
     }
 
     /// Requests that wait.

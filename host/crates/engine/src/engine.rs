@@ -87,6 +87,9 @@ impl<R: ModelRunner> Engine<R> {
     pub fn step(&mut self, now: Duration) {
         self.pace.begin(now);
         self.drain_inbox();
+        if self.door.is_lost() {
+            return self.end_lost();
+        }
         self.remove_ended(now);
         self.unload_adapters();
         let had_queue = self.scheduler.has_waiting();
@@ -102,10 +105,13 @@ impl<R: ModelRunner> Engine<R> {
         self.pace.note(now, self.batch.tokens.len(), starts, had_queue);
         match self.run() {
             Ok(()) => self.post_process(now),
+            Err(RunnerError::Lost(why)) => self.lose(why),
             Err(error) => self.fail_batch(&error),
         }
         self.fail_if_stuck();
-        self.unload_adapters();
+        if !self.door.is_lost() {
+            self.unload_adapters();
+        }
         self.publish();
         self.check_when_idle();
     }
@@ -148,7 +154,9 @@ impl<R: ModelRunner> Engine<R> {
                 if let Some(slot) = self.scheduler.resident(digest) {
                     self.end_revoked();
                     self.scheduler.forget(slot);
-                    self.runner.unload_adapter(slot);
+                    if !self.door.is_lost() {
+                        self.runner.unload_adapter(slot);
+                    }
                 }
             }
             // What was sent before the inbox closed still comes out of it.
@@ -222,6 +230,9 @@ impl<R: ModelRunner> Engine<R> {
                 // All its sequences failed with another adapter of theirs; the slot must not count as loaded.
                 None => Err(RunnerError::Adapter("its sequences are gone".into())),
             };
+            if let Err(RunnerError::Lost(why)) = loaded {
+                return self.lose(why);
+            }
             if let Err(error) = loaded {
                 fail_all(self.scheduler.remove_slot(slot), &GenerationError::Adapter(error.to_string()));
             }
@@ -286,6 +297,19 @@ impl<R: ModelRunner> Engine<R> {
     fn fail_batch(&mut self, error: &RunnerError) {
         let failed = self.scheduler.remove_where(|sequence| sequence.planned > 0);
         fail_all(failed, &GenerationError::Runner(error.to_string()));
+    }
+
+    /// The device is gone, and everything that lay there. The runner is asked for nothing any more.
+    fn lose(&mut self, why: String) {
+        self.door.lose(why);
+        self.end_lost();
+    }
+
+    /// Those that were there, and those that came before they could be refused.
+    fn end_lost(&mut self) {
+        fail_all(self.scheduler.remove_where(|_| true), &GenerationError::DeviceLost);
+        drop(self.scheduler.take_unloads());
+        self.publish();
     }
 
     /// A bug of the scheduler must not spin the thread or leave clients waiting.

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 
 use types::Digest;
 
-/// What a token of a prompt counts; one whose KV was there already counts nothing.
+/// What a token of a prompt counts, or room for one that a loaded adapter takes; one whose KV was there already counts
+/// nothing.
 const PROMPT_TOKEN_WEIGHT: u64 = 1;
 /// What a token of an output counts, as in the paper.
 const OUTPUT_TOKEN_WEIGHT: u64 = 2;

@@ -49,6 +49,8 @@ pub struct FakeRunner {
     adapter_blocks_max: u32,
     steps: u64,
     failing: BTreeSet<u64>,
+    losing: Option<u64>,
+    is_lost: bool,
     panicking: Option<u64>,
     echo: Option<u32>,
 }
@@ -66,6 +68,8 @@ impl FakeRunner {
             adapter_blocks_max: 0,
             steps: 0,
             failing: BTreeSet::new(),
+            losing: None,
+            is_lost: false,
             panicking: None,
             echo: None,
         }
@@ -83,6 +87,12 @@ impl FakeRunner {
         Self { failing: steps.into_iter().collect(), ..self }
     }
 
+    /// Loses its device in this step, counted from 0. To be asked for anything after that is a panic.
+    #[must_use]
+    pub fn losing_at(self, step: u64) -> Self {
+        Self { losing: Some(step), ..self }
+    }
+
     /// Panics in this step, counted from 0.
     #[must_use]
     pub fn panicking_at(self, step: u64) -> Self {
@@ -93,6 +103,10 @@ impl FakeRunner {
     #[must_use]
     pub fn echoing(self, tokens: u32) -> Self {
         Self { echo: Some(tokens.max(1)), ..self }
+    }
+
+    fn is_there(&self) {
+        assert!(!self.is_lost, "asked after its device was lost");
     }
 
     /// What the row is computed under: the segments over it, in their order.
@@ -218,6 +232,7 @@ impl ModelRunner for FakeRunner {
     }
 
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>, blocks: &[u32]) -> Result<(), RunnerError> {
+        self.is_there();
         if blocks.len() != self.adapter_blocks(adapter) as usize {
             return Err(malformed(format!("{blocks:?} for an adapter of {} blocks", self.adapter_blocks(adapter))));
         }
@@ -240,6 +255,7 @@ impl ModelRunner for FakeRunner {
     }
 
     fn unload_adapter(&mut self, slot: Slot) {
+        self.is_there();
         let unloaded = self.slots.get_mut(slot.0 as usize).and_then(Option::take);
         debug_assert!(unloaded.is_some(), "{slot:?} was empty");
     }
@@ -250,6 +266,11 @@ impl ModelRunner for FakeRunner {
         #[expect(clippy::panic, reason = "it is what a test asked for")]
         if self.panicking == Some(step) {
             panic!("the fake runner was told to panic in step {step}");
+        }
+        self.is_there();
+        if self.losing == Some(step) {
+            self.is_lost = true;
+            return Err(RunnerError::Lost(format!("told to in step {step}")));
         }
         batch.check(&self.shape)?;
         self.check_blocks(batch)?;

@@ -126,7 +126,8 @@ impl<A> EngineHandle<A> {
     /// Hands a request over. The tokens come through the stream; dropping it cancels the request.
     ///
     /// # Errors
-    /// If the request can never run, the queue is full or too long for its deadline, or the engine has stopped.
+    /// If the request can never run, the queue is full or too long for its deadline, the engine has stopped, or its device is
+    /// lost.
     pub fn submit(&self, submission: Submission<A>) -> Result<TokenStream, SubmitError> {
         self.submit_all(vec![submission])?.pop().ok_or(SubmitError::Stopped)
     }
@@ -258,6 +259,12 @@ impl<A> EngineHandle<A> {
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.inbox.is_closed()
+    }
+
+    /// How the device failed, if it did for good: nothing is taken any more, and nothing will be.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        self.door.lost()
     }
 
     pub(crate) const fn door(&self) -> &Arc<Door> {

@@ -46,6 +46,9 @@ pub enum RunnerError {
     /// The device or library failed.
     #[error("runner failed: {0}")]
     Failed(String),
+    /// The device failed for good: this runner will never run another step or load another adapter.
+    #[error("the device is lost: {0}")]
+    Lost(String),
 }
 
 /// Runs batches over the base, its KV memory and its adapter slots.
@@ -72,8 +75,8 @@ pub trait ModelRunner: Send + 'static {
     /// If it does not fit the base or the slot, which is then empty.
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<Self::Adapter>, blocks: &[u32]) -> Result<(), RunnerError>;
 
-    /// Empties a slot; no batch names it until the next load. Whoever has its blocks next has them wiped if they must not be
-    /// read.
+    /// Empties a slot; no batch names it until the next load. Its blocks are wiped before anything that comes later, and
+    /// nobody waits for that; whoever has them next has them wiped all the same.
     fn unload_adapter(&mut self, slot: Slot);
 
     /// Runs one step: copies the blocks of `batch.copies`, in their order; zeroes those of `batch.wipes`; writes the KV of

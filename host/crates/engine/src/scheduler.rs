@@ -207,7 +207,14 @@ impl<A> Scheduler<A> {
         }
         let ran = removed.len();
         removed.extend(self.waiting.extract_if(.., |sequence| gone(sequence)));
-        removed.iter().skip(ran).for_each(|sequence| self.fairness.leave_waiting(sequence.terms.tenant));
+        for sequence in removed.iter().skip(ran) {
+            self.fairness.leave_waiting(sequence.terms.tenant);
+            if sequence.terms.unload && sequence.rank.is_some() {
+                // What it had when it was set back, and nobody else came for.
+                let brought = sequence.wanted_adapters().map(|wanted| wanted.digest);
+                self.slots.unload(brought, &mut self.blocks);
+            }
+        }
         removed
     }
 

@@ -138,6 +138,9 @@ pub enum SubmitError {
     /// The engine has stopped.
     #[error("the engine has stopped")]
     Stopped,
+    /// The device failed for good; [`EngineHandle::lost`](crate::EngineHandle::lost) says how.
+    #[error("the device that computes has failed; the host has to be restarted")]
+    DeviceLost,
 }
 
 impl SubmitError {
@@ -153,6 +156,7 @@ impl SubmitError {
             Self::TooManyAdapters { .. } => "limit_exceeded",
             Self::MissingAdapter(_) | Self::Continuation => "internal",
             Self::Stopped => "shutting_down",
+            Self::DeviceLost => "device_lost",
         }
     }
 
@@ -170,9 +174,11 @@ impl SubmitError {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::QueueFull { .. } | Self::TenantQueueFull { .. } | Self::DeadlineTooShort { .. } | Self::Stopped => {
-                Blame::Capacity
-            }
+            Self::QueueFull { .. }
+            | Self::TenantQueueFull { .. }
+            | Self::DeadlineTooShort { .. }
+            | Self::Stopped
+            | Self::DeviceLost => Blame::Capacity,
             Self::PromptLength { .. } | Self::UnknownToken { .. } | Self::TooManyAdapters { .. } => Blame::Caller,
             Self::MissingAdapter(_) | Self::Continuation => Blame::Host,
         }
@@ -230,6 +236,9 @@ pub enum GenerationError {
     /// The runner failed, or nothing could be scheduled.
     #[error("{0}")]
     Runner(String),
+    /// The device failed for good, and with it everything that ran or waited.
+    #[error("the device that computes has failed; the host has to be restarted")]
+    DeviceLost,
 }
 
 impl GenerationError {
@@ -243,6 +252,7 @@ impl GenerationError {
             Self::Adapter(_) => "adapter_load_failed",
             Self::Constraint(_) => "constraint_failed",
             Self::Runner(_) => "generation_failed",
+            Self::DeviceLost => "device_lost",
         }
     }
 
@@ -250,7 +260,7 @@ impl GenerationError {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::Stopped => Blame::Capacity,
+            Self::Stopped | Self::DeviceLost => Blame::Capacity,
             Self::Revoked(_) | Self::Constraint(_) | Self::NoRoom { .. } => Blame::Caller,
             Self::Adapter(_) | Self::Runner(_) => Blame::Host,
         }

@@ -3,6 +3,7 @@
 mod admission;
 mod batches;
 mod constraints;
+mod ends;
 mod guesses;
 mod kv_matrix;
 mod random;

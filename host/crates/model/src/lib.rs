@@ -35,7 +35,9 @@ pub use error::ModelError;
 pub use generated::GeneratedBase;
 pub use kernels::cuda::KvFormat;
 pub use kernels::{Mapping, RopeLayout};
-pub use runner::{CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, Matmul, Precision, Runner};
+pub use runner::{
+    AdapterStaging, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, Matmul, Precision, Runner, StagingStats,
+};
 pub use sampler::draw;
 pub use tensor::{BaseTensor, TensorFormat};
 pub use tokenizer::{TextDecoder, Tokenizer};

@@ -16,7 +16,7 @@ use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
 use serde::{Deserialize, Serialize};
 use types::Digest;
 
-pub use self::cuda::{CudaRunner, CudaRunnerConfig, Matmul};
+pub use self::cuda::{AdapterStaging, CudaRunner, CudaRunnerConfig, Matmul, StagingStats};
 pub use self::either::Runner;
 use self::fast::Fast;
 use self::reference::Reference;

@@ -241,7 +241,6 @@ mod emulated {
             runner.step_logits(&mixed_batch()).unwrap();
             let is_empty = |runner: &CudaRunner, block| runner.read_block(block).unwrap().iter().all(|byte| *byte == 0);
             assert!(blocks.len() > 1 && blocks.iter().all(|block| !is_empty(&runner, *block)));
-            runner.unload_adapter(Slot(0));
             // Copies come first, in order; wipes need no rows.
             let copies = vec![BlockCopy { from: blocks[0], to: 60 }, BlockCopy { from: 60, to: 61 }];
             let content = runner.read_block(blocks[0]).unwrap();
@@ -379,7 +378,13 @@ mod emulated {
             let limited = |ceiling| CudaRunnerConfig { device_memory_bytes_max: Some(ceiling), ..unlimited.clone() };
             let runner = CudaRunner::new(base, &limited(ceiling)).unwrap();
             assert!(runner.device_memory_bytes() as u64 <= ceiling && runner.shape().kv_blocks < most);
+            let (blocks, block) = (runner.shape().kv_blocks, runner.read_block(0).unwrap().len() as u64);
             drop(runner);
+            let asked = |bytes| CudaRunnerConfig { kv_bytes_max: Some(bytes), ..limited(ceiling) };
+            let given = |bytes| CudaRunner::new(base, &asked(bytes)).map(|runner| runner.shape().kv_blocks);
+            assert_eq!(given(9 * block + block / 2).unwrap(), 9, "whole blocks, no more bytes than were asked for");
+            assert_eq!(given(u64::MAX).unwrap(), blocks, "and no more than there is room for");
+            assert!(given(block - 1).unwrap_err().to_string().contains("kv_bytes_max"));
             let error = CudaRunner::new(base, &limited(100_000)).err().unwrap().to_string();
             assert!(error.contains("100000 are allowed") && error.contains("device_memory_bytes_max"), "{error}");
             println!("  {error}");

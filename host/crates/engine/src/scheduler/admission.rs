@@ -91,6 +91,7 @@ impl<A> Scheduler<A> {
         }
         let (length, salt) = (sequence.tokens().len(), sequence.terms.kv_salt);
         let missing = self.blocks.missing(&sequence.blocks, length);
+        let brought = self.slots.missing_blocks(&wanted);
         let Self { blocks, slots, copies, loads, .. } = self;
         let memory = &mut SharedMemory { blocks, copies, loads };
         let Some(held) = slots.acquire(&wanted, missing, sequence.terms.tenant, memory) else {
@@ -109,18 +110,21 @@ impl<A> Scheduler<A> {
             self.copies.push(BlockCopy { from, to });
             self.blocks.note_copied(to);
         }
-        self.note_admitted(sequence, found.tokens);
+        self.note_admitted(sequence, found.tokens, brought);
         true
     }
 
-    fn note_admitted(&mut self, sequence: &mut Sequence<A>, found: usize) {
+    /// `brought` are the blocks of adapters that are loaded for it: they count as the KV that would fill them, or whoever
+    /// always brings another adapter would have the memory of many for the price of one.
+    fn note_admitted(&mut self, sequence: &mut Sequence<A>, found: usize, brought: usize) {
         let (tenant, length) = (sequence.terms.tenant, sequence.tokens().len());
         self.counts.prefix_tokens_asked += length as u64;
         self.counts.prefix_tokens_found += found as u64;
         self.fairness.run(tenant);
         if sequence.rank.is_none() {
             // What has to be computed again is not this tenant's fault.
-            self.fairness.charge_prompt(tenant, length.saturating_sub(found));
+            let brought = brought.saturating_mul(self.blocks.block_tokens());
+            self.fairness.charge_prompt(tenant, length.saturating_sub(found).saturating_add(brought));
         }
         sequence.admit(self.admissions, found, self.blocks.block_tokens());
         self.admissions += 1;

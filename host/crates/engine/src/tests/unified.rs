@@ -99,3 +99,29 @@ fn an_adapter_that_cannot_be_loaded_leaves_its_blocks() {
     rig.step();
     assert_eq!((rig.handle.stats().adapter_blocks, rig.handle.stats().kv_blocks_free), (0, 8));
 }
+
+#[test]
+fn who_brings_adapters_is_served_less_than_who_does_not() {
+    // Each in its turn: two tenants, prompts and answers of equal length, and room for one at a time.
+    let served_before_the_third_of_one = |adapters: [&'static str; 3]| {
+        let mut rig = rig(16, 1);
+        let ones = adapters.map(|name| request([1], 2).of("one").with([(name, 1.0)]));
+        let mut ones: Vec<_> = ones.iter().map(|request| rig.submit(request)).collect();
+        let mut twos: Vec<_> = (0..12).map(|_| rig.submit(&request([1], 2).of("two"))).collect();
+        let (mut served, mut ended) = (0, 0);
+        while ended < 3 {
+            rig.step();
+            served += twos.iter_mut().filter_map(|stream| read(stream).1).count();
+            ended += ones.iter_mut().filter_map(|stream| read(stream).1).count();
+        }
+        rig.finish();
+        served
+    };
+    let names = ["a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "a9", "b0", "b1"];
+    let mut large = names.into_iter().filter(|name| blocks(name) == 3);
+    let large: [_; 3] = std::array::from_fn(|_| large.next().expect("one in four"));
+    let turns = served_before_the_third_of_one([large[0]; 3]);
+    let brings = served_before_the_third_of_one(large);
+    // One of "two" takes a prompt of 1 and an output of 2 tokens that count double; an adapter takes the room of 12.
+    assert_eq!((turns, brings), (5, 7), "the first that is brought is paid for too");
+}

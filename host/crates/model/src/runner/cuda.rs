@@ -1,6 +1,6 @@
 //! The CUDA runner: a base, its KV and adapters in one allocation on one device. Read `cuda/step.rs` for a step and
 //! `cuda/forward.rs` for its layers; `cuda/plan.rs` says where everything lies. In the order in which it is made: `weights`
-//! over `spans`, `plan`, `pieces` and `adapters`, `runs`, `tables`, `forward`, `step`, `draw`.
+//! over `spans`, `plan`, `pieces`, `window`, `staging` and `adapters`, `runs`, `tables`, `forward`, `step`, `draw`.
 //!
 //! What must hold: the whole of the device's memory is taken at the start, under the ceiling that is configured, and nothing
 //! more afterwards; a row's result does not depend, to the last bit, on what else is in the batch, nor on whether the step was
@@ -16,9 +16,11 @@ mod plan;
 mod runs;
 mod source;
 mod spans;
+mod staging;
 mod step;
 mod tables;
 mod weights;
+mod window;
 
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ use types::Digest;
 
 use self::plan::Plan;
 use self::source::Source;
+pub use self::staging::{AdapterStaging, StagingStats};
 use self::step::Steps;
 use super::{Precision, check};
 use crate::{Base, GeneratedBase, LoraAdapter, ModelConfig, ModelError};
@@ -61,6 +64,8 @@ pub struct CudaRunnerConfig {
     pub block_tokens: u32,
     /// Blocks in all, if fewer than there is memory for.
     pub kv_blocks_max: Option<u32>,
+    /// Bytes of the blocks in all, if less than there is memory for.
+    pub kv_bytes_max: Option<u64>,
     /// How keys and values are kept.
     pub kv_format: KvFormat,
     /// Tokens of a sequence, if fewer than the base could do.
@@ -75,6 +80,9 @@ pub struct CudaRunnerConfig {
     pub row_adapters_max: u32,
     /// What multiplies many rows with bf16 weights.
     pub matmul: Matmul,
+    /// Pinned host memory, at most, for adapters that were made ready to be copied to the device: see
+    /// [`CudaRunner::staging`]. Without it, or without room in it, the engine's thread copies them.
+    pub staging_bytes_max: u64,
     /// Whether steps of few rows are recorded and launched as a whole. Without it every launch is made each time, to the same
     /// bits.
     pub graphs: bool,
@@ -86,6 +94,7 @@ impl Default for CudaRunnerConfig {
             device_memory_bytes_max: None,
             block_tokens: 16,
             kv_blocks_max: None,
+            kv_bytes_max: None,
             kv_format: KvFormat::default(),
             context_tokens_max: u32::MAX,
             adapter_slots: 32,
@@ -93,6 +102,7 @@ impl Default for CudaRunnerConfig {
             sequences_max: 256,
             row_adapters_max: 8,
             matmul: Matmul::default(),
+            staging_bytes_max: 1 << 30,
             graphs: true,
         }
     }
@@ -106,6 +116,7 @@ pub struct CudaRunner {
     block_bytes: usize,
     memory_bytes: usize,
     matmul: Matmul,
+    staging: AdapterStaging,
     steps: Steps,
 }
 
@@ -156,6 +167,9 @@ impl CudaRunner {
             batch_rows_max: config.batch_rows_max,
             vocabulary: small(model.vocabulary),
         };
+        let block_bytes = plan.kv.block_bytes();
+        let slots = config.adapter_slots as usize;
+        let staging = AdapterStaging::new(device.pinned_memory(), block_bytes, config.staging_bytes_max, slots);
         let digest = base.digest();
         let matmul = match config.matmul {
             Matmul::Own => String::new(),
@@ -166,7 +180,8 @@ impl CudaRunner {
         Ok(Self {
             shape,
             fingerprint: Digest::of_parts("tenon 2026-11 cuda runner", parts),
-            block_bytes: plan.kv.block_bytes(),
+            block_bytes,
+            staging,
             memory_bytes: plan.bytes,
             matmul: config.matmul,
             steps: Steps::new(device, base, plan, config)?,
@@ -195,6 +210,19 @@ impl CudaRunner {
         self.memory_bytes
     }
 
+    /// Where adapters are made ready for their loads, by other threads. A load of one that was not takes as long on the
+    /// engine's thread as a copy of it.
+    #[must_use]
+    pub const fn staging(&self) -> &AdapterStaging {
+        &self.staging
+    }
+
+    /// Bytes of adapters that loads had to copy themselves, since they were not ready.
+    #[must_use]
+    pub const fn load_copied_bytes(&self) -> u64 {
+        self.steps.copied_bytes()
+    }
+
     /// Steps that were launched as a whole, and steps that were not.
     #[must_use]
     pub const fn step_counts(&self) -> [u64; 2] {
@@ -210,6 +238,14 @@ impl CudaRunner {
         let mut logits = Vec::new();
         self.steps.run(batch, &self.model, |steps, pass| steps.read_logits(pass, &mut logits))?;
         Ok(logits)
+    }
+
+    /// Whether an adapter is still on its way to the device: for tests, which have to see that nobody waited for it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn is_loading(&mut self) -> Result<bool, RunnerError> {
+        self.steps.is_loading().map_err(step_failed)
     }
 
     /// The content of a block as it lies on the device: for tests, which have to see that nothing is left in it.
@@ -243,16 +279,31 @@ impl ModelRunner for CudaRunner {
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<LoraAdapter>, blocks: &[u32]) -> Result<(), RunnerError> {
         let factors = adapter.device_factors().filter(|_| adapter.fits(&self.model, Precision::Bf16));
         let factors = factors.ok_or_else(|| RunnerError::Adapter("it was packed for another base or runner".into()))?;
-        self.steps.load_adapter(slot, factors, blocks)
+        let image = self.staging.find(adapter);
+        self.steps.load_adapter(slot, (factors, image.as_deref()), blocks).inspect_err(say_if_lost)?;
+        self.staging.note_slot(slot, Some(adapter));
+        Ok(())
     }
 
     fn unload_adapter(&mut self, slot: Slot) {
         self.steps.unload_adapter(slot);
+        self.staging.note_slot(slot, None);
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
         self.check(batch)?;
-        self.steps.run(batch, &self.model, |steps, pass| steps.draw(batch, pass, sampled))
+        self.steps.run(batch, &self.model, |steps, pass| steps.draw(batch, pass, sampled)).inspect_err(say_if_lost)
+    }
+}
+
+/// Once: whoever was told asks for nothing more.
+fn say_if_lost(error: &RunnerError) {
+    if let RunnerError::Lost(why) = error {
+        tracing::error!(
+            why,
+            "the CUDA device is lost to this process, and every request is refused: restart the host; if it comes again \
+             run `tenon selftest --cuda`, and look for `Xid` in the kernel's log"
+        );
     }
 }
 
@@ -263,5 +314,5 @@ fn failed(error: CudaError) -> ModelError {
 
 /// What the device says in a step.
 fn step_failed(error: CudaError) -> RunnerError {
-    RunnerError::Failed(error.to_string())
+    if error.is_lost() { RunnerError::Lost(error.to_string()) } else { RunnerError::Failed(error.to_string()) }
 }

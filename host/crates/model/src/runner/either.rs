@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::{Batch, ModelRunner, RunnerError, RunnerShape, SampledToken, Slot};
 use types::Digest;
 
-use super::{CpuRunner, CudaRunner, Precision};
+use super::{AdapterStaging, CpuRunner, CudaRunner, Precision};
 use crate::LoraAdapter;
 
 /// One of the runners.
@@ -32,6 +32,17 @@ impl Runner {
         match self {
             Self::Cpu(runner) => runner.precision(),
             Self::Cuda(runner) => runner.precision(),
+        }
+    }
+}
+
+impl Runner {
+    /// Where adapters are made ready for it, if they can be.
+    #[must_use]
+    pub fn staging(&self) -> Option<&AdapterStaging> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(runner) => Some(runner.staging()),
         }
     }
 }

@@ -1,20 +1,23 @@
 //! Adapters on the device: their factors go into the blocks that they were given, block by block on the copy stream, and
 //! their descriptors into the kernels' table. Steps may begin before an upload has ended: layers wait for their own part of
-//! it. Not here: how an adapter is cut (`pieces.rs`), and whose blocks are whose (the engine).
+//! it. What was prepared (`staging.rs`) is only sent; everything else is copied here first, by the engine's thread. Not here:
+//! how an adapter is cut (`pieces.rs`), and whose blocks are whose (the engine).
 
 use engine::{RunnerError, Slot};
 use kernels::cuda::{CudaError, Device, DeviceRange, Event, Pinned, Stream};
 
 use super::pieces::{ALL_GROUPS, GROUP_MODULES, Piece, Placement};
 use super::plan::PIECE_WORDS;
+use super::staging::StagedImage;
 use super::step_failed;
+use super::window::{Window, fill};
 use crate::adapter::DeviceFactors;
 
-/// Buffers that uploads go through in turn, and their size if blocks are smaller.
+/// Buffers that uploads of what was not prepared go through in turn, and their size if blocks are smaller.
 const STAGES: usize = 2;
 const STAGE_BYTES: usize = 8 << 20;
-/// Uploads that may be under way.
-const UPLOADS: usize = 4;
+/// Uploads that may be under way before a load waits for the first of them.
+const UPLOADS_MAX: usize = 32;
 /// Parts of an upload that layers wait for.
 const UPLOAD_PARTS: usize = 8;
 /// No further piece of a group.
@@ -26,6 +29,8 @@ struct Resident {
     stride: u32,
     /// Which of [`Adapters::uploads`] brings it, until that has ended.
     upload: Option<usize>,
+    /// Where it lies.
+    blocks: Vec<u32>,
 }
 
 /// An upload on its way.
@@ -33,6 +38,10 @@ struct Upload {
     /// Reached when so many eighths of the layers are there.
     parts: Vec<Event>,
     slot: Option<usize>,
+    /// Whether the step that is being given to the device uses the slot.
+    is_used: bool,
+    /// On their way too.
+    descriptors: Pinned<u32>,
 }
 
 /// The slots, and the way into them.
@@ -43,7 +52,10 @@ pub(super) struct Adapters {
     next: usize,
     stages: Vec<Pinned<u8>>,
     stage: usize,
-    descriptors: Pinned<u32>,
+    /// Reached when the blocks of all that was unloaded are wiped.
+    wiped: Event,
+    /// Bytes that the engine's thread has copied itself.
+    copied_bytes: u64,
     layers: usize,
     pieces_max: usize,
     block_bytes: usize,
@@ -65,15 +77,17 @@ impl Adapters {
         let (stages, stage) = if slots == 0 { (0, 0) } else { (STAGES, stage) };
         let upload = |_| {
             let parts = (0..UPLOAD_PARTS).map(|_| Event::new(device)).collect::<Result<_, _>>()?;
-            Ok(Upload { parts, slot: None })
+            let descriptors = device.pinned(layers * 4 * pieces_max * PIECE_WORDS)?;
+            Ok(Upload { parts, slot: None, is_used: false, descriptors })
         };
         Ok(Self {
             slots: (0..slots).map(|_| None).collect(),
-            uploads: (0..UPLOADS).map(upload).collect::<Result<_, CudaError>>()?,
+            uploads: (0..UPLOADS_MAX.min(slots as usize)).map(upload).collect::<Result<_, CudaError>>()?,
             next: 0,
             stages: (0..stages).map(|_| device.pinned(stage)).collect::<Result<_, _>>()?,
             stage: 0,
-            descriptors: device.pinned(if slots == 0 { 0 } else { layers * 4 * pieces_max * PIECE_WORDS })?,
+            wiped: Event::new(device)?,
+            copied_bytes: 0,
             layers,
             pieces_max,
             block_bytes,
@@ -96,13 +110,18 @@ impl Adapters {
         self.slots.get(slot.0 as usize).and_then(Option::as_ref).map_or(0, |resident| resident.stride)
     }
 
+    /// Bytes that loads had to copy on the thread that asked for them.
+    pub(super) const fn copied_bytes(&self) -> u64 {
+        self.copied_bytes
+    }
+
     /// Begins to put an adapter into an empty slot and these blocks. What was given to `compute` before reads the blocks no
-    /// more when `free` is reached.
+    /// more when `free` is reached. With an image nothing is copied here.
     pub(super) fn load(
         &mut self,
         device: &Device,
         slot: Slot,
-        factors: &DeviceFactors,
+        (factors, image): (&DeviceFactors, Option<&StagedImage>),
         blocks: &[u32],
         free: &Event,
     ) -> Result<(), RunnerError> {
@@ -112,7 +131,8 @@ impl Adapters {
             Some(None) => {}
         }
         let too_large = || RunnerError::Adapter("a matrix of it is larger than a block, or its rank above 256".into());
-        let placement = Placement::of(factors, self.block_bytes).ok_or_else(too_large)?;
+        let own = if image.is_none() { Placement::of(factors, self.block_bytes) } else { None };
+        let placement = image.map(|image| &image.placement).or(own.as_ref()).ok_or_else(too_large)?;
         if placement.pieces_of_a_group_max() > self.pieces_max {
             return Err(too_large());
         }
@@ -120,20 +140,26 @@ impl Adapters {
             let (needed, given) = (placement.blocks, blocks.len());
             return Err(RunnerError::Malformed(format!("{given} blocks for an adapter of {needed}")));
         }
-        let stride = self.describe(factors, &placement, blocks)?;
         let copy = device.copy();
         let upload = self.next;
         self.next = (self.next + 1) % self.uploads.len().max(1);
         self.make_free(upload).map_err(step_failed)?;
+        let stride = self.describe(upload, factors, placement, blocks)?;
         copy.wait(free).map_err(step_failed)?;
-        let sent = self.send_descriptors(copy, slot);
-        let sent = sent.and_then(|()| self.send_blocks(copy, upload, factors, &placement, blocks));
+        copy.wait(&self.wiped).map_err(step_failed)?;
+        let sent = self.send_descriptors(copy, upload, slot);
+        let sent = sent.and_then(|()| match image {
+            Some(image) => self.send_image(copy, upload, image, blocks),
+            None => self.send_blocks(copy, upload, factors, placement, blocks),
+        });
         if let Err(error) = sent {
-            // The blocks are somebody else's from now on: what was sent must not arrive there later.
-            return Err(step_failed(copy.synchronize().err().unwrap_or(error)));
+            // The blocks are somebody else's from now on: what was sent must not arrive there later, nor stay.
+            let ended = copy.synchronize().and_then(|()| self.wipe(device.compute(), blocks));
+            return Err(step_failed(ended.err().unwrap_or(error)));
         }
+        image.into_iter().for_each(StagedImage::note_uploaded);
         if let Some(place) = self.slots.get_mut(slot.0 as usize) {
-            *place = Some(Resident { stride, upload: Some(upload) });
+            *place = Some(Resident { stride, upload: Some(upload), blocks: blocks.to_vec() });
         }
         if let Some(upload) = self.uploads.get_mut(upload) {
             upload.slot = Some(slot.0 as usize);
@@ -141,19 +167,31 @@ impl Adapters {
         Ok(())
     }
 
-    /// Empties a slot. What `compute` is given from now on may have its blocks.
+    /// Empties a slot and has its blocks wiped, in the order of `compute`: what that is given from now on may have them.
     pub(super) fn unload(&mut self, slot: Slot, compute: &Stream) -> Result<(), CudaError> {
-        let resident = self.slots.get_mut(slot.0 as usize).and_then(Option::take);
-        let Some(upload) = resident.and_then(|resident| resident.upload) else { return Ok(()) };
-        let Some(upload) = self.uploads.get_mut(upload) else { return Ok(()) };
-        upload.slot = None;
-        upload.parts.last().map_or(Ok(()), |end| compute.wait(end))
+        let Some(resident) = self.slots.get_mut(slot.0 as usize).and_then(Option::take) else { return Ok(()) };
+        if let Some(upload) = resident.upload.and_then(|upload| self.uploads.get_mut(upload)) {
+            upload.slot = None;
+            upload.parts.last().map_or(Ok(()), |end| compute.wait(end))?;
+        }
+        self.wipe(compute, &resident.blocks)
     }
 
-    /// Notes which uploads have ended, and says whether one is under way into a slot that `is_used`.
+    /// Neighbours at once: it costs calls, and no more of the device than it takes to write so much.
+    fn wipe(&self, compute: &Stream, blocks: &[u32]) -> Result<(), CudaError> {
+        for neighbours in blocks.chunk_by(|one, two| one + 1 == *two) {
+            let Some(first) = neighbours.first() else { continue };
+            let bytes = neighbours.len() * self.block_bytes;
+            compute.fill(self.pool.part(*first as usize * self.block_bytes, bytes)?, 0)?;
+        }
+        compute.record(&self.wiped)
+    }
+
+    /// Notes which uploads have ended and which go into a slot that `is_used`; says whether one of those is under way.
     pub(super) fn is_arriving(&mut self, is_used: impl Fn(Slot) -> bool) -> Result<bool, CudaError> {
         let mut arriving = false;
         for upload in &mut self.uploads {
+            upload.is_used = false;
             let Some(slot) = upload.slot else { continue };
             if upload.parts.last().map_or(Ok(true), Event::is_reached)? {
                 upload.slot = None;
@@ -161,16 +199,17 @@ impl Adapters {
                     resident.upload = None;
                 }
             } else {
-                arriving |= is_used(Slot(u32::try_from(slot).unwrap_or(u32::MAX)));
+                upload.is_used = is_used(Slot(u32::try_from(slot).unwrap_or(u32::MAX)));
+                arriving |= upload.is_used;
             }
         }
         Ok(arriving)
     }
 
-    /// Has `compute` wait for what this layer needs of all uploads under way.
+    /// Has `compute` wait for what this layer needs of the uploads that were found to be under way and used.
     pub(super) fn wait_for_layer(&self, layer: usize, compute: &Stream) -> Result<(), CudaError> {
         let part = self.part_of(layer);
-        for upload in self.uploads.iter().filter(|upload| upload.slot.is_some()) {
+        for upload in self.uploads.iter().filter(|upload| upload.slot.is_some() && upload.is_used) {
             if let Some(event) = upload.parts.get(part) {
                 compute.wait(event)?;
             }
@@ -194,14 +233,22 @@ impl Adapters {
     }
 
     /// Writes the descriptors of a slot: those of each group's first piece, then all others. How many values A x of a row has.
-    fn describe(&mut self, factors: &DeviceFactors, placement: &Placement, blocks: &[u32]) -> Result<u32, RunnerError> {
+    fn describe(
+        &mut self,
+        upload: usize,
+        factors: &DeviceFactors,
+        placement: &Placement,
+        blocks: &[u32],
+    ) -> Result<u32, RunnerError> {
         let (block_bytes, pool, extra) = (self.block_bytes as u64, self.pool.start().address(), self.pieces_max - 1);
         let address = |place: super::pieces::Place| {
             let block = blocks.get(place.block).map_or(0, |block| u64::from(*block));
             pool + block * block_bytes + place.offset as u64
         };
         let first_extra = self.layers * 4;
-        let words = self.descriptors.as_mut_slice().map_err(step_failed)?;
+        let no_place = || RunnerError::Failed("a piece has no place".into());
+        let upload = self.uploads.get_mut(upload).ok_or_else(no_place)?;
+        let words = upload.descriptors.as_mut_slice().map_err(step_failed)?;
         words.fill(0);
         let descriptors = words.as_chunks_mut::<PIECE_WORDS>().0;
         let mut stride = 0;
@@ -228,9 +275,7 @@ impl Adapters {
                 if place + 1 < pieces.len() {
                     fields.next = u32::try_from(group * extra + place).unwrap_or(NO_NEXT);
                 }
-                let to =
-                    descriptors.get_mut(index).ok_or_else(|| RunnerError::Failed("a piece has no place".into()))?;
-                *to = fields.words();
+                *descriptors.get_mut(index).ok_or_else(no_place)? = fields.words();
             }
             stride = stride.max(row);
         }
@@ -238,12 +283,13 @@ impl Adapters {
     }
 
     /// First pieces lie slot after slot at the start of the table, all others behind those of all slots.
-    fn send_descriptors(&mut self, copy: &Stream, slot: Slot) -> Result<(), CudaError> {
+    fn send_descriptors(&mut self, copy: &Stream, upload: usize, slot: Slot) -> Result<(), CudaError> {
         let (slot, slots) = (slot.0 as usize, self.slots.len());
         let groups = self.layers * 4;
         let others = groups * (self.pieces_max - 1);
         let base = u32::try_from(slots * groups + slot * others).unwrap_or(NO_NEXT);
-        let words = self.descriptors.as_mut_slice()?;
+        let Some(upload) = self.uploads.get_mut(upload) else { return Ok(()) };
+        let words = upload.descriptors.as_mut_slice()?;
         for piece in words.as_chunks_mut::<PIECE_WORDS>().0 {
             let is_there = piece[PieceFields::RANK_WORDS].iter().any(|rank| *rank > 0);
             let next = &mut piece[PieceFields::NEXT_WORD];
@@ -251,9 +297,23 @@ impl Adapters {
         }
         let piece_bytes = PIECE_WORDS * size_of::<u32>();
         let first = self.table.part(slot * groups * piece_bytes, groups * piece_bytes)?;
-        copy.upload(&mut self.descriptors, 0..groups * PIECE_WORDS, first)?;
+        copy.upload(&mut upload.descriptors, 0..groups * PIECE_WORDS, first)?;
         let rest = self.table.part(base as usize * piece_bytes, others * piece_bytes)?;
-        copy.upload(&mut self.descriptors, groups * PIECE_WORDS..(groups + others) * PIECE_WORDS, rest)
+        copy.upload(&mut upload.descriptors, groups * PIECE_WORDS..(groups + others) * PIECE_WORDS, rest)
+    }
+
+    /// As [`Self::send_blocks`], of what lies in pinned memory already.
+    fn send_image(&self, copy: &Stream, upload: usize, image: &StagedImage, blocks: &[u32]) -> Result<(), CudaError> {
+        let last_blocks = self.last_blocks(&image.placement);
+        let mut recorded = 0;
+        for (place, number) in blocks.iter().enumerate() {
+            image.send_block(copy, place, self.pool.part(*number as usize * self.block_bytes, self.block_bytes)?)?;
+            while last_blocks.get(recorded).is_some_and(|last| *last <= place) {
+                record(copy, &self.uploads, upload, recorded)?;
+                recorded += 1;
+            }
+        }
+        (recorded..UPLOAD_PARTS).try_for_each(|part| record(copy, &self.uploads, upload, part))
     }
 
     /// Block by block; a part's event is recorded as soon as the last block of its layers was sent.
@@ -278,6 +338,7 @@ impl Adapters {
             let bytes = stage.as_mut_slice()?;
             let bytes = bytes.get_mut(..numbers.len() * block_bytes).unwrap_or_default();
             bytes.fill(0);
+            self.copied_bytes += bytes.len() as u64;
             let window = Window { bytes, block_bytes, first, end: first + numbers.len() };
             fill(window, factors, placement, &mut pieces);
             for (place, number) in numbers.iter().enumerate() {
@@ -310,59 +371,6 @@ impl Adapters {
 
 fn record(copy: &Stream, uploads: &[Upload], upload: usize, part: usize) -> Result<(), CudaError> {
     uploads.get(upload).and_then(|upload| upload.parts.get(part)).map_or(Ok(()), |event| copy.record(event))
-}
-
-/// The blocks of an adapter that are in the host buffer now.
-struct Window<'a> {
-    bytes: &'a mut [u8],
-    block_bytes: usize,
-    first: usize,
-    end: usize,
-}
-
-impl Window<'_> {
-    /// The bytes at a place, if it is in one of these blocks.
-    fn at(&mut self, place: super::pieces::Place, bytes: usize) -> Option<&mut [u8]> {
-        let start = place.block.checked_sub(self.first)? * self.block_bytes + place.offset;
-        self.bytes.get_mut(start..start + bytes)
-    }
-}
-
-/// Writes what lies in these blocks. Pieces that begin in a later block stay for the next window; one that ends there too.
-fn fill<'a>(
-    mut window: Window<'_>,
-    factors: &DeviceFactors,
-    placement: &'a Placement,
-    pieces: &mut std::iter::Peekable<std::slice::Iter<'a, Piece>>,
-) {
-    debug_assert!(window.end <= placement.blocks, "a window is of the adapter's blocks");
-    while let Some(piece) = pieces.peek() {
-        let mut ends_later = false;
-        let mut a_at = piece.a;
-        for own in piece.modules.iter().flatten() {
-            let Some(term) = factors.terms().get(own.term) else { continue };
-            let a = factors.a_rows(term, own.ranks.start, own.ranks.len());
-            if let Some(to) = window.at(a_at, a.len()) {
-                to.copy_from_slice(a);
-            }
-            a_at.offset += a.len();
-            let columns = own.ranks.len();
-            if let Some(to) = window.at(own.b, term.outputs * columns * size_of::<u16>()) {
-                factors.copy_b_columns(term, own.ranks.start, columns, to);
-            }
-            if let Some((place, growth)) = own.growth.zip(factors.growth(term))
-                && let Some(to) = window.at(place, growth.len())
-            {
-                to.copy_from_slice(growth);
-            }
-            let places = [Some(piece.a), Some(own.b), own.growth];
-            ends_later |= places.into_iter().flatten().any(|place| place.block >= window.end);
-        }
-        if ends_later {
-            return;
-        }
-        pieces.next();
-    }
 }
 
 /// A `LoraPiece` before it is words.

@@ -185,12 +185,15 @@ impl Plan {
         };
         let block_bytes = kv.block_bytes();
         let left = ceiling.saturating_sub(fixed_bytes) / block_bytes;
+        // What is asked for in bytes is a ceiling too, of adapters and KV together.
+        let asked = config.kv_bytes_max.map_or(u64::MAX, |bytes| bytes / block_bytes.max(1) as u64);
+        let left = left.min(usize::try_from(asked).unwrap_or(usize::MAX));
         let blocks = u32::try_from(left).unwrap_or(u32::MAX).min(config.kv_blocks_max.unwrap_or(u32::MAX));
         if blocks == 0 || blocks as usize * kv.block_tokens() < 2 {
             return Err(ModelError::Configuration(format!(
                 "the base takes {weights_bytes} bytes of device memory, a step of {rows} rows and its tables {}, a block of \
-                 KV {block_bytes}; {ceiling} are allowed of {free_bytes} that are free: raise device_memory_bytes_max, or \
-                 lower batch_rows_max or the context",
+                 KV {block_bytes}; {ceiling} are allowed of {free_bytes} that are free: raise device_memory_bytes_max or \
+                 kv_bytes_max, or lower batch_rows_max or the context",
                 fixed_bytes - weights_bytes
             )));
         }

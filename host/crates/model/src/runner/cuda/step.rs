@@ -15,6 +15,7 @@ use super::forward::{Forward, Kernels, Shape};
 use super::plan::{Buffers, MOVES_WORDS, Plan};
 use super::runs::{RunLimits, Runs};
 use super::source::Source;
+use super::staging::StagedImage;
 use super::tables::AttentionWay;
 use super::{CudaRunnerConfig, failed, step_failed};
 use crate::adapter::DeviceFactors;
@@ -123,10 +124,19 @@ impl Steps {
     pub(super) fn load_adapter(
         &mut self,
         slot: Slot,
-        factors: &DeviceFactors,
+        adapter: (&DeviceFactors, Option<&StagedImage>),
         blocks: &[u32],
     ) -> Result<(), RunnerError> {
-        self.adapters.load(&self.device, slot, factors, blocks, &self.step_end)
+        self.adapters.load(&self.device, slot, adapter, blocks, &self.step_end)
+    }
+
+    pub(super) fn is_loading(&mut self) -> Result<bool, CudaError> {
+        self.adapters.is_arriving(|_| true)
+    }
+
+    /// Bytes of adapters that the engine's thread has copied.
+    pub(super) const fn copied_bytes(&self) -> u64 {
+        self.adapters.copied_bytes()
     }
 
     pub(super) fn unload_adapter(&mut self, slot: Slot) {
