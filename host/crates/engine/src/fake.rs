@@ -2,7 +2,7 @@
 //! that the sequence can read and of the composition under which each row was computed, so that a wrong block, a wrong
 //! segment or a lost row shows as a wrong token; and it refuses batches that break a rule.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use types::{CompositionPart, Digest};
@@ -47,6 +47,11 @@ pub struct FakeRunner {
     kv: Vec<Option<Entry>>,
     slots: Vec<Option<Loaded>>,
     adapter_blocks_max: u32,
+    overlaps: bool,
+    /// Steps that were submitted and not collected: what they were given, and what came of them.
+    under_way: VecDeque<(Batch, Result<Vec<SampledToken>, String>)>,
+    /// What the last step drew, or why it did not.
+    last: Result<Vec<u32>, String>,
     steps: u64,
     failing: BTreeSet<u64>,
     panicking: Option<u64>,
@@ -64,6 +69,9 @@ impl FakeRunner {
             kv,
             slots,
             adapter_blocks_max: 0,
+            overlaps: false,
+            under_way: VecDeque::new(),
+            last: Ok(Vec::new()),
             steps: 0,
             failing: BTreeSet::new(),
             panicking: None,
@@ -75,6 +83,13 @@ impl FakeRunner {
     #[must_use]
     pub fn with_adapters_in_blocks(self, blocks_max: u32) -> Self {
         Self { adapter_blocks_max: blocks_max, ..self }
+    }
+
+    /// Takes a step while the one before it is under way, and does not show what it drew before it is asked: as a device
+    /// whose work is in the order of the calls.
+    #[must_use]
+    pub fn overlapping(self) -> Self {
+        Self { overlaps: true, ..self }
     }
 
     /// Fails these steps, counted from 0.
@@ -127,7 +142,7 @@ impl FakeRunner {
     fn run_sequence(&mut self, batch: &Batch, sequence: &BatchSequence) -> Result<(), RunnerError> {
         let table = table_of(batch, sequence);
         for row in sequence.rows.clone() {
-            let (token, position) = (at(&batch.tokens, row)?, at(&batch.positions, row)?);
+            let (token, position) = (self.token(batch, row)?, at(&batch.positions, row)?);
             let content = content(token, position, self.composition_at(batch, row)?);
             let place = self.place(table, position)?;
             let block = at(table, position / self.shape.block_tokens)?;
@@ -139,6 +154,18 @@ impl FakeRunner {
             }
         }
         Ok(())
+    }
+
+    /// What the row says, or what the step before drew.
+    fn token(&self, batch: &Batch, row: u32) -> Result<u32, RunnerError> {
+        match batch.unseen.iter().find(|unseen| unseen.row == row) {
+            None => at(&batch.tokens, row),
+            Some(unseen) if self.overlaps => match &self.last {
+                Ok(drawn) => at(drawn, unseen.sample),
+                Err(why) => Err(RunnerError::Failed(format!("the step before: {why}"))),
+            },
+            Some(_) => Err(malformed(format!("the token of row {row} is not known"))),
+        }
     }
 
     /// All KV up to this row, as attention would read it.
@@ -245,6 +272,43 @@ impl ModelRunner for FakeRunner {
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        self.run(batch, sampled)
+    }
+
+    fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
+        if !self.overlaps || self.under_way.len() >= 2 {
+            return Err(malformed(format!("{} steps are under way", self.under_way.len())));
+        }
+        let mut sampled = Vec::new();
+        let ran = self.run(batch, &mut sampled);
+        if matches!(ran, Err(RunnerError::Malformed(_))) {
+            self.last = Err("it was malformed".into());
+            return ran;
+        }
+        let ran = ran.map(|()| sampled).map_err(|error| error.to_string());
+        self.last = ran.clone().map(|drawn| drawn.iter().map(|token| token.id).collect());
+        self.under_way.push_back((batch.clone(), ran));
+        Ok(())
+    }
+
+    fn collect(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        let Some((submitted, ran)) = self.under_way.pop_front() else {
+            return Err(malformed("no step was submitted".into()));
+        };
+        if submitted != *batch {
+            return Err(malformed("another step was submitted".into()));
+        }
+        sampled.extend(ran.map_err(RunnerError::Failed)?);
+        Ok(())
+    }
+}
+
+impl FakeRunner {
+    fn run(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
         let step = self.steps;
         self.steps += 1;
         #[expect(clippy::panic, reason = "it is what a test asked for")]
