@@ -5,7 +5,7 @@ use kernels::cuda::ops::linear::workspace_bytes;
 use kernels::cuda::{CudaError, DeviceMemory, DeviceRange, KvLayout};
 
 use super::CudaRunnerConfig;
-use super::draw::DrawLimits;
+use super::draw::{ANSWER_WORDS, DrawLimits};
 use super::pieces::{least_block_bytes, pieces_max};
 use super::source::Source;
 use super::spans::{Span, Spans};
@@ -70,6 +70,8 @@ pub(super) struct Buffers<T> {
     /// What the sampling kernel is told and answers.
     pub(super) draw: T,
     pub(super) raw: T,
+    /// Each launch's behind those of the draws before it in its step: ids and log-probabilities of a step's draws are one
+    /// array, which the next step's embedding reads.
     pub(super) answers: T,
     /// Copies and wipes of blocks.
     pub(super) moves: T,
@@ -122,6 +124,8 @@ pub(super) struct Plan {
     /// Pieces of one group of a layer.
     pub(super) pieces_max: usize,
     pub(super) draw: DrawLimits,
+    /// Draws of a step, in as many launches as they take.
+    pub(super) draws_max: usize,
     /// Rows that steps are recorded for, ascending.
     pub(super) buckets: Vec<usize>,
     /// Of each bucket.
@@ -199,6 +203,7 @@ impl Plan {
             partial_units: u32::try_from(partial_units).unwrap_or(u32::MAX),
             pieces_max,
             draw,
+            draws_max: rows,
             layouts: buckets.iter().map(|rows| layout(*rows, ROW_ENTRIES, PASSES)).collect(),
             buckets,
             plain_layout,
@@ -268,7 +273,7 @@ impl Sizes<'_> {
             logits: take(head_rows * model.vocabulary, 4),
             draw: take(self.draw.words(), 4),
             raw: take(2 * self.draw.adjusted, 4),
-            answers: take(self.draw.answer_words(), 4),
+            answers: take(rows * ANSWER_WORDS + self.draw.answer_words(), 4),
             moves: take(MOVES_WORDS, 4),
             tables: take(tables.bytes, 1),
             pieces: take(self.descriptors * model.layers * 4 * PIECE_WORDS, 4),
