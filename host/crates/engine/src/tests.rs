@@ -5,6 +5,7 @@ mod batches;
 mod constraints;
 mod guesses;
 mod kv_matrix;
+mod overlap;
 mod random;
 mod sharing;
 mod steps;
