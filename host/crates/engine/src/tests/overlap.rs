@@ -43,9 +43,9 @@ fn a_token_that_ends_a_sequence_wastes_one_row_and_is_not_sent() {
 
 #[test]
 fn blocks_of_one_that_ended_go_to_another_tenant_while_its_last_row_is_under_way() {
-    // Room for one of them at a time.
-    let shape = RunnerShape { kv_blocks: 6, context_tokens_max: 24, ..shape() };
-    let mut rig = rig(shape, config());
+    // One after the other takes the blocks that the last one left: they are given out last in, first out.
+    let shape = RunnerShape { kv_blocks: 12, context_tokens_max: 24, ..shape() };
+    let mut rig = rig(shape, EngineConfig { running_sequences_max: 2, prefix_cache: false, ..config() });
     let mut all = Vec::new();
     for number in 0..12u32 {
         let plain = request([number % 5, 3], 22).of(["acme", "beta"][number as usize % 2]);
@@ -57,7 +57,8 @@ fn blocks_of_one_that_ended_go_to_another_tenant_while_its_last_row_is_under_way
     for (mut stream, request) in all {
         assert_eq!(read_finished(&mut stream), request.expected(&shape, &[]));
     }
-    assert!(rig.handle.stats().steps_overlapped > 50);
+    let stats = rig.handle.stats();
+    assert!(stats.steps_overlapped + 2 >= stats.steps, "{stats:?}");
 }
 
 #[test]
@@ -75,7 +76,7 @@ fn what_needs_to_know_the_token_waits_for_it() {
     let (plain, _) = run(false, OFF);
     let (found, stats) = run(true, OFF);
     assert_eq!(found, plain);
-    assert_eq!(stats.steps_overlapped, 39, "when the penalised one has ended");
+    assert_eq!(stats.steps_overlapped, 40, "from when the penalised one draws its last");
     let (_, before) = run(false, guessing);
     let (found, stats) = run(true, guessing);
     assert_eq!(found, plain);
