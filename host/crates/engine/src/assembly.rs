@@ -8,7 +8,7 @@ use types::{CompositionPart, Digest, LayerRange, ModuleSet};
 
 use crate::active_parts::ActivePart;
 use crate::sequence::Sequence;
-use crate::{Batch, BatchSequence, LoraSegment, Slot};
+use crate::{Batch, BatchSequence, LoraSegment, Slot, UnseenToken};
 
 /// Fills `batch` with the planned rows of these sequences, and `order` with the indices of those that have rows, in the
 /// batch's order: by composition, so that equal ones are neighbours, then as they were.
@@ -33,10 +33,12 @@ pub(crate) fn assemble<A>(sequences: &[Sequence<A>], block_tokens: u32, order: &
 fn add_sequence<A>(sequence: &Sequence<A>, block_tokens: u32, batch: &mut Batch) {
     let first_row = length(&batch.tokens);
     let first_block = length(&batch.block_tables);
-    let end = sequence.computed + sequence.planned;
-    let tokens = sequence.tokens().iter().chain(&sequence.drafts);
-    batch.tokens.extend(tokens.take(end).skip(sequence.computed));
-    batch.positions.extend((0u32..).take(end).skip(sequence.computed));
+    let end = sequence.reach() + sequence.planned;
+    for (row, token) in (first_row..).zip(sequence.planned_tokens()) {
+        batch.tokens.push(token.unwrap_or(0));
+        batch.unseen.extend(token.err().map(|sample| UnseenToken { row, sample }));
+    }
+    batch.positions.extend((0u32..).take(end).skip(sequence.reach()));
     let blocks = end.div_ceil(block_tokens as usize);
     batch.block_tables.extend(sequence.blocks.blocks().iter().take(blocks));
     let rows = first_row..length(&batch.tokens);
@@ -84,8 +86,8 @@ fn part_at<'a, A>(
 ) -> Option<(&'a CompositionPart, Slot, Range<u32>)> {
     let (ActivePart { part, first_token, end_token }, slot) =
         sequence.parts().iter().zip(sequence.slots.iter()).nth(depth)?;
-    let before = u32::try_from(first_token.saturating_sub(sequence.computed)).unwrap_or(u32::MAX);
-    let left = end_token.map(|end| u32::try_from(end.saturating_sub(sequence.computed)).unwrap_or(u32::MAX));
+    let before = u32::try_from(first_token.saturating_sub(sequence.reach())).unwrap_or(u32::MAX);
+    let left = end_token.map(|end| u32::try_from(end.saturating_sub(sequence.reach())).unwrap_or(u32::MAX));
     let end = left.map_or(rows.end, |left| rows.start.saturating_add(left).min(rows.end));
     let rows = rows.start.saturating_add(before)..end;
     (!rows.is_empty()).then_some((part, *slot, rows))

@@ -17,6 +17,9 @@ pub struct Slot(pub u32);
 pub struct Batch {
     /// Token of each row, `[rows]`.
     pub tokens: Vec<u32>,
+    /// Rows whose token is what the step before draws, in ascending order of row; what `tokens` has for them is not read. Only
+    /// for a runner that overlaps steps.
+    pub unseen: Vec<UnseenToken>,
     /// Position of each row in its sequence, counted from 0, `[rows]`.
     pub positions: Vec<u32>,
     /// The sequences, in row order; their row ranges cover all rows.
@@ -49,6 +52,9 @@ impl Batch {
         let rows = self.tokens.len();
         rule(rows == self.positions.len() && rows <= shape.batch_rows_max as usize, "tokens and positions")?;
         rule(self.tokens.iter().all(|&token| token < shape.vocabulary), "a token is outside the vocabulary")?;
+        let ascending = self.unseen.windows(2).all(|pair| matches!(pair, [one, two] if one.row < two.row));
+        rule(ascending, "rows of unseen tokens are not in order")?;
+        rule(self.unseen.last().is_none_or(|last| (last.row as usize) < rows), "an unseen token has no row")?;
         rule(self.block_tables.iter().all(|&block| block < shape.kv_blocks), "a block does not exist")?;
         let exists =
             |copy: &BlockCopy| copy.from < shape.kv_blocks && copy.to < shape.kv_blocks && copy.from != copy.to;
@@ -108,6 +114,7 @@ impl Batch {
     pub(crate) fn for_shape(shape: &RunnerShape, rows_max: usize) -> Self {
         Self {
             tokens: Vec::with_capacity(rows_max),
+            unseen: Vec::with_capacity(rows_max),
             positions: Vec::with_capacity(rows_max),
             sequences: Vec::with_capacity(rows_max),
             block_tables: Vec::with_capacity(shape.kv_blocks as usize),
@@ -120,6 +127,7 @@ impl Batch {
     /// Empties it and keeps its memory.
     pub(crate) fn clear(&mut self) {
         self.tokens.clear();
+        self.unseen.clear();
         self.positions.clear();
         self.sequences.clear();
         self.block_tables.clear();
@@ -153,6 +161,15 @@ pub struct BatchSequence {
     /// Into [`Batch::block_tables`]: enough blocks for every position up to the last row's. The KV of position p lies
     /// in block `p / block_tokens` of the table at offset `p % block_tokens`.
     pub blocks: Range<u32>,
+}
+
+/// A row whose token the host has not seen yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnseenToken {
+    /// Into [`Batch::tokens`].
+    pub row: u32,
+    /// Which of the samples of the step that was submitted before this one draws it.
+    pub sample: u32,
 }
 
 /// A block whose content becomes that of another.

@@ -225,6 +225,13 @@ impl BlockManager {
         self.wipes.clear();
     }
 
+    /// Of one of those that were: it may not have been.
+    pub(crate) fn wipe_again(&mut self, block: u32) {
+        if !self.wipes.contains(&block) {
+            self.wipes.push(block);
+        }
+    }
+
     /// Another block is copied over all of this one, or an adapter is written there: there is nothing left to be wiped.
     pub(crate) fn note_copied(&mut self, block: u32) {
         self.wipes.retain(|wiped| *wiped != block);

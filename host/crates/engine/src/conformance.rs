@@ -280,6 +280,7 @@ mod tests {
         for kv_blocks in [200, 20] {
             check_runner(|| FakeRunner::new(shape(kv_blocks)), &input()).expect("conforms");
             check_runner(|| FakeRunner::new(shape(kv_blocks)).echoing(3), &input()).expect("conforms");
+            check_runner(|| FakeRunner::new(shape(kv_blocks)).overlapping(), &input()).expect("conforms");
             check_runner(|| FakeRunner::new(shape(kv_blocks)).with_adapters_in_blocks(2), &input()).expect("conforms");
         }
     }

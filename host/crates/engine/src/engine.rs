@@ -10,13 +10,14 @@ use types::{Digest, FinishReason};
 use crate::adapter_slots::SlotLoad;
 use crate::assembly::assemble;
 use crate::door::Door;
+use crate::flight::Flight;
 use crate::handle::{Clock, Message};
 use crate::pace::Pace;
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 use crate::{
-    Batch, EngineConfig, EngineError, EngineHandle, EngineStats, GenerationError, ModelRunner, RunnerError,
-    RunnerShape, SampledToken,
+    EngineConfig, EngineError, EngineHandle, EngineStats, GenerationError, ModelRunner, RunnerError, RunnerShape,
+    SampledToken,
 };
 
 /// What was counted since the start.
@@ -24,6 +25,7 @@ use crate::{
 struct Counts {
     tokens_generated: u64,
     steps: u64,
+    steps_overlapped: u64,
     draft_tokens: u64,
     draft_tokens_accepted: u64,
     deadlines_foreseen: u64,
@@ -45,10 +47,13 @@ pub struct Engine<R: ModelRunner> {
     pace: Pace,
     stats: Arc<Mutex<EngineStats>>,
     counts: Counts,
-    // Kept from step to step for their memory.
-    batch: Batch,
-    /// Which running sequence each of the batch's sequences is.
-    order: Vec<usize>,
+    /// The step that was planned last.
+    newest: Flight,
+    /// Whether it was submitted and not collected.
+    is_in_flight: bool,
+    /// The one before it.
+    oldest: Flight,
+    /// Kept from step to step for its memory.
     sampled: Vec<SampledToken>,
 }
 
@@ -75,40 +80,64 @@ impl<R: ModelRunner> Engine<R> {
             pace: Pace::new(rows_max as usize),
             stats,
             counts: Counts::default(),
-            batch: Batch::for_shape(&shape, rows_max as usize),
-            order: Vec::with_capacity(rows_max as usize),
+            newest: Flight::for_shape(&shape, rows_max as usize),
+            is_in_flight: false,
+            oldest: Flight::for_shape(&shape, rows_max as usize),
             sampled: Vec::with_capacity(rows_max as usize),
         };
         engine.publish();
         Ok((handle, engine))
     }
 
-    /// One step, at this time by the clock of the handle.
+    /// One step, at this time by the clock of the handle. With a runner that overlaps steps it may be under way afterwards: then
+    /// the next call plans and submits the step behind it before it takes what this one drew, where that can be done.
     pub fn step(&mut self, now: Duration) {
         self.pace.begin(now);
         self.drain_inbox();
         if self.door.is_lost() {
             return self.end_lost();
         }
+        let was_in_flight = self.is_in_flight;
+        if self.is_in_flight && !self.scheduler.can_go_ahead() {
+            self.land_newest(now);
+        }
         self.remove_ended(now);
         self.unload_adapters();
         let had_queue = self.scheduler.has_waiting();
-        self.scheduler.schedule();
+        let mut is_ahead = std::mem::take(&mut self.is_in_flight);
+        if is_ahead {
+            std::mem::swap(&mut self.newest, &mut self.oldest);
+        }
+        self.scheduler.schedule(is_ahead);
         // Those whose blocks are needed now.
         self.unload_adapters();
         self.load_adapters();
-        self.scheduler.running_mut().iter_mut().for_each(Sequence::ask_mask);
-        assemble(self.scheduler.running(), self.shape.block_tokens, &mut self.order, &mut self.batch);
-        self.batch.copies.extend_from_slice(self.scheduler.copies());
-        self.batch.wipes.extend_from_slice(self.scheduler.blocks().wipes());
-        let starts = self.start(now);
-        self.pace.note(now, self.batch.tokens.len(), starts, had_queue);
-        match self.run() {
-            Ok(()) => self.post_process(now),
-            Err(RunnerError::Lost(why)) => self.lose(why),
-            Err(error) => self.fail_batch(&error),
+        if self.door.is_lost() {
+            return;
         }
-        self.fail_if_stuck();
+        self.scheduler.running_mut().iter_mut().for_each(Sequence::ask_mask);
+        if is_ahead && self.scheduler.running().iter().any(Sequence::draws_masked) {
+            // The runner waits for the mask: what was drawn meanwhile must not.
+            self.land_oldest(now);
+            is_ahead = false;
+        }
+        let Flight { batch, order, .. } = &mut self.newest;
+        assemble(self.scheduler.running(), self.shape.block_tokens, order, batch);
+        batch.copies.extend_from_slice(self.scheduler.copies());
+        batch.wipes.extend_from_slice(self.scheduler.blocks().wipes());
+        let starts = self.start(now);
+        self.pace.note(now, self.newest.batch.tokens.len(), starts, had_queue);
+        let guesses = self.scheduler.running().iter().any(|sequence| !sequence.drafts.is_empty());
+        self.submit(is_ahead);
+        if is_ahead {
+            self.land_oldest(now);
+        }
+        // What is drawn beside a guess says how many tokens there are: nothing can be planned before.
+        let is_last = guesses || self.newest.refused.is_some() || !self.runner.overlaps();
+        if self.is_in_flight && is_last {
+            self.land_newest(now);
+        }
+        self.fail_if_stuck(was_in_flight);
         if !self.door.is_lost() {
             self.unload_adapters();
         }
@@ -119,7 +148,7 @@ impl<R: ModelRunner> Engine<R> {
     /// Whether nothing runs or waits, the inbox aside.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.scheduler.is_idle()
+        self.scheduler.is_idle() && !self.is_in_flight
     }
 
     /// Sleeps until there is work. False if there will never be any again: stopped, or all handles dropped.
@@ -253,34 +282,88 @@ impl<R: ModelRunner> Engine<R> {
         starts
     }
 
-    fn run(&mut self) -> Result<(), RunnerError> {
-        self.sampled.clear();
-        if self.order.is_empty() {
-            return Ok(());
+    /// Gives the newest step to the runner, if it has rows.
+    fn submit(&mut self, is_ahead: bool) {
+        self.is_in_flight = !self.newest.order.is_empty();
+        if !self.is_in_flight {
+            return;
         }
         self.counts.steps += 1;
-        self.runner.step(&self.batch, &mut self.sampled)?;
+        self.counts.steps_overlapped += u64::from(is_ahead);
+        self.newest.begin(&mut self.scheduler);
         self.scheduler.note_wiped();
+        if self.runner.overlaps() {
+            self.newest.refused = self.runner.submit(&self.newest.batch).err();
+        }
+    }
+
+    fn land_newest(&mut self, now: Duration) {
+        self.is_in_flight = false;
+        let mut flight = std::mem::take(&mut self.newest);
+        match self.land(&mut flight, now) {
+            Ok(()) => {}
+            Err(RunnerError::Lost(why)) => self.lose(why),
+            Err(error) => self.fail_batch(&flight, &error),
+        }
+        self.newest = flight;
+    }
+
+    /// If the step before fails, so does what was submitted behind it: its rows may have read what was not computed.
+    fn land_oldest(&mut self, now: Duration) {
+        let mut flight = std::mem::take(&mut self.oldest);
+        match self.land(&mut flight, now) {
+            Ok(()) => {}
+            Err(RunnerError::Lost(why)) => self.lose(why),
+            Err(error) => {
+                if std::mem::take(&mut self.is_in_flight) {
+                    self.sampled.clear();
+                    if self.newest.refused.is_none() {
+                        let _ = self.runner.collect(&self.newest.batch, &mut self.sampled);
+                    }
+                    let newest = std::mem::take(&mut self.newest);
+                    self.fail_batch(&newest, &error);
+                    self.newest = newest;
+                }
+                self.fail_batch(&flight, &error);
+            }
+        }
+        self.oldest = flight;
+    }
+
+    /// Takes what a step drew.
+    fn land(&mut self, flight: &mut Flight, now: Duration) -> Result<(), RunnerError> {
+        self.sampled.clear();
+        match flight.refused.take() {
+            Some(error) => return Err(error),
+            None if self.runner.overlaps() => self.runner.collect(&flight.batch, &mut self.sampled)?,
+            None => self.runner.step(&flight.batch, &mut self.sampled)?,
+        }
         let in_vocabulary = self.sampled.iter().all(|token| token.id < self.shape.vocabulary);
-        if self.sampled.len() != self.batch.samples.len() || !in_vocabulary {
+        if self.sampled.len() != flight.batch.samples.len() || !in_vocabulary {
             return Err(RunnerError::Failed("it drew too few or too many tokens, or unknown ones".into()));
         }
+        self.post_process(flight, now);
         Ok(())
     }
 
-    /// Appends the drawn tokens to their sequences and takes out those that end.
-    fn post_process(&mut self, now: Duration) {
+    /// Appends the drawn tokens to their sequences and takes out those that end. What was drawn for one that is gone is
+    /// dropped.
+    fn post_process(&mut self, flight: &Flight, now: Duration) {
         let mut sampled = self.sampled.drain(..);
-        for &index in &self.order {
-            let Some(sequence) = self.scheduler.running_mut().get_mut(index) else { continue };
-            let (samples, drafts) = (sequence.samples(), sequence.drafts.len());
-            let mut drawn = sampled.by_ref().take(samples);
-            let tokens = sequence.advance(&mut drawn, &self.eos_token_ids);
+        for part in &flight.parts {
+            let mut drawn = sampled.by_ref().take(part.samples);
+            let index = self.scheduler.find(part.number, part.index);
+            if let Some(index) = index
+                && let Some(sequence) = self.scheduler.running_mut().get_mut(index)
+            {
+                let drafts = sequence.drafts.len();
+                let tokens = sequence.advance((part.rows, part.samples), &mut drawn, &self.eos_token_ids);
+                self.counts.tokens_generated += tokens as u64;
+                self.counts.draft_tokens += drafts as u64;
+                self.counts.draft_tokens_accepted += tokens.saturating_sub(1) as u64;
+                self.scheduler.note_computed(index, tokens);
+            }
             drawn.for_each(drop);
-            self.counts.tokens_generated += tokens as u64;
-            self.counts.draft_tokens += drafts as u64;
-            self.counts.draft_tokens_accepted += tokens.saturating_sub(1) as u64;
-            self.scheduler.note_computed(index, tokens);
         }
         drop(sampled);
         for mut sequence in self.scheduler.remove_where(|sequence| sequence.broken.is_some()) {
@@ -294,14 +377,17 @@ impl<R: ModelRunner> Engine<R> {
     }
 
     /// The KV of the batch's rows is lost, and with it its sequences.
-    fn fail_batch(&mut self, error: &RunnerError) {
-        let failed = self.scheduler.remove_where(|sequence| sequence.planned > 0);
+    fn fail_batch(&mut self, flight: &Flight, error: &RunnerError) {
+        let failed = self.scheduler.remove_where(|sequence| flight.has(sequence.number));
         fail_all(failed, &GenerationError::Runner(error.to_string()));
+        self.scheduler.restore_wipes(&flight.batch.wipes);
     }
 
     /// The device is gone, and everything that lay there. The runner is asked for nothing any more.
     fn lose(&mut self, why: String) {
         self.door.lose(why);
+        // What was submitted is nobody's any more.
+        self.is_in_flight = false;
         self.end_lost();
     }
 
@@ -313,8 +399,8 @@ impl<R: ModelRunner> Engine<R> {
     }
 
     /// A bug of the scheduler must not spin the thread or leave clients waiting.
-    fn fail_if_stuck(&mut self) {
-        if self.order.is_empty() && self.scheduler.loads().is_empty() && !self.is_idle() {
+    fn fail_if_stuck(&mut self, was_in_flight: bool) {
+        if self.newest.order.is_empty() && !was_in_flight && self.scheduler.loads().is_empty() && !self.is_idle() {
             let error = GenerationError::Runner("nothing could be scheduled; report it as a bug".into());
             fail_all(self.scheduler.remove_where(|_| true), &error);
         }
@@ -338,6 +424,7 @@ impl<R: ModelRunner> Engine<R> {
         stats.resident_fillers.extend(scheduler.slots().fillers());
         stats.tokens_generated = counts.tokens_generated;
         stats.steps = counts.steps;
+        stats.steps_overlapped = counts.steps_overlapped;
         stats.preemptions = scheduled.preemptions;
         stats.prefix_tokens_asked = scheduled.prefix_tokens_asked;
         stats.prefix_tokens_found = scheduled.prefix_tokens_found;

@@ -2,7 +2,7 @@
 //! that the sequence can read and of the composition under which each row was computed, so that a wrong block, a wrong
 //! segment or a lost row shows as a wrong token; and it refuses batches that break a rule.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use types::{CompositionPart, Digest};
@@ -47,9 +47,15 @@ pub struct FakeRunner {
     kv: Vec<Option<Entry>>,
     slots: Vec<Option<Loaded>>,
     adapter_blocks_max: u32,
+    overlaps: bool,
+    /// Steps that were submitted and not collected: what they were given, and what came of them.
+    under_way: VecDeque<(Batch, Result<Vec<SampledToken>, Fault>)>,
+    /// What the last step drew, or why it did not.
+    last: Result<Vec<u32>, String>,
     steps: u64,
     failing: BTreeSet<u64>,
     losing: Option<u64>,
+    /// Whether whoever asks was told.
     is_lost: bool,
     panicking: Option<u64>,
     echo: Option<u32>,
@@ -66,6 +72,9 @@ impl FakeRunner {
             kv,
             slots,
             adapter_blocks_max: 0,
+            overlaps: false,
+            under_way: VecDeque::new(),
+            last: Ok(Vec::new()),
             steps: 0,
             failing: BTreeSet::new(),
             losing: None,
@@ -79,6 +88,13 @@ impl FakeRunner {
     #[must_use]
     pub fn with_adapters_in_blocks(self, blocks_max: u32) -> Self {
         Self { adapter_blocks_max: blocks_max, ..self }
+    }
+
+    /// Takes a step while the one before it is under way, and does not show what it drew before it is asked: as a device
+    /// whose work is in the order of the calls.
+    #[must_use]
+    pub fn overlapping(self) -> Self {
+        Self { overlaps: true, ..self }
     }
 
     /// Fails these steps, counted from 0.
@@ -141,7 +157,7 @@ impl FakeRunner {
     fn run_sequence(&mut self, batch: &Batch, sequence: &BatchSequence) -> Result<(), RunnerError> {
         let table = table_of(batch, sequence);
         for row in sequence.rows.clone() {
-            let (token, position) = (at(&batch.tokens, row)?, at(&batch.positions, row)?);
+            let (token, position) = (self.token(batch, row)?, at(&batch.positions, row)?);
             let content = content(token, position, self.composition_at(batch, row)?);
             let place = self.place(table, position)?;
             let block = at(table, position / self.shape.block_tokens)?;
@@ -153,6 +169,18 @@ impl FakeRunner {
             }
         }
         Ok(())
+    }
+
+    /// What the row says, or what the step before drew.
+    fn token(&self, batch: &Batch, row: u32) -> Result<u32, RunnerError> {
+        match batch.unseen.iter().find(|unseen| unseen.row == row) {
+            None => at(&batch.tokens, row),
+            Some(unseen) if self.overlaps => match &self.last {
+                Ok(drawn) => at(drawn, unseen.sample),
+                Err(why) => Err(RunnerError::Failed(format!("the step before: {why}"))),
+            },
+            Some(_) => Err(malformed(format!("the token of row {row} is not known"))),
+        }
     }
 
     /// All KV up to this row, as attention would read it.
@@ -261,6 +289,63 @@ impl ModelRunner for FakeRunner {
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        let ran = self.run(batch, sampled);
+        self.is_lost = matches!(ran, Err(RunnerError::Lost(_)));
+        ran
+    }
+
+    fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
+        if !self.overlaps || self.under_way.len() >= 2 {
+            return Err(malformed(format!("{} steps are under way", self.under_way.len())));
+        }
+        let mut sampled = Vec::new();
+        let ran = self.run(batch, &mut sampled);
+        if matches!(ran, Err(RunnerError::Malformed(_))) {
+            self.last = Err("it was malformed".into());
+            return ran;
+        }
+        let ran = ran.map(|()| sampled);
+        self.last = match &ran {
+            Ok(drawn) => Ok(drawn.iter().map(|token| token.id).collect()),
+            Err(error) => Err(error.to_string()),
+        };
+        let ran = ran.map_err(|error| Fault { is_loss: matches!(error, RunnerError::Lost(_)), why: error.to_string() });
+        self.under_way.push_back((batch.clone(), ran));
+        Ok(())
+    }
+
+    fn collect(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        let Some((submitted, ran)) = self.under_way.pop_front() else {
+            return Err(malformed("no step was submitted".into()));
+        };
+        if submitted != *batch {
+            return Err(malformed("another step was submitted".into()));
+        }
+        match ran {
+            Ok(drawn) => sampled.extend(drawn),
+            Err(Fault { is_loss: true, why }) => {
+                self.is_lost = true;
+                return Err(RunnerError::Lost(why));
+            }
+            Err(Fault { why, .. }) => return Err(RunnerError::Failed(why)),
+        }
+        Ok(())
+    }
+}
+
+/// How a step failed that is not collected yet.
+#[derive(Clone, Debug)]
+struct Fault {
+    is_loss: bool,
+    why: String,
+}
+
+impl FakeRunner {
+    fn run(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
         let step = self.steps;
         self.steps += 1;
         #[expect(clippy::panic, reason = "it is what a test asked for")]
@@ -268,9 +353,8 @@ impl ModelRunner for FakeRunner {
             panic!("the fake runner was told to panic in step {step}");
         }
         self.is_there();
-        if self.losing == Some(step) {
-            self.is_lost = true;
-            return Err(RunnerError::Lost(format!("told to in step {step}")));
+        if let Some(losing) = self.losing.filter(|losing| *losing <= step) {
+            return Err(RunnerError::Lost(format!("told to in step {losing}")));
         }
         batch.check(&self.shape)?;
         self.check_blocks(batch)?;

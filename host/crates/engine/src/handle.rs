@@ -45,6 +45,8 @@ pub struct EngineStats {
     pub tokens_generated: u64,
     /// Steps run since the start.
     pub steps: u64,
+    /// Of these, steps that were submitted while the one before them ran.
+    pub steps_overlapped: u64,
     /// Sequences set back to recompute their KV, since the start.
     pub preemptions: u64,
     /// Tokens that sequences began to run with, since the start; those preempted count again.

@@ -4,7 +4,7 @@
 //! [`ModelRunner`].
 //!
 //! Read `engine.rs` first: its `step` is the data flow. In the order in which things happen: `submission`, `handle` with
-//! `door`, `thread`, `engine` with `pace`, `sequence` with `active_parts` and `constraint`, `scheduler` over `fairness`, `block_manager` with `block_keys`,
+//! `door`, `thread`, `engine` with `flight` and `pace`, `sequence` with `active_parts` and `constraint`, `scheduler` over `fairness`, `block_manager` with `block_keys`,
 //! `adapter_slots` and `speculation` with `lookup`, `assembly`, `batch`, `runner`.
 
 mod active_parts;
@@ -20,6 +20,7 @@ mod door;
 mod engine;
 mod fairness;
 mod fake;
+mod flight;
 mod handle;
 mod lookup;
 mod pace;
@@ -35,7 +36,7 @@ mod thread;
 mod tests;
 
 pub use active_parts::Activation;
-pub use batch::{Batch, BatchSequence, BlockCopy, LoraSegment, SampleRequest, SampledToken, Slot};
+pub use batch::{Batch, BatchSequence, BlockCopy, LoraSegment, SampleRequest, SampledToken, Slot, UnseenToken};
 pub use config::{EngineConfig, EngineError};
 pub use conformance::{ConformanceInput, check_runner};
 pub use constraint::{OutputConstraint, OutputState, TokenMask, is_allowed};

@@ -86,4 +86,28 @@ pub trait ModelRunner: Send + 'static {
     /// # Errors
     /// If the batch is malformed or the device fails; the KV of the rows is then undefined.
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError>;
+
+    /// Whether a step can be submitted while the one before it runs.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
+    /// Begins a step, behind the one that may be under way, and behind all loads so far: what [`Self::step`] does, in the
+    /// order of the calls, though it may happen later. At most two are under way. [`Batch::unseen`] names draws of the step
+    /// that was submitted before this one, collected or not. Only for a runner that overlaps.
+    ///
+    /// # Errors
+    /// If the batch is malformed or the device fails; there is nothing to be collected then.
+    fn submit(&mut self, _batch: &Batch) -> Result<(), RunnerError> {
+        Err(RunnerError::Failed("this runner does one step after the other".into()))
+    }
+
+    /// Waits for the step that was submitted first and not collected, and appends what it drew. `batch` is the one that it
+    /// was submitted with.
+    ///
+    /// # Errors
+    /// If the device failed; the KV of the step's rows is then undefined, and of those of a step behind it.
+    fn collect(&mut self, _batch: &Batch, _sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        Err(RunnerError::Failed("no step was submitted".into()))
+    }
 }

@@ -106,28 +106,52 @@ impl<A> Scheduler<A> {
     }
 
     /// Plans the next step: sets `planned` of every running sequence and reserves the blocks and slots for it. The loads
-    /// have to be done before the step, the copies at its beginning.
-    pub(crate) fn schedule(&mut self) {
+    /// have to be done before the step, the copies at its beginning. `is_ahead` if the step before it has not ended, of which
+    /// [`Self::can_go_ahead`] holds.
+    pub(crate) fn schedule(&mut self, is_ahead: bool) {
         self.loads.clear();
         self.copies.clear();
         self.plan_running();
         self.admit();
-        self.plan_drafts();
+        if !is_ahead {
+            self.plan_drafts();
+        }
+    }
+
+    /// Whether the next step can be planned before it is known what the last one drew: nobody needs to know it, nobody would
+    /// have to give way, who may have ended by then, and no guess is worth more than the time between two steps.
+    pub(crate) fn can_go_ahead(&self) -> bool {
+        let goes_on = || self.running.iter().filter(|sequence| !sequence.ends_unseen());
+        let missing = |sequence: &Sequence<A>| self.blocks.missing(&sequence.blocks, sequence.reach() + 1);
+        let missing: usize = goes_on().filter(|sequence| sequence.remaining() == 1).map(missing).sum();
+        let lowest = self.running.last().map(|sequence| sequence.terms.priority);
+        missing <= self.blocks.available()
+            && goes_on().all(Sequence::can_go_ahead)
+            && !self.waiting.iter().any(|sequence| lowest.is_some_and(|lowest| lowest < sequence.terms.priority))
+            && !goes_on().any(|sequence| self.is_guess_worth(sequence))
+    }
+
+    fn is_guess_worth(&self, sequence: &Sequence<A>) -> bool {
+        let Some(lookup) = sequence.lookup.as_ref().filter(|lookup| lookup.has_guess()) else { return false };
+        let rows = self.running.len();
+        let count = sequence.draft_tokens_max().min(self.rows_max.saturating_sub(rows));
+        self.speculation.drafts(lookup.acceptance(), rows, rows, count) > 0
     }
 
     fn plan_running(&mut self) {
-        let decoding = self.running.iter().filter(|sequence| sequence.remaining() == 1).count();
+        let decodes = |sequence: &&Sequence<A>| sequence.remaining() == 1 && !sequence.ends_unseen();
+        let decoding = self.running.iter().filter(decodes).count();
         let mut prompt_rows = self.rows_max.saturating_sub(decoding);
         let mut index = 0;
         while let Some(sequence) = self.running.get_mut(index) {
             sequence.planned = match sequence.remaining() {
-                1 => 1,
+                1 => usize::from(!sequence.ends_unseen()),
                 remaining => remaining.min(prompt_rows),
             };
             if sequence.remaining() > 1 {
                 prompt_rows -= sequence.planned;
             }
-            let tokens = sequence.computed + sequence.planned;
+            let tokens = sequence.reach() + sequence.planned;
             let Self { blocks, slots, copies, loads, .. } = self;
             let missing = blocks.missing(&sequence.blocks, tokens);
             let has_room = slots.make_room(missing, &mut SharedMemory { blocks, copies, loads });
@@ -142,6 +166,7 @@ impl<A> Scheduler<A> {
 
     fn preempt_last(&mut self) {
         let Some(mut sequence) = self.running.pop() else { return };
+        debug_assert!(sequence.in_flight == 0, "it gives way before it is known what was drawn for it");
         self.counts.preemptions += 1;
         self.fairness.wait(sequence.terms.tenant);
         self.fairness.leave_running(sequence.terms.tenant);
@@ -192,7 +217,9 @@ impl<A> Scheduler<A> {
             sequence.publish_blocks(&mut self.blocks, &mut self.key_bytes);
         }
         if tokens > 0 {
-            self.blocks.shrink(&mut sequence.blocks, sequence.computed + 1);
+            // What is planned or under way has its blocks already.
+            let begun = sequence.in_flight + sequence.planned;
+            self.blocks.shrink(&mut sequence.blocks, sequence.computed + begun.max(1));
             self.fairness.charge_output(sequence.terms.tenant, tokens);
         }
     }
@@ -255,6 +282,13 @@ impl<A> Scheduler<A> {
         &mut self.running
     }
 
+    /// Where a running sequence is, which was at `before`. None if it is gone.
+    pub(crate) fn find(&self, number: u64, before: usize) -> Option<usize> {
+        let is_it = |sequence: &Sequence<A>| sequence.number == number;
+        let is_there = self.running.get(before).is_some_and(is_it);
+        if is_there { Some(before) } else { self.running.iter().position(is_it) }
+    }
+
     /// All there are, in no order.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Sequence<A>> {
         self.running.iter().chain(&self.waiting)
@@ -277,9 +311,17 @@ impl<A> Scheduler<A> {
         &self.copies
     }
 
-    /// A step has run: what was to be wiped was.
+    /// What was to be wiped is, at the start of the step that was submitted.
     pub(crate) fn note_wiped(&mut self) {
         self.blocks.clear_wipes();
+    }
+
+    /// A step failed: nobody knows whether these were wiped. Adapters in them were loaded since.
+    pub(crate) fn restore_wipes(&mut self, wipes: &[u32]) {
+        let adapters = |block: &u32| self.slots.tables().any(|table| table.blocks().contains(block));
+        for block in wipes.iter().filter(|block| !adapters(block)) {
+            self.blocks.wipe_again(*block);
+        }
     }
 
     pub(crate) const fn blocks(&self) -> &BlockManager {
@@ -320,12 +362,12 @@ impl<A> Scheduler<A> {
         let tenants = |sequences: &[Sequence<A>]| sequences.iter().map(|one| one.terms.tenant).collect::<Vec<_>>();
         self.fairness.check_integrity(tenants(&self.waiting).into_iter(), tenants(&self.running).into_iter())?;
         let idle = |sequence: &Sequence<A>| sequence.slots.is_empty() && sequence.blocks.blocks().is_empty();
-        if !self.waiting.iter().all(|sequence| idle(sequence) && sequence.computed == 0 && sequence.planned == 0) {
+        if !self.waiting.iter().all(|sequence| idle(sequence) && sequence.reach() == 0 && sequence.planned == 0) {
             return Err("a sequence waits and holds blocks or slots".into());
         }
         let enough = |sequence: &Sequence<A>| {
             sequence.slots.len() == sequence.parts().len()
-                && sequence.blocks.blocks().len() >= self.blocks.blocks_for(sequence.computed)
+                && sequence.blocks.blocks().len() >= self.blocks.blocks_for(sequence.reach())
                 && sequence.blocks.blocks().len() <= self.blocks.blocks_for(sequence.tokens().len())
                 && sequence.tokens().len() <= sequence.tokens_max
                 && sequence.remaining() >= 1

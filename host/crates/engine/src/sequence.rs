@@ -59,6 +59,12 @@ pub(crate) struct Sequence<A> {
     blocks_known: usize,
     /// Tokens whose KV lies in `blocks`; fewer than there are tokens.
     pub(crate) computed: usize,
+    /// Rows of steps that were submitted and not collected: they come behind those computed.
+    pub(crate) in_flight: usize,
+    /// Draws of such steps: tokens that it will have and that nobody knows yet, unless it ends before them.
+    pub(crate) unseen: u32,
+    /// Which of the samples of the step that was submitted last is the newest of these.
+    unseen_sample: u32,
     /// Rows in the next step: tokens whose KV it computes, and drafts.
     pub(crate) planned: usize,
     /// Guesses at the next tokens, to be verified in the next step; only of a sequence that decodes.
@@ -138,6 +144,9 @@ impl<A> Sequence<A> {
             keys: Vec::with_capacity(tokens_max / shape.block_tokens),
             blocks_known: 0,
             computed: 0,
+            in_flight: 0,
+            unseen: 0,
+            unseen_sample: 0,
             planned: 0,
             drafts: Vec::with_capacity(if speculates { shape.draft_tokens_max } else { 0 }),
             lookup: speculates.then(|| Lookup::new(&tokens, tokens_max)),
@@ -175,7 +184,50 @@ impl<A> Sequence<A> {
 
     /// Tokens whose KV is not computed yet; at least 1. Exactly 1 while decoding.
     pub(crate) fn remaining(&self) -> usize {
-        self.tokens.len().saturating_sub(self.computed)
+        (self.tokens.len() + self.unseen as usize).saturating_sub(self.reach())
+    }
+
+    /// Tokens whose KV lies in `blocks` when all that was submitted has run.
+    pub(crate) const fn reach(&self) -> usize {
+        self.computed + self.in_flight
+    }
+
+    /// Whether a draw that is under way is its last, whatever it is.
+    pub(crate) fn ends_unseen(&self) -> bool {
+        let unseen = self.unseen as usize;
+        unseen > 0
+            && (self.completion_tokens() + unseen >= self.plan.output_tokens_max() as usize
+                || self.tokens.len() + unseen >= self.tokens_max)
+    }
+
+    /// Whether its next step can be planned without knowing what is being drawn. Penalties fall on that token, a mask comes
+    /// after it.
+    pub(crate) const fn can_go_ahead(&self) -> bool {
+        self.unseen == 0 || (self.seen.is_none() && self.constraint.is_none())
+    }
+
+    /// Whether the next step draws for it under a mask, which may have to be waited for.
+    pub(crate) fn draws_masked(&self) -> bool {
+        self.constraint.is_some() && self.samples() > 0
+    }
+
+    /// The token of each planned row; of the one that is not known, the sample that draws it.
+    pub(crate) fn planned_tokens(&self) -> impl Iterator<Item = Result<u32, u32>> {
+        let known = self.tokens.iter().chain(&self.drafts).map(|id| Ok(*id));
+        let unseen = (self.unseen > 0).then_some(Err(self.unseen_sample));
+        known.chain(unseen).skip(self.reach()).take(self.planned)
+    }
+
+    /// Notes that its planned rows were submitted; `first_sample` is the first of their draws, if there are any. Rows, draws.
+    pub(crate) fn submitted(&mut self, first_sample: u32) -> (usize, usize) {
+        let samples = self.samples();
+        let rows = std::mem::take(&mut self.planned);
+        self.in_flight += rows;
+        if samples > 0 {
+            self.unseen += 1;
+            self.unseen_sample = first_sample;
+        }
+        (rows, samples)
     }
 
     /// The first of these that it has in its composition, invoked or not, or was made by.
@@ -277,7 +329,7 @@ impl<A> Sequence<A> {
         let (seen, biases) = (first_seen..length(&batch.seen_tokens), first_bias..length(&batch.logit_biases));
         let mask = self.mask.as_ref().map(|_| length(&batch.masks));
         batch.masks.extend(self.mask.clone());
-        let step = self.usage().completion_tokens;
+        let step = self.usage().completion_tokens + self.unseen;
         batch.samples.extend((0..=length(&self.drafts)).map(|ahead| SampleRequest {
             row: row + ahead,
             temperature: sampling.temperature,
@@ -313,12 +365,18 @@ impl<A> Sequence<A> {
 
     /// Takes what a step has drawn for it: the token after the last one, and those after its drafts for as long as these
     /// were what was drawn. How many tokens it was continued by.
-    pub(crate) fn advance(&mut self, drawn: impl Iterator<Item = SampledToken>, eos: &[u32]) -> usize {
-        let samples = self.samples();
-        self.computed += std::mem::take(&mut self.planned);
+    pub(crate) fn advance(
+        &mut self,
+        (rows, samples): (usize, usize),
+        drawn: impl Iterator<Item = SampledToken>,
+        eos: &[u32],
+    ) -> usize {
+        self.computed += rows;
+        self.in_flight = self.in_flight.saturating_sub(rows);
         if samples == 0 {
             return 0;
         }
+        self.unseen = self.unseen.saturating_sub(1);
         let mut appended = 0;
         for (place, token) in drawn.enumerate() {
             let id = token.id;

@@ -6,6 +6,7 @@ mod constraints;
 mod ends;
 mod guesses;
 mod kv_matrix;
+mod overlap;
 mod random;
 mod sharing;
 mod steps;

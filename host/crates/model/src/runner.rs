@@ -148,7 +148,7 @@ impl CpuRunner {
     /// # Errors
     /// As [`ModelRunner::step`].
     pub fn step_logits(&mut self, batch: &Batch) -> Result<Vec<f32>, RunnerError> {
-        check::batch(batch, &self.shape, |slot| self.slots.get(slot.0 as usize).is_some_and(Option::is_some))?;
+        check::batch(batch, &self.shape, 0, |slot| self.slots.get(slot.0 as usize).is_some_and(Option::is_some))?;
         Ok(match &mut self.way {
             Way::Reference(reference) => reference.logits(batch, &self.config, &self.slots),
             Way::Fast(fast) => fast.logits(batch, &self.config, &self.slots),
@@ -196,7 +196,7 @@ impl ModelRunner for CpuRunner {
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
-        check::batch(batch, &self.shape, |slot| self.slots.get(slot.0 as usize).is_some_and(Option::is_some))?;
+        check::batch(batch, &self.shape, 0, |slot| self.slots.get(slot.0 as usize).is_some_and(Option::is_some))?;
         match &mut self.way {
             Way::Reference(reference) => {
                 let mut logits = reference.logits(batch, &self.config, &self.slots);

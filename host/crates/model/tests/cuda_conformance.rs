@@ -12,7 +12,7 @@ mod cuda {
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use engine::{Batch, BlockCopy, LoraSegment, ModelRunner, SampleRequest, SampledToken, Slot};
+use engine::{Batch, BlockCopy, LoraSegment, ModelRunner, SampleRequest, SampledToken, Slot, UnseenToken};
 use model::{
     AdapterKind, AdapterLimits, Base, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, KvFormat, Matmul,
     Precision, canonical_adapter, draw,
@@ -208,6 +208,60 @@ mod emulated {
                 assert!(position < 4 || counted.count_total == 0, "position {position}: {counted:?}");
             }
             assert!(runner.step_counts()[0] > 6, "they were recorded");
+        });
+    }
+
+    #[test]
+    fn steps_that_overlap_draw_what_they_draw_one_by_one() {
+        let seeds: [&[(&str, &str)]; 4] =
+            [&[("EMU_SEED", "0")], &[("EMU_SEED", "1")], &[("EMU_SEED", "2")], &[("EMU_SEED", "3")]];
+        in_a_child("steps_that_overlap_draw_what_they_draw_one_by_one", &seeds, || {
+            let base = Base::open(&fixtures().join("qwen3.gguf")).unwrap();
+            let adapter = fixture_adapter(&base, "qwen3", Precision::Bf16);
+            for graphs in [true, false] {
+                let new = || {
+                    let mut runner = CudaRunner::new(&base, &CudaRunnerConfig { graphs, ..config() }).unwrap();
+                    load(&mut runner, 0, &adapter, 32);
+                    runner
+                };
+                // Which of the draws before each row follows: not always in order, nor all of them.
+                let follows = [[0, 1, 2], [2, 0, 1], [1, 1, 0]];
+                let step = |position: u32, tokens: [u32; 3]| {
+                    let rows = tokens.each_ref().map(|token| (position, std::slice::from_ref(token)));
+                    let mut step = batch(&rows, vec![whole(1..3, 0, 1.0)]);
+                    for (place, sample) in step.samples.iter_mut().enumerate() {
+                        (sample.temperature, sample.seed, sample.step) = (1.0, place as u64, position);
+                        sample.logprobs = Some(place as u32 + position % 2);
+                    }
+                    step
+                };
+                let (mut runner, mut expected, mut tokens) = (new(), Vec::new(), [50, 60, 70]);
+                for position in 0..8 {
+                    runner.step(&step(position, tokens), &mut expected).unwrap();
+                    let drawn = &expected[position as usize * 3..];
+                    tokens = follows[position as usize % 3].map(|place| drawn[place].id);
+                }
+                let (mut runner, mut found, mut last) = (new(), Vec::new(), step(0, [50, 60, 70]));
+                runner.submit(&last).unwrap();
+                for position in 1..8u32 {
+                    let mut next = step(position, [0, 0, 0]);
+                    let follows = (0..).zip(follows[(position - 1) as usize % 3]);
+                    let unseen = follows.map(|(row, place)| UnseenToken { row, sample: place as u32 });
+                    next.unseen = unseen.collect();
+                    runner.submit(&next).unwrap();
+                    assert!(runner.submit(&next).is_err(), "two are under way");
+                    runner.collect(&last, &mut found).unwrap();
+                    last = next;
+                }
+                runner.collect(&last, &mut found).unwrap();
+                assert!(runner.collect(&last, &mut found).is_err(), "none is under way");
+                assert_eq!(found, expected);
+                let distinct: BTreeSet<u32> = found.iter().map(|token| token.id).collect();
+                assert!(distinct.len() > 12, "{distinct:?}");
+                assert_eq!(runner.step_counts()[0] > 0, graphs);
+                last.unseen[0].sample = 3;
+                assert!(runner.submit(&last).is_err(), "nobody drew that");
+            }
         });
     }
 

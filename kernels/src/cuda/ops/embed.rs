@@ -8,6 +8,10 @@ use crate::cuda::{CudaError, Device, DeviceRange, Kernel, Launch, Module, Stream
 use crate::quantised::{BlockFormat, dequantise};
 
 const THREADS: u32 = 128;
+/// What the sampling kernel answers if there is nothing to draw from.
+const NOTHING: u32 = u32::MAX;
+/// In place of a token: the rest of the number says which draw of the last sampling is meant.
+pub const UNSEEN: u32 = 1 << 31;
 
 /// The kernel on one device, for one format.
 #[derive(Clone, Debug)]
@@ -23,8 +27,12 @@ pub struct EmbedArgs {
     pub stream: DeviceRange,
     /// `[vocabulary, width]`, repacked.
     pub table: DeviceRange,
-    /// u32 `[rows_max]`, each below the vocabulary.
+    /// u32 `[rows_max]`, each below the vocabulary, or [`UNSEEN`] and the number of a draw.
     pub tokens: DeviceRange,
+    /// [`super::sample::SampledRow`] `[draws_max]`: what was drawn last.
+    pub drawn: DeviceRange,
+    /// Draws that there is room for; none is named beyond them.
+    pub draws_max: usize,
     /// u32: how many rows there are.
     pub rows: DeviceRange,
     /// Rows of the launch.
@@ -59,10 +67,12 @@ impl Embed {
         let table = args.table.for_kernel("embedding: table", table_bytes, 16)?;
         let tokens = args.tokens.for_kernel("embedding: tokens", rows_max * 4, 4)?;
         let rows = args.rows.for_kernel("embedding: rows", 4, 4)?;
+        let drawn = args.drawn.for_kernel("embedding: draws", args.draws_max * 8, 8)?;
+        let tokens_max = u32::try_from(vocabulary).map_err(|_| no_such(vocabulary))?;
         let launch = Launch { grid: [grid, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 };
-        // SAFETY: the kernel's parameters in order; every buffer is as long as `rows_max` rows take, and tokens are below the
-        // vocabulary by the batch's rules.
-        unsafe { stream.launch(&self.kernel, launch, &[&to, &table, &tokens, &columns, &rows]) }
+        // SAFETY: the kernel's parameters in order; every buffer is as long as `rows_max` rows take; no draw is named
+        // beyond `draws_max` by the batch's rules, and the kernel keeps every token below the vocabulary.
+        unsafe { stream.launch(&self.kernel, launch, &[&to, &table, &tokens, &columns, &rows, &drawn, &tokens_max]) }
     }
 }
 
@@ -88,10 +98,16 @@ fn run(device: &Device, seed: u64, format: WeightFormat, width: usize) -> Result
     dequantise(Isa::plain(), source, &blocks, &mut table);
     let mut tokens: Vec<u32> = (0..rows).map(|_| random.below(vocabulary) as u32).collect();
     (tokens[0], tokens[1]) = (0, vocabulary as u32 - 1);
+    // Two of them, and one that found nothing, come from draws.
+    let drawn = [[NOTHING, 0], [7, u32::MAX], [tokens[3], 1], [9, 2]];
+    let mut named = tokens.clone();
+    (named[2], named[3], tokens[2]) = (UNSEEN, UNSEEN | 2, 0);
     let args = EmbedArgs {
         stream: buffers.empty::<f32>(rows_max * width)?,
         table: buffers.with(&packed)?,
-        tokens: buffers.with_room(&tokens, rows_max)?,
+        tokens: buffers.with_room(&named, rows_max)?,
+        drawn: buffers.with(drawn.as_flattened())?,
+        draws_max: drawn.len(),
         rows: buffers.with(&[rows as u32])?,
         rows_max,
         vocabulary,

@@ -33,6 +33,8 @@ struct Case {
     arrivals: Vec<Arrival>,
     failing: Vec<u64>,
     echo: Option<u32>,
+    /// Whether steps overlap.
+    overlaps: bool,
     /// Blocks of an adapter, at most.
     adapter_blocks_max: u32,
     speculation: SpeculationConfig,
@@ -103,14 +105,15 @@ fn cases() -> impl Strategy<Value = Case> {
         .prop_map(|(draft_tokens_max, row_cost_percent)| SpeculationConfig { draft_tokens_max, row_cost_percent });
     let echo = prop::option::of(1..6u32);
     let adapter_blocks_max = prop_oneof![1 => Just(0u32), 2 => 1..5u32];
-    let rest = (echo, adapter_blocks_max, speculation);
+    let rest = (echo, any::<bool>(), adapter_blocks_max, speculation);
     (shape, 1..10usize, prop::collection::vec(arrival, 1..16), failing, rest).prop_map(
-        |(shape, running_sequences_max, arrivals, failing, (echo, adapter_blocks_max, speculation))| Case {
+        |(shape, running_sequences_max, arrivals, failing, (echo, overlaps, adapter_blocks_max, speculation))| Case {
             shape,
             running_sequences_max,
             arrivals,
             failing,
             echo,
+            overlaps,
             adapter_blocks_max,
             speculation,
         },
@@ -169,6 +172,7 @@ fn ending(event: Option<&TokenEvent>) -> Option<(FinishReason, Usage)> {
 /// Runs the case; the streams of those whose readers stayed, and what was counted.
 fn run(case: &Case) -> (Vec<(Request, TokenStream)>, EngineStats) {
     let runner = case.runner().failing_at(case.failing.iter().copied());
+    let runner = if case.overlaps { runner.overlapping() } else { runner };
     let mut rig = case.rig(runner, case.running_sequences_max, case.speculation);
     let mut streams: Vec<_> = case.arrivals.iter().map(|_| Vec::new()).collect();
     let mut sent = 0;
@@ -234,6 +238,26 @@ proptest! {
             check(&case, &request, &mut stream);
         }
     }
+
+    #[test]
+    fn overlapping_steps_change_no_stream(case in cases()) {
+        let calm = |overlaps| {
+            let mut case = Case { overlaps, failing: Vec::new(), ..case.clone() };
+            for arrival in &mut case.arrivals {
+                arrival.leaves = None;
+                arrival.request.deadline_ms = None;
+            }
+            let all = run(&case).0.into_iter().map(|(_, mut stream)| {
+                let events = events(&mut stream);
+                // Times differ, and which of several adapters' failures came first.
+                let is_failed = matches!(events.last(), Some(TokenEvent::Failed(_)));
+                let tokens = events.iter().filter(|event| matches!(event, TokenEvent::Token { .. })).cloned();
+                (tokens.collect::<Vec<_>>(), ending(events.last()), is_failed)
+            });
+            all.collect::<Vec<_>>()
+        };
+        prop_assert_eq!(calm(true), calm(false));
+    }
 }
 
 /// The property above is worth something only if its cases meet what it is about.
@@ -244,6 +268,12 @@ fn the_cases_meet_everything() {
         (0..100).map(|_| run(&cases().new_tree(&mut runner).expect("a case").current()).1).collect();
     let meet = |what: fn(&EngineStats) -> u64| all.iter().filter(|stats| what(stats) > 0).count();
     assert!(meet(|stats| stats.preemptions) > 20);
+    let with_overlap =
+        |what: fn(&EngineStats) -> bool| all.iter().filter(|s| s.steps_overlapped > 5 && what(s)).count();
+    assert!(with_overlap(|_| true) > 30);
+    assert!(with_overlap(|stats| stats.preemptions > 0) > 10);
+    assert!(with_overlap(|stats| stats.draft_tokens > 0) > 10);
+    assert!(with_overlap(|stats| stats.adapter_blocks > 0) > 8);
     assert!(meet(|stats| stats.prefix_tokens_found) > 50);
     assert!(meet(|stats| stats.draft_tokens_accepted) > 15);
     assert!(meet(|stats| stats.draft_tokens - stats.draft_tokens_accepted) > 15);

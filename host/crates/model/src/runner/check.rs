@@ -3,12 +3,22 @@
 use engine::{Batch, BatchSequence, BlockCopy, RunnerError, RunnerShape, Slot};
 
 /// Checks everything that the step will index with.
-pub(super) fn batch(batch: &Batch, shape: &RunnerShape, is_loaded: impl Fn(Slot) -> bool) -> Result<(), RunnerError> {
+/// `drawn` is how many tokens the step before drew that this one may name; 0 for a runner that does not overlap steps.
+pub(super) fn batch(
+    batch: &Batch,
+    shape: &RunnerShape,
+    drawn: usize,
+    is_loaded: impl Fn(Slot) -> bool,
+) -> Result<(), RunnerError> {
     let rows = batch.tokens.len();
     require(rows <= shape.batch_rows_max as usize, || format!("{rows} rows, at most {}", shape.batch_rows_max))?;
     require(batch.positions.len() == rows, || format!("{rows} tokens and {} positions", batch.positions.len()))?;
     let outside = batch.tokens.iter().find(|token| **token >= shape.vocabulary);
     require(outside.is_none(), || format!("token {outside:?} is outside the vocabulary"))?;
+    for unseen in &batch.unseen {
+        let is_there = (unseen.row as usize) < rows && (unseen.sample as usize) < drawn;
+        require(is_there, || format!("{unseen:?} of {rows} rows and {drawn} draws"))?;
+    }
     let mut next_row = 0;
     for sequence in &batch.sequences {
         require(sequence.rows.start == next_row, || format!("rows {:?} do not begin at {next_row}", sequence.rows))?;
@@ -65,7 +75,7 @@ fn require(holds: bool, reason: impl FnOnce() -> String) -> Result<(), RunnerErr
 
 #[cfg(test)]
 mod tests {
-    use engine::{LoraSegment, SampleRequest};
+    use engine::{LoraSegment, SampleRequest, UnseenToken};
     use types::{LayerRange, ModuleSet};
 
     use super::*;
@@ -98,9 +108,14 @@ mod tests {
 
     #[test]
     fn a_sound_batch_passes_and_each_broken_rule_is_found() {
-        assert!(super::batch(&sound(), &shape(), |_| false).is_ok());
-        assert!(super::batch(&Batch::default(), &shape(), |_| false).is_ok());
-        let breaks: [fn(&mut Batch); 20] = [
+        let unseen = |row, sample| vec![UnseenToken { row, sample }];
+        assert!(super::batch(&sound(), &shape(), 0, |_| false).is_ok());
+        assert!(super::batch(&Batch { unseen: unseen(3, 1), ..sound() }, &shape(), 2, |_| false).is_ok());
+        assert!(super::batch(&Batch { unseen: unseen(3, 1), ..sound() }, &shape(), 1, |_| false).is_err());
+        assert!(super::batch(&Batch::default(), &shape(), 0, |_| false).is_ok());
+        let breaks: [fn(&mut Batch); 22] = [
+            |batch| batch.unseen = vec![UnseenToken { row: 4, sample: 0 }],
+            |batch| batch.unseen = vec![UnseenToken { row: 3, sample: 2 }],
             |batch| batch.tokens[0] = 100,
             |batch| batch.positions[1] = 5,
             |batch| batch.positions.truncate(2),
@@ -129,7 +144,7 @@ mod tests {
             let mut broken = sound();
             break_rule(&mut broken);
             assert!(
-                matches!(super::batch(&broken, &shape(), |_| false), Err(RunnerError::Malformed(_))),
+                matches!(super::batch(&broken, &shape(), 2, |_| false), Err(RunnerError::Malformed(_))),
                 "rule {index}"
             );
         }

@@ -1,6 +1,6 @@
 //! The CUDA runner: a base, its KV and adapters in one allocation on one device. Read `cuda/step.rs` for a step and
 //! `cuda/forward.rs` for its layers; `cuda/plan.rs` says where everything lies. In the order in which it is made: `weights`
-//! over `spans`, `plan`, `pieces`, `window`, `staging` and `adapters`, `runs`, `tables`, `forward`, `step`, `draw`.
+//! over `spans`, `plan`, `pieces`, `window`, `staging` and `adapters`, `runs`, `tables`, `forward`, `flight`, `step`, `draw`.
 //!
 //! What must hold: the whole of the device's memory is taken at the start, under the ceiling that is configured, and nothing
 //! more afterwards; a row's result does not depend, to the last bit, on what else is in the batch, nor on whether the step was
@@ -10,6 +10,7 @@
 
 mod adapters;
 mod draw;
+mod flight;
 mod forward;
 mod pieces;
 mod plan;
@@ -257,7 +258,7 @@ impl CudaRunner {
     }
 
     fn check(&self, batch: &Batch) -> Result<(), RunnerError> {
-        check::batch(batch, &self.shape, |slot| self.steps.has_adapter(slot))
+        check::batch(batch, &self.shape, self.steps.drawn(), |slot| self.steps.has_adapter(slot))
     }
 }
 
@@ -291,8 +292,21 @@ impl ModelRunner for CudaRunner {
     }
 
     fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        self.submit(batch)?;
+        self.collect(batch, sampled)
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
         self.check(batch)?;
-        self.steps.run(batch, &self.model, |steps, pass| steps.draw(batch, pass, sampled)).inspect_err(say_if_lost)
+        self.steps.submit(batch, &self.model).inspect_err(say_if_lost)
+    }
+
+    fn collect(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        self.steps.collect(batch, sampled).inspect_err(say_if_lost)
     }
 }
 

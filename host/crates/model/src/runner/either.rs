@@ -91,4 +91,25 @@ impl ModelRunner for Runner {
             Self::Cuda(runner) => runner.step(batch, sampled),
         }
     }
+
+    fn overlaps(&self) -> bool {
+        match self {
+            Self::Cpu(runner) => runner.overlaps(),
+            Self::Cuda(runner) => runner.overlaps(),
+        }
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
+        match self {
+            Self::Cpu(runner) => runner.submit(batch),
+            Self::Cuda(runner) => runner.submit(batch),
+        }
+    }
+
+    fn collect(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        match self {
+            Self::Cpu(runner) => runner.collect(batch, sampled),
+            Self::Cuda(runner) => runner.collect(batch, sampled),
+        }
+    }
 }

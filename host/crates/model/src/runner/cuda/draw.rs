@@ -10,7 +10,7 @@ use crate::sampler::uniform;
 /// Words of `SampleParams`.
 const PARAMS_WORDS: usize = 16;
 /// Words of `SampledRow`.
-const ANSWER_WORDS: usize = 2;
+pub(super) const ANSWER_WORDS: usize = 2;
 /// Tables begin at a multiple of so many words.
 const ALIGN_WORDS: usize = 4;
 /// In place of a number of alternatives and of a mask: none is asked for.

@@ -111,6 +111,8 @@ impl Forward<'_> {
             stream: self.buffers.stream,
             table: self.part(embedding.span)?,
             tokens: self.table(shape.layout.tokens)?,
+            drawn: self.buffers.answers,
+            draws_max: self.plan.draws_max,
             rows: self.rows(shape)?,
             rows_max: shape.rows,
             vocabulary: self.model.vocabulary,

@@ -5,7 +5,7 @@ use kernels::cuda::ops::dense::{CublasLt, DenseShape};
 use kernels::cuda::ops::linear::workspace_bytes;
 use kernels::cuda::{CudaError, DeviceMemory, DeviceRange, KvLayout, WeightFormat};
 
-use super::draw::DrawLimits;
+use super::draw::{ANSWER_WORDS, DrawLimits};
 use super::pieces::{ALL_GROUPS, least_block_bytes, pieces_max};
 use super::source::Source;
 use super::spans::{Span, Spans};
@@ -73,6 +73,8 @@ pub(super) struct Buffers<T> {
     /// What the sampling kernel is told and answers.
     pub(super) draw: T,
     pub(super) raw: T,
+    /// Each launch's behind those of the draws before it in its step: ids and log-probabilities of a step's draws are one
+    /// array, which the next step's embedding reads.
     pub(super) answers: T,
     /// Copies and wipes of blocks.
     pub(super) moves: T,
@@ -128,6 +130,8 @@ pub(super) struct Plan {
     pub(super) draw: DrawLimits,
     /// Products that go to cuBLASLt, if any do.
     pub(super) dense: Vec<DenseShape>,
+    /// Draws of a step, in as many launches as they take.
+    pub(super) draws_max: usize,
     /// Rows that steps are recorded for, ascending.
     pub(super) buckets: Vec<usize>,
     /// Of each bucket.
@@ -211,6 +215,7 @@ impl Plan {
             pieces_max,
             draw,
             dense,
+            draws_max: rows,
             layouts: buckets.iter().map(|rows| layout(*rows, ROW_ENTRIES, PASSES)).collect(),
             buckets,
             plain_layout,
@@ -313,7 +318,7 @@ impl Sizes<'_> {
             logits: take(head_rows * model.vocabulary, 4),
             draw: take(self.draw.words(), 4),
             raw: take(2 * self.draw.adjusted, 4),
-            answers: take(self.draw.answer_words(), 4),
+            answers: take(rows * ANSWER_WORDS + self.draw.answer_words(), 4),
             moves: take(MOVES_WORDS, 4),
             tables: take(tables.bytes, 1),
             pieces: take(self.descriptors * model.layers * 4 * PIECE_WORDS, 4),

@@ -7,10 +7,11 @@ use std::ops::Range;
 use engine::{Batch, RunnerError, SampledToken, Slot};
 use kernels::cuda::ops::copy_wipe::BlockPool;
 use kernels::cuda::ops::sample::SampleArgs;
-use kernels::cuda::{CudaError, Device, DeviceMemory, DeviceRange, Event, Graph, LoraTile, Pinned};
+use kernels::cuda::{CudaError, Device, DeviceMemory, DeviceRange, Event, Graph, LoraTile};
 
 use super::adapters::Adapters;
-use super::draw::Draw;
+use super::draw::{ANSWER_WORDS, Draw};
+use super::flight::Flight;
 use super::forward::{Forward, Kernels, Shape};
 use super::plan::{Buffers, MOVES_WORDS, Plan};
 use super::runs::{RunLimits, Runs};
@@ -37,10 +38,13 @@ pub(super) struct Steps {
     graphs: Vec<Recorded>,
     adapters: Adapters,
     kernels: Kernels,
-    tables: Pinned<u32>,
-    draws: Pinned<u32>,
-    answers: Pinned<u32>,
-    moves: Pinned<u32>,
+    /// Of the step that was submitted last, and of the one before it.
+    newest: Flight,
+    oldest: Flight,
+    /// Of these, steps that were not collected.
+    under_way: usize,
+    /// Draws of the step that was submitted last.
+    drawn: usize,
     /// Reached when the last step has read everything.
     step_end: Event,
     runs: Runs,
@@ -90,10 +94,10 @@ impl Steps {
             graphs: Vec::new(),
             adapters: adapters.map_err(failed)?,
             kernels: Kernels::load(&device, &plan, model.head_dim, config.matmul, buffers.dense).map_err(failed)?,
-            tables: device.pinned(words).map_err(failed)?,
-            draws: device.pinned(plan.draw.words()).map_err(failed)?,
-            answers: device.pinned(plan.draw.answer_words()).map_err(failed)?,
-            moves: device.pinned(MOVES_WORDS).map_err(failed)?,
+            newest: Flight::new(&device, &plan, words).map_err(failed)?,
+            oldest: Flight::new(&device, &plan, words).map_err(failed)?,
+            under_way: 0,
+            drawn: 0,
             step_end: Event::new(&device).map_err(failed)?,
             runs: Runs::with_capacity(config.batch_rows_max as usize, entries),
             buffers,
@@ -115,6 +119,11 @@ impl Steps {
     /// Steps that were graphs, and others.
     pub(super) const fn counts(&self) -> [u64; 2] {
         self.counts
+    }
+
+    /// Draws of the step that was submitted last: the next one may name them.
+    pub(super) const fn drawn(&self) -> usize {
+        self.drawn
     }
 
     pub(super) fn has_adapter(&self, slot: Slot) -> bool {
@@ -183,6 +192,33 @@ impl Steps {
         graphs.collect()
     }
 
+    /// Begins a batch that was checked, behind one that may be under way.
+    pub(super) fn submit(&mut self, batch: &Batch, model: &ModelConfig) -> Result<(), RunnerError> {
+        if self.under_way >= 2 {
+            return Err(RunnerError::Malformed("two steps are under way".into()));
+        }
+        std::mem::swap(&mut self.newest, &mut self.oldest);
+        self.newest.clear();
+        let ran = self.run(batch, model, |steps, pass| steps.draw(batch, pass));
+        match ran {
+            Ok(()) => (self.under_way, self.drawn) = (self.under_way + 1, batch.samples.len()),
+            // The one before is collected yet.
+            Err(_) => std::mem::swap(&mut self.newest, &mut self.oldest),
+        }
+        ran
+    }
+
+    /// Waits for the step that was submitted first, with this batch, and appends what it drew.
+    pub(super) fn collect(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        let flight = match self.under_way {
+            0 => return Err(RunnerError::Malformed("no step is under way".into())),
+            1 => &mut self.newest,
+            _ => &mut self.oldest,
+        };
+        self.under_way -= 1;
+        flight.collect(batch, sampled)
+    }
+
     /// Runs a batch that was checked; `answer` is called for each pass of the output layer, while its logits lie on the device.
     pub(super) fn run(
         &mut self,
@@ -242,14 +278,14 @@ impl Steps {
             return Ok(false);
         }
         let way = AttentionWay::Split { tile_rows: self.split_tile_rows, units_max: self.plan.partial_units };
-        let words = self.tables.as_mut_slice().map_err(step_failed)?;
+        let words = self.newest.tables.as_mut_slice().map_err(step_failed)?;
         let Some(written) = layout.write(batch, &self.runs, way, words) else { return Ok(false) };
         let graph = match &graph.with_adapters {
             Some(with_adapters) if !self.runs.items.is_empty() => with_adapters,
             _ => &graph.without_adapters,
         };
         let compute = self.device.compute();
-        compute.upload(&mut self.tables, 0..written.words, self.buffers.tables).map_err(step_failed)?;
+        compute.upload(&mut self.newest.tables, 0..written.words, self.buffers.tables).map_err(step_failed)?;
         graph.launch(compute).map_err(step_failed)?;
         Ok(true)
     }
@@ -267,13 +303,13 @@ impl Steps {
         }
         let split = AttentionWay::Split { tile_rows: self.split_tile_rows, units_max: self.plan.partial_units };
         let all = AttentionWay::Rows { tile_rows: self.rows_tile_rows };
-        let words = self.tables.as_mut_slice().map_err(step_failed)?;
+        let words = self.newest.tables.as_mut_slice().map_err(step_failed)?;
         let written = if is_few { layout.write(batch, &self.runs, split, words) } else { None };
         let splits = written.is_some();
         let written = written.or_else(|| layout.write(batch, &self.runs, all, words));
         let written = written.ok_or_else(|| RunnerError::Failed("the tables of a step found no room".into()))?;
         let compute = self.device.compute();
-        compute.upload(&mut self.tables, 0..written.words, self.buffers.tables).map_err(step_failed)?;
+        compute.upload(&mut self.newest.tables, 0..written.words, self.buffers.tables).map_err(step_failed)?;
         let shape = Shape { layout, rows, tiles: written.tiles, splits, passes: &self.runs.passes, tile };
         let before = |layer: usize| self.adapters.wait_for_layer(layer, compute);
         self.forward(model).layers(compute, &shape, before).map_err(step_failed)
@@ -287,70 +323,66 @@ impl Steps {
         let (count, list) =
             (self.buffers.moves.part(0, 4)?, self.buffers.moves.part(MOVES_HEAD * 4, (room - MOVES_HEAD) * 4)?);
         for copies in batch.copies.chunks((room - MOVES_HEAD) / 2) {
-            let words = self.moves.as_mut_slice()?;
+            let words = self.newest.copies.as_mut_slice()?;
             let number = write_moves(words, copies.len(), copies.iter().flat_map(|copy| [copy.from, copy.to]));
-            compute.upload(&mut self.moves, 0..MOVES_HEAD + 2 * copies.len(), self.buffers.moves)?;
+            compute.upload(&mut self.newest.copies, 0..MOVES_HEAD + 2 * copies.len(), self.buffers.moves)?;
             self.kernels.copy_wipe.copy(compute, blocks, list, count, number)?;
         }
         for wipes in batch.wipes.chunks(room - MOVES_HEAD) {
-            let words = self.moves.as_mut_slice()?;
+            let words = self.newest.wipes.as_mut_slice()?;
             let number = write_moves(words, wipes.len(), wipes.iter().copied());
-            compute.upload(&mut self.moves, 0..MOVES_HEAD + wipes.len(), self.buffers.moves)?;
+            compute.upload(&mut self.newest.wipes, 0..MOVES_HEAD + wipes.len(), self.buffers.moves)?;
             self.kernels.copy_wipe.wipe(compute, blocks, list, count, number)?;
         }
         Ok(())
     }
 
-    /// Draws the tokens of a pass.
-    pub(super) fn draw(
-        &mut self,
-        batch: &Batch,
-        pass: &HeadPass,
-        sampled: &mut Vec<SampledToken>,
-    ) -> Result<(), RunnerError> {
+    /// Has the tokens of a pass drawn: by one launch, unless they ask for much.
+    fn draw(&mut self, batch: &Batch, pass: &HeadPass) -> Result<(), RunnerError> {
         let HeadPass { samples } = pass;
         let mut first = samples.start;
         while first < samples.end {
             let limits = self.plan.draw;
             let too_much = || RunnerError::Malformed("a sample asks for too many alternatives or penalties".into());
             let mut draw = Draw::of(batch, first, samples.end, &limits).ok_or_else(too_much)?;
-            let words = self.draws.as_mut_slice().map_err(step_failed)?;
+            let words = self.newest.next_draw(batch)?.asked.as_mut_slice().map_err(step_failed)?;
             let used = draw.write(batch, &limits, words).ok_or_else(too_much)?;
-            self.launch_draw(&draw, first - samples.start, used).map_err(step_failed)?;
-            let words = self.answers.as_slice().map_err(step_failed)?;
-            let read = draw.read(batch, words, sampled);
-            read.ok_or_else(|| RunnerError::Failed("the answers of a draw are too short".into()))?;
+            self.launch_draw(batch, &draw, first - samples.start, used)?;
             first = draw.samples.end;
+            self.newest.note_launched(draw);
         }
         Ok(())
     }
 
     /// `row` is the first sample's among the logits.
-    fn launch_draw(&mut self, draw: &Draw, row: usize, used: usize) -> Result<(), CudaError> {
+    fn launch_draw(&mut self, batch: &Batch, draw: &Draw, row: usize, used: usize) -> Result<(), RunnerError> {
+        let buffers = self.newest.next_draw(batch)?;
         let compute = self.device.compute();
         let vocabulary = self.plan.weights.output().outputs;
-        let words = |buffer: DeviceRange, words: &Range<usize>| buffer.part(words.start * 4, words.len() * 4);
-        let [rows, ids, logprobs] = draw.answers();
         let samples = draw.samples.len();
-        compute.upload(&mut self.draws, 0..used, self.buffers.draw)?;
         let row_bytes = vocabulary * 4;
+        let part = |buffer: DeviceRange, at: usize, bytes: usize| buffer.part(at, bytes).map_err(step_failed);
+        let words = |buffer: DeviceRange, words: &Range<usize>| part(buffer, words.start * 4, words.len() * 4);
+        let [rows, ids, logprobs] = draw.answers();
+        let to = part(self.buffers.answers, draw.samples.start * ANSWER_WORDS * 4, logprobs.end * 4)?;
+        compute.upload(&mut buffers.asked, 0..used, self.buffers.draw).map_err(step_failed)?;
         let args = SampleArgs {
-            logits: self.buffers.logits.part(row * row_bytes, samples * row_bytes)?,
+            logits: part(self.buffers.logits, row * row_bytes, samples * row_bytes)?,
             params: words(self.buffers.draw, &draw.params)?,
             seen: words(self.buffers.draw, &draw.seen)?,
             biases: words(self.buffers.draw, &draw.biases)?,
             masks: words(self.buffers.draw, &draw.masks)?,
             raw: self.buffers.raw,
-            out: words(self.buffers.answers, &rows)?,
-            top_ids: words(self.buffers.answers, &ids)?,
-            top_logprobs: words(self.buffers.answers, &logprobs)?,
-            samples: self.buffers.draw.part(0, 4)?,
+            out: words(to, &rows)?,
+            top_ids: words(to, &ids)?,
+            top_logprobs: words(to, &logprobs)?,
+            samples: part(self.buffers.draw, 0, 4)?,
             samples_max: u32::try_from(samples).unwrap_or(u32::MAX),
             vocabulary: u32::try_from(vocabulary).unwrap_or(u32::MAX),
             alternatives_max: u32::try_from(draw.alternatives).unwrap_or(u32::MAX),
         };
-        self.kernels.sample.launch(compute, &args)?;
-        compute.download(self.buffers.answers, &mut self.answers, 0..logprobs.end)
+        self.kernels.sample.launch(compute, &args).map_err(step_failed)?;
+        compute.download(to, &mut buffers.answers, 0..logprobs.end).map_err(step_failed)
     }
 
     /// Appends the logits of a pass.

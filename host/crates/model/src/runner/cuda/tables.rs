@@ -3,6 +3,7 @@
 //! that a recorded graph finds the next step's tables where it found the last one's. Not here: what is drawn (`draw.rs`).
 
 use engine::Batch;
+use kernels::cuda::ops::embed::UNSEEN;
 
 use super::runs::Runs;
 use super::spans::{Span, Spans};
@@ -116,7 +117,11 @@ impl TableLayout {
     pub(super) fn write(&self, batch: &Batch, runs: &Runs, way: AttentionWay, words: &mut [u32]) -> Option<Written> {
         let tiles = self.write_tiles(batch, way, words)?;
         part(words, self.counts, 2)?.copy_from_slice(&[small(batch.tokens.len()), small(tiles)]);
-        part(words, self.tokens, batch.tokens.len())?.copy_from_slice(&batch.tokens);
+        let tokens = part(words, self.tokens, batch.tokens.len())?;
+        tokens.copy_from_slice(&batch.tokens);
+        for unseen in &batch.unseen {
+            *tokens.get_mut(unseen.row as usize)? = UNSEEN | unseen.sample;
+        }
         part(words, self.positions, batch.positions.len())?.copy_from_slice(&batch.positions);
         let begins = part(words, self.table_begins, batch.tokens.len())?;
         for sequence in &batch.sequences {
