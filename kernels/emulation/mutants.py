@@ -11,6 +11,8 @@ MUTANTS = [
     ("rms_norm", "rms_norm.cu", "(size_t)ids[blockIdx.x] * width", "(size_t)blockIdx.x * width", "the wrong rows are gathered"),
     ("rms_norm", "rms_norm.cu", "if (keeps && i < quads) stream[i]", "if (i < quads) stream[i]", "the gathering norm writes the stream"),
     ("embed", "embed.cu", "width, token, k)", "width, row, k)", "the row's number for its token"),
+    ("embed", "embed.cu", "drawn[token & ~UNSEEN].x", "drawn[row].x", "a row's own place among the draws"),
+    ("embed", "embed.cu", "token < vocabulary ? token : 0", "token", "a draw that found nothing is looked up"),
     ("rope_append", "rope_append.cu", "y[i] = was * sine + y[i] * cosine;", "y[i] = x[i] * sine + y[i] * cosine;", "the turned value for the one before"),
     ("rope_append", "rope_append.cu", "const unsigned step = is_halves ? 1 : 2", "const unsigned step = 2", "pairs of the other layout"),
     ("rope_append", "rope_append.cu", "is_value = head >= heads + kv.kv_heads", "is_value = head > heads + kv.kv_heads", "the first value head is turned"),
