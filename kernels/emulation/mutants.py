@@ -15,6 +15,8 @@ MUTANTS = [
     ("unpack", "unpack.cu", "if (row + 8 < outputs)", "if (row < outputs)", "rows of padding are written"),
     ("unpack", "unpack.cu", "  if (step * 16 >= inputs) return;\n", "", "inputs past the row are written"),
     ("unpack", "unpack.cu", "(size_t)step * 512 + lane * 16", "(size_t)step * 512 + lane * 8", "lanes read each other's weights"),
+    ("embed", "embed.cu", "drawn[token & ~UNSEEN].x", "drawn[row].x", "a row's own place among the draws"),
+    ("embed", "embed.cu", "token < vocabulary ? token : 0", "token", "a draw that found nothing is looked up"),
     ("rope_append", "rope_append.cu", "y[i] = was * sine + y[i] * cosine;", "y[i] = x[i] * sine + y[i] * cosine;", "the turned value for the one before"),
     ("rope_append", "rope_append.cu", "const unsigned step = is_halves ? 1 : 2", "const unsigned step = 2", "pairs of the other layout"),
     ("rope_append", "rope_append.cu", "is_value = head >= heads + kv.kv_heads", "is_value = head > heads + kv.kv_heads", "the first value head is turned"),

@@ -176,3 +176,55 @@ fn an_engine_is_not_idle_while_a_step_is_under_way() {
     rig.step();
     assert!(rig.engine.is_idle(), "what was drawn for nobody was collected");
 }
+
+/// Refuses one step when it is submitted.
+struct Refusing(FakeRunner, u64);
+
+impl ModelRunner for Refusing {
+    type Adapter = FakeAdapter;
+
+    fn shape(&self) -> RunnerShape {
+        self.0.shape()
+    }
+
+    fn fingerprint(&self) -> Digest {
+        self.0.fingerprint()
+    }
+
+    fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>, blocks: &[u32]) -> Result<(), RunnerError> {
+        self.0.load_adapter(slot, adapter, blocks)
+    }
+
+    fn unload_adapter(&mut self, slot: Slot) {
+        self.0.unload_adapter(slot);
+    }
+
+    fn step(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        self.0.step(batch, sampled)
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
+        self.1 = self.1.wrapping_sub(1);
+        if self.1 == 0 { Err(RunnerError::Failed("refused".into())) } else { self.0.submit(batch) }
+    }
+
+    fn collect(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        self.0.collect(batch, sampled)
+    }
+}
+
+#[test]
+fn a_refused_step_fails_after_the_one_before_it_was_collected() {
+    let mut rig = Rig::new(Refusing(FakeRunner::new(shape()).overlapping(), 4), config());
+    let mut hit = rig.submit(&request([1], 10));
+    (0..4).for_each(|_| rig.step());
+    let (tokens, last) = read(&mut hit);
+    assert_eq!(tokens, request([1], 3).expected(&shape(), &[]).0);
+    assert_eq!(last, Some(TokenEvent::Failed(GenerationError::Runner("runner failed: refused".into()))));
+    assert!(rig.engine.is_idle());
+    assert_eq!(rig.run(&request([2], 10)), request([2], 10).expected(&shape(), &[]));
+}
