@@ -87,6 +87,10 @@ mod emulated {
             let needed = [load(&mut plain, 0, &one, 32), load(&mut plain, 1, &two, 48)].map(|blocks| blocks.len());
             assert!(needed[0] > 0 && needed[1] > 0 && needed.iter().sum::<usize>() < 32);
             let expected = under(&mut plain, &[0, 1]);
+            let content = |runner: &CudaRunner| {
+                (48..48 + needed[1] as u32).map(|block| runner.read_block(block).unwrap()).collect::<Vec<_>>()
+            };
+            let alone = content(&plain);
             drop(plain);
             // A chunk for one of them.
             let mut runner =
@@ -103,6 +107,7 @@ mod emulated {
             assert_eq!(runner.load_copied_bytes(), 0);
             drop((one, two, held));
             assert!(under(&mut runner, &[0, 1]) == expected);
+            assert!(content(&runner) == alone, "nothing of the first one lies between the second one's matrices");
             let stats = staging.stats();
             assert!(stats.bytes > 0 && stats.bytes <= stats.bytes_max && stats.bytes_max <= 1 << 20, "{stats:?}");
         });
@@ -190,6 +195,28 @@ mod emulated {
             runner.unload_adapter(Slot(0));
             runner.load_adapter(Slot(0), &adapter, &blocks).unwrap();
             assert!(bits(&runner.step_logits(&mixed_batch()).unwrap()) == expected);
+        });
+    }
+
+    #[test]
+    fn what_comes_into_wiped_blocks_comes_after_the_wipe() {
+        in_a_child("what_comes_into_wiped_blocks_comes_after_the_wipe", &ORDERS, || {
+            let base = tiny();
+            let [one, two, three] = adapters(&base, 3).try_into().unwrap_or_else(|_| panic!("three"));
+            let mut runner =
+                CudaRunner::new(&base, &CudaRunnerConfig { staging_bytes_max: 1 << 20, ..config() }).unwrap();
+            let staging = runner.staging().clone();
+            load(&mut runner, 0, &two, 32);
+            let expected = under(&mut runner, &[0]);
+            runner.unload_adapter(Slot(0));
+            load(&mut runner, 0, &one, 32);
+            under(&mut runner, &[0]);
+            assert!(staging.prepare(&two));
+            runner.unload_adapter(Slot(0));
+            load(&mut runner, 0, &two, 32);
+            // Has the copy run to its end, which the wipe before it need not have done.
+            assert!(staging.prepare(&three));
+            assert!(under(&mut runner, &[0]) == expected);
         });
     }
 
