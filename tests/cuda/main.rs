@@ -49,7 +49,6 @@ fn agreement(client: &Client, model: &str, greedy: &str) -> (usize, usize) {
         assert_eq!(found.len(), expected.len(), "{model} {name}: {answer}");
         assert_eq!(answer["usage"]["prompt_tokens"], prompt["ids"].as_array().unwrap().len(), "{name}");
         let same = found.iter().zip(expected).take_while(|(found, expected)| json!(found) == **expected).count();
-        assert!(same > 0, "{model} {name}: {found:?}");
         equal += same;
         all += expected.len();
     }
