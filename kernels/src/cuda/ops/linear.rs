@@ -1,5 +1,5 @@
 //! Linear layers y = W x, W in bf16 or a block format of GGML, for one row or thousands with equal bits. Kernels:
-//! `kernels/cuda/linear.cu`; how the weights lie: `repack.rs`. Not here: what adapters add (`lora.rs`).
+//! `kernels/cuda/linear.cu`, `linear_tall.cu`; how the weights lie: `repack.rs`. Not here: what adapters add (`lora.rs`).
 
 use crate::cuda::kernel::fatbin;
 use crate::cuda::selftest::Case;
@@ -139,7 +139,8 @@ impl Linear {
         let of = |format| Ok([kernel(format, 8)?, kernel(format, 16)?, kernel(format, 32)?, kernel(format, 64)?]);
         let kernels = WeightFormat::ALL.into_iter().map(of).collect::<Result<_, CudaError>>()?;
         let has_room = device.info().shared_bytes_max >= TALL_SHARED_BYTES as usize;
-        let tall = has_room.then(|| module.kernel("linear_128_bf16", TALL_SHARED_BYTES)).transpose()?;
+        let load_tall = || Module::load(device, fatbin!("linear_tall"))?.kernel("linear_128_bf16", TALL_SHARED_BYTES);
+        let tall = has_room.then(load_tall).transpose()?;
         Ok(Self { kernels, tall, combine: module.kernel("linear_combine", 0)? })
     }
 
