@@ -104,7 +104,8 @@ impl Plan {
 
     /// Whether the kernel for prompts keeps a device busy. It needs no workspace, and neither would any other then.
     fn is_tall(outputs: usize, rows_max: usize) -> bool {
-        rows_max.div_ceil(Tile::Rows128.rows()) * outputs.div_ceil(TALL_OUTPUTS) >= BLOCKS_ENOUGH
+        let blocks = rows_max.div_ceil(Tile::Rows128.rows()) * outputs.div_ceil(TALL_OUTPUTS);
+        rows_max > Tile::Rows64.rows() && blocks >= BLOCKS_ENOUGH
     }
 
     fn workspace_bytes(self, outputs: usize, inputs: usize, rows_max: usize) -> usize {
@@ -276,7 +277,7 @@ mod tests {
     fn prompts_take_the_tall_kernel_where_it_fills_a_device_and_it_needs_no_workspace() {
         // Layers of an 8B: 4,096 tokens at once, and a chunk of 512.
         assert!(Plan::is_tall(4096, 4096) && Plan::is_tall(28_672, 512));
-        assert!(!Plan::is_tall(4096, 512) && !Plan::is_tall(28_672, 64));
+        assert!(!Plan::is_tall(4096, 512) && !Plan::is_tall(128_256, 64));
         for outputs in [16, 1024, 4096, 6144, 28_672, 128_256] {
             for inputs in [256, 4096, 14_336] {
                 for rows in (1..=8192).step_by(61) {
