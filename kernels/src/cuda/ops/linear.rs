@@ -1,5 +1,5 @@
 //! Linear layers y = W x, W in bf16 or a block format of GGML, for one row or thousands with equal bits. Kernels:
-//! `kernels/cuda/linear.cu`; how the weights lie: `repack.rs`. Not here: what adapters add (`lora.rs`).
+//! `kernels/cuda/linear.cu`, `linear_tall.cu`; how the weights lie: `repack.rs`. Not here: what adapters add (`lora.rs`).
 
 use crate::cuda::kernel::fatbin;
 use crate::cuda::selftest::Case;
@@ -8,6 +8,10 @@ use crate::cuda::{CudaError, Device, DevicePtr, DeviceRange, Kernel, Launch, Mod
 const THREADS: u32 = 256;
 /// Outputs of a block of the kernels for many rows.
 const WIDE_OUTPUTS: usize = 128;
+/// Outputs of a block of the kernel for prompts.
+const TALL_OUTPUTS: usize = 256;
+/// Its shared memory: four stages of 24 KiB, and a float for each output and row.
+const TALL_SHARED_BYTES: u32 = 224 * 1024;
 /// Parts of a sum over the inputs, at most: the warps of a block.
 const SLICES_MAX: usize = 8;
 /// Panels times slices, beyond which a matrix keeps every device busy without more slices.
@@ -56,17 +60,19 @@ enum Tile {
     Rows16,
     Rows32,
     Rows64,
+    /// bf16 alone, on devices whose blocks may have [`TALL_SHARED_BYTES`].
+    Rows128,
 }
 
 impl Tile {
-    const ALL: [Self; 4] = [Self::Rows8, Self::Rows16, Self::Rows32, Self::Rows64];
+    const OF_EVERY_FORMAT: [Self; 4] = [Self::Rows8, Self::Rows16, Self::Rows32, Self::Rows64];
 
     const fn rows(self) -> usize {
         8 << self as usize
     }
 
     fn for_rows(rows_max: usize) -> Self {
-        Self::ALL.into_iter().find(|tile| rows_max <= tile.rows()).unwrap_or(Self::Rows64)
+        Self::OF_EVERY_FORMAT.into_iter().find(|tile| rows_max <= tile.rows()).unwrap_or(Self::Rows64)
     }
 }
 
@@ -96,6 +102,12 @@ impl Plan {
         Self { tile, is_spread }
     }
 
+    /// Whether the kernel for prompts keeps a device busy. It needs no workspace, and neither would any other then.
+    fn is_tall(outputs: usize, rows_max: usize) -> bool {
+        let blocks = rows_max.div_ceil(Tile::Rows128.rows()) * outputs.div_ceil(TALL_OUTPUTS);
+        rows_max > Tile::Rows64.rows() && blocks >= BLOCKS_ENOUGH
+    }
+
     fn workspace_bytes(self, outputs: usize, inputs: usize, rows_max: usize) -> usize {
         if self.is_spread { slices(outputs, inputs) * rows_max * outputs * size_of::<f32>() } else { 0 }
     }
@@ -112,6 +124,8 @@ pub fn workspace_bytes(outputs: usize, inputs: usize, rows_max: usize) -> usize 
 pub struct Linear {
     /// By format and tile.
     kernels: Vec<[Kernel; 4]>,
+    /// Where a block may have so much shared memory.
+    tall: Option<Kernel>,
     combine: Kernel,
 }
 
@@ -125,7 +139,10 @@ impl Linear {
         let kernel = |format: WeightFormat, rows: usize| module.kernel(&format!("linear_{rows}_{}", format.name()), 0);
         let of = |format| Ok([kernel(format, 8)?, kernel(format, 16)?, kernel(format, 32)?, kernel(format, 64)?]);
         let kernels = WeightFormat::ALL.into_iter().map(of).collect::<Result<_, CudaError>>()?;
-        Ok(Self { kernels, combine: module.kernel("linear_combine", 0)? })
+        let has_room = device.info().shared_bytes_max >= TALL_SHARED_BYTES as usize;
+        let load_tall = || Module::load(device, fatbin!("linear_tall"))?.kernel("linear_128_bf16", TALL_SHARED_BYTES);
+        let tall = has_room.then(load_tall).transpose()?;
+        Ok(Self { kernels, tall, combine: module.kernel("linear_combine", 0)? })
     }
 
     /// Runs it on `stream`.
@@ -133,8 +150,17 @@ impl Linear {
     /// # Errors
     /// If a buffer is too short or begins at the wrong multiple, or the shape is none that the format can have.
     pub fn launch(&self, stream: &Stream, args: &LinearArgs) -> Result<(), CudaError> {
-        let LinearWeights { outputs, inputs, .. } = args.weights;
-        self.launch_as(stream, args, Plan::new(outputs, inputs, args.rows_max))
+        let LinearWeights { format, outputs, inputs, .. } = args.weights;
+        let plan = if self.has(format, Tile::Rows128) && Plan::is_tall(outputs, args.rows_max) {
+            Plan { tile: Tile::Rows128, is_spread: false }
+        } else {
+            Plan::new(outputs, inputs, args.rows_max)
+        };
+        self.launch_as(stream, args, plan)
+    }
+
+    fn has(&self, format: WeightFormat, tile: Tile) -> bool {
+        tile != Tile::Rows128 || format == WeightFormat::Bf16 && self.tall.is_some()
     }
 
     fn launch_as(&self, stream: &Stream, args: &LinearArgs, plan: Plan) -> Result<(), CudaError> {
@@ -159,10 +185,21 @@ impl Linear {
         let slices = slices(outputs, inputs);
         let [rows_32, slices_32] = int([rows_max, slices])?;
         let row_tiles = rows_max.div_ceil(plan.tile.rows());
-        let kernel = &self.kernels[format as usize][plan.tile as usize];
-        if plan.tile == Tile::Rows8 {
-            let panels_of_block = SLICES_MAX / slices;
-            let launch = blocks([outputs.div_ceil(PANEL * panels_of_block), row_tiles, 1])?;
+        let kernel = match (plan.tile, &self.tall) {
+            (Tile::Rows128, Some(tall)) if format == WeightFormat::Bf16 => tall,
+            (Tile::Rows128, _) => return Err(CudaError::Shape { what: "linear: rows of a block", value: 128 }),
+            (tile, _) => &self.kernels[format as usize][tile as usize],
+        };
+        // These two take all slices in one block.
+        let whole = match plan.tile {
+            Tile::Rows8 => Some(blocks([outputs.div_ceil(PANEL * (SLICES_MAX / slices)), row_tiles, 1])?),
+            Tile::Rows128 => Some(Launch {
+                shared_bytes: TALL_SHARED_BYTES,
+                ..blocks([row_tiles, outputs.div_ceil(TALL_OUTPUTS), 1])?
+            }),
+            _ => None,
+        };
+        if let Some(launch) = whole {
             // SAFETY: the kernel's parameters in order; the buffers were found long enough for the shape above.
             return unsafe {
                 stream.launch(
@@ -230,4 +267,27 @@ mod cases;
 
 pub(crate) fn cases() -> Vec<Case> {
     cases::cases()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Plan, workspace_bytes};
+
+    #[test]
+    fn prompts_take_the_tall_kernel_where_it_fills_a_device_and_it_needs_no_workspace() {
+        // Layers of an 8B: 4,096 tokens at once, and a chunk of 512.
+        assert!(Plan::is_tall(4096, 4096) && Plan::is_tall(28_672, 512));
+        assert!(!Plan::is_tall(4096, 512) && !Plan::is_tall(128_256, 64));
+        for outputs in [16, 1024, 4096, 6144, 28_672, 128_256] {
+            for inputs in [256, 4096, 14_336] {
+                for rows in (1..=8192).step_by(61) {
+                    let needed = workspace_bytes(outputs, inputs, rows);
+                    assert!(
+                        !Plan::is_tall(outputs, rows) || needed == 0,
+                        "{outputs} x {inputs}, {rows} rows: {needed}"
+                    );
+                }
+            }
+        }
+    }
 }

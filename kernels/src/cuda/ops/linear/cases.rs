@@ -36,8 +36,14 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(Case::new("linear", name, tolerance, run));
         }
         let name = format!("{} equal bits however it is cut", format.name());
-        cases.push(Case::new("linear", name, 0.0, move |device, seed| cuts(device, seed, format)));
+        // Three slices of three tiles and five of two, or nothing but whole stages and one half of one.
+        let shape = (33, 40, 53, if k { 768 } else { 608 });
+        cases.push(Case::new("linear", name, 0.0, move |device, seed| cuts(device, seed, format, shape)));
     }
+    // Two blocks of the kernel for prompts either way, the second with little in it; slices of two and three tiles, more than
+    // the ring has stages.
+    let run = |device: &Device, seed| cuts(device, seed, WeightFormat::Bf16, (130, 137, 261, 160));
+    cases.push(Case::new("linear", "bf16 equal bits for a prompt", 0.0, run));
     cases
 }
 
@@ -155,14 +161,18 @@ fn error_of(setup: &Setup<'_>, outputs: &[f32]) -> f64 {
 }
 
 /// Every tile, slices in one block and in several, and the last row alone: the same bits, and near the reference.
-fn cuts(device: &Device, seed: u64, format: WeightFormat) -> Result<f64, CudaError> {
-    // Three slices of three tiles and five of two, or nothing but whole stages and one half of one.
-    let inputs = if format.source().block_values() == 256 { 768 } else { 608 };
-    let setup = Setup::new(device, seed, format, (33, 40, 53, inputs))?;
+fn cuts(
+    device: &Device,
+    seed: u64,
+    format: WeightFormat,
+    shape @ (rows, _, columns, inputs): (usize, usize, usize, usize),
+) -> Result<f64, CudaError> {
+    let setup = Setup::new(device, seed, format, shape)?;
     let mut first: Option<Vec<f32>> = None;
-    for tile in Tile::ALL {
+    let tiles = Tile::OF_EVERY_FORMAT.into_iter().chain([Tile::Rows128]).filter(|tile| setup.op.has(format, *tile));
+    for tile in tiles {
         for is_spread in [false, true] {
-            if tile == Tile::Rows8 && is_spread {
+            if matches!(tile, Tile::Rows8 | Tile::Rows128) && is_spread {
                 continue;
             }
             device.compute().fill(setup.args.y, 0xff)?;
@@ -176,12 +186,12 @@ fn cuts(device: &Device, seed: u64, format: WeightFormat) -> Result<f64, CudaErr
     }
     let outputs = first.unwrap_or_default();
     // The last row where the first one was.
-    let (x, one) = (setup.args.x.part(32 * inputs * 2, inputs * 2)?, setup.args.rows.part(0, 4)?);
+    let (x, one) = (setup.args.x.part((rows - 1) * inputs * 2, inputs * 2)?, setup.args.rows.part(0, 4)?);
     device.compute().upload_now(&[1_u32], one)?;
     device.compute().fill(setup.args.y, 0xff)?;
     setup.op.launch(device.compute(), &LinearArgs { x, rows_max: 1, ..setup.args })?;
-    let alone: Vec<f32> = setup.buffers.read(setup.args.y, MARGIN + 53)?;
-    let is_equal = same_bits(&alone[MARGIN..], &outputs[32 * 53..]);
+    let alone: Vec<f32> = setup.buffers.read(setup.args.y, MARGIN + columns)?;
+    let is_equal = same_bits(&alone[MARGIN..], &outputs[(rows - 1) * columns..]);
     let is_near = error_of(&setup, &outputs) <= if format == WeightFormat::Bf16 { TOLERANCE_BF16 } else { TOLERANCE };
     Ok(if is_equal && is_near { 0.0 } else { f64::INFINITY })
 }
