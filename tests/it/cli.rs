@@ -158,17 +158,6 @@ fn projects_are_made_built_and_looked_at() {
             assert!(!text.contains("{{name}}") && !text.contains("{{sdk}}"), "{file}: {text}");
         }
     }
-    for lang in ["rust", "python", "js", "ts"] {
-        let name = format!("agent-{lang}");
-        let typed = ["new", &name, "--lang", lang, "--world", "agent", "--into", into];
-        let said = printed(&run_tenon(&typed));
-        let project = folder.path().join(&name);
-        assert!(said.contains(&format!("--manifest {}", project.join("manifest.json").display())), "{said}");
-        let granted: Value = serde_json::from_slice(&std::fs::read(project.join("manifest.json")).unwrap()).unwrap();
-        assert_eq!(granted["grants"]["generations"], json!(true));
-        let readme = std::fs::read_to_string(project.join("README.md")).unwrap();
-        assert!(readme.contains("--manifest manifest.json") && readme.contains(&name), "{readme}");
-    }
     // What is there is left alone; what is no name is no folder.
     let refused = |arguments: &[&str], code: &str, part: &str| {
         let typed: Vec<&str> = ["--json"].into_iter().chain(arguments.iter().copied()).collect();
@@ -185,11 +174,6 @@ fn projects_are_made_built_and_looked_at() {
         refused(&["new", "--into", into, "--", name], "invalid_request", "is no name for a project");
     }
     refused(&["new", "two", "--into", into, "--sdk", into], "invalid_request", "is not the folder `sdk`");
-    refused(
-        &["new", "two", "--into", into, "--lang", "c", "--world", "agent"],
-        "invalid_request",
-        "no template of an agent in C",
-    );
     assert!(!folder.path().join("two").exists(), "nothing is made of a refused one");
     refused(&["build", into], "invalid_request", "`tenon new` makes one");
     // A tool that fails, a tool that makes no component.
