@@ -21,6 +21,8 @@ import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from template_files import WrongPage, template_files
+
 ROOT = Path(__file__).resolve().parent.parent
 SDK = ROOT / "sdk"
 TARGET = ROOT / "target" / "sdk"
@@ -63,7 +65,7 @@ class Report:
             yield
         except Skipped as reason:
             result, said = "skipped", str(reason)
-        except Failed as reason:
+        except (Failed, WrongPage) as reason:
             result, said = "FAILED", str(reason)
         seconds = time.monotonic() - started
         self.lines.append((result, name, seconds, said))
@@ -387,7 +389,8 @@ def check_rust_project(folder: Path, component: Path) -> None:
     run("cargo", "build", "--quiet", "--release", "--target", RUST_TARGET, cwd=folder, env=env)
     core = TARGET / "rust-template" / RUST_TARGET / "release" / "plugin.wasm"
     run(PYTHON.parent / "wasm-tools", "component", "new", core, "-o", component)
-    check_component(component)
+    export = "driver" if "export_agent!" in (folder / "src" / "lib.rs").read_text() else "hooks"
+    check_component(component, export=export)
 
 
 def examples(language: str) -> list[Path]:
@@ -399,26 +402,8 @@ def examples(language: str) -> list[Path]:
 # Templates.
 
 
-def template_files(language: str) -> Iterator[tuple[Path, str]]:
-    """Files of a language's template and where each is written, as `sdk/templates/README.md` lists them."""
-    templates = SDK / "templates"
-    rows = [line for line in (templates / "README.md").read_text().splitlines() if line.startswith("| ")]
-    listed = [[cell.split(" (")[0].strip() for cell in row.strip("|").split("|")] for row in rows]
-    own = [(row[0], row[1]) for row in listed if len(row) == 2 and row[0].startswith(f"{language}/")]
-    on_disk = {path.relative_to(templates).as_posix() for path in (templates / language).rglob("*") if path.is_file()}
-    if on_disk != {source for source, _ in own}:
-        raise Failed(f"sdk/templates/README.md lists {sorted(source for source, _ in own)}, there are {sorted(on_disk)}")
-    for source, written in own:
-        yield templates / source, written
-    if language == "c":
-        for source, written in ((row[0], row[1]) for row in listed if len(row) == 2 and row[0].startswith("../c/")):
-            yield templates / source, written
-        for path in sorted((ROOT / "wit").rglob("*.wit")):
-            yield path, f"wit/{path.relative_to(ROOT / 'wit').as_posix()}"
-
-
-def rendered(language: str) -> Path:
-    """A project of the template, as `tenon new my-plugin --sdk sdk` writes it."""
+def rendered(language: str, world: str) -> Path:
+    """A project of the template, as `tenon new my-plugin --sdk sdk --world WORLD` writes it."""
     sdk = {
         "rust": f'{{ path = "{SDK / "rust"}" }}',
         "python": f"tenon-sdk[build] @ file://{SDK / 'python'}",
@@ -426,8 +411,8 @@ def rendered(language: str) -> Path:
         "ts": f"file:{SDK / 'js'}",
         "c": "",
     }[language]
-    folder = fresh(WORK / "templates" / language / "my-plugin")
-    for source, written in template_files(language):
+    folder = fresh(WORK / "templates" / world / language / "my-plugin")
+    for source, written in template_files(language, world):
         text = source.read_text().replace("{{name}}", "my-plugin").replace("{{sdk}}", sdk)
         if "{{" in text:
             raise Failed(f"{source.name} has a placeholder that nothing fills")
@@ -436,10 +421,10 @@ def rendered(language: str) -> Path:
     return folder
 
 
-def check_template(language: str) -> None:
+def check_template(language: str, world: str = "policy") -> None:
     """Makes a project, tests it, builds it."""
-    folder = rendered(language)
-    component = COMPONENTS / f"template-{language}.wasm"
+    folder = rendered(language, world)
+    component = COMPONENTS / f"template-{language}{'-agent' if world == 'agent' else ''}.wasm"
     match language:
         case "python":
             check_python_project(folder, component)
@@ -485,6 +470,9 @@ def main() -> int:
             check_c(report)
         with report.step(f"{language}: template"):
             check_template(language)
+        if language != "c":
+            with report.step(f"{language}: template of an agent"):
+                check_template(language, "agent")
     print(f"\nsdk: {time.monotonic() - started:.0f} s in all")
     for component in sorted(COMPONENTS.glob("*.wasm")):
         print(f"  {component.name}: {component.stat().st_size / 1000:.0f} KB")

@@ -1,4 +1,5 @@
-//! `tenon dev`: what is changed is built and deployed, what fails is said and does not end it, and the function's log comes along.
+//! `tenon dev`: what is changed is built and deployed, what fails is said and does not end it, and the function's log comes along. Also
+//! what `tenon new` writes of an agent.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -161,4 +162,25 @@ fn a_host_of_its_own_is_there_for_the_time_being() {
     assert!(data.join("state.redb").is_file(), "its state is where it was told");
     let refused = run_tenon(&["dev", project, "--once", "--serve"]);
     assert_eq!(refused.status.code(), Some(2), "a host needs a base");
+}
+
+#[test]
+fn an_agent_s_project_is_written_with_what_it_must_be_granted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let into = folder.path().to_str().unwrap();
+    for lang in ["rust", "python", "js", "ts"] {
+        let name = format!("agent-{lang}");
+        let made = run_tenon(&["new", &name, "--lang", lang, "--world", "agent", "--into", into]);
+        let project = folder.path().join(&name);
+        let manifest = project.join("manifest.json");
+        let said = String::from_utf8_lossy(&made.stdout).into_owned();
+        assert!(made.status.success() && said.contains(&format!("--manifest {}", manifest.display())), "{made:?}");
+        let granted: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+        assert_eq!(granted["grants"]["generations"], json!(true));
+        let readme = std::fs::read_to_string(project.join("README.md")).unwrap();
+        assert!(readme.contains("--manifest manifest.json") && readme.contains(&name), "{readme}");
+    }
+    let refused = run_tenon(&["new", "none", "--lang", "c", "--world", "agent", "--into", into]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no template of an agent in C"), "{refused:?}");
+    assert!(!folder.path().join("none").exists());
 }

@@ -231,3 +231,36 @@ fn what_a_plugin_made_of_an_answer_is_played_again_without_the_model() {
     assert!(output.status.success() && same["is_same"] == json!(true), "{same:#}");
     assert_eq!(same["returns"].as_array().unwrap().len(), calls.len(), "each call returned");
 }
+
+#[test]
+fn an_agent_is_played_again_without_the_model_and_one_that_draws_more_differs() {
+    let test = "an_agent_is_played_again_without_the_model_and_one_that_draws_more_differs";
+    let Some(server) = shared_server(test) else { return };
+    let client = server.client();
+    let config = json!({"draws": "3", "tokens": "6"});
+    deploy_plugin(
+        &client,
+        "rec-best",
+        "best-of",
+        &json!({"grants": {"generations": true}, "config": config, "record": {}}),
+    );
+    let request = invoke(&client, "rec-best", "What is the sea?");
+    let lines = recorded(&client, &request);
+    let asked = |import: &str| lines.iter().filter(|line| line["import"] == import).count();
+    assert_eq!((asked("sessions.open"), asked("sessions.fork"), asked("sessions.start")), (1, 3, 3));
+    assert!(asked("sessions.next") >= 6, "{lines:?}");
+    let (folder, key) = (tempfile::tempdir().expect("a folder"), server.key());
+    let typed = [request.as_str(), "--url", server.url(), "--key", &key, "--save", text(folder.path())];
+    let (output, same) = replay(&typed);
+    assert!(output.status.success() && same["is_same"] == json!(true), "{same:#}");
+    assert_eq!(same["returns"][1]["call"], json!("run"));
+    // Away from the host, as if the plugin had been changed to draw once more.
+    let recording = folder.path().join(format!("{request}.jsonl"));
+    let plugin = folder.path().join(format!("{}.wasm", same["plugin"].as_str().unwrap()));
+    let changed = std::fs::read_to_string(&recording).unwrap().replace(r#"["draws","3"]"#, r#"["draws","4"]"#);
+    std::fs::write(&recording, changed).unwrap();
+    let said = run_tenon(&["replay", "--recording", text(&recording), "--plugin", text(&plugin)]);
+    let out = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert_eq!(said.status.code(), Some(1), "{out}");
+    assert!(out.contains("in `run`") && out.contains(r#"played:   sessions.fork {"session":1}"#), "{out}");
+}

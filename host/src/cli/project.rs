@@ -39,6 +39,24 @@ pub(crate) enum Language {
     C,
 }
 
+/// What a plugin does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum World {
+    /// It decides what is generated, and what becomes of it
+    Policy,
+    /// It drives generations of its own
+    Agent,
+}
+
+impl World {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Agent => "agent",
+        }
+    }
+}
+
 impl Language {
     const fn name(self) -> &'static str {
         match self {
@@ -85,6 +103,9 @@ pub(crate) struct NewArgs {
     /// What it is to be written in
     #[arg(long, value_enum, default_value_t = Language::Rust)]
     lang: Language,
+    /// What it is to do
+    #[arg(long, value_enum, default_value_t = World::Policy)]
+    world: World,
     /// The folder `sdk` of Tenon's repository, to use in place of the published packages
     #[arg(long, value_name = "DIR", env = "TENON_SDK")]
     sdk: Option<PathBuf>,
@@ -95,7 +116,7 @@ pub(crate) struct NewArgs {
 
 /// Writes a project: sources, a unit test, what its tools need. Nothing that is there already is touched.
 pub(crate) fn new(arguments: NewArgs, printer: Printer) -> Result<(), Failure> {
-    let NewArgs { name, lang, sdk, into } = arguments;
+    let NewArgs { name, lang, world, sdk, into } = arguments;
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if !name.starts_with(|first: char| first.is_ascii_lowercase())
         || !name.bytes().all(allowed)
@@ -107,6 +128,10 @@ pub(crate) fn new(arguments: NewArgs, printer: Printer) -> Result<(), Failure> {
         );
         return Err(Error::invalid("invalid_request", "name", message).into());
     }
+    let files = templates::of(lang, world).ok_or_else(|| {
+        let message = "there is no template of an agent in C: take --lang rust, python, js or ts";
+        Error::invalid("invalid_request", "world", message.to_owned())
+    })?;
     let sdk = sdk.map(|sdk| sdk_folder(&sdk)).transpose()?;
     let folder = into.join(&name);
     std::fs::create_dir_all(&into).map_err(Error::io(format!("cannot make {}", into.display())))?;
@@ -119,7 +144,6 @@ pub(crate) fn new(arguments: NewArgs, printer: Printer) -> Result<(), Failure> {
         _ => Error::io(format!("cannot make {}", folder.display()))(error),
     })?;
     let filled = |text: &str| text.replace("{{name}}", &name).replace("{{sdk}}", &lang.sdk(sdk.as_deref()));
-    let files = templates::of(lang);
     for (file, text) in &files {
         let path = folder.join(file);
         let written = path.parent().map_or(Ok(()), std::fs::create_dir_all);
@@ -127,12 +151,18 @@ pub(crate) fn new(arguments: NewArgs, printer: Printer) -> Result<(), Failure> {
         written.map_err(Error::io(format!("cannot write {}", path.display())))?;
     }
     let names: Vec<&str> = files.iter().map(|(file, _)| *file).collect();
-    let made = json!({"name": name, "language": lang.name(), "folder": folder.display().to_string(), "files": names});
+    let made = json!({
+        "name": name, "language": lang.name(), "world": world.name(), "folder": folder.display().to_string(), "files": names,
+    });
     printer.result(&made, |_| {
         let folder = folder.display();
+        let (what, manifest) = match world {
+            World::Policy => ("a plugin", String::new()),
+            World::Agent => ("an agent", format!(" --manifest {folder}/manifest.json")),
+        };
         format!(
-            "{folder}: a plugin in {}, {} files; README.md says how to test it\n\
-             tenon build {folder} && tenon deploy {name} --plugin {folder}/plugin.wasm && tenon invoke {name} \"hello\"",
+            "{folder}: {what} in {}, {} files; README.md says how to test it\n\
+             tenon build {folder} && tenon deploy {name} --plugin {folder}/plugin.wasm{manifest} && tenon invoke {name} \"hello\"",
             lang.name(),
             names.len(),
         )

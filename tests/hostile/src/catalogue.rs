@@ -1,6 +1,7 @@
 //! The catalogue, a file for some classes each. A guest's manifest has the limit that it is to meet, well below the host's:
 //! what it runs into does not depend on how fast a machine is. Not here: what a guest is.
 
+mod agents;
 mod calls;
 mod machine;
 mod plans;
@@ -11,7 +12,7 @@ use crate::guest::Guest;
 /// Every hostile guest, in the order of the classes; names are unique.
 #[must_use]
 pub fn all() -> Vec<Guest> {
-    [machine::guests(), calls::guests(), plans::guests(), uploads::guests()].concat()
+    [machine::guests(), calls::guests(), plans::guests(), uploads::guests(), agents::guests()].concat()
 }
 
 #[cfg(test)]
@@ -28,7 +29,7 @@ mod tests {
         assert_eq!(names.len(), all.len());
         let mut classes = BTreeMap::new();
         all.iter().for_each(|guest| *classes.entry(guest.class).or_insert(0) += 1);
-        assert!(classes.len() == 15 && classes.values().all(|count| *count >= 4), "{classes:?}");
+        assert!(classes.len() == 16 && classes.values().all(|count| *count >= 4), "{classes:?}");
         assert!(all.len() >= 60, "{}", all.len());
     }
 

@@ -25,6 +25,7 @@ pub enum Class {
     BulkMemory,
     CompileBombs,
     Canaries,
+    Agents,
 }
 
 /// Where a component comes from.

@@ -39,6 +39,11 @@ pub(crate) fn chunk_to_wit(chunk: Chunk) -> wit::Chunk {
     wit::Chunk { text: chunk.text, tokens }
 }
 
+pub(crate) fn chunk_from_wit(chunk: wit::Chunk) -> Chunk {
+    let tokens = chunk.tokens.into_iter().map(|wit::Token { id, logprob }| ChunkToken { id, logprob }).collect();
+    Chunk { text: chunk.text, tokens }
+}
+
 pub(crate) fn usage_to_wit(usage: HookUsage) -> wit::Usage {
     let finish = match usage.finish {
         FinishReason::Stop => wit::FinishReason::Stop,

@@ -70,10 +70,7 @@ impl Guest {
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
         let limits = shared.limits_of(&session);
-        let is_agent = prepared.plugin.is_agent();
-        // What an agent asks of its sessions is not part of a recording, so that none could be played again.
-        let recorder = session.record.clone().filter(|_| !is_agent);
-        let session = Session { record: recorder.clone(), ..session };
+        let recorder = session.record.clone();
         if let Some(recorder) = &recorder {
             recorder.begin(session.seed, &session.config, &limits);
             recorder.called(START, &json!({}));

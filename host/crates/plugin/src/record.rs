@@ -5,6 +5,7 @@
 //! asks through, it ends there. Randomness and configuration are not asked for but given: the head has the seed and the values.
 //! A secret that was read is taken out of everything that is written (`record/scrub.rs`). Not here: where recordings are kept.
 
+pub(crate) mod agent;
 mod form;
 mod lend;
 mod scrub;

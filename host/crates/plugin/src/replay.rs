@@ -4,6 +4,7 @@
 
 mod answers;
 mod compare;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,9 +17,10 @@ use types::Digest;
 use crate::bindings::tenon::plugin::types as wit;
 use crate::host::Uploaded;
 use crate::record::Recording;
-use crate::{Nothing, OwnLimits, PluginError, PluginHost, PluginInstance, Recorder, Session};
+use crate::{OwnLimits, PluginError, PluginHost, PluginInstance, Recorder, Session};
 use answers::Script;
 pub use compare::Difference;
+use sessions::ScriptedGenerations;
 
 /// Bytes of the recording that a replay makes.
 const BYTES_MAX: usize = 256 << 20;
@@ -59,9 +61,8 @@ impl PluginHost {
             outbound: Arc::clone(&script) as _,
             functions: Arc::clone(&script) as _,
             tools: Arc::clone(&script) as _,
-            // An agent is not recorded, so that none is played.
-            generations: Arc::new(Nothing),
-            output: Arc::new(Nothing),
+            generations: Arc::new(ScriptedGenerations(Arc::clone(&script))),
+            output: Arc::clone(&script) as _,
             tokenizer: script,
             limits: OwnLimits::default(),
             seed: recording.given.seed,
@@ -84,6 +85,16 @@ impl PluginHost {
 /// Calls the guest as the host would, with the arguments that are recorded. A guest that decides otherwise is followed as far as
 /// no generation is needed: that is the model's, and it is not here.
 async fn play(instance: &mut PluginInstance, recording: &Recording) -> Result<(), PluginError> {
+    let agent_s = argument::<wit::Request>(recording, "run", "request")?;
+    // A component of the other world cannot be called as the recorded one was: it does nothing.
+    if instance.is_agent() != agent_s.is_some() {
+        return Ok(());
+    }
+    if let Some(request) = agent_s {
+        let call = instance.run("run", move |guest| Box::pin(async move { guest.run(&request).await }));
+        let _what_came_is_recorded = call.await;
+        return Ok(());
+    }
     let Some(request) = argument::<wit::Request>(recording, "route", "request")? else { return Ok(()) };
     let asked = request.clone();
     let routed = instance.run("route", move |guest| Box::pin(async move { guest.route(&asked).await })).await;

@@ -169,6 +169,8 @@ impl Recording {
             call_cpu_ms_max: own.call_cpu_ms_max.max(ENOUGH_MS),
             request_cpu_ms_max: own.request_cpu_ms_max.max(ENOUGH_MS),
             call_wall_ms_max: own.call_wall_ms_max.max(ENOUGH_MS),
+            run_cpu_ms_max: own.run_cpu_ms_max.max(ENOUGH_MS),
+            run_wall_ms_max: own.run_wall_ms_max.max(ENOUGH_MS),
             compile_cpu_seconds_max: own.compile_cpu_seconds_max.max(600),
             compile_wall_ms_max: own.compile_wall_ms_max.max(600_000),
             ..own.clone()

@@ -1,5 +1,6 @@
 //! The capabilities as an instance that is recorded has them: each question and its answer is noted on its way. A new capability
-//! is recorded by a line in `noted` and an implementation here, and answered in `replay/answers.rs`.
+//! is recorded by a line in `noted` and an implementation here, and answered in `replay/answers.rs`. Not here: what an agent is lent
+//! beside these (`record/agent.rs`).
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::agent::NotedGenerations;
 use super::{Octets, Recorder};
 use crate::bindings::tenon::plugin::types as wit;
 use crate::convert;
@@ -37,21 +39,27 @@ pub(crate) fn noted(session: Session) -> Session {
         tokenizer: Noted::over(&recorder, session.tokenizer),
         functions: Noted::over(&recorder, session.functions),
         tools: Noted::over(&recorder, session.tools),
+        generations: NotedGenerations::over(&recorder, session.generations),
+        output: Noted::over(&recorder, session.output),
         ..session
     }
 }
 
-struct Noted<T: ?Sized> {
-    recorder: Recorder,
-    inner: Arc<T>,
+pub(super) struct Noted<T: ?Sized> {
+    pub(super) recorder: Recorder,
+    pub(super) inner: Arc<T>,
 }
 
 impl<T: ?Sized> Noted<T> {
-    fn over(recorder: &Recorder, inner: Arc<T>) -> Arc<Self> {
+    pub(super) fn over(recorder: &Recorder, inner: Arc<T>) -> Arc<Self> {
         Arc::new(Self { recorder: recorder.clone(), inner })
     }
 
-    async fn asked<R: Serialize>(&self, (import, arguments): Question, answer: impl Future<Output = R>) -> R {
+    pub(super) async fn asked<R: Serialize>(
+        &self,
+        (import, arguments): Question,
+        answer: impl Future<Output = R>,
+    ) -> R {
         let asked = self.recorder.asked(import, &arguments);
         let answer = answer.await;
         self.recorder.answered(asked, &answer);

@@ -23,17 +23,18 @@ pub struct Difference {
     pub got_part: Value,
 }
 
-/// The first one. What a recording has not, because it did not fit, is not compared.
+/// The first one. What a recording has not, because it did not fit or the request was given up, is not compared.
 pub(super) fn first(expected: &Recording, got: &Recording) -> Option<Difference> {
-    let steps = if expected.is_whole { expected.steps.len().max(got.steps.len()) } else { expected.steps.len() };
+    // A call that did not return was given up: its caller left, or its time was over.
+    let is_all = expected.is_whole && matches!(expected.steps.last(), None | Some(Step::Returned { .. }));
+    let steps = if is_all { expected.steps.len().max(got.steps.len()) } else { expected.steps.len() };
     let mut call = String::new();
     for index in 0..steps {
         let (one, other) = (expected.steps.get(index), got.steps.get(index));
         if let Some(Step::Call { call: name, .. }) = one.or(other) {
             call.clone_from(name);
         }
-        if one == other || !expected.is_whole && one.zip(other).is_some_and(|(one, other)| is_same_question(one, other))
-        {
+        if one == other || !is_all && one.zip(other).is_some_and(|(one, other)| is_same_question(one, other)) {
             continue;
         }
         let (expected, got) = (one.map(value).unwrap_or_default(), other.map(value).unwrap_or_default());
@@ -43,7 +44,7 @@ pub(super) fn first(expected: &Recording, got: &Recording) -> Option<Difference>
     None
 }
 
-/// Whether it is the same question, whose answer did not fit.
+/// Whether it is the same question, whose answer did not fit or did not come.
 fn is_same_question(one: &Step, other: &Step) -> bool {
     match (one, other) {
         (

@@ -189,21 +189,26 @@ pub(crate) struct Sessions(pub(crate) Arc<AtomicU32>);
 struct ByteSession {
     tokens: u32,
     left: u32,
+    logprob: Option<f32>,
     living: Pending,
 }
 
 impl ByteSession {
     fn new(tokens: u32, living: &Arc<AtomicU32>) -> Box<Self> {
         living.fetch_add(1, Ordering::SeqCst);
-        Box::new(Self { tokens, left: 0, living: Pending(Arc::clone(living)) })
+        Box::new(Self { tokens, left: 0, logprob: None, living: Pending(Arc::clone(living)) })
     }
 }
 
 #[async_trait]
 impl Generations for Sessions {
     async fn open(&self, opening: Opening) -> Result<Box<dyn GenerationSession>, CapabilityError> {
-        let Prompt::Text(text) = opening.prompt else { return Err(CapabilityError::Failed("no text".into())) };
-        Ok(ByteSession::new(u32::try_from(text.len()).expect("short"), &self.0))
+        let bytes = match opening.prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Messages(messages) => messages.iter().map(|message| message.content.len()).sum(),
+            _ => return Err(CapabilityError::Failed("no text".into())),
+        };
+        Ok(ByteSession::new(u32::try_from(bytes).expect("short"), &self.0))
     }
 }
 
@@ -220,13 +225,15 @@ impl GenerationSession for ByteSession {
 
     async fn start(&mut self, bounds: GenerationBounds) -> Result<u32, CapabilityError> {
         self.left = bounds.max_tokens.unwrap_or(1);
+        let asked = bounds.sampling.filter(|sampling| sampling.logprobs.is_some());
+        self.logprob = asked.map(|sampling| -0.1 * (sampling.seed.unwrap_or_default() % 7 + 1) as f32);
         Ok(self.left)
     }
 
     async fn next(&mut self) -> Result<SessionStep, CapabilityError> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(SessionStep::Done(USAGE)) };
         (self.left, self.tokens) = (left, self.tokens + 1);
-        Ok(SessionStep::Text(Chunk { text: "x".into(), tokens: vec![ChunkToken { id: 1, logprob: None }] }))
+        Ok(SessionStep::Text(Chunk { text: "x".into(), tokens: vec![ChunkToken { id: 1, logprob: self.logprob }] }))
     }
 
     fn stop(&mut self) -> u32 {

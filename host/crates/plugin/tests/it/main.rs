@@ -12,5 +12,6 @@ mod kept;
 mod lenders;
 mod limits;
 mod recording;
+mod recording_agents;
 mod setup;
 mod stuck;

@@ -1,4 +1,5 @@
-//! What an instance did is written down, without secrets, and played again without anything that was lent to it.
+//! What an instance did is written down, without secrets, and played again without anything that was lent to it. Not here: agents
+//! (`recording_agents.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use crate::lenders::lent;
 use crate::setup::{Granted, Setup, guest, request, session};
 
 #[derive(Default)]
-struct Kept(Mutex<Vec<String>>);
+pub(crate) struct Kept(Mutex<Vec<String>>);
 
 impl RecordingSink for Kept {
     fn keep(&self, recording: Finished) {
@@ -19,12 +20,16 @@ impl RecordingSink for Kept {
 }
 
 impl Kept {
-    fn one(&self) -> String {
-        self.0.lock().expect("not poisoned").pop().expect("a recording")
+    pub(crate) fn one(&self) -> String {
+        self.any().expect("a recording")
+    }
+
+    pub(crate) fn any(&self) -> Option<String> {
+        self.0.lock().expect("not poisoned").pop()
     }
 }
 
-fn recorded(session: Session, bytes_max: usize) -> (Session, Arc<Kept>) {
+pub(crate) fn recorded(session: Session, bytes_max: usize) -> (Session, Arc<Kept>) {
     let kept = Arc::new(Kept::default());
     let head = RecordingHead {
         request: "req_1".into(),
@@ -38,7 +43,7 @@ fn recorded(session: Session, bytes_max: usize) -> (Session, Arc<Kept>) {
     (Session { record: Some(recorder), ..session }, kept)
 }
 
-async fn play(setup: &Setup, text: &str, name: &str) -> Replay {
+pub(crate) async fn play(setup: &Setup, text: &str, name: &str) -> Replay {
     let recording = Recording::read_all(text).expect("readable").pop().expect("one");
     setup.host.replay(guest(name), &recording, BTreeMap::new()).await.expect("played")
 }
