@@ -19,14 +19,14 @@ const TESTS: [&str; 6] =
 ///
 /// # Errors
 /// If a fatbin is stale, the emulation does not build, or a test or a planted bug says so.
-pub(crate) fn emulation(totals: &mut Totals) -> Outcome {
+pub(crate) fn emulation(base: &Path, totals: &mut Totals) -> Outcome {
     let compared =
         with_toolkit(&["kernels/build.sh", "--check"], "CUDA FATBINS WERE NOT COMPARED WITH THEIR SOURCES", totals);
     // The rest is worth knowing too: whoever changed a kernel sees whether it is right before building it for devices.
-    on_the_cpu(totals).and(compared)
+    on_the_cpu(base, totals).and(compared)
 }
 
-fn on_the_cpu(totals: &mut Totals) -> Outcome {
+fn on_the_cpu(base: &Path, totals: &mut Totals) -> Outcome {
     if !can_run("g++") {
         totals.skip("CUDA emulation: there is no g++");
         return Ok(());
@@ -39,7 +39,7 @@ fn on_the_cpu(totals: &mut Totals) -> Outcome {
     let mut arguments = vec!["test", "--locked", "--workspace", "--no-fail-fast"];
     arguments.extend(TESTS.iter().flat_map(|target| ["--test", *target]));
     let mut command = shell::cargo(&arguments);
-    command.env("TENON_CUDA_EMULATION", &plain);
+    command.env("TENON_CUDA_EMULATION", &plain).env("TENON_BASE", base);
     tests(command, totals)?;
     sanitized("asan", totals)?;
     sanitized("tsan", totals)?;

@@ -101,7 +101,7 @@ fn one(stage: Stage, totals: &mut Totals) -> Outcome {
             shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--lib", "--bins", "--tests"]))
         }
         Stage::Clients => clients::ensure(),
-        Stage::CudaEmulation => cuda::emulation(totals),
+        Stage::CudaEmulation => base::ensure().and_then(|base| cuda::emulation(&base, totals)),
         Stage::CudaGoldens => base::ensure().and_then(|base| cuda::goldens(&base, totals)),
         // What needs the emulated device is run by the stage before.
         Stage::Workspace => tests(

@@ -445,9 +445,9 @@ mod emulated {
         });
     }
 
-    /// Two adapters on one prompt of the demo base, as torch and PEFT compute them: a minute of emulation.
+    /// Two adapters on one prompt of the demo base, as torch and PEFT compute them: twenty seconds of emulation. The other goldens
+    /// are in `cuda_golden.rs`.
     #[test]
-    #[ignore = "a minute of emulation: `cargo test -p model --test cuda_conformance -- --ignored`"]
     fn one_golden_prompt_with_one_composition() {
         let test = "one_golden_prompt_with_one_composition";
         let Some(path) = demo_base() else { return skip(test, "the demo base is not in the cache") };
