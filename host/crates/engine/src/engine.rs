@@ -53,6 +53,8 @@ pub struct Engine<R: ModelRunner> {
     is_in_flight: bool,
     /// The one before it.
     oldest: Flight,
+    /// Of the steps that were waited for since the pace was noted.
+    landed_rows: usize,
     /// Kept from step to step for its memory.
     sampled: Vec<SampledToken>,
 }
@@ -83,6 +85,7 @@ impl<R: ModelRunner> Engine<R> {
             newest: Flight::for_shape(&shape, rows_max as usize),
             is_in_flight: false,
             oldest: Flight::for_shape(&shape, rows_max as usize),
+            landed_rows: 0,
             sampled: Vec::with_capacity(rows_max as usize),
         };
         engine.publish();
@@ -119,6 +122,8 @@ impl<R: ModelRunner> Engine<R> {
         if is_ahead && self.scheduler.running().iter().any(Sequence::draws_masked) {
             // The runner waits for the mask: what was drawn meanwhile must not.
             self.land_oldest(now);
+            // If that failed, blocks are to be wiped again that copies were planned into meanwhile.
+            self.scheduler.note_copies();
             is_ahead = false;
         }
         let Flight { batch, order, .. } = &mut self.newest;
@@ -126,7 +131,6 @@ impl<R: ModelRunner> Engine<R> {
         batch.copies.extend_from_slice(self.scheduler.copies());
         batch.wipes.extend_from_slice(self.scheduler.blocks().wipes());
         let starts = self.start(now);
-        self.pace.note(now, self.newest.batch.tokens.len(), starts, had_queue);
         let guesses = self.scheduler.running().iter().any(|sequence| !sequence.drafts.is_empty());
         self.submit(is_ahead);
         if is_ahead {
@@ -137,6 +141,7 @@ impl<R: ModelRunner> Engine<R> {
         if self.is_in_flight && is_last {
             self.land_newest(now);
         }
+        self.pace.note(now, std::mem::take(&mut self.landed_rows), starts, had_queue);
         self.fail_if_stuck(was_in_flight);
         if !self.door.is_lost() {
             self.unload_adapters();
@@ -205,7 +210,7 @@ impl<R: ModelRunner> Engine<R> {
         let (pace, blocks) = (&self.pace, self.scheduler.blocks());
         let late = |sequence: &Sequence<_>| {
             let ready = |rows| now.saturating_add(pace.time_of(rows));
-            let remaining = sequence.remaining();
+            let remaining = if sequence.ends_unseen() { 0 } else { sequence.remaining() };
             // What is kept is looked for only if it would have to be.
             let in_time = ready(remaining) <= sequence.deadline()
                 || ready(remaining.saturating_sub(sequence.tokens_kept(blocks))) <= sequence.deadline();
@@ -317,8 +322,14 @@ impl<R: ModelRunner> Engine<R> {
             Err(error) => {
                 if std::mem::take(&mut self.is_in_flight) {
                     self.sampled.clear();
-                    if self.newest.refused.is_none() {
-                        let _ = self.runner.collect(&self.newest.batch, &mut self.sampled);
+                    let behind = match self.newest.refused.take() {
+                        Some(refused) => Err(refused),
+                        None => self.runner.collect(&self.newest.batch, &mut self.sampled),
+                    };
+                    if let Err(RunnerError::Lost(why)) = behind {
+                        self.lose(why);
+                        self.oldest = flight;
+                        return;
                     }
                     let newest = std::mem::take(&mut self.newest);
                     self.fail_batch(&newest, &error);
@@ -333,6 +344,7 @@ impl<R: ModelRunner> Engine<R> {
     /// Takes what a step drew.
     fn land(&mut self, flight: &mut Flight, now: Duration) -> Result<(), RunnerError> {
         self.sampled.clear();
+        self.landed_rows += flight.batch.tokens.len();
         match flight.refused.take() {
             Some(error) => return Err(error),
             None if self.runner.overlaps() => self.runner.collect(&flight.batch, &mut self.sampled)?,

@@ -324,6 +324,11 @@ impl<A> Scheduler<A> {
         }
     }
 
+    /// Blocks that are copied into have nothing left to be wiped.
+    pub(crate) fn note_copies(&mut self) {
+        self.copies.iter().for_each(|copy| self.blocks.note_copied(copy.to));
+    }
+
     pub(crate) const fn blocks(&self) -> &BlockManager {
         &self.blocks
     }

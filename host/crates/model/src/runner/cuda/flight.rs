@@ -2,7 +2,7 @@
 //! is written while the one before it is read. Not here: what is written (`tables.rs`, `draw.rs`), and when (`step.rs`).
 
 use engine::{Batch, RunnerError, SampledToken};
-use kernels::cuda::{CudaError, Device, Pinned};
+use kernels::cuda::{CudaError, Device, Event, Pinned, Stream};
 
 use super::draw::Draw;
 use super::plan::{MOVES_WORDS, Plan};
@@ -25,6 +25,8 @@ pub(super) struct Flight {
     launched: Vec<Draw>,
     /// What was read early, to make room for further launches.
     read: Vec<SampledToken>,
+    /// Reached when the device has done all of it.
+    end: Event,
 }
 
 impl Flight {
@@ -41,6 +43,7 @@ impl Flight {
             draws: (0..launches).map(buffers).collect::<Result<_, CudaError>>()?,
             launched: Vec::with_capacity(launches),
             read: Vec::new(),
+            end: Event::new(device)?,
         })
     }
 
@@ -67,8 +70,14 @@ impl Flight {
         self.launched.push(draw);
     }
 
-    /// Waits for the draws and appends them.
+    /// Everything that the step has to do was given to the device.
+    pub(super) fn ends_here(&self, compute: &Stream) -> Result<(), RunnerError> {
+        compute.record(&self.end).map_err(step_failed)
+    }
+
+    /// Waits for its end, a step's that draws nothing too, and appends what it drew.
     pub(super) fn collect(&mut self, batch: &Batch, sampled: &mut Vec<SampledToken>) -> Result<(), RunnerError> {
+        self.end.synchronize().map_err(step_failed)?;
         sampled.append(&mut self.read);
         self.read_launched(batch, sampled)
     }

@@ -141,13 +141,14 @@ impl AdapterStaging {
             }
             state = shared.prepared.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let mut claim = Claim { shared, adapter, chunks: Vec::with_capacity(chunks), reserved: 0 };
+        let mut claim = Claim { shared, adapter, chunks: Vec::with_capacity(chunks), reserved: 0, has_begun: false };
         if !state.claim(&mut claim, chunks, shared.chunks_max) {
             state.stats.refused += 1;
             drop(state);
             return false;
         }
         state.begun.push(Arc::downgrade(adapter));
+        claim.has_begun = true;
         drop(state);
         let written = claim.write(factors, &placement);
         if let Err(error) = &written {
@@ -229,6 +230,8 @@ struct Claim<'a> {
     chunks: Vec<Pinned<u8>>,
     /// Chunks that may be taken anew.
     reserved: usize,
+    /// Whether it stands among those that have begun. Another thread's entry is not its to take out.
+    has_begun: bool,
 }
 
 impl Claim<'_> {
@@ -269,7 +272,9 @@ impl Drop for Claim<'_> {
         let mut state = lock(&self.shared.state);
         state.chunks -= self.reserved;
         state.free.extend(self.chunks.drain(..));
-        state.begun.retain(|begun| !is(begun, self.adapter));
+        if self.has_begun {
+            state.begun.retain(|begun| !is(begun, self.adapter));
+        }
         drop(state);
         self.shared.prepared.notify_all();
     }

@@ -200,6 +200,7 @@ impl Steps {
         std::mem::swap(&mut self.newest, &mut self.oldest);
         self.newest.clear();
         let ran = self.run(batch, model, |steps, pass| steps.draw(batch, pass));
+        let ran = ran.and_then(|()| self.newest.ends_here(self.device.compute()));
         match ran {
             Ok(()) => (self.under_way, self.drawn) = (self.under_way + 1, batch.samples.len()),
             // The one before is collected yet.
