@@ -51,21 +51,26 @@ mod emulated {
         conforms("it_conforms_with_kv_in_fp8", &["6"], KvFormat::Fp8, kinds, 400);
     }
 
+    /// The CPU runner in plain f32.
+    fn f32_reference(base: &Base) -> CpuRunner {
+        let config = CpuRunnerConfig {
+            precision: Precision::F32,
+            block_tokens: 16,
+            kv_blocks: 64,
+            adapter_slots: 2,
+            batch_rows_max: 64,
+            threads: 1,
+        };
+        CpuRunner::new(base, config).unwrap()
+    }
+
     #[test]
     fn logits_are_those_of_the_f32_reference() {
         in_a_child("logits_are_those_of_the_f32_reference", &[&[("EMU_SEED", "5")]], || {
             for (name, form) in [("llama", "gguf"), ("qwen3", "gguf"), ("qwen3", "folder")] {
                 let path = if form == "gguf" { fixtures().join(format!("{name}.gguf")) } else { fixtures().join(name) };
                 let base = Base::open(&path).unwrap();
-                let cpu = CpuRunnerConfig {
-                    precision: Precision::F32,
-                    block_tokens: 16,
-                    kv_blocks: 64,
-                    adapter_slots: 2,
-                    batch_rows_max: 64,
-                    threads: 1,
-                };
-                let mut reference = CpuRunner::new(&base, cpu).unwrap();
+                let mut reference = f32_reference(&base);
                 let exact = fixture_adapter(&base, name, Precision::F32);
                 reference.load_adapter(Slot(0), &exact, &[]).unwrap();
                 let batch = mixed_batch();
@@ -316,15 +321,7 @@ mod emulated {
         in_a_child(name, &settings, || {
             for name in ["llama", "qwen3"] {
                 let base = Base::open(&fixtures().join(name)).unwrap();
-                let cpu = CpuRunnerConfig {
-                    precision: Precision::F32,
-                    block_tokens: 16,
-                    kv_blocks: 64,
-                    adapter_slots: 2,
-                    batch_rows_max: 64,
-                    threads: 1,
-                };
-                let mut reference = CpuRunner::new(&base, cpu).unwrap();
+                let mut reference = f32_reference(&base);
                 reference.load_adapter(Slot(0), &fixture_adapter(&base, name, Precision::F32), &[]).unwrap();
                 let expected = reference.step_logits(&mixed_batch()).unwrap();
                 let logits = |matmul, graphs| {
@@ -353,17 +350,9 @@ mod emulated {
     fn dora_is_that_of_the_f32_reference() {
         in_a_child("dora_is_that_of_the_f32_reference", &[&[("EMU_SEED", "4")]], || {
             let base = &tiny();
-            let cpu = CpuRunnerConfig {
-                precision: Precision::F32,
-                block_tokens: 16,
-                kv_blocks: 64,
-                adapter_slots: 2,
-                batch_rows_max: 64,
-                threads: 1,
-            };
             let rows = batch(&[(0, &[5, 3, 9, 2, 7, 1, 8])], vec![whole(0..7, 0, 1.0)]);
             for bytes in canonical(base, AdapterKind::Dora).take(6) {
-                let mut reference = CpuRunner::new(base, cpu.clone()).unwrap();
+                let mut reference = f32_reference(base);
                 let bare = reference.step_logits(&Batch { segments: Vec::new(), ..rows.clone() }).unwrap();
                 reference.load_adapter(Slot(0), &packed(base, &bytes, Precision::F32), &[]).unwrap();
                 let expected = reference.step_logits(&rows).unwrap();
