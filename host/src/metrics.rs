@@ -136,6 +136,7 @@ struct Fed {
     adapter_disk: Family<KindLabel, Counter>,
     plugin_instances: Gauge,
     plugin_instances_max: Gauge,
+    plugin_spares: Gauge,
     plugin_log_lines_dropped: Counter,
     recordings_dropped: Counter,
     preemptions: Counter,
@@ -332,6 +333,7 @@ impl Metrics {
     pub fn observe_plugins(&self, stats: &PluginStats) {
         self.fed.plugin_instances.set(gauge(stats.instances));
         self.fed.plugin_instances_max.set(gauge(stats.instances_max));
+        self.fed.plugin_spares.set(gauge(stats.spares));
         self.fed.plugin_log_lines_dropped.inner().store(stats.log_lines_dropped, Relaxed);
     }
 
@@ -418,6 +420,7 @@ impl Fed {
             ),
             plugin_instances: add(r, "tenon_plugin_instances", "Plugin instances alive", Gauge::default()),
             plugin_instances_max: add(r, "tenon_plugin_instances_max", "Plugin instances at once", Gauge::default()),
+            plugin_spares: add(r, "tenon_plugin_spares", "Plugin instances that wait for a request", Gauge::default()),
             plugin_log_lines_dropped: add(
                 r,
                 "tenon_plugin_log_lines_dropped",

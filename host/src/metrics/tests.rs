@@ -33,6 +33,7 @@ fn fed() -> Metrics {
     let (prepared, prepared_bytes) = (3, 99);
     metrics.observe_plugins(&PluginStats {
         instances: 2,
+        spares: 1,
         instances_max: 9,
         log_lines_dropped: 11,
         prepared,

@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::sync::OwnedSemaphorePermit;
 use types::{Action, AgentAnswer, Chunk, Decision, Ending, HookUsage, InvocationRequest, Plan};
 
 use crate::convert;
-use crate::guest::Guest;
+use crate::guest::{Guest, Place};
 use crate::host::{Prepared, Shared};
 use crate::pace::{Pace, Paces};
-use crate::{PluginError, Session};
+use crate::{PluginError, Session, spares};
 
 /// One instance of a plugin, alive for one request. A trap or an abandoned call (a dropped future) leaves a guest in no
 /// particular state, so every later call answers with an error.
@@ -78,13 +77,15 @@ impl PluginInstance {
         shared: Arc<Shared>,
         prepared: Prepared,
         session: Session,
-        permit: OwnedSemaphorePermit,
+        place: Place,
     ) -> Result<Self, PluginError> {
         let (of_guest, paces, is_agent) =
             (Arc::clone(&shared), Arc::clone(&prepared.paces), prepared.plugin.is_agent());
+        let kept = prepared.clone();
         let starting =
-            async move { Guest::start(of_guest, &prepared, session, permit, Duration::ZERO).await.map(Box::new) };
+            async move { Guest::start(of_guest, &prepared, session, place, Duration::ZERO).await.map(Box::new) };
         let guest = shared.threads.run(starting).await??;
+        spares::after_start(&shared, &kept, &guest);
         Ok(Self { guest: Some(guest), shared, is_agent, paces })
     }
 
@@ -94,16 +95,17 @@ impl PluginInstance {
         shared: Arc<Shared>,
         prepared: Prepared,
         session: Session,
-        permit: OwnedSemaphorePermit,
+        place: Place,
         cpu_used: Duration,
         request: &InvocationRequest,
     ) -> Result<Begun, PluginError> {
         let (of_guest, paces, is_agent) =
             (Arc::clone(&shared), Arc::clone(&prepared.paces), prepared.plugin.is_agent());
+        let kept = prepared.clone();
         let request = convert::request_to_wit(request);
         let may_be_here = !is_agent && session.record.is_none();
         let deciding = async move {
-            let mut guest = Guest::start(of_guest, &prepared, session, permit, cpu_used).await.map(Box::new)?;
+            let mut guest = Guest::start(of_guest, &prepared, session, place, cpu_used).await.map(Box::new)?;
             if is_agent {
                 return Ok((guest, None));
             }
@@ -118,9 +120,10 @@ impl PluginInstance {
         };
         let cpu = |decided: &Result<(Box<Guest>, _), PluginError>| {
             let guest = decided.as_ref().ok().map(|(guest, _)| guest);
-            guest.map(|guest| guest.cpu_used().saturating_sub(cpu_used))
+            guest.map(|guest| guest.cpu_used().saturating_sub(cpu_used + guest.cpu_before()))
         };
         let (guest, decided) = near(&shared, &paces.opening, may_be_here, cpu, deciding).await??;
+        spares::after_start(&shared, &kept, &guest);
         let instance = Self { guest: Some(guest), shared, is_agent, paces };
         Ok(match decided {
             Some((route, compose)) => Begun::Decided(Box::new(Decided { instance, route, compose })),

@@ -24,6 +24,10 @@ use crate::meter::{CpuMeter, Stop, Times, WallTime, metered};
 use crate::state::{InstanceState, OfGuest};
 use crate::{PluginError, PluginLimits, Recorder, Session, record};
 
+mod spare;
+
+pub(crate) use spare::Spare;
+
 /// Bytes of a guest's message that go into an error.
 const MESSAGE_BYTES_MAX: usize = 1024;
 /// The name of an instance's start in errors.
@@ -52,7 +56,16 @@ pub(crate) struct Guest {
     limits: Arc<PluginLimits>,
     shared: Arc<Shared>,
     recorder: Option<Recorder>,
-    _permit: OwnedSemaphorePermit,
+    start_cpu: Duration,
+    /// Of the request's CPU time, what was used before it came.
+    cpu_before: Duration,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+/// A place among the instances, with or without one that has started already.
+pub(crate) enum Place {
+    Free(OwnedSemaphorePermit),
+    Spare(Box<Spare>),
 }
 
 impl fmt::Debug for Guest {
@@ -66,7 +79,7 @@ impl Guest {
         shared: Arc<Shared>,
         prepared: &Prepared,
         session: Session,
-        permit: OwnedSemaphorePermit,
+        place: Place,
         cpu_used: Duration,
     ) -> Result<Self, PluginError> {
         let limits = shared.limits_of(&session);
@@ -76,29 +89,27 @@ impl Guest {
             recorder.called(START, &json!({}));
         }
         let request_cpu_max = Duration::from_millis(limits.request_cpu_ms_max);
-        let meter = Arc::new(CpuMeter::new(request_cpu_max, Arc::clone(&shared.share)).after(cpu_used));
-        let mut store = new_store(&shared, session, &limits, &meter, prepared);
-        let running = shared.ticker.running();
-        let times = Times {
-            cpu_max: Duration::from_millis(limits.start_cpu_ms_max),
-            wall_max: Duration::from_millis(limits.call_wall_ms_max),
-            counts_nested: true,
+        let cpu_before = match &place {
+            Place::Spare(spare) => spare.cpu(),
+            Place::Free(_) => Duration::ZERO,
         };
-        let instantiating = async {
-            Ok(match &prepared.plugin {
-                Linked::Policy(plugin) => Exports::Policy(plugin.instantiate_async(&mut store).await?),
-                Linked::Agent(plugin) => Exports::Agent(plugin.instantiate_async(&mut store).await?),
-            })
+        let meter = CpuMeter::new(request_cpu_max, Arc::clone(&shared.share)).after(cpu_used + cpu_before);
+        let meter = Arc::new(meter);
+        let started = match place {
+            Place::Spare(spare) => Ok(spare.given(&shared, prepared, session, &limits, &meter)),
+            Place::Free(permit) => {
+                let mut store = new_store(&shared, session, &limits, &meter, prepared);
+                let exports = instantiate(&shared, prepared, &limits, &meter, &mut store).await;
+                exports.map(|exports| (store, exports, Some(permit)))
+            }
         };
-        let outcome = metered(Arc::clone(&meter), times, instantiating).await;
-        drop(running);
-        let outcome = flatten(outcome).and_then(|exports| within_calls(exports, store.data()));
-        let started = outcome.map_err(|failure| failure.explain(START, store.data_mut()));
         if let Some(recorder) = &recorder {
             recorder.returned(START, started.as_ref().map(|_| &()));
         }
-        let exports = started?;
-        Ok(Self { store, exports, processor: None, poison: None, meter, limits, shared, recorder, _permit: permit })
+        let (store, exports, _place) = started?;
+        let start_cpu = cpu_before + meter.last_call();
+        let (processor, poison) = (None, None);
+        Ok(Self { store, exports, processor, poison, meter, limits, shared, recorder, start_cpu, cpu_before, _place })
     }
 
     /// Asks what to do with the request.
@@ -193,6 +204,21 @@ impl Guest {
         self.meter.used()
     }
 
+    /// CPU time that its start took, whenever that was.
+    pub(crate) const fn start_cpu(&self) -> Duration {
+        self.start_cpu
+    }
+
+    /// What it is kept to.
+    pub(crate) const fn limits(&self) -> &Arc<PluginLimits> {
+        &self.limits
+    }
+
+    /// What it used of that before there was a request.
+    pub(crate) const fn cpu_before(&self) -> Duration {
+        self.cpu_before
+    }
+
     /// Whether its calls are written down, which takes time that no meter sees.
     pub(crate) const fn is_recorded(&self) -> bool {
         self.recorder.is_some()
@@ -284,6 +310,18 @@ fn other_world() -> PluginError {
     PluginError::Internal("a plugin was called by the other world's functions".to_owned())
 }
 
+fn state_of(
+    shared: &Shared,
+    session: Session,
+    limits: &Arc<PluginLimits>,
+    meter: &Arc<CpuMeter>,
+    prepared: &Prepared,
+) -> InstanceState {
+    let (is_agent, has_wasi_random) = (prepared.plugin.is_agent(), prepared.has_wasi_random);
+    let of_guest = OfGuest { is_agent, has_wasi_random };
+    InstanceState::new(record::noted(session), limits, meter, of_guest, &shared.log_lines_dropped)
+}
+
 fn new_store(
     shared: &Shared,
     session: Session,
@@ -291,11 +329,14 @@ fn new_store(
     meter: &Arc<CpuMeter>,
     prepared: &Prepared,
 ) -> Store<InstanceState> {
-    let (is_agent, has_wasi_random) = (prepared.plugin.is_agent(), prepared.has_wasi_random);
-    let of_guest = OfGuest { is_agent, has_wasi_random };
-    let state = InstanceState::new(record::noted(session), limits, meter, of_guest, &shared.log_lines_dropped);
-    let mut store = Store::new(&shared.engine, state);
+    let mut store = Store::new(&shared.engine, state_of(shared, session, limits, meter, prepared));
     store.limiter(|state| &mut state.limiter);
+    bind(&mut store, limits, meter);
+    store
+}
+
+/// Has a store's guest kept to these limits and by this meter from now on.
+fn bind(store: &mut Store<InstanceState>, limits: &PluginLimits, meter: &Arc<CpuMeter>) {
     store.set_hostcall_fuel(limits.transfer_bytes_max);
     store.set_max_component_handles(limits.handles_max);
     let meter = Arc::clone(meter);
@@ -304,7 +345,32 @@ fn new_store(
         None => meter.look(),
     });
     store.set_epoch_deadline(EPOCHS_TO_FIRST_LOOK);
-    store
+}
+
+/// Starts the guest.
+async fn instantiate(
+    shared: &Shared,
+    prepared: &Prepared,
+    limits: &PluginLimits,
+    meter: &Arc<CpuMeter>,
+    store: &mut Store<InstanceState>,
+) -> Result<Exports, PluginError> {
+    let running = shared.ticker.running();
+    let times = Times {
+        cpu_max: Duration::from_millis(limits.start_cpu_ms_max),
+        wall_max: Duration::from_millis(limits.call_wall_ms_max),
+        counts_nested: true,
+    };
+    let instantiating = async {
+        Ok(match &prepared.plugin {
+            Linked::Policy(plugin) => Exports::Policy(plugin.instantiate_async(&mut *store).await?),
+            Linked::Agent(plugin) => Exports::Agent(plugin.instantiate_async(&mut *store).await?),
+        })
+    };
+    let outcome = metered(Arc::clone(meter), times, instantiating).await;
+    drop(running);
+    let outcome = flatten(outcome).and_then(|exports| within_calls(exports, store.data()));
+    outcome.map_err(|failure| failure.explain(START, store.data_mut()))
 }
 
 /// The times of one call.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use moka::future::Cache;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use types::{Digest, InvocationRequest};
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
@@ -19,8 +19,10 @@ use crate::artefacts::Artefacts;
 use crate::bindings::PolicyPre;
 use crate::bindings::agent::AgentPre;
 use crate::compile::Compiler;
+use crate::guest::Place;
 use crate::pace::Paces;
 use crate::share::CpuShare;
+use crate::spares::{Spares, Starts};
 use crate::state::InstanceState;
 use crate::threads::GuestThreads;
 use crate::ticker::Ticker;
@@ -181,16 +183,19 @@ pub(crate) struct Shared {
     /// What a memory costs of the cache at least, so that as many as may be fill it.
     image_share_bytes: u64,
     prepared: Cache<Digest, Prepared>,
-    instances: Arc<Semaphore>,
-    instances_max: usize,
+    pub(crate) instances: Arc<Semaphore>,
+    pub(crate) instances_max: usize,
+    pub(crate) spares: Spares,
     pub(crate) log_lines_dropped: Arc<AtomicU64>,
 }
 
 /// What the instances are doing, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PluginStats {
-    /// Instances that live.
+    /// Instances that live, each for a request.
     pub instances: usize,
+    /// Instances that were started for requests to come.
+    pub spares: usize,
     /// Instances that may live at once.
     pub instances_max: usize,
     /// Lines that guests logged over their limits, ever.
@@ -204,9 +209,12 @@ pub struct PluginStats {
 /// A component that is checked, linked and ready to be instantiated.
 #[derive(Clone)]
 pub(crate) struct Prepared {
+    pub(crate) digest: Digest,
     pub(crate) plugin: Linked,
     /// How long its calls have taken so far.
     pub(crate) paces: Arc<Paces>,
+    /// How long its starts have taken so far.
+    pub(crate) starts: Arc<Starts>,
     /// Whether it imports WASI's randomness, which costs more to make than most calls.
     pub(crate) has_wasi_random: bool,
     /// Of the cache, in bytes.
@@ -265,6 +273,7 @@ impl PluginHost {
                 prepared,
                 instances: Arc::new(Semaphore::new(instances_max)),
                 instances_max,
+                spares: Spares::of(instances_max),
                 log_lines_dropped: Arc::default(),
             }),
         })
@@ -295,8 +304,8 @@ impl PluginHost {
         source: &dyn ComponentSource,
         session: Session,
     ) -> Result<PluginInstance, PluginError> {
-        let (prepared, permit) = self.admitted(digest, source).await?;
-        PluginInstance::start(Arc::clone(&self.shared), prepared, session, permit).await
+        let (prepared, place) = self.admitted(digest, source, &session).await?;
+        PluginInstance::start(Arc::clone(&self.shared), prepared, session, place).await
     }
 
     /// A fresh instance, asked what to do with the request, and for the plan if it is to be served: all of it in one visit to
@@ -312,19 +321,29 @@ impl PluginHost {
         session: Session,
         request: &InvocationRequest,
     ) -> Result<Begun, PluginError> {
-        let (prepared, permit) = self.admitted(digest, source).await?;
-        PluginInstance::decide(Arc::clone(&self.shared), prepared, session, permit, cpu_used, request).await
+        let (prepared, place) = self.admitted(digest, source, &session).await?;
+        PluginInstance::decide(Arc::clone(&self.shared), prepared, session, place, cpu_used, request).await
     }
 
     async fn admitted(
         &self,
         digest: Digest,
         source: &dyn ComponentSource,
-    ) -> Result<(Prepared, OwnedSemaphorePermit), PluginError> {
+        session: &Session,
+    ) -> Result<(Prepared, Place), PluginError> {
         let prepared = self.prepared(digest, source).await?;
-        let busy = PluginError::Busy { limit: "instances_max" };
-        let permit = Arc::clone(&self.shared.instances).try_acquire_owned().map_err(|_| busy)?;
-        Ok((prepared, permit))
+        let Shared { spares, instances, .. } = &*self.shared;
+        if let Some(spare) = spares.take(digest, &self.shared.limits_of(session)) {
+            return Ok((prepared, Place::Spare(spare)));
+        }
+        loop {
+            if let Ok(permit) = Arc::clone(instances).try_acquire_owned() {
+                return Ok((prepared, Place::Free(permit)));
+            }
+            if !spares.give_way() {
+                return Err(PluginError::Busy { limit: "instances_max" });
+            }
+        }
     }
 
     /// The limits on every plugin.
@@ -347,6 +366,7 @@ impl PluginHost {
     /// [`PluginError::Internal`] if the file cannot be removed.
     pub async fn forget(&self, digest: Digest) -> Result<(), PluginError> {
         self.shared.prepared.invalidate(&digest).await;
+        self.shared.spares.forget(digest);
         let artefacts = Arc::clone(&self.shared.artefacts);
         let removed = blocking(move || artefacts.remove(digest)).await?;
         removed.map_err(|error| {
@@ -362,9 +382,13 @@ impl PluginHost {
     /// What the instances are doing now.
     #[must_use]
     pub fn stats(&self) -> PluginStats {
-        let Shared { instances, instances_max, log_lines_dropped, prepared, .. } = &*self.shared;
+        let Shared { instances, instances_max, log_lines_dropped, prepared, spares, .. } = &*self.shared;
+        // One that is being given back may be counted by neither or both for a moment.
+        let spares = spares.places();
+        let taken = instances_max.saturating_sub(instances.available_permits());
         PluginStats {
-            instances: instances_max.saturating_sub(instances.available_permits()),
+            instances: taken.saturating_sub(spares),
+            spares,
             instances_max: *instances_max,
             log_lines_dropped: log_lines_dropped.load(Ordering::Relaxed),
             prepared: prepared.entry_count(),
@@ -389,7 +413,7 @@ impl PluginHost {
         let (artefact, _) = self.shared.compiler.compile(&component).await?;
         let shared = Arc::clone(&self.shared);
         let written = blocking(move || {
-            let prepared = link(&shared, artefact.load(&shared.engine), artefact.bytes().len() as u64)?;
+            let prepared = link(&shared, digest, artefact.load(&shared.engine), artefact.bytes().len() as u64)?;
             Ok::<_, PluginError>((prepared, shared.artefacts.write(digest, &artefact)))
         });
         let (prepared, written) = written.await??;
@@ -406,7 +430,7 @@ impl PluginHost {
         let shared = Arc::clone(&self.shared);
         let linked = blocking(move || {
             let file = shared.artefacts.read(digest)?;
-            Some(link(&shared, file.load(&shared.engine), file.bytes()))
+            Some(link(&shared, digest, file.load(&shared.engine), file.bytes()))
         });
         match linked.await? {
             Some(Err(error)) => {
@@ -420,7 +444,12 @@ impl PluginHost {
 }
 
 /// Checks what only the loaded component shows: that it fits the pool, its imports, its exports.
-fn link(shared: &Shared, loaded: wasmtime::Result<Component>, bytes: u64) -> Result<Prepared, PluginError> {
+fn link(
+    shared: &Shared,
+    digest: Digest,
+    loaded: wasmtime::Result<Component>,
+    bytes: u64,
+) -> Result<Prepared, PluginError> {
     let component = loaded.map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
     check_imports(shared, &component)?;
     let types = component.component_type();
@@ -436,7 +465,7 @@ fn link(shared: &Shared, loaded: wasmtime::Result<Component>, bytes: u64) -> Res
     let memories = component.resources_required().map_or(shared.limits.memories_max, |required| required.num_memories);
     let least = shared.image_share_bytes.saturating_mul(memories.max(1).into()).max(PREPARED_BYTES_MIN);
     let share = u32::try_from(bytes.max(least)).unwrap_or(u32::MAX);
-    Ok(Prepared { plugin, paces: Arc::default(), has_wasi_random, share })
+    Ok(Prepared { digest, plugin, paces: Arc::default(), starts: Arc::default(), has_wasi_random, share })
 }
 
 /// The linker looks at what is used of an import; this looks at its name, which also refuses what is not used.

@@ -31,6 +31,7 @@ mod pace;
 mod sandbox;
 mod self_test;
 mod share;
+mod spares;
 mod state;
 mod threads;
 mod ticker;

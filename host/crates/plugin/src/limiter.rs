@@ -41,6 +41,11 @@ impl SumLimiter {
         }
     }
 
+    /// Of all memories, touched or not.
+    pub(crate) const fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
     /// What was refused last since the last call of this.
     pub(crate) fn take_refused(&mut self) -> Option<Refused> {
         self.refused.take()

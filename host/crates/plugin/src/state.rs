@@ -105,6 +105,14 @@ impl InstanceState {
         self.over_calls
     }
 
+    /// Whether its guest has asked the host for nothing yet.
+    pub(crate) fn is_untouched(&mut self) -> bool {
+        self.host_calls_left == self.limits.host_calls_max
+            && self.request_host_calls_left == self.limits.request_host_calls_max
+            && self.over_calls.is_none()
+            && self.table.is_empty()
+    }
+
     fn count_wasi_call(&mut self) {
         let of_call = self.host_calls_left.checked_sub(1);
         let of_request = self.request_host_calls_left.checked_sub(1);

@@ -46,6 +46,16 @@ impl GuestThreads {
     }
 }
 
+impl GuestThreads {
+    /// Runs a task on these threads that nobody waits for.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = &self.runtime {
+            // It is detached: its end is nobody's.
+            drop(runtime.spawn(task));
+        }
+    }
+}
+
 impl Drop for GuestThreads {
     fn drop(&mut self) {
         // Waiting for guests here would block whoever drops the host, which may be an async thread.

@@ -71,15 +71,18 @@ impl Sandbox {
         Ok(self.runtime.block_on(self.host.admit(component.into()))?)
     }
 
-    /// So many requests, one after the other: an instance, its decision and its plan.
+    /// So many requests, each so long after the one before it: an instance, its decision and its plan.
     ///
     /// # Errors
     /// If one fails, or is not served.
-    pub(super) fn cycles(&self, guest: Digest, count: usize) -> Outcome<Vec<Cycle>> {
+    pub(super) fn cycles(&self, guest: Digest, count: usize, pause: Duration) -> Outcome<Vec<Cycle>> {
         let host = self.host.clone();
         self.on_a_worker(async move {
             let mut cycles = Vec::with_capacity(count);
             for _ in 0..count {
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
                 let (session, request) = (session(), request());
                 let begun = Instant::now();
                 let decided = host.decide(Duration::ZERO, guest, &Nowhere, session, &request).await?;

@@ -14,4 +14,5 @@ mod limits;
 mod recording;
 mod recording_agents;
 mod setup;
+mod spares;
 mod stuck;
