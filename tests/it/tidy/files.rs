@@ -9,9 +9,9 @@ const RUST_LINES_MAX: usize = 800;
 const FIXTURE_BYTES_MAX: u64 = 12 << 20;
 const FILE_BYTES_MAX: u64 = 6 << 20;
 
-/// The only places for `unsafe`: the numerics, and the one call that takes compiled code from our own cache.
+/// The only places for `unsafe`: the numerics, the one call that takes compiled code from our own cache, and advice to the kernel on memory.
 const UNSAFE_FOLDER: &str = "kernels";
-const UNSAFE_FILES_OF_PLUGIN_MAX: usize = 1;
+const UNSAFE_FILES_OF_PLUGIN_MAX: usize = 2;
 
 #[test]
 fn every_module_opens_by_saying_what_it_is_for() {
@@ -60,8 +60,8 @@ fn unsafe_code_stays_in_its_two_rooms() {
     let (plugin, elsewhere): (Vec<_>, Vec<_>) =
         outside.into_iter().partition(|path| path.starts_with("host/crates/plugin/src"));
     // wit-bindgen's macro, not a hand, writes the unsafe code of guests.
-    assert!(elsewhere.is_empty(), "{elsewhere:?}: unsafe code belongs to kernels/ and one file of host/crates/plugin");
-    assert!(plugin.len() <= UNSAFE_FILES_OF_PLUGIN_MAX, "{plugin:?}: only one file of plugin may have unsafe code");
+    assert!(elsewhere.is_empty(), "{elsewhere:?}: unsafe code belongs to kernels/ and two files of host/crates/plugin");
+    assert!(plugin.len() <= UNSAFE_FILES_OF_PLUGIN_MAX, "{plugin:?}: only two files of plugin may have unsafe code");
 }
 
 #[test]

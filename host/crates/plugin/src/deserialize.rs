@@ -1,4 +1,4 @@
-//! The one file with `unsafe` code of this crate: machine code that we made becomes a component.
+//! Machine code that we made becomes a component: with `pages.rs` the only file with `unsafe` code of this crate.
 #![allow(unsafe_code, reason = "wasmtime cannot check machine code; the argument's type says that it is ours")]
 
 use std::fs::File;
@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd as _;
 
 use wasmtime::Engine;
 use wasmtime::component::Component;
+
+use crate::pages::ImageFile;
 
 /// Machine code that this host's own compiler child made just now, with this engine's configuration, and wrote to our pipe.
 /// The field is private to this file, and the constructor is the only way in.
@@ -45,6 +47,11 @@ impl OwnFile {
     /// Called by `artefacts.rs` alone.
     pub(crate) fn from_marked_file(file: File, bytes: u64) -> Self {
         Self { file, bytes }
+    }
+
+    /// What the memories of its instances begin with, if it is mapped and not copied.
+    pub(crate) fn image(&self) -> Option<ImageFile> {
+        ImageFile::of(&self.file)
     }
 
     pub(crate) fn bytes(&self) -> u64 {

@@ -21,6 +21,7 @@ use crate::bindings::tenon::plugin::types as wit;
 use crate::host::{Linked, Prepared, Shared};
 use crate::limiter::Refused;
 use crate::meter::{CpuMeter, Stop, Times, WallTime, metered};
+use crate::spares::LastLook;
 use crate::state::{InstanceState, OfGuest};
 use crate::{PluginError, PluginLimits, Recorder, Session, record};
 
@@ -47,6 +48,7 @@ enum Exports {
 /// One instance of a plugin. A trap or an abandoned call (a dropped future) leaves a guest in no particular state, so
 /// every later call answers with an error.
 pub(crate) struct Guest {
+    _last_look: LastLook,
     // The store goes before the permit: its place in the pool is free before another may take it.
     store: Store<InstanceState>,
     exports: Exports,
@@ -109,7 +111,21 @@ impl Guest {
         let (store, exports, _place) = started?;
         let start_cpu = cpu_before + meter.last_call();
         let (processor, poison) = (None, None);
-        Ok(Self { store, exports, processor, poison, meter, limits, shared, recorder, start_cpu, cpu_before, _place })
+        let _last_look = LastLook::at(prepared);
+        Ok(Self {
+            _last_look,
+            store,
+            exports,
+            processor,
+            poison,
+            meter,
+            limits,
+            shared,
+            recorder,
+            start_cpu,
+            cpu_before,
+            _place,
+        })
     }
 
     /// Asks what to do with the request.

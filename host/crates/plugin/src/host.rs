@@ -21,6 +21,7 @@ use crate::bindings::agent::AgentPre;
 use crate::compile::Compiler;
 use crate::guest::Place;
 use crate::pace::Paces;
+use crate::pages::ImageFile;
 use crate::share::CpuShare;
 use crate::spares::{Spares, Starts};
 use crate::state::InstanceState;
@@ -215,6 +216,8 @@ pub(crate) struct Prepared {
     pub(crate) paces: Arc<Paces>,
     /// How long its starts have taken so far.
     pub(crate) starts: Arc<Starts>,
+    /// What the memories of its instances begin with, if that is known.
+    pub(crate) image: Option<ImageFile>,
     /// Whether it imports WASI's randomness, which costs more to make than most calls.
     pub(crate) has_wasi_random: bool,
     /// Of the cache, in bytes.
@@ -413,7 +416,7 @@ impl PluginHost {
         let (artefact, _) = self.shared.compiler.compile(&component).await?;
         let shared = Arc::clone(&self.shared);
         let written = blocking(move || {
-            let prepared = link(&shared, digest, artefact.load(&shared.engine), artefact.bytes().len() as u64)?;
+            let prepared = link(&shared, digest, artefact.load(&shared.engine), artefact.bytes().len() as u64, None)?;
             Ok::<_, PluginError>((prepared, shared.artefacts.write(digest, &artefact)))
         });
         let (prepared, written) = written.await??;
@@ -430,7 +433,7 @@ impl PluginHost {
         let shared = Arc::clone(&self.shared);
         let linked = blocking(move || {
             let file = shared.artefacts.read(digest)?;
-            Some(link(&shared, digest, file.load(&shared.engine), file.bytes()))
+            Some(link(&shared, digest, file.load(&shared.engine), file.bytes(), file.image()))
         });
         match linked.await? {
             Some(Err(error)) => {
@@ -449,6 +452,7 @@ fn link(
     digest: Digest,
     loaded: wasmtime::Result<Component>,
     bytes: u64,
+    image: Option<ImageFile>,
 ) -> Result<Prepared, PluginError> {
     let component = loaded.map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
     check_imports(shared, &component)?;
@@ -465,7 +469,7 @@ fn link(
     let memories = component.resources_required().map_or(shared.limits.memories_max, |required| required.num_memories);
     let least = shared.image_share_bytes.saturating_mul(memories.max(1).into()).max(PREPARED_BYTES_MIN);
     let share = u32::try_from(bytes.max(least)).unwrap_or(u32::MAX);
-    Ok(Prepared { digest, plugin, paces: Arc::default(), starts: Arc::default(), has_wasi_random, share })
+    Ok(Prepared { digest, plugin, paces: Arc::default(), starts: Arc::default(), image, has_wasi_random, share })
 }
 
 /// The linker looks at what is used of an import; this looks at its name, which also refuses what is not used.

@@ -28,6 +28,7 @@ mod imports;
 mod limiter;
 mod meter;
 mod pace;
+mod pages;
 mod sandbox;
 mod self_test;
 mod share;

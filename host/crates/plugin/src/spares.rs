@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use types::Digest;
 
 use crate::PluginLimits;
 use crate::guest::{Guest, Spare};
 use crate::host::{Prepared, Shared};
+use crate::pages::{ImageFile, WrittenPages};
 
 /// CPU time of a start from which on another one is made before it is asked for. In Rust it takes 10 to 20 us.
 const LONG_START: Duration = Duration::from_micros(100);
@@ -36,6 +38,7 @@ pub(crate) struct Starts {
     /// It asked the host for something, or failed.
     is_unfit: AtomicBool,
     is_being_made: AtomicBool,
+    written: WrittenPages,
 }
 
 impl Starts {
@@ -95,6 +98,7 @@ pub(crate) struct Spares {
     count: Arc<AtomicUsize>,
     count_max: usize,
     is_swept: AtomicBool,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Spares {
@@ -105,6 +109,7 @@ impl Spares {
             count: Arc::default(),
             count_max: (instances_max / INSTANCES_PER_SPARE).min(SPARES_MAX),
             is_swept: AtomicBool::new(false),
+            tasks: Mutex::default(),
         }
     }
 
@@ -183,9 +188,11 @@ pub(crate) fn after_start(shared: &Arc<Shared>, prepared: &Prepared, guest: &Gue
         return;
     };
     let (making, prepared, limits) = (Arc::clone(shared), prepared.clone(), Arc::clone(limits));
-    shared.threads.spawn(async move {
+    run(shared, async move {
+        let written = &prepared.starts.written;
         match Spare::start(&making, &prepared, limits, held).await {
             Some(spare) => {
+                note(prepared.image.map(|image| written.populate(image)));
                 making.spares.put(digest, Box::new(spare));
                 sweep(&making);
             }
@@ -201,13 +208,51 @@ impl Spares {
     }
 }
 
+/// What fails here makes the next request as slow as it was.
+fn note(outcome: Option<std::io::Result<()>>) {
+    if let Some(Err(error)) = outcome {
+        tracing::debug!(%error, "pages that a plugin will write to could not be made ready");
+    }
+}
+
+/// Looks what an instance has written when it goes, if that is worth knowing: the next request will write there as well.
+pub(crate) struct LastLook {
+    starts: Arc<Starts>,
+    image: Option<ImageFile>,
+}
+
+impl LastLook {
+    pub(crate) fn at(prepared: &Prepared) -> Self {
+        Self { starts: Arc::clone(&prepared.starts), image: prepared.image }
+    }
+}
+
+impl Drop for LastLook {
+    fn drop(&mut self) {
+        if self.starts.want_another() {
+            note(self.image.map(|image| self.starts.written.look(image)));
+        }
+    }
+}
+
+/// Runs a task that ends with the host.
+fn run(shared: &Shared, task: impl Future<Output = ()> + Send + 'static) {
+    let mut tasks = shared.spares.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Some(ended) = tasks.try_join_next() {
+        if let Err(error) = ended {
+            tracing::error!(%error, "what makes a plugin ready for its next request has failed");
+        }
+    }
+    shared.threads.spawn(&mut tasks, task);
+}
+
 /// Lets go of spares in time, as long as there are any.
 fn sweep(shared: &Arc<Shared>) {
     if shared.spares.is_swept.swap(true, Ordering::AcqRel) {
         return;
     }
     let host: Weak<Shared> = Arc::downgrade(shared);
-    shared.threads.spawn(async move {
+    run(shared, async move {
         loop {
             tokio::time::sleep(KEPT_FOR / 4).await;
             let Some(shared) = host.upgrade() else { return };

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::PluginError;
 
@@ -47,11 +47,10 @@ impl GuestThreads {
 }
 
 impl GuestThreads {
-    /// Runs a task on these threads that nobody waits for.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a task on these threads for whoever has the set.
+    pub(crate) fn spawn(&self, tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(runtime) = &self.runtime {
-            // It is detached: its end is nobody's.
-            drop(runtime.spawn(task));
+            tasks.spawn_on(task, runtime.handle());
         }
     }
 }
