@@ -15,9 +15,10 @@ def main() -> int:
     command.add_argument("app", type=Path, help="the module, e.g. app.py")
     command.add_argument("-o", "--output", type=Path, default=Path("plugin.wasm"), help="default: %(default)s")
     command.add_argument("--stub-wasi", action="store_true", help="import no WASI: clocks and os.urandom then trap")
+    command.add_argument("--mortal", action="store_true", help="count references to what lasts as long as the component")
     given = parser.parse_args()
     try:
-        size = build(given.app, given.output, stub_wasi=given.stub_wasi)
+        size = build(given.app, given.output, stub_wasi=given.stub_wasi, mortal=given.mortal)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

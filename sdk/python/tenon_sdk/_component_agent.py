@@ -8,7 +8,7 @@ from wit_world.exports import driver
 from wit_world.imports import output, sessions
 from wit_world.imports import tenon_plugin_types as wit
 
-from . import _check, types
+from . import _check, _lasting, types
 from ._component import (
     ComponentHost,
     hosted,
@@ -149,7 +149,7 @@ def warm_up() -> None:
         _check.answer(answer)
         hosted(lambda: lower_answer(answer), AGENT_HOST)
     # What is there now lives as long as the component: nothing is gained by looking through it in a request.
-    gc.collect()
+    _lasting.note_all()
     gc.freeze()
 
 

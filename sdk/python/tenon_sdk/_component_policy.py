@@ -6,7 +6,7 @@ import gc
 
 from wit_world.imports import tenon_plugin_types as wit
 
-from . import _check, types
+from . import _check, _lasting, types
 from ._component import (
     HOST,
     hosted,
@@ -155,7 +155,7 @@ def warm_up() -> None:
         for action in actions:
             lower_action(action)
     # What is there now lives as long as the component: nothing is gained by looking through it in a request.
-    gc.collect()
+    _lasting.note_all()
     gc.freeze()
 
 
