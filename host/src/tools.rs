@@ -29,6 +29,7 @@ use rmcp::transport::streamable_http_client::{
 };
 use sse_stream::{Sse, SseStream};
 use tokio::sync::Mutex;
+use types::TenantId;
 
 use crate::host::Host;
 use crate::outbound::HttpGrant;
@@ -51,6 +52,7 @@ type PostResult = Result<StreamableHttpPostResponse, StreamableHttpError<Outboun
 /// The granted servers of one request, each with a session once it was asked.
 pub(crate) struct FunctionTools {
     host: Arc<Host>,
+    tenant: TenantId,
     secrets: Arc<dyn Secrets>,
     granted: Vec<ManifestToolServer>,
     sessions: Mutex<HashMap<String, Session>>,
@@ -58,9 +60,9 @@ pub(crate) struct FunctionTools {
 
 impl FunctionTools {
     /// `secrets` gives those that the grants name as credentials.
-    pub(crate) fn new(host: &Arc<Host>, secrets: Arc<dyn Secrets>, grants: &ManifestGrants) -> Self {
-        let granted = grants.tools.clone();
-        Self { host: Arc::clone(host), secrets, granted, sessions: Mutex::default() }
+    pub(crate) fn new(host: &Arc<Host>, tenant: &TenantId, secrets: Arc<dyn Secrets>, grants: &ManifestGrants) -> Self {
+        let (tenant, granted) = (tenant.clone(), grants.tools.clone());
+        Self { host: Arc::clone(host), tenant, secrets, granted, sessions: Mutex::default() }
     }
 
     fn server(&self, name: &str) -> Result<&ManifestToolServer, CapabilityError> {
@@ -80,7 +82,8 @@ impl FunctionTools {
             return Ok(session.clone());
         }
         let grant = server.url.parse().map_err(|_| CapabilityError::Failed("the server's URL".to_owned()))?;
-        let transport = Guarded { host: Arc::clone(&self.host), grant: Arc::new(grant), bounds };
+        let (host, tenant) = (Arc::clone(&self.host), self.tenant.clone());
+        let transport = Guarded { host, tenant, grant: Arc::new(grant), bounds };
         let mut config = StreamableHttpClientTransportConfig::with_uri(server.url.as_str());
         config.max_concurrent_requests = 1;
         let mut credential = None;
@@ -260,6 +263,7 @@ fn shown(text: &str) -> String {
 #[derive(Clone)]
 struct Guarded {
     host: Arc<Host>,
+    tenant: TenantId,
     grant: Arc<HttpGrant>,
     bounds: OutboundBounds,
 }
@@ -294,7 +298,7 @@ impl Guarded {
         }
         let request = request.body(Bytes::from(body)).map_err(|_| malformed())?;
         let grants = std::slice::from_ref(&*self.grant);
-        self.host.outbound.send(grants, request, self.bounds).await.map_err(StreamableHttpError::Client)
+        self.host.outbound.send(&self.tenant, grants, request, self.bounds).await.map_err(StreamableHttpError::Client)
     }
 }
 
