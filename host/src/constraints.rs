@@ -2,8 +2,7 @@
 //! off the async threads, few at a time and of each tenant one, in bounded time. Not here: how it is read and what its masks are
 //! (`model`), and when they are asked for (`engine`).
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use engine::{OutputConstraint, OutputState, TokenMask};
@@ -12,10 +11,10 @@ use moka::Entry;
 use moka::future::Cache;
 use moka::ops::compute::Op;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use types::{Constraint, Digest, TenantId};
 
 use crate::error::Error;
+use crate::turns::Turns;
 
 /// Constraints that are read at the same time.
 const READERS: usize = 2;
@@ -44,6 +43,7 @@ pub(crate) struct Constraints {
     compiler: Arc<OnceLock<Result<Arc<ConstraintCompiler>, String>>>,
     workers: Arc<MaskWorkers>,
     kept: Kept,
+    /// One of each tenant.
     turns: Turns,
 }
 
@@ -67,7 +67,7 @@ impl Constraints {
             compiler: Arc::new(OnceLock::new()),
             workers: Arc::new(workers),
             kept: kept.build(),
-            turns: Turns::new(READERS),
+            turns: Turns::new(READERS, 1),
         })
     }
 
@@ -98,7 +98,9 @@ impl Constraints {
     ) -> Result<Arc<CompiledConstraint>, ConstraintError> {
         // First, and in no caller's time.
         let compiler = self.compiler().await?;
-        let turn = self.turns.take(tenant).await?;
+        let taken = tokio::time::timeout(TURN_TIME_MAX, self.turns.take(tenant)).await;
+        let turn = taken.map_err(|_| ConstraintError::Busy)?;
+        let turn = turn.map_err(|error| ConstraintError::Internal(error.to_string()))?;
         let (kind, constraint) = (constraint.kind(), constraint.clone());
         let reading = tokio::task::spawn_blocking(move || {
             let compiled = compiler.compile(&constraint).map(Arc::new);
@@ -205,48 +207,6 @@ impl std::fmt::Debug for Used {
     }
 }
 
-/// Who may read. A tenant has one turn at a time: a flood of constraints waits behind itself, and others overtake it.
-struct Turns {
-    all: Arc<Semaphore>,
-    /// Of tenants that read or wait.
-    tenants: Mutex<HashMap<TenantId, Weak<Semaphore>>>,
-}
-
-/// Given back when it is dropped.
-struct Turn {
-    _of_all: OwnedSemaphorePermit,
-    _of_tenant: OwnedSemaphorePermit,
-}
-
-impl Turns {
-    fn new(readers: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(readers)), tenants: Mutex::new(HashMap::new()) }
-    }
-
-    async fn take(&self, tenant: &TenantId) -> Result<Turn, ConstraintError> {
-        let (own, all) = (self.of_tenant(tenant), Arc::clone(&self.all));
-        let taking = async {
-            // In this order: who waits for its own turn takes nobody's place among all.
-            let _of_tenant = own.acquire_owned().await?;
-            Ok(Turn { _of_all: all.acquire_owned().await?, _of_tenant })
-        };
-        let taken = tokio::time::timeout(TURN_TIME_MAX, taking).await.map_err(|_| ConstraintError::Busy)?;
-        taken.map_err(|error: tokio::sync::AcquireError| ConstraintError::Internal(error.to_string()))
-    }
-
-    /// Lives as long as somebody waits for it or has it.
-    fn of_tenant(&self, tenant: &TenantId) -> Arc<Semaphore> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = tenants.get(tenant).and_then(Weak::upgrade) {
-            return own;
-        }
-        tenants.retain(|_, own| own.strong_count() > 0);
-        let own = Arc::new(Semaphore::new(1));
-        tenants.insert(tenant.clone(), Arc::downgrade(&own));
-        own
-    }
-}
-
 /// Of a tenant's constraint.
 fn key(tenant: &TenantId, constraint: &Constraint) -> Digest {
     let parts = [tenant.as_str().as_bytes(), constraint.kind().as_bytes(), constraint.text().as_bytes()];
@@ -258,29 +218,6 @@ mod tests {
     use types::Blame;
 
     use super::*;
-
-    fn tenant(name: &str) -> TenantId {
-        name.parse().unwrap()
-    }
-
-    /// Whether it is still without a turn after a while.
-    async fn waits(turns: &Turns, name: &str) -> bool {
-        tokio::time::timeout(Duration::from_millis(20), turns.take(&tenant(name))).await.is_err()
-    }
-
-    #[tokio::test]
-    async fn a_tenant_waits_behind_itself_and_others_do_not() {
-        let turns = Turns::new(2);
-        let first = turns.take(&tenant("flood")).await.unwrap();
-        assert!(waits(&turns, "flood").await);
-        let other = turns.take(&tenant("other")).await.unwrap();
-        assert!(waits(&turns, "third").await);
-        drop(first);
-        let third = turns.take(&tenant("third")).await.unwrap();
-        drop((other, third));
-        drop(turns.take(&tenant("flood")).await.unwrap());
-        assert_eq!(turns.tenants.lock().unwrap().len(), 1, "those that are idle are forgotten");
-    }
 
     #[test]
     fn the_fault_is_the_authors_unless_it_is_the_hosts() {

@@ -12,6 +12,7 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition,
 use types::{Blame, BucketName, FunctionName, TenantId};
 
 use crate::store::{StateDatabase, StoreError};
+use crate::turns::Turns;
 
 /// What an entry takes beside its key and its value: names, version, its place in the tree.
 const ENTRY_BYTES: usize = 128;
@@ -158,6 +159,9 @@ pub struct BucketInfo {
 pub struct KeyValues {
     database: Arc<StateDatabase>,
     limits: KeyValueLimits,
+    /// At writing: the database has one place for a writer, for which receipts wait too, and no order among who waits. So of all
+    /// buckets' writes one is there, and tenants take turns.
+    turns: Arc<Turns>,
 }
 
 pub use plugin::{Expected, KeyPage, Versioned, Written};
@@ -169,8 +173,8 @@ type Attempt<T> = Result<Answer<T>, redb::Error>;
 impl KeyValues {
     /// In a database.
     #[must_use]
-    pub const fn new(database: Arc<StateDatabase>, limits: KeyValueLimits) -> Self {
-        Self { database, limits }
+    pub fn new(database: Arc<StateDatabase>, limits: KeyValueLimits) -> Self {
+        Self { database, limits, turns: Arc::new(Turns::new(1, 1)) }
     }
 
     /// A key's value.
@@ -199,7 +203,8 @@ impl KeyValues {
         over("the value's length in bytes", bytes, "kv_value_bytes_max", self.limits.value_bytes_max)?;
         let (place, key, limits) = (place.clone(), key.to_owned(), self.limits);
         let is_new = value.is_some();
-        self.change(is_new, move |transaction| {
+        let tenant = place.tenant.clone();
+        self.change(&tenant, is_new, move |transaction| {
             write_value(transaction, limits, &place, &key, expected, value.as_deref())
         })
         .await
@@ -233,8 +238,9 @@ impl KeyValues {
         let mut removed = 0;
         // A bucket that is filled as fast as it is emptied is left to its writers.
         for _ in 0..=self.limits.bucket_keys_max / REMOVED_AT_ONCE_MAX {
-            let place = place.clone();
-            let some = self.change(false, move |transaction| remove_some(transaction, &place).map(Ok)).await?;
+            let removed_from = place.clone();
+            let remove = move |transaction: &WriteTransaction| remove_some(transaction, &removed_from).map(Ok);
+            let some = self.change(&place.tenant, false, remove).await?;
             removed += some;
             if some < REMOVED_AT_ONCE_MAX {
                 break;
@@ -270,11 +276,16 @@ impl KeyValues {
 
     async fn change<T: Send + 'static>(
         &self,
+        tenant: &TenantId,
         is_new: bool,
         work: impl FnOnce(&WriteTransaction) -> Attempt<T> + Send + 'static,
     ) -> Answer<T> {
+        let turn = self.turns.take(tenant).await;
+        let turn = turn.map_err(|error| StoreError::backend("write a key-value bucket", error))?;
         let database = Arc::clone(&self.database);
         blocking(move || {
+            // Until the write has ended, even if nobody waits for it any more.
+            let _turn = turn;
             if is_new && let Err(full) = database.check_room() {
                 return Ok(Err(full.into()));
             }

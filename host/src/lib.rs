@@ -25,6 +25,7 @@ mod shadows;
 pub mod store;
 pub mod tenants;
 mod tools;
+mod turns;
 
 // Records.
 mod logs;

@@ -1,8 +1,11 @@
 //! What plugins ask of the web: to origins that their manifest grants, at addresses that are public or that the operator lists. Not
-//! here: how an address is judged, at each connection, which is the fetcher's guard (`adapters/source/guard.rs`).
+//! here: how an address is judged, at each connection, which is the fetcher's guard (`adapters/source/guard.rs`), and how names are
+//! looked up (`lookups`).
 //!
 //! A request and its answer are whole and bounded. Redirects are not followed: the plugin sees them, and asks again if it may. No
 //! connection is kept, so that no tenant can tell by time what another one asks.
+
+mod lookups;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,9 +17,11 @@ use ipnet::IpNet;
 use plugin::{OutboundBounds, OutboundError};
 use reqwest::header::{CONTENT_LENGTH, HOST, HeaderMap};
 use reqwest::{Client, Method, Url};
+use types::TenantId;
 
-use crate::adapters::{AllowedOrigin, Guard, GuardedResolver, Lookup, OriginError, Refusal, SystemLookup};
+use crate::adapters::{AllowedOrigin, Guard, GuardedResolver, OriginError, Refusal};
 use crate::adapters::{reason, refusal, tls};
+use lookups::{Lookups, Resolver};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Characters of a host that a message quotes.
@@ -91,7 +96,7 @@ fn has_hidden_separator(path: &str) -> bool {
 pub(crate) struct WebClient {
     config: OutboundConfig,
     guard: Arc<Guard>,
-    lookup: Arc<dyn Lookup>,
+    lookups: Lookups,
     /// Made when it is first needed: it reads the system's authorities, and a small container may have none.
     client: Mutex<Option<Client>>,
 }
@@ -105,18 +110,20 @@ impl fmt::Debug for WebClient {
 impl WebClient {
     /// With the system's resolver.
     pub(crate) fn new(config: OutboundConfig) -> Self {
-        Self::with_lookup(config, Arc::new(SystemLookup))
+        Self::with_resolver(config, Arc::new(lookups::resolve))
     }
 
-    fn with_lookup(config: OutboundConfig, lookup: Arc<dyn Lookup>) -> Self {
+    fn with_resolver(config: OutboundConfig, resolver: Arc<Resolver>) -> Self {
         // Which origins may be asked differs from manifest to manifest; addresses are judged alike.
         let guard = Arc::new(Guard::new(Vec::new(), config.private_networks.clone()));
-        Self { config, guard, lookup, client: Mutex::new(None) }
+        Self { config, guard, lookups: Lookups::new(resolver), client: Mutex::new(None) }
     }
 
-    /// Asks, if one of the grants and the operator allow it, and reads the whole answer.
+    /// Asks for a tenant, if one of the grants and the operator allow it, and reads the whole answer. Half of the time at most is for
+    /// waiting until the name may be looked up, so that whoever waited in vain is told for what.
     pub(crate) async fn send(
         &self,
+        tenant: &TenantId,
         grants: &[HttpGrant],
         request: http::Request<Bytes>,
         bounds: OutboundBounds,
@@ -129,9 +136,11 @@ impl WebClient {
         headers.remove(HOST);
         headers.remove(CONTENT_LENGTH);
         let host = shown(&url);
-        let request = self.client()?.request(parts.method, url).headers(headers).body(body);
+        let client = self.client()?;
         let answered = async {
-            let answer = request.send().await.map_err(|error| match refusal(&error) {
+            let turn = self.lookups.turn(tenant, &url, bounds.time / 2).await?;
+            let request = client.request(parts.method, url).headers(headers).body(body);
+            let answer = lookups::with_turn(turn, request.send()).await.map_err(|error| match refusal(&error) {
                 Some(_) => OutboundError::Address(host),
                 None => OutboundError::Failed(reason(&error).into()),
             })?;
@@ -163,7 +172,7 @@ impl WebClient {
         if let Some(client) = &*client {
             return Ok(client.clone());
         }
-        let resolver = GuardedResolver { guard: Arc::clone(&self.guard), lookup: Arc::clone(&self.lookup) };
+        let resolver = GuardedResolver { guard: Arc::clone(&self.guard), lookup: Arc::new(self.lookups.clone()) };
         let no_client = |error: String| {
             tracing::error!(error, "no HTTP client for plugins");
             OutboundError::Failed("the host has no HTTP client; its log has the reason".into())

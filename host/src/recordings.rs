@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use plugin::{Finished, Recorder, RecordingHead, RecordingMemory, RecordingSink};
+use plugin::{Finished, Recorder, RecordingCut, RecordingHead, RecordingMemory, RecordingSink};
 use redb::Durability;
 use tokio::sync::oneshot;
 use types::{FunctionName, TenantId};
@@ -232,15 +232,16 @@ struct Sink {
 
 impl RecordingSink for Sink {
     fn keep(&self, finished: Finished) {
-        if !finished.is_whole {
-            let max = self.shared.limits.recording_bytes_max;
+        if let Some(cut) = finished.cut {
             let steps = finished.steps;
-            self.log.write(
-                Level::Warn,
-                &format!(
-                    "the recording holds only the first {steps} steps: recording_bytes_max is {max}, or the host has much to record"
-                ),
-            );
+            let why = match cut {
+                RecordingCut::Bytes => format!("recording_bytes_max is {}", self.shared.limits.recording_bytes_max),
+                RecordingCut::Memory => "the host has much to record".to_owned(),
+                RecordingCut::ShortSecret => {
+                    "the plugin was given a secret of less than 4 bytes, which could not be kept out".to_owned()
+                }
+            };
+            self.log.write(Level::Warn, &format!("the recording holds only the first {steps} steps: {why}"));
         }
         let (owner, log) = (self.owner.clone(), self.log.clone());
         let kept = Kept { owner, count_max: self.count_max, log, finished };

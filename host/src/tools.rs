@@ -29,6 +29,7 @@ use rmcp::transport::streamable_http_client::{
 };
 use sse_stream::{Sse, SseStream};
 use tokio::sync::Mutex;
+use types::TenantId;
 
 use crate::host::Host;
 use crate::outbound::HttpGrant;
@@ -51,6 +52,7 @@ type PostResult = Result<StreamableHttpPostResponse, StreamableHttpError<Outboun
 /// The granted servers of one request, each with a session once it was asked.
 pub(crate) struct FunctionTools {
     host: Arc<Host>,
+    tenant: TenantId,
     secrets: Arc<dyn Secrets>,
     granted: Vec<ManifestToolServer>,
     sessions: Mutex<HashMap<String, Session>>,
@@ -58,9 +60,9 @@ pub(crate) struct FunctionTools {
 
 impl FunctionTools {
     /// `secrets` gives those that the grants name as credentials.
-    pub(crate) fn new(host: &Arc<Host>, secrets: Arc<dyn Secrets>, grants: &ManifestGrants) -> Self {
-        let granted = grants.tools.clone();
-        Self { host: Arc::clone(host), secrets, granted, sessions: Mutex::default() }
+    pub(crate) fn new(host: &Arc<Host>, tenant: &TenantId, secrets: Arc<dyn Secrets>, grants: &ManifestGrants) -> Self {
+        let (tenant, granted) = (tenant.clone(), grants.tools.clone());
+        Self { host: Arc::clone(host), tenant, secrets, granted, sessions: Mutex::default() }
     }
 
     fn server(&self, name: &str) -> Result<&ManifestToolServer, CapabilityError> {
@@ -80,7 +82,8 @@ impl FunctionTools {
             return Ok(session.clone());
         }
         let grant = server.url.parse().map_err(|_| CapabilityError::Failed("the server's URL".to_owned()))?;
-        let transport = Guarded { host: Arc::clone(&self.host), grant: Arc::new(grant), bounds };
+        let (host, tenant) = (Arc::clone(&self.host), self.tenant.clone());
+        let transport = Guarded { host, tenant, grant: Arc::new(grant), bounds };
         let mut config = StreamableHttpClientTransportConfig::with_uri(server.url.as_str());
         config.max_concurrent_requests = 1;
         let mut credential = None;
@@ -90,7 +93,9 @@ impl FunctionTools {
             config.auth_header = Some(value);
         }
         let transport = StreamableHttpClientTransport::with_client(transport, config);
-        let session = rmcp::serve_client((), transport).await.map_err(|error| not_connected(&server.server, &error))?;
+        let session = rmcp::serve_client((), transport)
+            .await
+            .map_err(|error| not_connected(&server.server, &error, credential.as_deref()))?;
         let session = (Arc::new(session), credential);
         sessions.insert(server.server.clone(), session.clone());
         Ok(session)
@@ -108,8 +113,11 @@ impl Tools for FunctionTools {
             let mut cursor = None;
             for _ in 0..PAGES_MAX {
                 let page = PaginatedRequestParams::default().with_cursor(cursor.take());
-                let page =
-                    session.peer().list_tools(Some(page)).await.map_err(|error| failed(&server.server, &error))?;
+                let page = session
+                    .peer()
+                    .list_tools(Some(page))
+                    .await
+                    .map_err(|error| failed(&server.server, &error, credential.as_deref()))?;
                 found.extend(page.tools.into_iter().filter(|tool| server.allows(&tool.name)).map(told));
                 let text = |tool: &ToolDescription| tool.name.len() + tool.description.len() + tool.input_schema.len();
                 if found.iter().map(text).sum::<usize>() > bounds.response_bytes_max {
@@ -151,7 +159,11 @@ impl Tools for FunctionTools {
         in_time(bounds, async {
             let (session, credential) = self.session(server, bounds).await?;
             let hidden = |text: String| without(text, credential.as_deref());
-            let result = session.peer().call_tool(params).await.map_err(|error| failed(&server.server, &error))?;
+            let result = session
+                .peer()
+                .call_tool(params)
+                .await
+                .map_err(|error| failed(&server.server, &error, credential.as_deref()))?;
             let text: Vec<Cow<'_, str>> = result.content.iter().map(block).collect();
             Ok(ToolOutcome {
                 text: hidden(text.join("\n")),
@@ -174,7 +186,7 @@ async fn in_time<T>(
 fn described(tool: Tool, credential: Option<&str>) -> ToolDescription {
     let schema = serde_json::Value::Object((*tool.input_schema).clone());
     ToolDescription {
-        name: tool.name.into_owned(),
+        name: without(tool.name.into_owned(), credential),
         description: without(tool.description.unwrap_or_default().into_owned(), credential),
         input_schema: without(schema.to_string(), credential),
     }
@@ -200,20 +212,20 @@ fn block(block: &ContentBlock) -> Cow<'_, str> {
     }
 }
 
-fn not_connected(server: &str, error: &ClientInitializeError) -> CapabilityError {
+fn not_connected(server: &str, error: &ClientInitializeError, credential: Option<&str>) -> CapabilityError {
     let said = match error {
-        ClientInitializeError::JsonRpcError(said) => Some(said.message.as_ref()),
+        ClientInitializeError::JsonRpcError(said) => Some(without(said.message.clone().into_owned(), credential)),
         _ => None,
     };
-    told(server, error, said)
+    told(server, error, said.as_deref())
 }
 
-fn failed(server: &str, error: &ServiceError) -> CapabilityError {
+fn failed(server: &str, error: &ServiceError, credential: Option<&str>) -> CapabilityError {
     let said = match error {
-        ServiceError::McpError(said) => Some(said.message.as_ref()),
+        ServiceError::McpError(said) => Some(without(said.message.clone().into_owned(), credential)),
         _ => None,
     };
-    told(server, error, said)
+    told(server, error, said.as_deref())
 }
 
 /// What a plugin and its log are told: our own refusal, or what the server itself says.
@@ -260,6 +272,7 @@ fn shown(text: &str) -> String {
 #[derive(Clone)]
 struct Guarded {
     host: Arc<Host>,
+    tenant: TenantId,
     grant: Arc<HttpGrant>,
     bounds: OutboundBounds,
 }
@@ -294,7 +307,7 @@ impl Guarded {
         }
         let request = request.body(Bytes::from(body)).map_err(|_| malformed())?;
         let grants = std::slice::from_ref(&*self.grant);
-        self.host.outbound.send(grants, request, self.bounds).await.map_err(StreamableHttpError::Client)
+        self.host.outbound.send(&self.tenant, grants, request, self.bounds).await.map_err(StreamableHttpError::Client)
     }
 }
 
@@ -377,4 +390,32 @@ fn read(answer: http::Response<Bytes>, had_session: bool) -> PostResult {
         return Ok(StreamableHttpPostResponse::Json(message, session_id));
     }
     Err(StreamableHttpError::UnexpectedContentType(Some(shown(&content_type))))
+}
+
+#[cfg(test)]
+mod tests {
+    use rmcp::model::ErrorData;
+
+    use super::*;
+
+    /// Where its text is cut off lies within the credential.
+    fn said(credential: &str) -> ErrorData {
+        let padding = "x".repeat(QUOTED_CHARS_MAX - 14 - credential.len() / 2);
+        ErrorData::invalid_request(format!("{credential} is bad{padding} {credential}"), None)
+    }
+
+    #[test]
+    fn a_credential_is_in_nothing_that_a_server_says() {
+        let credential = "sk-a-long-credential";
+        let failed = failed("notes", &ServiceError::McpError(said(credential)), Some(credential)).to_string();
+        let error = ClientInitializeError::JsonRpcError(said(credential));
+        let refused = not_connected("notes", &error, Some(credential)).to_string();
+        for text in [failed, refused] {
+            assert!(text.contains("`notes` answers: [credential] is bad"), "{text}");
+            assert!(!text.contains("sk-"), "{text}");
+        }
+        let tool = Tool::new(format!("read-{credential}"), format!("with {credential}"), Arc::default());
+        let told = described(tool, Some(credential));
+        assert_eq!((told.name.as_str(), told.description.as_str()), ("read-[credential]", "with [credential]"));
+    }
 }

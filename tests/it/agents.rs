@@ -243,6 +243,71 @@ fn an_agent_s_answer_is_streamed_and_leaving_ends_it() {
 }
 
 #[test]
+fn what_was_drawn_beyond_a_stop_string_is_counted_and_told() {
+    let server = started(&[]);
+    let client = server.client();
+    deploy_plugin(&client, "probe", "agent-probe", &granted());
+    let first = lines(run(&client, "probe", &format!("open a {PROMPT}\ngen a 12"))).remove(0);
+    let (text, _) = first.split_once('|').unwrap();
+    let stop = text.chars().find(|letter| letter.is_ascii_alphabetic()).expect("a letter");
+    let script = format!("open a {PROMPT}\n{}", format!("fork a b\nuntil b {stop}\n").repeat(30));
+    let answer = run(&client, "probe", &script);
+    let receipt = answer.receipt.clone().unwrap();
+    let found = lines(answer);
+    assert!(found.len() == 30 && found.iter().all(|line| line.ends_with(" stop")), "{found:?}");
+    let told: Vec<_> = found.iter().map(|line| counts(line).1).collect();
+    let outcome = receipt_of(&client, &receipt, Some(&found.join("\n")))["receipt"]["outcome"].clone();
+    let generations = outcome["generations"].as_array().unwrap();
+    let noted: Vec<_> = generations.iter().map(|one| one["tokens"]["completion"].as_u64().unwrap()).collect();
+    assert_eq!(told, noted);
+    wait_until_idle(&client);
+}
+
+#[test]
+fn the_receipt_of_an_agent_that_is_cut_off_has_all_that_was_drawn() {
+    let server = started(&[]);
+    let client = server.client();
+    client.upload_adapter("moved", &repository().join("tests/fixtures/bases/llama-adapter")).expect(201);
+    let manifest = json!({"adapters": ["moved"], "grants": {"generations": true}});
+    deploy_plugin(&client, "probe", "agent-probe", &manifest);
+    // None of it is read.
+    let starts = |session: char| format!("adapted {session} moved {PROMPT}\nstart {session} 200\n");
+    let script: String = ['a', 'b', 'c'].map(starts).concat();
+    let script = format!("{script}next a\nwrite begun\nspin");
+    let drawn = || client.metric("tenon_completion_tokens_total").expect("a metric") as u64;
+    let before = drawn();
+    let body = json!({"input": script, "stream": true});
+    client.hang_up("/v1/functions/probe/invoke", &body, "begun", Duration::from_millis(20));
+    wait_until_idle(&client);
+    let begun = Instant::now();
+    let cancelled = loop {
+        let receipts = client.get("/v1/receipts").expect(200).json();
+        let found = receipts["data"].as_array().unwrap().iter().find(|one| one["receipt"]["kind"] == "cancelled");
+        if let Some(found) = found {
+            break found["receipt"]["outcome"].clone();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "it was never told to be cancelled");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let generations = cancelled["generations"].as_array().unwrap();
+    assert_eq!(generations.len(), 3);
+    for one in generations {
+        let count = |kind: &str| one["tokens"][kind].as_u64().unwrap();
+        let active = one["composition"][0]["tokens_active"].as_u64();
+        assert_eq!(active, Some(count("prompt") + count("completion")), "{one}");
+    }
+    while drawn() - before < cancelled["tokens"]["completion"].as_u64().unwrap() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} of {cancelled}", drawn() - before);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(
+        Some(drawn() - before),
+        cancelled["tokens"]["completion"].as_u64(),
+        "what the engine drew, to the last token"
+    );
+}
+
+#[test]
 fn the_best_of_several_draws_is_sent() {
     let server = started(&[]);
     let client = server.client();

@@ -234,6 +234,17 @@ fn a_call_ends_with_its_caller() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(cancelled(), 2, "and no other");
+    let receipts = client.get("/v1/receipts").expect(200).json()["data"].as_array().unwrap().clone();
+    let of = |function: &str| {
+        let is_it = |one: &&Value| {
+            let receipt = &one["receipt"];
+            receipt["kind"] == "cancelled" && receipt["subject"]["function"]["name"] == function
+        };
+        receipts.iter().find(is_it).unwrap_or_else(|| panic!("no receipt of {function}"))["receipt"].clone()
+    };
+    let (caller, called) = (of("front"), of("slow"));
+    let listed = json!([{"function": "slow", "receipt": called["id"], "error": "cancelled"}]);
+    assert_eq!(caller["outcome"]["calls"], listed, "{caller}");
 }
 
 #[test]

@@ -143,6 +143,25 @@ fn once_ends_with_what_came_of_it() {
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success() && said.contains("a-project version 1 is live"), "{said}");
     server.client().get("/v1/functions/a-project").expect(200);
+    // What a project must be granted is in its folder.
+    edit(&project, "agent-probe");
+    std::fs::write(project.join("manifest.json"), r#"{"grants": {"generations": true}}"#).unwrap();
+    assert!(once(&["--name", "an-agent"]).status.success());
+    let invoked = server.client().post("/v1/functions/an-agent/invoke", &json!({"input": "open a hi\ntokens a"}));
+    let answer = invoked.expect(200).json()["output"].as_str().unwrap().to_owned();
+    assert!(answer.parse::<u32>().is_ok(), "{answer}");
+    // One that is ended before it has done anything has not done it.
+    std::fs::write(project.join(".venv/bin/python"), "#!/bin/sh\nsleep 2\n").unwrap();
+    let mut command = tenon();
+    command.args(["dev", project.to_str().unwrap(), "--once", "--url", server.url(), "--key", &key]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "tenon dev: building\n");
+    assert!(std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("before anything was deployed"), "{ended:?}");
 }
 
 #[test]

@@ -100,7 +100,16 @@ pub(crate) async fn put_version(
 impl ManifestArgs {
     /// The manifest without its plugin.
     pub(crate) fn read(&self) -> Result<Map<String, Value>, Failure> {
-        let mut manifest = written(self.manifest.as_deref())?;
+        self.read_or(None)
+    }
+
+    /// The same of a project: the `manifest.json` in its folder, if it has one and no other is named.
+    pub(crate) fn read_of(&self, project: &Path) -> Result<Map<String, Value>, Failure> {
+        self.read_or(Some(project.join("manifest.json")).filter(|own| own.is_file()).as_deref())
+    }
+
+    fn read_or(&self, otherwise: Option<&Path>) -> Result<Map<String, Value>, Failure> {
+        let mut manifest = written(self.manifest.as_deref().or(otherwise))?;
         for (member, names) in [("adapters", &self.adapters), ("functions", &self.functions)] {
             for name in names {
                 if let Some(list) = manifest.entry(member).or_insert_with(|| json!([])).as_array_mut() {

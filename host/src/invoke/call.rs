@@ -28,6 +28,8 @@ use crate::tenants::Principal;
 
 /// Characters of a name that a message quotes.
 const QUOTED_CHARS_MAX: usize = 96;
+/// In place of an error's code where a call ended with its caller.
+const CUT_OFF: &str = "cancelled";
 
 /// What one function of a request may call.
 pub(super) struct FunctionCalls {
@@ -78,14 +80,16 @@ impl Functions for FunctionCalls {
             choice: 0,
             handling: self.handling,
         };
-        let running = self.runtime.spawn(answer(Arc::clone(&self.host), invocation));
+        let place = self.begun(&name);
+        let begun = (Arc::clone(&self.nested), place);
+        let running = self.runtime.spawn(answer(Arc::clone(&self.host), invocation, begun));
         let running = AbortOnDropHandle::new(running);
         let answer = match tokio::time::timeout_at(deadline, running).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => Err(Error::Internal(format!("a call did not return: {error}"))),
             Err(_) => Err(Error::Late("it had answered")),
         };
-        self.note(&name, &answer);
+        self.note(place, &answer);
         answer.map_err(|error| failed(&name, &error))
     }
 }
@@ -131,14 +135,25 @@ impl FunctionCalls {
         }
     }
 
-    fn note(&self, name: &FunctionName, answer: &Result<FunctionReply, Error>) {
+    /// Notes a call before it has an answer: if the request is cut off, so is the call, and that is what its receipt says. Its place.
+    fn begun(&self, name: &FunctionName) -> usize {
+        let mut noted = self.nested.noted();
+        noted.calls.push(CallRecord { function: name.clone(), receipt: None, error: Some(CUT_OFF.to_owned()) });
+        noted.calls.len() - 1
+    }
+
+    fn note(&self, place: usize, answer: &Result<FunctionReply, Error>) {
         let (receipt, error) = match answer {
             Ok(reply) => (Some(reply.receipt.clone()), None),
             Err(Error::WithReceipt { receipt, source }) => (Some(receipt.clone()), Some(source.code().to_owned())),
             Err(error) => (None, Some(error.code().to_owned())),
         };
         let receipt = receipt.filter(|receipt| !receipt.is_empty());
-        self.nested.noted().calls.push(CallRecord { function: name.clone(), receipt, error });
+        if let Some(call) = self.nested.noted().calls.get_mut(place) {
+            // One that was late has the receipt that it began with.
+            call.receipt = receipt.or(call.receipt.take());
+            call.error = error;
+        }
     }
 }
 
@@ -147,10 +162,17 @@ fn failed(name: &FunctionName, error: &Error) -> CapabilityError {
     CapabilityError::Failed(format!("{}: the function `{name}`: {}", error.code(), error.public_message()))
 }
 
-/// The whole answer of a function.
-async fn answer(host: Arc<Host>, invocation: Invocation) -> Result<FunctionReply, Error> {
+/// The whole answer of a function, whose receipt is noted as soon as it has begun.
+async fn answer(
+    host: Arc<Host>,
+    invocation: Invocation,
+    (noted, place): (Arc<NestedLog>, usize),
+) -> Result<FunctionReply, Error> {
     let mut generation = invoke(&host, invocation).await?;
     let head = Arc::clone(&generation.head);
+    if let Some(call) = noted.noted().calls.get_mut(place) {
+        call.receipt = Some(head.receipt_id.clone()).filter(|receipt| !receipt.is_empty());
+    }
     let with_receipt =
         |source: Error| Error::WithReceipt { receipt: head.receipt_id.clone(), source: Box::new(source) };
     let mut text = String::new();

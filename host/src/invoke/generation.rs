@@ -337,6 +337,7 @@ impl Generation {
 
     /// How it went for an answer that did not come to its end.
     fn broken_off(&self) -> receipt::Outcome {
+        self.progress.break_off_nested();
         let outcome = self.progress.outcome();
         if self.is_streamed { outcome } else { receipt::Outcome { answer: None, ..outcome } }
     }

@@ -132,13 +132,14 @@ impl Secrets for FunctionSecrets {
 /// The granted hosts of one request.
 pub(super) struct FunctionWeb {
     host: Arc<Host>,
+    tenant: TenantId,
     granted: Vec<HttpGrant>,
 }
 
 impl FunctionWeb {
-    pub(super) fn new(host: &Arc<Host>, grants: &ManifestGrants) -> Self {
+    pub(super) fn new(host: &Arc<Host>, tenant: &TenantId, grants: &ManifestGrants) -> Self {
         let granted = grants.http.iter().filter_map(|text| text.parse().ok()).collect();
-        Self { host: Arc::clone(host), granted }
+        Self { host: Arc::clone(host), tenant: tenant.clone(), granted }
     }
 }
 
@@ -149,7 +150,7 @@ impl Outbound for FunctionWeb {
         request: ::http::Request<Bytes>,
         bounds: OutboundBounds,
     ) -> Result<::http::Response<Bytes>, OutboundError> {
-        self.host.outbound.send(&self.granted, request, bounds).await
+        self.host.outbound.send(&self.tenant, &self.granted, request, bounds).await
     }
 }
 
@@ -223,8 +224,8 @@ pub(super) fn lent(
     Lent {
         keyvalue: Arc::new(FunctionBuckets::new(host, tenant, &version.function, version.life, grants)),
         secrets: Arc::new(secrets(grants.secrets.clone())),
-        outbound: Arc::new(FunctionWeb::new(host, grants)),
-        tools: Arc::new(FunctionTools::new(host, Arc::new(credentials), grants)),
+        outbound: Arc::new(FunctionWeb::new(host, tenant, grants)),
+        tools: Arc::new(FunctionTools::new(host, tenant, Arc::new(credentials), grants)),
         tokenizer: Arc::new(BaseTokenizer(Arc::clone(host))),
         nested,
     }

@@ -164,6 +164,11 @@ impl Progress {
         tokens_active(part, &self.activations, self.since, self.prompt_tokens, end)
     }
 
+    /// Ends what a plugin has had begun and not read to its end, so that the final record has all of it.
+    pub(crate) fn break_off_nested(&self) {
+        self.called.iter().for_each(|called| called.break_off());
+    }
+
     /// What a final record says, as of now.
     pub(crate) fn outcome(&self) -> Outcome {
         let uses = self.uses(self.prompt_tokens.saturating_add(self.completion_tokens));

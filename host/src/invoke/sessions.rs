@@ -3,7 +3,9 @@
 //! once (the engine finds KV by content), and a session holds no block, slot or lease while nothing is generated in it.
 //!
 //! Each generation is checked as a plan of the function is, and takes its turn behind nobody's back: it is queued like any request.
-//! Not here: the limits on a request (the sandbox counts them), and the receipt (`record.rs`).
+//! Not here: the limits on a request (the sandbox counts them), what was drawn (`sessions/drawn.rs`), and the receipt (`record.rs`).
+
+mod drawn;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,27 +13,26 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use engine::{Activation, Continuation, GenerationError, Submission, SubmitError, Terms, TokenEvent, TokenStream};
+use engine::{Continuation, GenerationError, Submission, SubmitError, Terms, TokenEvent};
 use model::TextDecoder;
 use plugin::{CapabilityError, GenerationBounds, GenerationSession, Generations, Opening, SessionStep};
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
-use types::{
-    Chunk, ChunkToken, Composition, FinishReason, HookUsage, Plan, PlanError, PlanLimits, Prompt, TenantId, ValidPlan,
-};
+use types::{Chunk, ChunkToken, FinishReason, HookUsage, Plan, PlanError, PlanLimits, Prompt, TenantId, ValidPlan};
 
 use super::cold::{self, ColdBounds, Resident};
 use super::grants::ResolvedGrants;
 use super::nested::NestedLog;
 use super::pending::PendingTokens;
 use super::stop::StopMatcher;
-use super::{Handling, TokenOut, activations, check_kv_blocks, lent, prompt, record, seed};
+use super::{Handling, TokenOut, activations, check_kv_blocks, lent, prompt, seed};
 use crate::adapters::AdapterLease;
 use crate::constraints::ReadConstraint;
 use crate::error::Error;
 use crate::host::Host;
-use crate::receipt::{AdapterUse, GenerationRecord, SamplingRecord, TokenCounts};
+use crate::receipt::{GenerationRecord, SamplingRecord, TokenCounts};
 use crate::registry::{Manifest, ManifestRelease};
+use drawn::Drawn;
 
 /// While the queue is full.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -188,24 +189,17 @@ impl Means {
             noted_so_far.generations.push(noted);
             noted_so_far.generations.len() - 1
         };
-        let mut under_way = UnderWay {
-            stream,
+        let drawn = Drawn::new(&self, stream, place, prompt_tokens, (composition, activations));
+        Ok(UnderWay {
+            drawn,
             decoder: host.base.tokenizer().decoder(),
             stop: StopMatcher::new(&stops),
             pending: PendingTokens::default(),
             ready: VecDeque::new(),
-            prompt_tokens,
-            completion_tokens: 0,
-            composition,
-            activations,
+            given: 0,
             constraint,
             _leases: leases,
-            place,
-            finish: None,
-            means: Arc::clone(&self),
-        };
-        under_way.note();
-        Ok(under_way)
+        })
     }
 }
 
@@ -268,14 +262,17 @@ impl GenerationSession for AgentSession {
         };
         let step = under_way.next().await;
         match &step {
-            Ok(SessionStep::Text(chunk)) => self.tokens.extend(chunk.tokens.iter().map(|token| token.id)),
+            Ok(SessionStep::Text(chunk)) => {
+                under_way.given = under_way.given.saturating_add(u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX));
+                self.tokens.extend(chunk.tokens.iter().map(|token| token.id));
+            }
             Ok(SessionStep::Done(_)) | Err(_) => self.under_way = None,
         }
         step.map_err(|error| told(&error))
     }
 
     fn stop(&mut self) -> u32 {
-        self.under_way.take().map_or(0, |mut under_way| under_way.unread())
+        self.under_way.take().map_or(0, |under_way| under_way.drawn.end().saturating_sub(under_way.given))
     }
 
     fn fork(&self) -> Result<Box<dyn GenerationSession>, CapabilityError> {
@@ -286,21 +283,15 @@ impl GenerationSession for AgentSession {
 
 /// A generation that runs. Dropping it cancels it.
 struct UnderWay {
-    stream: TokenStream,
+    drawn: Arc<Drawn>,
     decoder: TextDecoder,
     stop: StopMatcher,
     pending: PendingTokens,
     ready: VecDeque<SessionStep>,
-    prompt_tokens: u32,
-    completion_tokens: u32,
-    composition: Composition,
-    activations: Vec<Activation>,
+    /// Tokens that the agent has.
+    given: u32,
     constraint: Option<ReadConstraint>,
     _leases: Vec<AdapterLease>,
-    /// Its record among the request's.
-    place: usize,
-    finish: Option<FinishReason>,
-    means: Arc<Means>,
 }
 
 impl UnderWay {
@@ -309,10 +300,9 @@ impl UnderWay {
             if let Some(step) = self.ready.pop_front() {
                 return Ok(step);
             }
-            match self.stream.recv().await {
+            match self.drawn.next().await {
                 Some(TokenEvent::Token { id, logprob, top }) => self.token(TokenOut { id, logprob, top }),
-                Some(TokenEvent::Finished { reason, usage, .. }) => {
-                    self.completion_tokens = usage.completion_tokens;
+                Some(TokenEvent::Finished { reason, .. }) => {
                     let rest = self.decoder.finish();
                     let (mut text, stopped) = self.stop.push(&rest);
                     if !stopped {
@@ -337,32 +327,16 @@ impl UnderWay {
     }
 
     fn token(&mut self, token: TokenOut) {
-        self.completion_tokens = self.completion_tokens.saturating_add(1);
-        // So that the receipt of a request that is cut off has it.
-        if let Some(noted) = self.means.nested.noted().generations.get_mut(self.place) {
-            noted.tokens.completion = self.completion_tokens;
-        }
-        self.means.host.quotas.charge_tokens(&self.means.tenant, 1);
         let text = self.decoder.push(token.id);
         self.pending.push(token, text.len());
         let (text, stopped) = self.stop.push(&text);
         let tokens = self.pending.release(text.len());
         self.push(text, tokens);
         if stopped {
+            // The engine is ahead of whoever reads: what it has drawn beyond the stop string was generated, and counts.
+            self.drawn.end();
             self.end(FinishReason::Stop);
         }
-    }
-
-    /// Counts what was generated and nobody has read: it is the tenant's all the same.
-    fn unread(&mut self) -> u32 {
-        let before = self.completion_tokens;
-        while let Some(event) = self.stream.try_recv() {
-            if let TokenEvent::Token { .. } = event {
-                self.completion_tokens = self.completion_tokens.saturating_add(1);
-                self.means.host.quotas.charge_tokens(&self.means.tenant, 1);
-            }
-        }
-        self.completion_tokens.saturating_sub(before)
     }
 
     fn push(&mut self, text: String, tokens: Vec<TokenOut>) {
@@ -374,35 +348,9 @@ impl UnderWay {
     }
 
     fn end(&mut self, finish: FinishReason) {
-        self.finish = Some(finish);
-        let (prompt_tokens, completion_tokens) = (self.prompt_tokens, self.completion_tokens);
+        self.drawn.finished(finish);
+        let (prompt_tokens, completion_tokens) = self.drawn.tokens();
         self.ready.push_back(SessionStep::Done(HookUsage { prompt_tokens, completion_tokens, finish }));
-    }
-
-    /// Puts what is known into the request's record.
-    fn note(&mut self) {
-        let end = self.prompt_tokens.saturating_add(self.completion_tokens);
-        let owners = self.means.grants.adapters().owners();
-        let uses = self.composition.parts().iter().map(|part| {
-            let active = record::tokens_active(part, &self.activations, 0, self.prompt_tokens, end);
-            AdapterUse::new(part, active).shared_by(owners.get(&part.adapter))
-        });
-        let uses = uses.collect();
-        if let Some(noted) = self.means.nested.noted().generations.get_mut(self.place) {
-            noted.composition = uses;
-            noted.finish = Some(self.finish.unwrap_or(FinishReason::Cancelled));
-            noted.tokens.completion = self.completion_tokens;
-        }
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.unread();
-        self.note();
-        if !self.means.is_copy {
-            self.means.host.metrics.tokens(self.prompt_tokens, self.completion_tokens);
-        }
     }
 }
 

@@ -227,7 +227,7 @@ async fn a_large_bucket_is_removed_in_pieces() {
     let (large, other) = (tenant_bucket("acme", "large"), tenant_bucket("acme", "other"));
     let keys = 2 * REMOVED_AT_ONCE_MAX + 3;
     let writing = large.clone();
-    let written = store.change(true, move |transaction| {
+    let written = store.change(&large.tenant, true, move |transaction| {
         for number in 0..keys {
             let written = write_value(
                 transaction,
@@ -247,4 +247,44 @@ async fn a_large_bucket_is_removed_in_pieces() {
     assert_eq!(store.remove_bucket(&large).await.expect("removed"), keys);
     assert_eq!(conserved(&store, "acme").await.0, 1);
     assert_eq!(store.remove_bucket(&large).await.expect("again"), 0);
+}
+
+/// On a runtime with two threads that may block: whoever waits in the database keeps one of them.
+#[test]
+fn one_write_at_a_time_is_in_front_of_the_database() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().expect("a runtime");
+    let create = || Database::builder().create_with_backend(InMemoryBackend::new());
+    let database = Arc::new(StateDatabase::new(create().expect("a database"), create));
+    let store = KeyValues::new(Arc::clone(&database), KeyValueLimits::default());
+    let written = database.write(|database| {
+        // As a receipt's commit has it.
+        let transaction = database.begin_write()?;
+        let write = |number: u32| {
+            let store = store.clone();
+            runtime.spawn(async move {
+                let place = tenant_bucket(if number.is_multiple_of(2) { "acme" } else { "umbrella" }, "notes");
+                set(&store, &place, &number.to_string(), "x").await
+            })
+        };
+        let given_up: Vec<_> = (0..8).map(write).collect();
+        let is_free = || {
+            let free = runtime.spawn_blocking(|| ());
+            runtime.block_on(async { tokio::time::timeout(std::time::Duration::from_secs(20), free).await })
+        };
+        is_free().expect("writes wait for a turn without a thread").expect("done");
+        given_up.iter().for_each(tokio::task::JoinHandle::abort);
+        let writes: Vec<_> = (8..16).map(write).collect();
+        // What was given up still writes, and keeps its turn.
+        is_free().expect("a write that is given up has its turn to its end").expect("done");
+        transaction.abort()?;
+        Ok::<_, redb::Error>(writes)
+    });
+    runtime.block_on(async {
+        for write in written.expect("a transaction") {
+            write.await.expect("a task").expect("written");
+        }
+        let buckets = store.buckets(&"acme".parse().expect("a tenant")).await.expect("a list");
+        assert!(buckets.iter().map(|bucket| bucket.keys).sum::<u64>() >= 4, "{buckets:?}");
+    });
 }

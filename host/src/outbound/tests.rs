@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
@@ -49,29 +49,31 @@ fn a_grant_is_an_origin_and_a_path() {
     }
 }
 
-#[derive(Debug)]
-struct Fixed(Vec<IpAddr>);
-
-#[async_trait]
-impl Lookup for Fixed {
-    async fn lookup(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
-        Ok(self.0.clone())
-    }
+fn client(addresses: &[&str], networks: &[&str], hosts: Option<&[&str]>) -> WebClient {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().expect(address)).collect();
+    client_of(networks, hosts, move |_| Ok(addresses.clone()))
 }
 
-fn client(addresses: &[&str], networks: &[&str], hosts: Option<&[&str]>) -> WebClient {
+fn client_of(
+    networks: &[&str],
+    hosts: Option<&[&str]>,
+    resolver: impl Fn(&str) -> std::io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+) -> WebClient {
     let config = OutboundConfig {
         hosts: hosts.map(|hosts| hosts.iter().map(|host| host.parse().expect(host)).collect()),
         private_networks: networks.iter().map(|network| network.parse().expect(network)).collect(),
     };
-    let addresses = addresses.iter().map(|address| address.parse().expect(address)).collect();
-    WebClient::with_lookup(config, Arc::new(Fixed(addresses)))
+    WebClient::with_resolver(config, Arc::new(resolver))
+}
+
+fn tenant(name: &str) -> TenantId {
+    name.parse().expect(name)
 }
 
 async fn ask(client: &WebClient, grant: &str, method: &str, url: &str) -> Result<http::Response<Bytes>, OutboundError> {
     let grants = [grant.parse().expect(grant)];
     let request = http::Request::builder().method(method).uri(url).body(Bytes::from_static(b"body")).expect(url);
-    client.send(&grants, request, BOUNDS).await
+    client.send(&tenant("acme"), &grants, request, BOUNDS).await
 }
 
 /// Answers every connection with these bytes, and then does nothing for so long; its port.
@@ -167,7 +169,56 @@ async fn floods_and_silence_end() {
     let request = http::Request::builder().uri(&url).body(Bytes::new()).expect("a request");
     let started = Instant::now();
     let bounds = OutboundBounds { time: Duration::from_millis(200), ..BOUNDS };
-    let error = client.send(&[grant.parse().expect("a grant")], request, bounds).await.expect_err("silence");
+    let error = client.send(&tenant("acme"), &[grant.parse().expect("a grant")], request, bounds).await;
+    let error = error.expect_err("silence");
     assert_eq!(error, OutboundError::Timeout(200));
     assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+/// Asks by a name, with little time.
+async fn ask_briefly(client: &WebClient, tenant_name: &str, number: usize) -> Result<u16, OutboundError> {
+    let url = format!("http://{number}.silent.example:1/");
+    let request = http::Request::builder().uri(&url).body(Bytes::new()).expect("a request");
+    let bounds = OutboundBounds { time: Duration::from_millis(200), ..BOUNDS };
+    let grants = ["http://*.silent.example:1".parse().expect("a grant")];
+    client.send(&tenant(tenant_name), &grants, request, bounds).await.map(|answer| answer.status().as_u16())
+}
+
+#[tokio::test]
+async fn names_that_nobody_answers_for_keep_few_threads_and_those_are_the_tenants() {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let counted = Arc::clone(&begun);
+    let client = client_of(&[], None, move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        // Ends with an error once the test drops the other end.
+        let _closed = gate.lock().expect("a lock").recv();
+        Ok(Vec::new())
+    });
+    let client = &client;
+    let ask_all = |tenant: &'static str| async move {
+        futures::future::join_all((0..12).map(|number| ask_briefly(client, tenant, number))).await
+    };
+    for _ in 0..2 {
+        let answers = ask_all("flood").await;
+        let errors: Vec<_> = answers.into_iter().map(|answer| answer.expect_err("no answer").to_string()).collect();
+        let refused = errors.iter().filter(|error| error.contains("name_lookups_max")).count();
+        assert!(refused >= 12 - lookups::TENANT_LOOKUPS_MAX, "{errors:?}");
+        // Requests were given up, and their lookups go on: the second round begins none.
+        assert_eq!(begun.load(Ordering::SeqCst), lookups::TENANT_LOOKUPS_MAX);
+    }
+    ask_briefly(client, "other", 0).await.expect_err("no answer either");
+    assert_eq!(begun.load(Ordering::SeqCst), lookups::TENANT_LOOKUPS_MAX + 1, "another tenant has turns of its own");
+    drop(open);
+    let mut answered = false;
+    for _ in 0..100 {
+        let error = ask_briefly(client, "flood", 0).await.expect_err("no address");
+        answered |= begun.load(Ordering::SeqCst) > lookups::TENANT_LOOKUPS_MAX + 1;
+        assert!(answered || error.to_string().contains("name_lookups_max"), "{error}");
+        if answered {
+            break;
+        }
+    }
+    assert!(answered, "turns are given back when lookups end");
 }

@@ -71,7 +71,7 @@ pub(super) fn insert(
         head.version,
         head.time_unix_ms,
         finished.steps,
-        finished.is_whole,
+        finished.cut.is_none(),
         bytes,
     );
     transaction.open_table(TEXTS)?.insert((tenant, number), finished.text.as_bytes())?;

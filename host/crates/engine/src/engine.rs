@@ -392,7 +392,8 @@ impl<R: ModelRunner> Engine<R> {
     fn fail_batch(&mut self, flight: &Flight, error: &RunnerError) {
         let failed = self.scheduler.remove_where(|sequence| flight.has(sequence.number));
         fail_all(failed, &GenerationError::Runner(error.to_string()));
-        self.scheduler.restore_wipes(&flight.batch.wipes);
+        let copied = flight.batch.copies.iter().map(|copy| copy.to);
+        self.scheduler.restore_wipes(flight.batch.wipes.iter().copied().chain(copied));
     }
 
     /// The device is gone, and everything that lay there. The runner is asked for nothing any more.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -293,6 +294,11 @@ impl TokenStream {
         self.note(event)
     }
 
+    /// [`Self::recv`] for who waits for other things as well.
+    pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<TokenEvent>> {
+        self.events.poll_recv(context).map(|event| self.note(event))
+    }
+
     /// [`Self::recv`] for a thread outside any async runtime.
     pub fn blocking_recv(&mut self) -> Option<TokenEvent> {
         let event = self.events.blocking_recv();
@@ -306,6 +312,11 @@ impl TokenStream {
             Err(mpsc::error::TryRecvError::Empty) => None,
             Err(mpsc::error::TryRecvError::Disconnected) => self.note(None),
         }
+    }
+
+    /// Cancels the request as dropping does. What was drawn before can still be received; nothing is added to it.
+    pub fn cancel(&mut self) {
+        self.events.close();
     }
 
     fn note(&mut self, event: Option<TokenEvent>) -> Option<TokenEvent> {

@@ -316,11 +316,13 @@ impl<A> Scheduler<A> {
         self.blocks.clear_wipes();
     }
 
-    /// A step failed: nobody knows whether these were wiped. Adapters in them were loaded since.
-    pub(crate) fn restore_wipes(&mut self, wipes: &[u32]) {
-        let adapters = |block: &u32| self.slots.tables().any(|table| table.blocks().contains(block));
-        for block in wipes.iter().filter(|block| !adapters(block)) {
-            self.blocks.wipe_again(*block);
+    /// A step failed: nobody knows whether these were wiped or copied over. Adapters in them were loaded since.
+    pub(crate) fn restore_wipes(&mut self, blocks: impl Iterator<Item = u32>) {
+        for block in blocks {
+            let is_adapters = self.slots.tables().any(|table| table.blocks().contains(&block));
+            if !is_adapters {
+                self.blocks.wipe_again(block);
+            }
         }
     }
 

@@ -48,5 +48,7 @@ pub use child::compiler_main;
 pub use error::PluginError;
 pub use host::{CompilerCommand, ComponentSource, PluginHost, PluginHostConfig, PluginStats, World, may_be_imported};
 pub use limits::{OwnLimits, PluginLimits};
-pub use record::{Finished, Recorder, Recording, RecordingError, RecordingHead, RecordingMemory, RecordingSink, Step};
+pub use record::{
+    Finished, Recorder, Recording, RecordingCut, RecordingError, RecordingHead, RecordingMemory, RecordingSink, Step,
+};
 pub use replay::{Difference, Replay};

@@ -18,6 +18,9 @@ use crate::share::CpuShare;
 
 /// Epochs between two looks at the meter.
 const EPOCHS_PER_LOOK: u64 = 1;
+/// CPU time since a guest last gave way, below which it goes on: half an epoch. The epoch of one that waited for the host has ended
+/// meanwhile, and yet it has not computed to its end. Counted over waits, or a guest would never pause that waits often enough.
+const COMPUTED_LEAST_NS: u64 = 1_000_000;
 /// Between two looks at the clock while a call waits for a request of its own.
 const NESTED_LOOK: Duration = Duration::from_millis(50);
 
@@ -27,6 +30,8 @@ pub(crate) struct CpuMeter {
     used_before_poll_ns: AtomicU64,
     poll_began_ns: AtomicU64,
     max_ns: AtomicU64,
+    /// What of the call in progress was used when its guest last gave way.
+    gave_way_ns: AtomicU64,
     /// Of all calls that have ended.
     earlier_ns: AtomicU64,
     request_max_ns: u64,
@@ -96,9 +101,17 @@ pub(crate) struct WallTime;
 impl CpuMeter {
     /// For one request that may use so much in all its calls.
     pub(crate) fn new(request_max: Duration, share: Arc<CpuShare>) -> Self {
-        let [used_before_poll_ns, poll_began_ns, max_ns, earlier_ns] = [const { AtomicU64::new(0) }; 4];
-        let request_max_ns = nanoseconds(request_max);
-        Self { used_before_poll_ns, poll_began_ns, max_ns, earlier_ns, request_max_ns, nested: Mutex::default(), share }
+        let [used_before_poll_ns, poll_began_ns, max_ns, gave_way_ns, earlier_ns] = [const { AtomicU64::new(0) }; 5];
+        Self {
+            used_before_poll_ns,
+            poll_began_ns,
+            max_ns,
+            gave_way_ns,
+            earlier_ns,
+            request_max_ns: nanoseconds(request_max),
+            nested: Mutex::default(),
+            share,
+        }
     }
 
     /// The same for a request that has used so much already, in other instances.
@@ -132,6 +145,10 @@ impl CpuMeter {
         if self.earlier_ns.load(Ordering::Relaxed).saturating_add(used_ns) > self.request_max_ns {
             return Err(wasmtime::Error::new(Stop::RequestCpuTime));
         }
+        if used_ns.saturating_sub(self.gave_way_ns.load(Ordering::Relaxed)) < COMPUTED_LEAST_NS {
+            return Ok(UpdateDeadline::Continue(EPOCHS_PER_LOOK));
+        }
+        self.gave_way_ns.store(used_ns, Ordering::Relaxed);
         Ok(match self.share.pause() {
             Some(pause) => UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::time::sleep(pause))),
             None => UpdateDeadline::YieldCustom(EPOCHS_PER_LOOK, Box::pin(tokio::task::yield_now())),
@@ -165,6 +182,7 @@ impl CpuMeter {
         let used_ns = self.used_before_poll_ns.swap(0, Ordering::Relaxed);
         self.earlier_ns.fetch_add(used_ns, Ordering::Relaxed);
         self.max_ns.store(nanoseconds(max), Ordering::Relaxed);
+        self.gave_way_ns.store(0, Ordering::Relaxed);
         *self.nested() = Nested::default();
     }
 }
@@ -206,4 +224,44 @@ fn thread_cpu_ns() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compute(cpu_ns: u64) {
+        let until = thread_cpu_ns() + cpu_ns;
+        while thread_cpu_ns() < until {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Whether a guest gives way that has waited, and then computed for so long, each time one is polled for it.
+    fn gives_way(meter: &CpuMeter, cpu_ns: u64) -> bool {
+        meter.poll_began_ns.store(thread_cpu_ns(), Ordering::Relaxed);
+        compute(cpu_ns);
+        let gives_way = !matches!(meter.look().expect("within its time"), UpdateDeadline::Continue(_));
+        meter.used_before_poll_ns.fetch_add(meter.used_in_poll_ns(), Ordering::Relaxed);
+        gives_way
+    }
+
+    // A pause is a timer's.
+    #[tokio::test]
+    async fn who_waited_for_the_host_goes_on_until_it_has_computed() {
+        let share = Arc::new(CpuShare::of(1));
+        // Others have computed for much longer than they may.
+        share.took(10_000_000_000);
+        assert!(share.is_over());
+        let meter = CpuMeter::new(Duration::from_secs(60), share);
+        meter.reset(Duration::from_secs(60));
+        assert!(!gives_way(&meter, 0), "it has only waited");
+        assert!(gives_way(&meter, COMPUTED_LEAST_NS), "it has computed");
+        assert!(!gives_way(&meter, 0), "it has waited again");
+        // By many waits nobody computes more than the others.
+        let waits = (0..100).take_while(|_| !gives_way(&meter, COMPUTED_LEAST_NS / 10)).count();
+        assert!(waits < 10, "{waits}");
+        meter.reset(Duration::from_secs(60));
+        assert!(!gives_way(&meter, 0), "another call");
+    }
 }

@@ -3,9 +3,9 @@
 //! here: what ends a call that is not quick this time, which is the epoch (`meter.rs`), and what all guests may compute (`share.rs`).
 //!
 //! A guest that is quick until it is trusted gains little. When the second epoch of a call ends, which is after 18 ms at most
-//! (`ticker.rs`), it is moved to the plugin threads; and one long call in a hundred is all that keeps it here. So what guests take from threads of normal
+//! (`ticker.rs`) and 26 for a start, a decision and a plan together, each of which has two epochs, it is moved to the plugin threads; and one long call in a hundred is all that keeps it here. So what guests take from threads of normal
 //! priority is bounded by the tokens that the engine makes, times [`LONG_CHUNK`], and the requests that are let in, times
-//! [`LONG_OPENING`], and a hundredth of those 18 ms for each. No guest runs here while all of them are over their share.
+//! [`LONG_OPENING`], and a hundredth of those 18 and 26 ms for each. No guest runs here while all of them are over their share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

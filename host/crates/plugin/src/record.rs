@@ -76,6 +76,17 @@ impl Drop for Claim {
     }
 }
 
+/// Why a recording holds only the first steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordingCut {
+    /// More would have been over the limit on its bytes.
+    Bytes,
+    /// The host had no memory for more.
+    Memory,
+    /// The plugin was given a secret that is too short to be found in what follows.
+    ShortSecret,
+}
+
 /// A recording that nothing is added to any more.
 #[derive(Debug)]
 pub struct Finished {
@@ -85,8 +96,8 @@ pub struct Finished {
     pub text: String,
     /// Calls, questions and returns in it.
     pub steps: u32,
-    /// Whether all of them are in it: what was over a limit is not.
-    pub is_whole: bool,
+    /// Why not all of them are in it, if they are not.
+    pub cut: Option<RecordingCut>,
     _claim: Claim,
 }
 
@@ -114,7 +125,7 @@ struct State {
     begun: String,
     lines: Vec<Line>,
     bytes: usize,
-    is_whole: bool,
+    cut: Option<RecordingCut>,
     scrub: Scrub,
     claim: Claim,
 }
@@ -152,7 +163,7 @@ impl Recorder {
             begun: String::new(),
             lines: Vec::new(),
             bytes: 0,
-            is_whole: true,
+            cut: None,
             scrub: Scrub::default(),
             claim: Claim { memory: memory.clone(), bytes: 0 },
         };
@@ -188,7 +199,7 @@ impl Recorder {
     /// The guest asks the host.
     pub(crate) fn asked(&self, import: &str, arguments: &Value) -> Asked {
         let mut state = self.open.lock();
-        if !state.is_whole {
+        if state.cut.is_some() {
             return Asked(None);
         }
         let arguments = state.scrub.json(arguments);
@@ -202,7 +213,7 @@ impl Recorder {
     pub(crate) fn answered(&self, asked: Asked, result: &impl Serialize) {
         let Some(index) = asked.0 else { return };
         let mut state = self.open.lock();
-        if !state.is_whole {
+        if state.cut.is_some() {
             return;
         }
         let text = state.scrub.json(result);
@@ -219,7 +230,7 @@ impl Recorder {
         let mut state = self.open.lock();
         // One of a few letters is in everything, and what stands for it would be most of the recording.
         if value.len() < scrub::VALUE_BYTES_MIN {
-            state.is_whole = false;
+            state.cut.get_or_insert(RecordingCut::ShortSecret);
         }
         state.scrub.hide(name, value);
     }
@@ -236,7 +247,7 @@ impl Recorder {
 
     fn note(&self, text: impl FnOnce(usize, &Scrub) -> String) {
         let mut state = self.open.lock();
-        if !state.is_whole {
+        if state.cut.is_some() {
             return;
         }
         let text = text(state.lines.len() + 1, &state.scrub);
@@ -248,11 +259,16 @@ impl State {
     /// Whether there is room for more; if there is not, there is none for anything that comes later.
     fn fits(&mut self, bytes: usize, bytes_max: usize) -> bool {
         let after = self.bytes.saturating_add(bytes);
-        self.is_whole = self.is_whole && after <= bytes_max && self.claim.grow(bytes);
-        if self.is_whole {
+        if self.cut.is_none() && after > bytes_max {
+            self.cut = Some(RecordingCut::Bytes);
+        }
+        if self.cut.is_none() && !self.claim.grow(bytes) {
+            self.cut = Some(RecordingCut::Memory);
+        }
+        if self.cut.is_none() {
             self.bytes = after;
         }
-        self.is_whole
+        self.cut.is_none()
     }
 
     fn push(&mut self, line: Line, bytes_max: usize) -> Option<usize> {
@@ -277,7 +293,7 @@ impl State {
             }
             text.push_str(if line.is_question { "}\n" } else { "\n" });
         }
-        text.push_str(&form::end_line(self.lines.len(), self.is_whole));
+        text.push_str(&form::end_line(self.lines.len(), self.cut.is_none()));
         text
     }
 }
@@ -301,7 +317,7 @@ impl Drop for Open {
             head: self.head.clone(),
             text: state.text(),
             steps: u32::try_from(state.lines.len()).unwrap_or(u32::MAX),
-            is_whole: state.is_whole,
+            cut: state.cut,
             _claim: std::mem::replace(&mut state.claim, none),
         });
     }

@@ -1,5 +1,5 @@
 //! `tenon dev`: builds and deploys a project whenever its files change, and prints the function's log meanwhile. With `--serve` it has
-//! a host of its own. Not here: building (`build.rs`), deploying (`cli/client.rs`).
+//! a host of its own. The project's `manifest.json`, which `tenon new` writes for an agent, is deployed with it. Not here: building (`build.rs`), deploying (`cli/client.rs`).
 //!
 //! Files are looked at, not watched: a few times a second the times and sizes of a project's few files, which works on any file
 //! system and needs no library.
@@ -70,7 +70,7 @@ pub(crate) async fn dev(arguments: DevArgs, printer: Printer) -> Result<(), Fail
     let voice = Voice { printer, is_quiet: once && printer.json };
     let mut interrupted = pin!(interrupted());
     let own = tokio::select! {
-        _ = &mut interrupted => return Ok(()),
+        _ = &mut interrupted => return ended(once),
         own = OwnServer::start(&server, voice) => own?,
     };
     let remote = match &own {
@@ -89,6 +89,7 @@ pub(crate) async fn dev(arguments: DevArgs, printer: Printer) -> Result<(), Fail
         // Lines from before are not this run's.
         tail.skip(&remote).await;
     }
+    let mut is_done = false;
     loop {
         let outcome = tokio::select! {
             _ = &mut interrupted => break,
@@ -101,6 +102,7 @@ pub(crate) async fn dev(arguments: DevArgs, printer: Printer) -> Result<(), Fail
             Err(failure) => failure.say(printer.json),
         }
         if once {
+            is_done = true;
             break;
         }
         tokio::select! {
@@ -111,6 +113,14 @@ pub(crate) async fn dev(arguments: DevArgs, printer: Printer) -> Result<(), Fail
     }
     if let Some(own) = own {
         own.stop().await;
+    }
+    ended(once && !is_done)
+}
+
+/// What an interrupt comes to: a loop ends well, and what was to be done once was not.
+fn ended(is_undone: bool) -> Result<(), Failure> {
+    if is_undone {
+        return Err(Error::invalid("interrupted", "once", "interrupted before anything was deployed").into());
     }
     Ok(())
 }
@@ -143,7 +153,7 @@ impl Round<'_> {
             let message = format!("no host would take it: {}", problems.join("; "));
             return Err(Error::invalid("build_failed", "", message).into());
         }
-        let manifest = self.manifest.read()?;
+        let manifest = self.manifest.read_of(self.folder)?;
         let now = (text(&built, "digest").to_owned(), Value::Object(manifest.clone()));
         if deployed.as_ref() == Some(&now) {
             let event = json!({"event": "unchanged", "plugin": now.0});

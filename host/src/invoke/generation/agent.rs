@@ -79,6 +79,7 @@ impl Generation {
         self.queue_text(text, Vec::new());
         // With it goes what it still held.
         self.agent = None;
+        self.progress.break_off_nested();
         let (reason, usage) = (FinishReason::Stop, self.progress.usage());
         if let Some(receipt) = self.take_receipt() {
             let outcome = receipt::Outcome { finish: Some(reason), ..self.progress.outcome() };

@@ -74,6 +74,31 @@ fn blocks_that_pass_to_another_tenant_are_wiped_and_no_others() {
 }
 
 #[test]
+fn a_block_that_a_failed_step_was_to_copy_into_is_wiped_after_all() {
+    let small = RunnerShape { kv_blocks: 8, ..shape() };
+    let (theirs, known) = (request(20..48, 2).of("two"), request(0..12, 3).of("one"));
+    let batches_of = |failing: Option<u64>| {
+        let (mut rig, batches) = recorded(FakeRunner::new(small).failing_at(failing), EngineConfig::default());
+        for request in [&theirs, &known, &known, &request(5..11, 2).of("one")] {
+            let _stream = rig.submit(request);
+            rig.finish();
+        }
+        let batches = batches.lock().expect("not poisoned");
+        batches.clone()
+    };
+    // What is known is copied into a block that was another tenant's, and for that it need not be wiped.
+    let batches = batches_of(None);
+    let step = batches.iter().position(|batch| !batch.copies.is_empty()).expect("a copy");
+    let to = batches[step].copies[0].to;
+    let is_theirs = |batch: &Batch| batch.block_tables.contains(&to) && !batch.copies.iter().any(|copy| copy.to == to);
+    assert!(batches[..step].iter().any(is_theirs) && !batches[step].wipes.contains(&to));
+    // Unless nobody knows whether it was.
+    let batches = batches_of(Some(step as u64));
+    assert_eq!(batches[step].copies[0].to, to);
+    assert!(batches[step + 1].wipes.contains(&to), "{:?}", batches[step + 1]);
+}
+
+#[test]
 fn what_lies_before_an_invocation_is_shared_by_the_base_and_all_that_are_invoked() {
     let prompt = || request(0..30, 3);
     let invoked = |name, first| prompt().with([(name, 1.0)]).begins_at(name, first);

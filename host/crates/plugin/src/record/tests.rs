@@ -121,13 +121,26 @@ fn what_does_not_fit_is_left_out_and_it_is_said() {
         assert!(memory.taken() >= given.len(), "what is open is counted");
         drop(recorder);
         let finished = kept.0.lock().expect("not poisoned").pop().expect("kept");
-        assert_eq!((finished.steps, finished.is_whole), (steps, room == 1000), "{room}");
+        let cut = (room < 1000).then_some(RecordingCut::Bytes);
+        assert_eq!((finished.steps, finished.cut), (steps, cut), "{room}");
         let read = Recording::read_all(&finished.text).expect("readable").pop().expect("one");
         assert_eq!((read.steps.len(), read.is_whole), (steps as usize, room == 1000));
         assert_eq!((read.head, read.given.seed), (head(), u64::MAX));
         drop(finished);
         assert_eq!(memory.taken(), 0, "all of it is given back");
     }
+    let cut_by = |memory: &RecordingMemory, secret: Option<&str>| {
+        let recorder = Recorder::new(head(), 1 << 20, memory, Arc::clone(&kept) as _);
+        recorder.begin(7, &[], &PluginLimits::default());
+        secret.inspect(|secret| recorder.hide("token", secret));
+        recorder.called("route", &json!({"request": "x".repeat(given.len())}));
+        drop(recorder);
+        let finished = kept.0.lock().expect("not poisoned").pop().expect("kept");
+        finished.cut
+    };
+    assert_eq!(cut_by(&memory, Some("long enough")), None);
+    assert_eq!(cut_by(&memory, Some("abc")), Some(RecordingCut::ShortSecret));
+    assert_eq!(cut_by(&RecordingMemory::new(given.len() + 100), None), Some(RecordingCut::Memory));
     let small = RecordingMemory::new(10);
     let recorder = Recorder::new(head(), 1000, &small, Arc::clone(&kept) as _);
     recorder.called("route", &json!({"request": "x"}));

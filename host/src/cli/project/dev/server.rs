@@ -38,7 +38,7 @@ pub(super) struct OwnServer {
     child: Child,
     url: String,
     key_file: PathBuf,
-    /// What it says is read to the end, so that it is never held up.
+    /// Held open: once it is ready it says no more than a few lines, which fit a pipe that nobody reads, but not one that is closed.
     _lines: Lines<BufReader<ChildStdout>>,
     _scratch: Option<TempDir>,
 }
