@@ -147,6 +147,7 @@ struct Fed {
     deadlines_foreseen: Counter,
     kv_blocks_idle: Gauge,
     engine_steps: Counter,
+    steps_overlapped: Counter,
     receipts: Family<KindLabel, Counter>,
     receipt_transactions: Counter,
 }
@@ -243,6 +244,7 @@ impl Metrics {
         // Each of these only grows in the engine, so a counter may be set to it.
         self.fed.preemptions.inner().store(stats.preemptions, Relaxed);
         self.fed.engine_steps.inner().store(stats.steps, Relaxed);
+        self.fed.steps_overlapped.inner().store(stats.steps_overlapped, Relaxed);
         self.fed.prefix_queries.inner().store(stats.prefix_tokens_asked, Relaxed);
         self.fed.prefix_hits.inner().store(stats.prefix_tokens_found, Relaxed);
         self.fed.draft_tokens.inner().store(stats.draft_tokens, Relaxed);
@@ -434,6 +436,12 @@ impl Fed {
                 Counter::default(),
             ),
             engine_steps: add(r, "tenon_engine_steps", "Steps of the engine", Counter::default()),
+            steps_overlapped: add(
+                r,
+                "tenon_engine_steps_overlapped",
+                "Of these, steps that were planned while the one before them ran",
+                Counter::default(),
+            ),
             preemptions: add(r, "tenon_preemptions", "Sequences that were set back", Counter::default()),
             prefix_queries: add(
                 r,

@@ -78,6 +78,14 @@ __device__ __forceinline__ float e4m3_to_float(unsigned char value) {
 
 // ---- inline PTX: twins in kernels/emulation/cuda_shim.h ----
 
+// a & MASK | BITS in one instruction. Of two constants the compiler makes two instructions, since one has room for one of
+// them: the mask goes into a register, which it does not see through.
+template <unsigned MASK, unsigned BITS> __device__ __forceinline__ unsigned and_or(unsigned a) {
+  unsigned mask, out;
+  asm("mov.b32 %0, %1;" : "=r"(mask) : "n"(MASK));
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(a), "r"(mask), "n"(BITS));
+  return out;
+}
 // 16 bytes that are read once: past L1, so that what is reused stays there.
 __device__ __forceinline__ uint4 load_stream(const void* p) {
   uint4 v;

@@ -42,6 +42,94 @@ template <int F> struct Group {
   uint2 x[TILES][2];
 };
 
+// What a warp of `one_row` holds of 4 neighbouring tiles: their codes; the scales of one of them, as in `Group`; and the row's
+// inputs of one of them.
+template <int F> struct RowGroup {
+  static constexpr int TILES = 4;
+  Codes<F> codes[TILES];
+  Scales<F> scales;
+  uint2 x[2];
+};
+
+// A single row by a block format: the blocks, slices and sums of `narrow`, and its bits. mma has 8 columns of x for one row: column 2i
+// and the next one are the row's inputs in tile i of 4. So one product with ones gives the sums of x for all 4 tiles, and of tile
+// i's product lane 4g + i has the column that counts, and its scales. That lane adds it to the total, which the other lanes then take
+// from it: of what a tile costs beside its codes half is left.
+template <int F>
+static __device__ __forceinline__ void one_row(const unsigned char* __restrict__ w, const bf16* __restrict__ x,
+                                               float* __restrict__ y, const unsigned* __restrict__ rows_at, int outputs,
+                                               int inputs, int y_stride, int y_column, int slices,
+                                               float (&parts)[WARPS][2][8]) {
+  constexpr int TILES = RowGroup<F>::TILES;
+  if (*rows_at == 0) return;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row_in_8 = lane / 4, place = lane % 4;
+  const int slice = warp % slices, panels = (outputs + PANEL - 1) / PANEL;
+  const int panel = blockIdx.x * (WARPS / slices) + warp / slices;
+  const int tiles = inputs / TILE;
+  float total[4] = {0.f, 0.f, 0.f, 0.f};  // of the uneven columns nobody wants one
+  if (panel < panels) {
+    const Panel<F> at(w + (size_t)panel * panel_bytes<F>(tiles), tiles, lane);
+    const Range range = slice_tiles(slice, slices, tiles);
+    auto load = [&](RowGroup<F>& to, int base) {
+      const int last = range.end - 1;
+      if (base + TILES <= range.end) {
+#pragma unroll
+        for (int i = 0; i < TILES; i++) at.load(to.codes[i], base + i);
+      } else if (base < range.end) {
+        // Past the end of the slice its last tile is read, again.
+#pragma unroll
+        for (int i = 0; i < TILES; i++) at.load(to.codes[i], min(base + i, last));
+      }
+      if (base < range.end) {
+        const bf16* const from = x + min(base + lane / 8, last) * TILE + place * 4;
+#pragma unroll
+        for (int step = 0; step < 2; step++) to.x[step] = *reinterpret_cast<const uint2*>(from + step * 16);
+        at.load(to.scales, min(base + place, last));
+      }
+    };
+    auto multiply = [&](const RowGroup<F>& group, int count) {
+      const Factors<F> by = factors<F>(group.scales);
+      float sums[4] = {0.f, 0.f, 0.f, 0.f};
+      if constexpr (Layout<F>::least) tile_sums(group.x, sums);
+      auto one = [&](int i) {
+        unsigned a[2][4];
+        step_fragment<F>(group.codes[i], 0, a[0]);
+        step_fragment<F>(group.codes[i], 1, a[1]);
+        multiply_tile<F>(a, by, group.x, make_float2(sums[0], sums[1]), total);
+#pragma unroll
+        for (int half = 0; half < 4; half += 2) total[half] = __shfl_sync(ALL_LANES, total[half], (lane & 28) + i);
+      };
+      if (count >= TILES) {
+#pragma unroll
+        for (int i = 0; i < TILES; i++) one(i);
+      } else {
+#pragma unroll
+        for (int i = 0; i < TILES - 1; i++)
+          if (i < count) one(i);
+      }
+    };
+    RowGroup<F> even, odd;
+    load(even, range.begin);
+    load(odd, range.begin + TILES);
+    for (int base = range.begin; base < range.end; base += 2 * TILES) {
+      multiply(even, range.end - base);
+      load(even, base + 2 * TILES);
+      if (base + TILES < range.end) {
+        multiply(odd, range.end - base - TILES);
+        load(odd, base + 3 * TILES);
+      }
+    }
+  }
+  if (place == 0) parts[warp][0][row_in_8] = total[0], parts[warp][1][row_in_8] = total[2];
+  __syncthreads();
+  if (slice != 0 || panel >= panels || lane >= PANEL) return;
+  float sum = parts[warp][lane / 8][lane % 8];
+#pragma unroll 1
+  for (int s = 1; s < slices; s++) sum += parts[warp + s][lane / 8][lane % 8];
+  const int output = panel * PANEL + lane;
+  if (output < outputs) y[y_column + output] = sum;
+}
+
 // At most 8 rows in a block (blockIdx.y is the row tile). Its 8 warps are 8 / slices panels with `slices` warps each.
 template <int F>
 static __device__ __forceinline__ void narrow(const unsigned char* __restrict__ w, const bf16* __restrict__ x,
@@ -265,6 +353,15 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 EXPORT_KERNEL(linear_combine)
 
+// Three blocks on an SM where 80 registers are enough without spilling.
+#define LINEAR_ONE(NAME, FORMAT)                                                                                \
+  extern "C" __global__ void __launch_bounds__(256, FORMAT == weights::Q5_K || FORMAT == weights::Q6_K ? 2 : 3) \
+      linear_1_##NAME(const unsigned char* w, const bf16* x, float* y, const unsigned* rows_at, int outputs,    \
+                      int inputs, int y_stride, int y_column, int slices) {                                     \
+    SHARED float parts[linear::WARPS][2][8];                                                                    \
+    linear::one_row<FORMAT>(w, x, y, rows_at, outputs, inputs, y_stride, y_column, slices, parts);              \
+  }                                                                                                             \
+  EXPORT_KERNEL(linear_1_##NAME)
 #define LINEAR_NARROW(NAME, FORMAT)                                                                             \
   extern "C" __global__ void __launch_bounds__(256, 2)                                                          \
       linear_8_##NAME(const unsigned char* w, const bf16* x, float* y, const unsigned* rows_at, int outputs,    \
@@ -297,3 +394,9 @@ LINEAR(q8_0, weights::Q8_0)
 LINEAR(q4_k, weights::Q4_K)
 LINEAR(q5_k, weights::Q5_K)
 LINEAR(q6_k, weights::Q6_K)
+LINEAR_ONE(q4_0, weights::Q4_0)
+LINEAR_ONE(q4_1, weights::Q4_1)
+LINEAR_ONE(q8_0, weights::Q8_0)
+LINEAR_ONE(q4_k, weights::Q4_K)
+LINEAR_ONE(q5_k, weights::Q5_K)
+LINEAR_ONE(q6_k, weights::Q6_K)

@@ -98,7 +98,7 @@ template <int F> struct Panel {
   __device__ __forceinline__ void load(Scales<F>& to, int index) const {
     if constexpr (F == Q4_1) load_words(to.tile, scales + (size_t)index * L::scales);
     else if constexpr (F != BF16) to.tile[0] = *reinterpret_cast<const unsigned*>(scales + (size_t)index * L::scales);
-    const unsigned char* super = supers + (size_t)(index / SUPER_TILES) * L::supers;
+    const unsigned char* super = supers + (size_t)((unsigned)index / SUPER_TILES) * L::supers;
     if constexpr (F == Q4_K || F == Q5_K) load_words(to.super, super);
     if constexpr (F == Q6_K) to.super[0] = *reinterpret_cast<const unsigned*>(super);
   }
@@ -121,22 +121,22 @@ template <int F> __device__ __forceinline__ void step_fragment(const Codes<F>& t
       } else if constexpr (F == Q8_0) {
         // Two's complement: the low seven bits, less 128 where the eighth is set.
         const unsigned codes = tile.words[2 * half + step] >> (8 * part);
-        out = sub_bf16x2((codes & 0x007f007fu) | 0x43004300u, (codes & 0x00800080u) | 0x43004300u);
+        out = sub_bf16x2(and_or<0x007f007fu, 0x43004300u>(codes), and_or<0x00800080u, 0x43004300u>(codes));
       } else if constexpr (Layout<F>::least) {
         // The code in the upper bits of the mantissa: 16 + code, or 32 + code.
         constexpr int UP = F == Q5_K ? 2 : 3;
         const unsigned word = tile.words[half];
         const unsigned codes = pair == 0 ? word << UP : word >> (4 * pair - UP);
-        out = (codes & (0x000f000fu << UP)) | (F == Q5_K ? 0x42004200u : 0x41804180u);
+        out = and_or<(0x000f000fu << UP), (F == Q5_K ? 0x42004200u : 0x41804180u)>(codes);
         if constexpr (F == Q5_K) {
           const unsigned high = (tile.high & 0xffu) | (tile.high & 0xff00u) << 8;
           out |= (high >> (pair + 4 * half) & 0x00010001u) << 6;
         }
       } else {
         // 128 + code is written into the mantissa, and 128 + offset taken away: 136 or 160. Exact.
-        unsigned codes = tile.words[half] >> (4 * pair) & 0x000f000fu;
+        unsigned codes = and_or<0x000f000fu, 0x43004300u>(tile.words[half] >> (4 * pair));
         if constexpr (F == Q6_K) codes |= (tile.high >> (2 * (pair + 4 * half)) & 0x00030003u) << 4;
-        out = sub_bf16x2(codes | 0x43004300u, F == Q4_0 ? 0x43084308u : 0x43204320u);
+        out = sub_bf16x2(codes, F == Q4_0 ? 0x43084308u : 0x43204320u);
       }
     }
 }

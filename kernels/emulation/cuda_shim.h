@@ -312,6 +312,7 @@ using std::isnan;
 
 // ---- the twins of common.cuh's inline PTX ----
 
+template <unsigned MASK, unsigned BITS> inline unsigned and_or(unsigned a) { return (a & MASK) | BITS; }
 inline uint4 load_stream(const void* p) { return *static_cast<const uint4*>(p); }
 inline void cp_async16(void* shared, const void* global, bool in) { shim::cp_async(shared, global, 16, in); }
 inline void cp_async_commit() { shim::cp_async_commit(); }

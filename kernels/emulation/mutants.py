@@ -62,12 +62,16 @@ MUTANTS = [
 ]
 
 MUTANTS += [
+    ("linear", "linear.cu", "total[half], (lane & 28) + i);", "total[half], lane & 28);", "one row: every total is taken from the first lane"),
+    ("linear", "linear.cu", "x + min(base + lane / 8, last)", "x + min(base + lane % 4, last)", "one row: inputs of the tile whose scales a lane has"),
+    ("linear", "linear.cu", "half < 4; half += 2) total[half]", "half < 2; half += 2) total[half]", "one row: the upper outputs stay in their lanes"),
+    ("linear", "linear.cu", "sum += parts[warp + s][lane / 8][lane % 8];", "sum += parts[warp][lane / 8][lane % 8];", "one row: the first slice for all of them"),
     ("linear", "weights.cuh", "word >> (4 * pair - UP);", "word >> (4 * (4 - pair) - UP);", "nibbles of neighbouring pairs are swapped"),
     ("linear", "weights.cuh", "(pair + 4 * half) & 0x00010001u) << 6;", "(pair + 4 * (1 - half)) & 0x00010001u) << 6;", "a fifth bit of the other half"),
     ("linear", "weights.cuh", "F == Q4_0 ? 0x43084308u : 0x43204320u", "0x43084308u", "Q6_K less 8, not 32"),
     ("linear", "weights.cuh", "acc[i] = fmaf(by.scale[i / 2][F == Q6_K ? step : 0], c[i], acc[i]);", "acc[i] = fmaf(by.scale[i % 2][F == Q6_K ? step : 0], c[i], acc[i]);", "the scale of the other half's row"),
     ("linear", "weights.cuh", "(16 * half + 8 * step))", "(16 * half))", "Q6_K: the first 16 inputs' scale for all 32"),
-    ("linear", "weights.cuh", "(size_t)(index / SUPER_TILES) * L::supers", "(size_t)(index / SUPER_TILES + 1) * L::supers", "the scale of the next 256 inputs"),
+    ("linear", "weights.cuh", "((unsigned)index / SUPER_TILES) * L::supers", "((unsigned)index / SUPER_TILES + 1) * L::supers", "the scale of the next 256 inputs"),
     ("linear", "weights.cuh", "i % 2 ? sums.y : sums.x", "sums.x", "a row's minimum is that of its neighbour"),
     ("linear", "linear.cu", "      cp_async_wait<1>();\n", "      cp_async_wait<2>();\n", "waits for one group too few"),
     ("linear", "linear.cu", "      __syncthreads();  // stage `index` is there, and the one before it has been read\n", "", "no barrier behind a wait for a stage"),
@@ -80,7 +84,7 @@ MUTANTS += [
     ("linear", "linear.cu", "const int row = first_row + n * 8 + place * 2 + i % 2, output = panel * PANEL + row_in_8 + i / 2 * 8;\n      if (row < rows && output < outputs) out", "const int row = first_row + n * 8 + place * 2 + i % 2, output = panel * PANEL + row_in_8 + i / 2 * 8;\n      if (row < rows) out", "outputs past the last are written"),
     ("linear", "weights.cuh", "fmaf(-ADDED<F>,", "fmaf(ADDED<F>,", "what was added to codes is added once more"),
     ("linear", "linear.cu", "at.load(to.scales, min(base + place, range.end - 1));", "at.load(to.scales, base);", "the scales of the first of four tiles for all"),
-    ("linear", "linear.cu", "(lane & 28) + i);", "lane);", "each lane its own tile's scales"),
+    ("linear", "linear.cu", "(mine, (lane & 28) + i);", "(mine, lane);", "each lane its own tile's scales"),
     ("linear", "linear.cu", "stage(index + 2, slot == 0 ? STAGES - 1 : slot - 1);", "stage(index + 2, slot);", "the stage that is read is refilled"),
     ("linear", "linear_tall.cu", "    cp_async_wait<STAGES - 2>();", "    cp_async_wait<STAGES - 1>();", "prompts: waits for one group too few"),
     ("linear", "linear_tall.cu", "    __syncthreads();  // this tile is there, and the one before it has been read\n", "", "prompts: no barrier behind a wait for a stage"),

@@ -2,6 +2,7 @@
 //! plugin, receipts, metrics, `tenon doctor`, and its end. Not here: what the runner computes (`host/crates/model/tests`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at the first surprise")]
 
+use std::ffi::OsString;
 use std::io::BufRead;
 use std::path::PathBuf;
 
@@ -25,12 +26,26 @@ fn fixtures() -> PathBuf {
 
 /// A server on a fixture with these lines of configuration, and what holds them.
 fn start(base: &str, lines: &str, libraries: &[PathBuf]) -> (Server, tempfile::TempDir) {
+    start_with(base, lines, libraries, Vec::new())
+}
+
+/// Likewise, on a device of which these are set.
+fn start_with(
+    base: &str,
+    lines: &str,
+    libraries: &[PathBuf],
+    settings: Vec<(&'static str, OsString)>,
+) -> (Server, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tenon.toml");
     std::fs::write(&file, lines).unwrap();
     let options = Options {
         arguments: vec!["--config".into(), file.display().to_string()],
-        environment: vec![("LD_LIBRARY_PATH", std::env::join_paths(libraries).unwrap()), ("EMU_SEED", "2".into())],
+        environment: [
+            vec![("LD_LIBRARY_PATH", std::env::join_paths(libraries).unwrap()), ("EMU_SEED", "2".into())],
+            settings,
+        ]
+        .concat(),
         ..Options::default()
     };
     (Server::start_on(&fixtures().join(base), options), folder)
@@ -100,6 +115,37 @@ mod emulated {
     }
 
     #[test]
+    fn a_host_whose_device_is_lost_is_not_ready_and_says_why() {
+        let test = "a_host_whose_device_is_lost_is_not_ready_and_says_why";
+        let Some(folder) = emulation(test) else { return };
+        let lines = "runner = \"cuda\"\ndevice_memory_bytes_max = 67108864\nbatch_rows_max = 64\nadapter_slots = 4\n";
+        // A request of three steps passes, the next one does not.
+        let (server, _configuration) = start_with("llama", lines, &[folder], vec![("EMU_LOST", "5".into())]);
+        let client = server.client();
+        client.upload_adapter("moved", &fixtures().join("llama-adapter")).expect(201);
+        assert_eq!(client.get("/ready").expect(200).json()["status"], "ready");
+        let ask = |tokens: u32| {
+            let body = json!({"model": "moved", "prompt": "The", "max_tokens": tokens, "temperature": 0,
+                "ignore_eos": true});
+            client.post("/v1/completions", &body)
+        };
+        ask(3).expect(200);
+        let hit = ask(24);
+        assert!(hit.status == 503 && hit.text.contains("device_lost"), "{hit:?}");
+        let ready = client.get("/ready").expect(503);
+        assert!(ready.text.contains("device_lost") && ready.text.contains("CUDA_ERROR_"), "{ready:?}");
+        let refused = ask(1).expect(503);
+        assert!(refused.text.contains("device_lost"), "{refused:?}");
+        // The host itself lives, and counts nothing on that device.
+        client.get("/health").expect(200);
+        let metrics = client.get("/metrics").expect(200).text;
+        for line in ["vllm:num_requests_running 0\n", "tenon_adapter_slots_used 0\n", "vllm:kv_cache_usage_perc 0.0\n"]
+        {
+            assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+        }
+    }
+
+    #[test]
     fn cublaslt_is_named_in_receipts_or_refused_at_the_start() {
         let test = "cublaslt_is_named_in_receipts_or_refused_at_the_start";
         let Some(folder) = emulation(test) else { return };
@@ -128,12 +174,19 @@ mod emulated {
         let mut command = tenon();
         command.args(["doctor", "--json", "--listen", "127.0.0.1:0", "--base"]).arg(fixtures().join("llama"));
         command.arg("--data").arg(scratch.path().join("data")).env("LD_LIBRARY_PATH", folder);
-        let output = command.output().unwrap();
-        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let check = found["data"].as_array().unwrap().iter().find(|check| check["name"] == "GPU").unwrap();
-        assert!(
-            check["verdict"] == "ok" && check["found"].as_str().unwrap().contains("emulation on the CPU"),
-            "{check}"
-        );
+        command.env("TENON_ADAPTER_STAGING_BYTES_MAX", (77u64 << 20).to_string());
+        let mut found = |runner: &str| {
+            let output = command.env("TENON_RUNNER", runner).output().unwrap();
+            let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let checks = found["data"].as_array().unwrap();
+            let check = |name| checks.iter().find(|check| check["name"] == name).unwrap().clone();
+            [check("GPU"), check("memory")]
+        };
+        let [gpu, memory] = found("auto");
+        assert!(gpu["verdict"] == "ok" && gpu["found"].as_str().unwrap().contains("emulation on the CPU"), "{gpu}");
+        let pinned = "of which 77 MiB page-locked for a device";
+        assert!(memory["found"].as_str().unwrap().contains(pinned), "{memory}");
+        let [_, memory] = found("cpu");
+        assert!(!memory["found"].as_str().unwrap().contains("page-locked"), "{memory}");
     }
 }

@@ -7,7 +7,7 @@ fn fed() -> Metrics {
     let kv = EngineStats { kv_blocks_free: 75, kv_blocks_total: 100, ..EngineStats::default() };
     let prefix = EngineStats { prefix_tokens_asked: 30, prefix_tokens_found: 20, ..kv };
     let guesses = EngineStats { draft_tokens: 8, draft_tokens_accepted: 6, preemptions: 1, ..prefix };
-    let stats = EngineStats { waiting: 5, running: 2, ..guesses };
+    let stats = EngineStats { waiting: 5, running: 2, steps: 12, steps_overlapped: 7, ..guesses };
     metrics.observe_engine(&stats);
     metrics.observe_lora_requests(&stats, 3);
     metrics.observe_kv_size(16, 100);
@@ -58,6 +58,8 @@ fn routers_find_what_they_look_for() {
         "vllm:spec_decode_num_draft_tokens_total 8\n",
         "vllm:spec_decode_num_accepted_tokens_total 6\n",
         "tenon_preemptions_total 1\n",
+        "tenon_engine_steps_total 12\n",
+        "tenon_engine_steps_overlapped_total 7\n",
         "tenon_receipts_total{kind=\"started\"} 3\n",
         "tenon_receipt_transactions_total 4\n",
         "tenon_adapter_bytes{tier=\"memory\"} 1048576\n",

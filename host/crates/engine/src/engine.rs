@@ -407,7 +407,7 @@ impl<R: ModelRunner> Engine<R> {
     /// Those that were there, and those that came before they could be refused.
     fn end_lost(&mut self) {
         fail_all(self.scheduler.remove_where(|_| true), &GenerationError::DeviceLost);
-        drop(self.scheduler.take_unloads());
+        self.scheduler.forget_all();
         self.publish();
     }
 

@@ -97,7 +97,7 @@ impl FakeRunner {
         Self { overlaps: true, ..self }
     }
 
-    /// Fails these steps, counted from 0.
+    /// Fails these steps, counted from 0, before anything of them is done.
     #[must_use]
     pub fn failing_at(self, steps: impl IntoIterator<Item = u64>) -> Self {
         Self { failing: steps.into_iter().collect(), ..self }
@@ -358,12 +358,12 @@ impl FakeRunner {
         }
         batch.check(&self.shape)?;
         self.check_blocks(batch)?;
+        if self.failing.contains(&step) {
+            return Err(RunnerError::Failed(format!("told to fail in step {step}")));
+        }
         self.copy_blocks(batch);
         for sequence in &batch.sequences {
             self.run_sequence(batch, sequence)?;
-        }
-        if self.failing.contains(&step) {
-            return Err(RunnerError::Failed(format!("told to fail in step {step}")));
         }
         for request in &batch.samples {
             let sequence = batch.sequences.iter().find(|sequence| sequence.rows.contains(&request.row));

@@ -262,6 +262,12 @@ impl<A> Scheduler<A> {
         self.slots.forget(slot, &mut self.blocks);
     }
 
+    /// Takes all slots out of use, with the device that they were on. Nobody runs.
+    pub(crate) fn forget_all(&mut self) {
+        (0..self.slots.total()).for_each(|slot| self.slots.forget(Slot(slot), &mut self.blocks));
+        self.loads.clear();
+    }
+
     /// Slots that the runner has to empty now: those who brought their adapters are gone, and wanted them gone.
     pub(crate) fn take_unloads(&mut self) -> Vec<Slot> {
         self.slots.take_unloads()

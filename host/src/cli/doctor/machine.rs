@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use model::Precision;
 use model::accelerator::{self, CudaError, NoGpu};
 
 use super::super::selftest::named;
 use super::Check;
-use crate::config::{Config, KvSize};
+use crate::config::{Config, KvSize, RunnerChoice};
 use crate::http::Tls;
 
 /// 2026-01-01 UTC: this program is younger.
@@ -89,7 +90,21 @@ pub(super) fn tls(config: &Config) -> Option<Check> {
     })
 }
 
-/// Whether base, KV and adapters fit.
+/// What the host keeps page-locked if it computes on a device, for the adapters that wait for it.
+fn pinned_bytes_max(config: &Config) -> u64 {
+    let is_usable = || {
+        let devices = accelerator::devices().unwrap_or_default();
+        !devices.is_empty() && devices.iter().all(|device| device.is_usable().is_ok())
+    };
+    let may_be_used = match config.runner {
+        RunnerChoice::Cpu => false,
+        RunnerChoice::Cuda => true,
+        RunnerChoice::Auto => config.precision != Precision::F32 && is_usable(),
+    };
+    if may_be_used { config.adapter_staging_bytes_max } else { 0 }
+}
+
+/// Whether base, KV and adapters fit, those included that wait for a device.
 pub(super) fn memory(config: &Config) -> Check {
     let base = std::fs::metadata(&config.base).map_or(0, |file| file.len());
     // As f32 a weight is at most eight times what it is in the file.
@@ -98,16 +113,25 @@ pub(super) fn memory(config: &Config) -> Check {
         KvSize::Bytes(bytes) => bytes,
         KvSize::Blocks(_) => 0,
     };
-    let wanted = base.saturating_add(kv).saturating_add(config.adapter_cache_bytes_max);
-    let Some(available) = available_bytes() else {
-        return Check::ok("memory", format!("up to {} may be used; what is free is not known here", mib(wanted)));
+    let pinned = pinned_bytes_max(config);
+    let wanted = base.saturating_add(kv).saturating_add(config.adapter_cache_bytes_max).saturating_add(pinned);
+    let used = match pinned {
+        0 => format!("up to {} may be used", mib(wanted)),
+        _ => format!("up to {} may be used, of which {} page-locked for a device", mib(wanted), mib(pinned)),
     };
-    let found = format!("{} free, up to {} may be used", mib(available), mib(wanted));
+    let Some(available) = available_bytes() else {
+        return Check::ok("memory", format!("{used}; what is free is not known here"));
+    };
+    let found = format!("{} free, {used}", mib(available));
     if available < base.saturating_add(kv) {
         return Check::fail("memory", found, "free some, or lower kv_bytes_max, or use a smaller base");
     }
     if available < wanted {
-        return Check::warn("memory", found, "lower adapter_cache_bytes_max or kv_bytes_max");
+        let advice = match pinned {
+            0 => "lower adapter_cache_bytes_max or kv_bytes_max",
+            _ => "lower adapter_cache_bytes_max, adapter_staging_bytes_max or kv_bytes_max",
+        };
+        return Check::warn("memory", found, advice);
     }
     Check::ok("memory", found)
 }

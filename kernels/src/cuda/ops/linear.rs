@@ -62,13 +62,18 @@ enum Tile {
     Rows64,
     /// bf16 alone, on devices whose blocks may have [`TALL_SHARED_BYTES`].
     Rows128,
+    /// A step of one row; block formats alone.
+    Row1,
 }
 
 impl Tile {
     const OF_EVERY_FORMAT: [Self; 4] = [Self::Rows8, Self::Rows16, Self::Rows32, Self::Rows64];
 
     const fn rows(self) -> usize {
-        8 << self as usize
+        match self {
+            Self::Row1 => 1,
+            _ => 8 << self as usize,
+        }
     }
 
     fn for_rows(rows_max: usize) -> Self {
@@ -124,6 +129,8 @@ pub fn workspace_bytes(outputs: usize, inputs: usize, rows_max: usize) -> usize 
 pub struct Linear {
     /// By format and tile.
     kernels: Vec<[Kernel; 4]>,
+    /// By format; none for bf16.
+    single: Vec<Option<Kernel>>,
     /// Where a block may have so much shared memory.
     tall: Option<Kernel>,
     combine: Kernel,
@@ -139,10 +146,12 @@ impl Linear {
         let kernel = |format: WeightFormat, rows: usize| module.kernel(&format!("linear_{rows}_{}", format.name()), 0);
         let of = |format| Ok([kernel(format, 8)?, kernel(format, 16)?, kernel(format, 32)?, kernel(format, 64)?]);
         let kernels = WeightFormat::ALL.into_iter().map(of).collect::<Result<_, CudaError>>()?;
+        let single = |format| (format != WeightFormat::Bf16).then(|| kernel(format, 1)).transpose();
+        let single = WeightFormat::ALL.into_iter().map(single).collect::<Result<_, CudaError>>()?;
         let has_room = device.info().shared_bytes_max >= TALL_SHARED_BYTES as usize;
         let load_tall = || Module::load(device, fatbin!("linear_tall"))?.kernel("linear_128_bf16", TALL_SHARED_BYTES);
         let tall = has_room.then(load_tall).transpose()?;
-        Ok(Self { kernels, tall, combine: module.kernel("linear_combine", 0)? })
+        Ok(Self { kernels, single, tall, combine: module.kernel("linear_combine", 0)? })
     }
 
     /// Runs it on `stream`.
@@ -153,6 +162,8 @@ impl Linear {
         let LinearWeights { format, outputs, inputs, .. } = args.weights;
         let plan = if self.has(format, Tile::Rows128) && Plan::is_tall(outputs, args.rows_max) {
             Plan { tile: Tile::Rows128, is_spread: false }
+        } else if args.rows_max == 1 && self.has(format, Tile::Row1) {
+            Plan { tile: Tile::Row1, is_spread: false }
         } else {
             Plan::new(outputs, inputs, args.rows_max)
         };
@@ -160,7 +171,11 @@ impl Linear {
     }
 
     fn has(&self, format: WeightFormat, tile: Tile) -> bool {
-        tile != Tile::Rows128 || format == WeightFormat::Bf16 && self.tall.is_some()
+        match tile {
+            Tile::Rows128 => format == WeightFormat::Bf16 && self.tall.is_some(),
+            Tile::Row1 => format != WeightFormat::Bf16,
+            _ => true,
+        }
     }
 
     fn launch_as(&self, stream: &Stream, args: &LinearArgs, plan: Plan) -> Result<(), CudaError> {
@@ -185,14 +200,15 @@ impl Linear {
         let slices = slices(outputs, inputs);
         let [rows_32, slices_32] = int([rows_max, slices])?;
         let row_tiles = rows_max.div_ceil(plan.tile.rows());
-        let kernel = match (plan.tile, &self.tall) {
-            (Tile::Rows128, Some(tall)) if format == WeightFormat::Bf16 => tall,
-            (Tile::Rows128, _) => return Err(CudaError::Shape { what: "linear: rows of a block", value: 128 }),
-            (tile, _) => &self.kernels[format as usize][tile as usize],
+        let special = match plan.tile {
+            Tile::Rows128 => self.tall.as_ref().filter(|_| format == WeightFormat::Bf16),
+            Tile::Row1 => self.single[format as usize].as_ref().filter(|_| rows_max == 1),
+            tile => Some(&self.kernels[format as usize][tile as usize]),
         };
-        // These two take all slices in one block.
+        let kernel = special.ok_or(CudaError::Shape { what: "linear: rows of a block", value: plan.tile.rows() })?;
+        // These take all slices in one block.
         let whole = match plan.tile {
-            Tile::Rows8 => Some(blocks([outputs.div_ceil(PANEL * (SLICES_MAX / slices)), row_tiles, 1])?),
+            Tile::Rows8 | Tile::Row1 => Some(blocks([outputs.div_ceil(PANEL * (SLICES_MAX / slices)), row_tiles, 1])?),
             Tile::Rows128 => Some(Launch {
                 shared_bytes: TALL_SHARED_BYTES,
                 ..blocks([row_tiles, outputs.div_ceil(TALL_OUTPUTS), 1])?

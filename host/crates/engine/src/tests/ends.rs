@@ -77,7 +77,26 @@ fn ends_with_its_device(runner: FakeRunner, steps: u64) {
     // The fake runner panics if it is asked for anything.
     rig.revoke(Digest::of(b"a0"));
     rig.step();
-    assert_eq!(rig.handle.stats().steps, steps);
+    let stats = rig.handle.stats();
+    assert_eq!((stats.steps, stats.resident_adapters, stats.adapter_blocks), (steps, Vec::new(), 0));
+}
+
+#[test]
+fn no_adapter_is_said_to_lie_on_a_device_that_is_lost() {
+    let runner = FakeRunner::new(shape()).with_adapters_in_blocks(3).losing_at(2);
+    let mut rig = Rig::new(runner, EngineConfig::default());
+    rig.run(&request(0..6, 2).with([("a0", 1.0)]));
+    let before = rig.handle.stats();
+    assert_eq!(
+        (before.steps, before.resident_adapters, before.adapter_blocks),
+        (2, vec![Digest::of(b"a0")], 3),
+        "idle"
+    );
+    let mut hit = rig.submit(&request(0..6, 2));
+    rig.step();
+    assert_eq!(read(&mut hit).1, Some(TokenEvent::Failed(GenerationError::DeviceLost)));
+    let stats = rig.handle.stats();
+    assert_eq!((stats.resident_adapters, stats.resident_fillers, stats.adapter_blocks), (vec![], vec![], 0));
 }
 
 #[test]

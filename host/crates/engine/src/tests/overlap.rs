@@ -177,6 +177,60 @@ fn an_engine_is_not_idle_while_a_step_is_under_way() {
     assert!(rig.engine.is_idle(), "what was drawn for nobody was collected");
 }
 
+#[test]
+fn what_a_failed_step_was_to_wipe_is_wiped_in_a_later_one() {
+    // All blocks: three of them were an adapter's, which the fake runner lets nobody write before they are wiped.
+    let shape = RunnerShape { kv_blocks: 6, batch_rows_max: 32, ..shape() };
+    let (brings, fills) = (request([1, 2], 2).with([("a0", 1.0)]), request(0..20, 3));
+    for overlaps in [false, true] {
+        for failing in [vec![2], vec![2, 3]] {
+            let runner = FakeRunner::new(shape).with_adapters_in_blocks(3).failing_at(failing.clone());
+            let mut rig = Rig::new(if overlaps { runner.overlapping() } else { runner }, config());
+            rig.run(&brings);
+            let stats = rig.handle.stats();
+            assert_eq!((stats.steps, stats.adapter_blocks), (2, 3), "the next step is the one that fails");
+            // Where steps overlap, the second is behind the first, and fails with it.
+            for _ in 0..if overlaps { 1 } else { failing.len() } {
+                let mut failed = rig.submit(&fills);
+                rig.finish();
+                assert!(matches!(read(&mut failed), (_, Some(TokenEvent::Failed(GenerationError::Runner(_))))));
+            }
+            assert_eq!(rig.run(&fills), fills.expected(&shape, &[]), "overlaps: {overlaps}, failing: {failing:?}");
+        }
+    }
+}
+
+#[test]
+fn a_block_that_is_copied_into_is_not_wiped_for_a_failed_step_that_had_it_before() {
+    /// Allows everything, and has the runner wait for it all the same.
+    #[derive(Debug)]
+    struct Open;
+    impl OutputConstraint for Open {
+        fn mask(&mut self) -> Arc<TokenMask> {
+            Arc::new(TokenMask::known(vec![u32::MAX; 2]))
+        }
+
+        fn push(&mut self, _: u32) -> Result<OutputState, String> {
+            Ok(OutputState::Open)
+        }
+    }
+    let known = request(0..12, 5);
+    let mut rig = Rig::new(FakeRunner::new(shape()).overlapping().failing_at([5]), config());
+    rig.run(&known);
+    assert_eq!(rig.handle.stats().steps, 5, "the next step is the one that fails");
+    // Of another tenant, and in the block that the first one left: it is to be wiped.
+    let leaves = rig.submit(&request([7], 10).of("beta"));
+    rig.step();
+    drop(leaves);
+    // Into that block is copied, while the step is under way that was to wipe it.
+    let submission = Submission { constraint: Some(Box::new(Open)), ..known.submission() };
+    let mut copied = rig.handle.submit(submission).expect("accepted");
+    rig.finish();
+    assert_eq!(read_finished(&mut copied), known.expected(&shape(), &[]));
+    let stats = rig.handle.stats();
+    assert_eq!((stats.prefix_tokens_found, stats.steps_overlapped), (11, 4), "all but the last token was kept");
+}
+
 /// Refuses one step when it is submitted.
 struct Refusing(FakeRunner, u64);
 

@@ -39,6 +39,10 @@ pub(super) fn cases() -> Vec<Case> {
         // Three slices of three tiles and five of two, or nothing but whole stages and one half of one.
         let shape = (33, 40, 53, if k { 768 } else { 608 });
         cases.push(Case::new("linear", name, 0.0, move |device, seed| cuts(device, seed, format, shape)));
+        // Slices of ten or eleven tiles: more than a warp has under way.
+        let name = format!("{} equal bits in long slices", format.name());
+        let shape = (9, 9, 21, if k { 2560 } else { 2656 });
+        cases.push(Case::new("linear", name, 0.0, move |device, seed| cuts(device, seed, format, shape)));
     }
     // Two blocks of the kernel for prompts either way, the second with little in it; slices of two and three tiles, more than
     // the ring has stages.

@@ -21,8 +21,12 @@ use super::weights::{LayerPlan, MatrixPlan};
 use crate::ModelConfig;
 use crate::adapter::Group;
 
-/// Blocks that share the chunks of one tile of attention.
-const CHUNK_BLOCKS: u32 = 16;
+/// Blocks that share the chunks of one tile of attention, if there are few tiles.
+const CHUNK_BLOCKS_MAX: u32 = 16;
+/// Likewise at least: one long context among many short ones would else be read by one block alone.
+const CHUNK_BLOCKS_MIN: u32 = 4;
+/// Blocks of attention that keep a device busy several times over. What is beyond finds no chunk where contexts are short.
+const ATTENTION_BLOCKS_ENOUGH: u32 = 4096;
 
 /// Every kernel of a step.
 pub(super) struct Kernels {
@@ -209,7 +213,8 @@ impl Forward<'_> {
         if shape.splits {
             let units = self.plan.partial_units;
             let partials = AttentionPartials { values: buffers.partials, sums: buffers.partial_sums, units };
-            self.kernels.attention.split(stream, &args, partials, CHUNK_BLOCKS)?;
+            let chunk_blocks = chunk_blocks(args.tiles_max.saturating_mul(small(model.kv_heads)));
+            self.kernels.attention.split(stream, &args, partials, chunk_blocks)?;
         } else {
             self.kernels.attention.rows(stream, &args)?;
         }
@@ -374,4 +379,9 @@ const fn group_id(group: Group) -> LoraGroupId {
 /// Sizes of a base are below 2^24, and rows and tables fit their `u32`s.
 fn small(size: usize) -> u32 {
     u32::try_from(size).unwrap_or(u32::MAX)
+}
+
+/// Into how many blocks the chunks of each tile go round: never decides the bits.
+fn chunk_blocks(blocks_without: u32) -> u32 {
+    ATTENTION_BLOCKS_ENOUGH.div_ceil(blocks_without.max(1)).clamp(CHUNK_BLOCKS_MIN, CHUNK_BLOCKS_MAX)
 }
