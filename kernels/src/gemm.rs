@@ -9,6 +9,10 @@
 
 mod ahead;
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+pub use amx::{TileRows, TileScratch, matmul_tiles, request, widen_all};
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod floats;

@@ -54,6 +54,7 @@ pub use dora::{DoraTerm, dora_add, dora_norms};
 pub use elementwise::{add_rows, swiglu_rows};
 pub use elementwise_rope::{HeadNorms, RopeRows, rope_rows};
 pub use exp::exp;
+pub use gemm::{TileRows, TileScratch, matmul_tiles, request, widen_all};
 pub use gemm::{Piece, matmul_each, matmul_packed};
 pub use grouped_lora::{LoraGroup, LoraRun, LoraScratch, LoraTermHead, LoraTermParts, SLOTS_MAX, matmul_lora};
 pub use isa::Isa;
