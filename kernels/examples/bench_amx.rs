@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
-use kernels::{Buffer, BlockFormat, Isa, PackedMatrix, QuantisedRows, Team, TileRows, TileScratch, matmul_packed, matmul_tiles};
+use kernels::{Amx, Buffer, BlockFormat, Isa, PackedMatrix, QuantisedRows, Team, TileRows, TileScratch, matmul_packed, matmul_tiles};
 
 fn main() {
-    println!("amx {}", kernels::request());
+    let Some(amx) = Amx::detect() else { return println!("no AMX") };
     let team = Team::alone();
     let isa = Isa::detect();
+    let accumulate = std::env::var_os("ADD").is_some();
     let mut seed = 1u32;
     let mut random = || {
         seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
@@ -32,18 +33,6 @@ fn main() {
                 }
             }
             let matrix = PackedMatrix::pack(outputs, inputs, format, &blocks).unwrap();
-            for slab in [2, 4, 8, 18] {
-                let mut scratch = TileScratch::default();
-                let mut best = f64::MAX;
-                for _ in 0..20 {
-                    let lap = Instant::now();
-                    if format != BlockFormat::Bf16 {
-                        kernels::widen_all(&matrix, &mut scratch, slab);
-                    }
-                    best = best.min(lap.elapsed().as_secs_f64());
-                }
-                println!("{format:?} {outputs}x{inputs} widen {slab}: {:.3} ns/weight", best / (outputs * inputs) as f64 * 1e9);
-            }
             for rows in [512, 128, 32] {
                 let x: Vec<f32> = (0..rows * inputs).map(|_| random()).collect();
                 let mut quantised = QuantisedRows::for_formats([format]);
@@ -64,11 +53,11 @@ fn main() {
                     };
                     quantised.fill(&team, isa, &x, rows, inputs);
                     time(0);
-                    matmul_packed(&team, isa, &[&matrix], &quantised, &mut a, false);
+                    matmul_packed(&team, isa, &[&matrix], &quantised, &mut a, accumulate);
                     time(1);
-                    tiles.fill(&team, &x, rows, inputs);
+                    tiles.fill(&team, amx, &x, rows, inputs);
                     time(2);
-                    matmul_tiles(&team, &[&matrix], &tiles, &mut scratch, &mut b);
+                    matmul_tiles(&team, isa, amx, &[&matrix], &tiles, &mut b, accumulate, &mut scratch);
                     time(3);
                 }
                 let (mut error, mut norm) = (0.0f64, 0.0f64);

@@ -1,21 +1,51 @@
-//! Products of prompts' rows in bf16 by AMX's tiles.
+//! Products of many rows in bf16 by AMX's tiles: weights of any format but f32 are widened to bf16 for 32 outputs at a time
+//! (`widen.rs`) and serve all rows of a piece; rows are bf16 too ([`TileRows`]). 512 multiply-adds a cycle by the book where
+//! VPDPBUSD has 128, and nothing to be scaled after each block: sums stay in tiles over all inputs.
+//!
+//! Arithmetic: w = bf16(fma(scale, code - offset, minimum)), x = bf16(x), to the nearest, ties to even. For each 32 inputs,
+//! ascending, the tile unit adds to an f32 sum what even and odd inputs give in two sums of their own. It flushes numbers that
+//! are too small to be normal to zero, in the rows, the weights and the sums.
+//!
+//! Invariance: a row of a tile meets no other row, and the order of its sum is that of the inputs, so that its bits depend
+//! neither on its place, nor on the rows beside it, nor on how the work was cut. They are not those of the other products.
+//!
+//! Memory decides: tiles from the second-level cache run at 70 % of the peak, from beyond it at 15 %. Hence the size of a
+//! piece, sums that go straight to their place, and lines of that place that are fetched while the sums are made.
+//!
+//! Not here: which rows are computed this way (the runner's business).
+
+mod widen;
 
 use std::arch::asm;
-use std::arch::x86_64::*;
 
-use super::vnni::{least_of, scale_of, unpack};
-use super::{Results, place};
-use crate::packed::{Layout, PANEL, PackedMatrix, formats};
+use super::place::{self, Place};
+use super::{Beside, PieceAt, Results, locate};
+use crate::isa::Amx;
+use crate::packed::{PANEL, PackedMatrix};
 use crate::pool::SharedMut;
 use crate::quantised::{BLOCK_VALUES, BlockFormat};
-use crate::{Buffer, Team};
+use crate::quantised_rows::{PANEL_ROWS, row_panel, row_panels};
+use crate::tile_rows::{TILE_ROWS, TILE_WORDS, TileRows};
+use crate::{Buffer, Isa, Team};
 
-const STORE_AHEAD: usize = 2;
-const TILE_ROWS: usize = 16;
-const TILE_WORDS: usize = 256;
-/// Inputs whose weights of a panel stay in the first-level cache.
-const SLAB_BLOCKS: usize = 48;
+/// Rows that two tiles have: they share the loads of the weights.
+const PAIR_ROWS: usize = 2 * TILE_ROWS;
+/// Of one block of 32 inputs of a panel of weights, and of a tile of rows.
+const PANEL_BLOCK_BYTES: usize = 2 * TILE_BYTES;
+const TILE_BYTES: usize = TILE_WORDS * 4;
+/// Rows of a piece that stay in the second-level cache while panels of weights pass.
+const ROWS_BYTES: usize = 1 << 20;
+/// Rows of a piece at least: fewer would be faster than the widening of their weights.
+const ROWS_MIN: usize = 128;
 
+/// Memory that [`matmul_tiles`] works in, of each thread. It only grows.
+#[derive(Default)]
+pub struct TileScratch {
+    panels: Buffer<u32>,
+    sums: Buffer<f32>,
+}
+
+/// What LDTILECFG reads: eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
 struct TileConfig {
     palette: u8,
@@ -25,241 +55,206 @@ struct TileConfig {
     rows: [u8; 16],
 }
 
-const CONFIG: TileConfig = {
+static CONFIG: TileConfig = {
     let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
     let mut tile = 0;
     while tile < 8 {
-        (config.rows[tile], config.row_bytes[tile]) = (16, 64);
+        (config.rows[tile], config.row_bytes[tile]) = (TILE_ROWS as u8, 64);
         tile += 1;
     }
     config
 };
 
-/// Spike.
-pub fn request() -> bool {
-    let result: isize;
-    // SAFETY: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA) changes nothing but what the process may use.
-    unsafe {
-        asm!("syscall", inlateout("rax") 158isize => result, in("rdi") 0x1023usize, in("rsi") 18usize,
-            out("rcx") _, out("r11") _, options(nostack));
-    }
-    result == 0
+/// Whether [`matmul_tiles`] takes this matrix.
+pub(super) fn takes(format: BlockFormat) -> bool {
+    format != BlockFormat::F32
 }
 
-/// Rows in bf16: `[tile of 16 rows][block of 32 inputs][row of tile][pair of inputs]`.
-#[derive(Default)]
-pub struct TileRows {
-    rows: usize,
-    width: usize,
-    words: Buffer<u32>,
-}
-
-impl TileRows {
-    /// Spike.
-    pub fn fill(&mut self, team: &Team<'_>, x: &[f32], rows: usize, width: usize) {
-        (self.rows, self.width) = (rows, width);
-        let blocks = width / BLOCK_VALUES;
-        let tiles = rows.div_ceil(2 * TILE_ROWS) * 2;
-        self.words.resize(tiles * blocks * TILE_WORDS);
-        let words = SharedMut::new(&mut self.words);
-        team.tiles(tiles, |_, tile| {
-            let words = unsafe { words.slice(tile * blocks * TILE_WORDS..(tile + 1) * blocks * TILE_WORDS) };
-            for row in 0..TILE_ROWS {
-                let index = tile * TILE_ROWS + row;
-                let x = if index < rows { Some(&x[index * width..(index + 1) * width]) } else { None };
-                unsafe { round_row(x, row, blocks, words) };
-            }
-        });
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn round_row(x: Option<&[f32]>, row: usize, blocks: usize, words: &mut [u32]) {
-    for block in 0..blocks {
-        let to = &mut words[block * TILE_WORDS + row * 16..][..16];
-        unsafe {
-            let pairs = match x {
-                Some(x) => {
-                    let x = x[block * 32..][..32].as_ptr();
-                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x.add(16)), _mm512_loadu_ps(x)))
-                }
-                None => _mm512_setzero_si512(),
-            };
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
-        }
-    }
-}
-
-/// Spike.
-#[derive(Default)]
-pub struct TileScratch {
-    panels: Buffer<u32>,
-    sums: Buffer<f32>,
-}
-
-/// Spike.
-pub fn matmul_tiles(
+/// As [`super::matmul_beside`], of rows in tiles.
+///
+/// # Panics
+/// If a shape is wrong or a matrix is of f32.
+#[expect(clippy::too_many_arguments, reason = "a product's, and its memory")]
+pub(crate) fn matmul_tiles_beside(
     team: &Team<'_>,
+    isa: Isa,
+    amx: Amx,
     matrices: &[&PackedMatrix],
     x: &TileRows,
-    scratch: &mut TileScratch,
     out: &mut [f32],
+    accumulate: bool,
+    scratch: &mut TileScratch,
+    beside: &impl Beside,
 ) {
+    let (rows, blocks) = (x.rows(), x.width() / BLOCK_VALUES);
+    for matrix in matrices {
+        assert!(matrix.inputs() == x.width() || rows == 0, "{} inputs, width {}", matrix.inputs(), x.width());
+        assert!(takes(matrix.format()), "{:?} in tiles", matrix.format());
+    }
     let width: usize = matrices.iter().map(|matrix| matrix.outputs()).sum();
     let panels: usize = matrices.iter().map(|matrix| matrix.panels()).sum();
-    let blocks = x.width / BLOCK_VALUES;
-    let pairs = x.rows.div_ceil(32);
-    let each = SLAB_BLOCKS * 2 * TILE_WORDS;
-    scratch.panels.resize(team.threads() * each);
-    scratch.sums.resize(team.threads() * pairs * 32 * PANEL);
-    let sums_each = pairs * 32 * PANEL;
-    let (scratch_panels, sums) = (SharedMut::new(&mut scratch.panels), SharedMut::new(&mut scratch.sums));
+    assert!(out.len() == rows * width, "{rows} rows of {width} in {} values", out.len());
+    if panels == 0 || rows == 0 {
+        return;
+    }
+    // What is beside adds to panels of rows that do not end where tiles do.
+    let is_beside = beside.tiles() > 0;
+    let piece_rows = match is_beside {
+        true => rows.next_multiple_of(PAIR_ROWS),
+        false => piece_rows(team.threads(), panels, rows, x.width()),
+    };
+    let pieces = rows.div_ceil(piece_rows);
+    let (panel_words, sums_len) = (blocks * PANEL_BLOCK_BYTES / 4, if is_beside { piece_rows * PANEL } else { 0 });
+    scratch.panels.resize(team.threads() * panel_words);
+    scratch.sums.resize(team.threads() * sums_len);
+    let (widened, sums) = (SharedMut::new(&mut scratch.panels), SharedMut::new(&mut scratch.sums));
     let out = SharedMut::new(out);
-    // About even.
-    let slabs = blocks.div_ceil(SLAB_BLOCKS);
-    let slab = blocks.div_ceil(slabs).next_multiple_of(8);
-    let isa = crate::Isa::detect();
-    team.tiles(panels, |worker, panel| {
-        let Some(at) = super::locate(matrices, panel) else { return };
-        let buffer = unsafe { scratch_panels.slice(worker * each..(worker + 1) * each) };
-        let sums = unsafe { sums.slice(worker * sums_each..(worker + 1) * sums_each) };
-        let sums = sums.as_mut_ptr();
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, preserves_flags)) };
-        let mut first = 0;
-        while first < blocks {
-            let count = slab.min(blocks - first);
-            let (weights, stride, next) = match at.matrix.format() {
-                BlockFormat::Bf16 => (unsafe { at.matrix.panel(at.panel).as_ptr().add(first * 2048) }, 128usize, 64usize),
-                format => {
-                    unsafe { widen(format, at.matrix.panel(at.panel), first, count, buffer.as_mut_ptr()) };
-                    (buffer.as_ptr().cast::<u8>(), 64, 1024)
-                }
-            };
-            for pair in 0..pairs {
-                let a = unsafe { x.words.as_ptr().add((pair * 2 * blocks + first) * TILE_WORDS) };
-                unsafe {
-                    dots(a.cast(), blocks * 1024, weights, stride, next, count, sums.add(pair * 32 * PANEL), first > 0, out.slice(0..1).as_ptr().wrapping_add(pair * 32 * width + at.column + at.outputs.start).cast(), width * 4);
-                }
+    team.tiles(beside.tiles() + panels * pieces, |worker, tile| {
+        let Some(tile) = tile.checked_sub(beside.tiles()) else { return beside.tile(tile) };
+        let Some(mut at) = locate(matrices, tile % panels) else { return };
+        at.rows = tile / panels * piece_rows..rows.min((tile / panels + 1) * piece_rows);
+        // SAFETY: a worker runs one tile at a time, and these parts are its own.
+        let (widened, sums) = unsafe {
+            let words = widened.slice(worker * panel_words..(worker + 1) * panel_words);
+            (words, sums.slice(worker * sums_len..(worker + 1) * sums_len))
+        };
+        let weights = Weights::of(amx, at.matrix, at.panel, widened);
+        let place = |first: usize, rows: usize| Place {
+            first: first * width + at.column + at.outputs.start,
+            rows,
+            outputs: at.outputs.len(),
+            stride: width,
+        };
+        let _tiles = Tiles::new(amx);
+        for first in at.rows.clone().step_by(PAIR_ROWS) {
+            let count = PAIR_ROWS.min(at.rows.end - first);
+            let x = &x.words()[first / TILE_ROWS * blocks * TILE_WORDS..][..2 * blocks * TILE_WORDS];
+            if is_beside {
+                let sums = &mut sums[first * PANEL..][..PAIR_ROWS * PANEL];
+                let stride = PANEL * size_of::<f32>();
+                // SAFETY: the tiles are set up, and 32 rows of sums follow each other.
+                unsafe { weights.multiply(x, sums.as_mut_ptr(), stride, sums.as_ptr(), stride) };
+                continue;
             }
-            first += count;
+            let place = place(first, count);
+            let stride = width * size_of::<f32>();
+            let to = out.first().wrapping_add(place.first);
+            if count == PAIR_ROWS && place.outputs == PANEL && !accumulate {
+                // SAFETY: as above; the rows and outputs of a piece are one tile's, all of them are inside of `out`.
+                unsafe { weights.multiply(x, to, stride, to, stride) };
+                continue;
+            }
+            let mut some = Aligned([[0.0; PANEL]; PAIR_ROWS]);
+            // SAFETY: as above.
+            unsafe { weights.multiply(x, some.0.as_mut_ptr().cast(), PANEL * size_of::<f32>(), to, stride) };
+            place::write(isa, &some.0, &place, accumulate, &out);
         }
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        if is_beside {
+            for row_panel_index in 0..row_panels(rows) {
+                let range = row_panel(rows, row_panel_index);
+                let mut results: Results = [[0.0; PANEL]; PANEL_ROWS];
+                let from = sums[range.start * PANEL..range.end * PANEL].as_chunks::<PANEL>().0;
+                results[..range.len()].copy_from_slice(from);
+                let number = tile * row_panels(rows) + row_panel_index;
+                let (matrix, outputs) = (at.index, &at.outputs);
+                let piece =
+                    PieceAt { matrix, matrices: matrices.len(), row_panel: row_panel_index, outputs, number };
+                beside.add(&piece, &mut results);
+                place::write(isa, &results, &place(range.start, range.len()), accumulate, &out);
+            }
+        }
     });
 }
 
-/// 32 rows x 32 outputs x `count` blocks.
-#[inline]
-unsafe fn dots(a: *const u8, down: usize, b: *const u8, stride: usize, next: usize, count: usize, sums: *mut f32, go_on: bool, to: *const u8, to_down: usize) {
-    unsafe {
-        if go_on {
+/// Rows of a piece: as many as the cache holds, fewer where threads would have nothing to do.
+fn piece_rows(threads: usize, panels: usize, rows: usize, inputs: usize) -> usize {
+    let most = (ROWS_BYTES / (2 * inputs)).max(ROWS_MIN);
+    let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(panels) };
+    let pieces = rows.div_ceil(most).max(wanted.min(rows.div_ceil(ROWS_MIN)));
+    rows.div_ceil(pieces).next_multiple_of(PAIR_ROWS)
+}
+
+#[repr(C, align(64))]
+struct Aligned([[f32; PANEL]; PAIR_ROWS]);
+
+/// Tiles that are set up; let go at the end, so that no switch of threads has to save them.
+struct Tiles(());
+
+impl Tiles {
+    fn new(_: Amx) -> Self {
+        // SAFETY: `Amx` says that the machine has tiles and the process may use them.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, preserves_flags, readonly)) };
+        Self(())
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: whoever made it had an `Amx`.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// A panel of weights in bf16: for each 32 inputs two tiles of 16 pairs of inputs by 16 outputs.
+struct Weights<'a> {
+    bytes: &'a [u8],
+    /// Between the pairs of a tile, and between the two tiles.
+    stride: usize,
+    second: usize,
+}
+
+impl<'a> Weights<'a> {
+    fn of(amx: Amx, matrix: &'a PackedMatrix, panel: usize, widened: &'a mut [u32]) -> Self {
+        if matrix.format() == BlockFormat::Bf16 {
+            return Self { bytes: matrix.panel(panel), stride: PANEL * 4, second: 64 };
+        }
+        widen::widen(amx, matrix.format(), matrix.panel(panel), widened);
+        let bytes = widened.as_ptr().cast();
+        // SAFETY: the same memory as bytes.
+        Self { bytes: unsafe { std::slice::from_raw_parts(bytes, widened.len() * 4) }, stride: 64, second: TILE_BYTES }
+    }
+
+    /// 32 rows by 32 outputs: to `sums`, whose rows are `stride` bytes apart. `fetched` are the lines that will be written next,
+    /// row by row like the sums; they need not be of memory.
+    ///
+    /// # Safety
+    /// Tiles are set up; `sums` has 32 rows of 32 values, nobody else uses them.
+    #[inline]
+    unsafe fn multiply(&self, x: &[u32], sums: *mut f32, stride: usize, fetched: *const f32, fetched_stride: usize) {
+        let blocks = self.bytes.len() / PANEL_BLOCK_BYTES;
+        assert!(blocks > 0 && x.len() == 2 * blocks * TILE_WORDS);
+        // SAFETY: `x` and the weights are walked over block by block, to their ends; sums by the caller's promise.
+        unsafe {
             asm!(
-                "tileloadd tmm0, [{s} + {l}]", "tileloadd tmm1, [{s} + {l} + 64]",
-                "tileloadd tmm2, [{s} + {l} + 2048]", "tileloadd tmm3, [{s} + {l} + 2112]",
-                s = in(reg) sums, l = in(reg) 128usize, options(nostack, preserves_flags),
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{x0} + {line}]",
+                "tileloadd tmm6, [{w0} + {pair}]",
+                "tileloadd tmm7, [{w1} + {pair}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{x1} + {line}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {x0}, {TILE}", "add {x1}, {TILE}",
+                "add {w0}, {PANEL_BLOCK}", "add {w1}, {PANEL_BLOCK}",
+                "prefetchw [{to}]", "prefetchw [{to} + 64]",
+                "prefetchw [{to} + {down}]", "prefetchw [{to} + {down} + 64]",
+                "lea {to}, [{to} + 2 * {down}]",
+                "dec {count}",
+                "jnz 2b",
+                x0 = inout(reg) x.as_ptr() => _, x1 = inout(reg) x.as_ptr().add(blocks * TILE_WORDS) => _,
+                w0 = inout(reg) self.bytes.as_ptr() => _, w1 = inout(reg) self.bytes.as_ptr().add(self.second) => _,
+                count = inout(reg) blocks => _, line = in(reg) 64usize, pair = in(reg) self.stride,
+                to = inout(reg) fetched => _, down = in(reg) fetched_stride,
+                TILE = const TILE_BYTES, PANEL_BLOCK = const PANEL_BLOCK_BYTES, options(nostack),
             );
-        } else {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
-        }
-        asm!(
-            "2:",
-            "tileloadd tmm4, [{a} + {l}]",
-            "tileloadd tmm6, [{b} + {stride}]",
-            "tileloadd tmm7, [{b2} + {stride}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{a2} + {l}]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a}, 1024",
-            "add {a2}, 1024",
-            "add {b}, 2048",
-            "add {b2}, 2048",
-            "prefetchw [{to}]",
-            "prefetchw [{to} + 64]",
-            "prefetchw [{to} + {down}]",
-            "prefetchw [{to} + {down} + 64]",
-            "lea {to}, [{to} + 2 * {down}]",
-            "dec {count}",
-            "jnz 2b",
-            a = inout(reg) a => _, a2 = inout(reg) a.wrapping_add(down) => _, b = inout(reg) b => _, b2 = inout(reg) b.wrapping_add(next) => _,
-            count = inout(reg) count => _, l = in(reg) 64usize, stride = in(reg) stride, to = inout(reg) to => _, down = in(reg) to_down, options(nostack),
-        );
-        asm!(
-            "tilestored [{s} + {l}], tmm0", "tilestored [{s} + {l} + 64], tmm1",
-            "tilestored [{s2} + {l}], tmm2", "tilestored [{s2} + {l} + 64], tmm3",
-            s = in(reg) to, s2 = in(reg) to.wrapping_add(16 * to_down), l = in(reg) to_down, options(nostack, preserves_flags),
-        );
-    }
-}
-
-unsafe fn widen(format: BlockFormat, panel: &[u8], first: usize, count: usize, to: *mut u32) {
-    unsafe {
-        match format {
-            BlockFormat::Q4_0 => integers::<formats::Q40>(panel, first, count, to),
-            BlockFormat::Q4_1 => integers::<formats::Q41>(panel, first, count, to),
-            BlockFormat::Q5_0 => integers::<formats::Q50>(panel, first, count, to),
-            BlockFormat::Q5_1 => integers::<formats::Q51>(panel, first, count, to),
-            BlockFormat::Q8_0 => integers::<formats::Q80>(panel, first, count, to),
-            BlockFormat::Q4_K => integers::<formats::Q4K>(panel, first, count, to),
-            BlockFormat::Q5_K => integers::<formats::Q5K>(panel, first, count, to),
-            BlockFormat::Q6_K => integers::<formats::Q6K>(panel, first, count, to),
-            _ => unimplemented!(),
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
-unsafe fn integers<F: Layout>(panel: &[u8], first: usize, count: usize, mut to: *mut u32) {
-    let shape = F::SHAPE;
-    #[rustfmt::skip]
-    let weave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    unsafe {
-        for block in first..first + count {
-            let packed = panel.as_ptr().add(shape.block_at(block));
-            let scales = packed.add(2 * shape.codes_bytes());
-            let header = packed.wrapping_sub(block % shape.shared * shape.block_bytes() + shape.header_bytes());
-            for vector in 0..2 {
-                let codes = packed.add(vector * shape.codes_bytes());
-                let least = if shape.minima { least_of::<F>(header, scales, vector) } else { _mm512_setzero_ps() };
-                macro_rules! group {
-                    ($half:literal: $($group:literal)*) => {
-                        let scale = scale_of::<F, $half>(header, scales, vector);
-                        // Exact: few bits.
-                        let least = if shape.minima { least } else { _mm512_mul_ps(scale, _mm512_set1_ps(-(shape.offset as f32))) };
-                        $(
-                        let quads = unpack::<F, $group>(codes);
-                        let value = |codes: __m512i| _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(codes), least);
-                        let byte = _mm512_set1_epi32(255);
-                        let k0 = value(_mm512_and_si512(quads, byte));
-                        let k1 = value(_mm512_and_si512(_mm512_srli_epi32::<8>(quads), byte));
-                        let k2 = value(_mm512_and_si512(_mm512_srli_epi32::<16>(quads), byte));
-                        let k3 = value(_mm512_srli_epi32::<24>(quads));
-                        for (pair, (even, odd)) in [(k0, k1), (k2, k3)].into_iter().enumerate() {
-                            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even));
-                            let both = _mm512_permutexvar_epi16(weave, both);
-                            _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add((vector + 2 * STORE_AHEAD) * TILE_WORDS + ($group * 2 + pair) * 16).cast());
-                            _mm512_store_si512(to.add(vector * TILE_WORDS + ($group * 2 + pair) * 16).cast(), both);
-                        })*
-                    };
-                }
-                group!(0: 0 1 2 3);
-                if shape.bits == 6 {
-                    group!(1: 4 5 6 7);
-                } else {
-                    group!(0: 4 5 6 7);
-                }
-            }
-            to = to.add(2 * TILE_WORDS);
-        }
-    }
-}
-/// Spike.
-pub fn widen_all(matrix: &PackedMatrix, scratch: &mut TileScratch, slab: usize) {
-    scratch.panels.resize(1 << 16);
-    let blocks = matrix.inputs() / 32;
-    for panel in 0..matrix.panels() {
-        for first in (0..blocks).step_by(slab) {
-            unsafe { widen(matrix.format(), matrix.panel(panel), first, slab.min(blocks - first), scratch.panels.as_mut_ptr()) };
+            asm!(
+                "tilestored [{first} + {down}], tmm0", "tilestored [{first} + {down} + 64], tmm1",
+                "tilestored [{second} + {down}], tmm2", "tilestored [{second} + {down} + 64], tmm3",
+                first = in(reg) sums, second = in(reg) sums.byte_add(TILE_ROWS * stride), down = in(reg) stride,
+                options(nostack, preserves_flags),
+            );
         }
     }
 }
