@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use kernels::{Amx, Buffer, BlockFormat, Isa, PackedMatrix, QuantisedRows, Team, TileRows, TileScratch, matmul_packed, matmul_tiles};
+use kernels::{
+    Amx, BlockFormat, Buffer, Isa, PackedMatrix, QuantisedRows, Team, TileRows, TileScratch, matmul_packed,
+    matmul_tiles,
+};
 
 fn main() {
     let Some(amx) = Amx::detect() else { return println!("no AMX") };
@@ -68,8 +71,14 @@ fn main() {
                 let gops = |seconds: f64| 2.0 * (rows * outputs * inputs) as f64 / seconds / 1e9;
                 println!(
                     "{format:?} {outputs}x{inputs} rows {rows}: vnni fill {:.0} us, {:.0} us = {:.0} Gop/s; amx fill {:.0} us, {:.0} us = {:.0} Gop/s; {:.2}x; difference {:.5}",
-                    best[0] * 1e6, best[1] * 1e6, gops(best[1]), best[2] * 1e6, best[3] * 1e6, gops(best[3]),
-                    (best[0] + best[1]) / (best[2] + best[3]), (error / norm).sqrt(),
+                    best[0] * 1e6,
+                    best[1] * 1e6,
+                    gops(best[1]),
+                    best[2] * 1e6,
+                    best[3] * 1e6,
+                    gops(best[3]),
+                    (best[0] + best[1]) / (best[2] + best[3]),
+                    (error / norm).sqrt(),
                 );
             }
         }

@@ -23,9 +23,9 @@ mod vnni;
 
 use std::ops::Range;
 
+pub(crate) use ahead::{Ahead, LINE_BYTES, fetch_lines};
 pub use amx::TileScratch;
 pub(crate) use amx::matmul_tiles_beside;
-pub(crate) use ahead::{Ahead, LINE_BYTES, fetch_lines};
 use place::{Place, fetch, write};
 
 use crate::isa::{Amx, Level};

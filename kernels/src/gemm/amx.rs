@@ -126,7 +126,10 @@ pub(crate) fn matmul_tiles_beside(
             stride: width,
         };
         let _tiles = Tiles::new(amx);
-        for first in at.rows.clone().step_by(PAIR_ROWS) {
+        // What tiles have stored is read a pair of tiles later: at once it would be waited for.
+        let mut some = [const { Aligned::ZERO }; 2];
+        let mut waiting: Option<Place> = None;
+        for (number, first) in at.rows.clone().step_by(PAIR_ROWS).enumerate() {
             let count = PAIR_ROWS.min(at.rows.end - first);
             let x = &x.words()[first / TILE_ROWS * blocks * TILE_WORDS..][..2 * blocks * TILE_WORDS];
             if is_beside {
@@ -144,10 +147,17 @@ pub(crate) fn matmul_tiles_beside(
                 unsafe { weights.multiply(x, to, stride, to, stride) };
                 continue;
             }
-            let mut some = Aligned([[0.0; PANEL]; PAIR_ROWS]);
             // SAFETY: as above.
-            unsafe { weights.multiply(x, some.0.as_mut_ptr().cast(), PANEL * size_of::<f32>(), to, stride) };
-            place::write(isa, &some.0, &place, accumulate, &out);
+            unsafe {
+                weights.multiply(x, some[number % 2].0.as_mut_ptr().cast(), PANEL * size_of::<f32>(), to, stride)
+            };
+            if let Some(place) = waiting.replace(place) {
+                place::write(isa, &some[1 - number % 2].0, &place, accumulate, &out);
+            }
+        }
+        if let Some(place) = waiting {
+            let last = (at.rows.len().div_ceil(PAIR_ROWS) - 1) % 2;
+            place::write(isa, &some[last].0, &place, accumulate, &out);
         }
         if is_beside {
             for row_panel_index in 0..row_panels(rows) {
@@ -157,8 +167,7 @@ pub(crate) fn matmul_tiles_beside(
                 results[..range.len()].copy_from_slice(from);
                 let number = tile * row_panels(rows) + row_panel_index;
                 let (matrix, outputs) = (at.index, &at.outputs);
-                let piece =
-                    PieceAt { matrix, matrices: matrices.len(), row_panel: row_panel_index, outputs, number };
+                let piece = PieceAt { matrix, matrices: matrices.len(), row_panel: row_panel_index, outputs, number };
                 beside.add(&piece, &mut results);
                 place::write(isa, &results, &place(range.start, range.len()), accumulate, &out);
             }
@@ -176,6 +185,10 @@ fn piece_rows(threads: usize, panels: usize, rows: usize, inputs: usize) -> usiz
 
 #[repr(C, align(64))]
 struct Aligned([[f32; PANEL]; PAIR_ROWS]);
+
+impl Aligned {
+    const ZERO: Self = Self([[0.0; PANEL]; PAIR_ROWS]);
+}
 
 /// Tiles that are set up; let go at the end, so that no switch of threads has to save them.
 struct Tiles(());
@@ -258,3 +271,6 @@ impl<'a> Weights<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

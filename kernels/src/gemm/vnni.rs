@@ -235,7 +235,11 @@ pub(super) unsafe fn unpack<F: Layout, const GROUP: usize>(codes: *const u8) -> 
 /// `header` and `scales` point to those of a block; `vector < 2`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn scale_of<F: Layout, const HALF: usize>(header: *const u8, scales: *const u8, vector: usize) -> __m512 {
+pub(super) unsafe fn scale_of<F: Layout, const HALF: usize>(
+    header: *const u8,
+    scales: *const u8,
+    vector: usize,
+) -> __m512 {
     let shape = F::SHAPE;
     // SAFETY: f16 of both vectors begin the header or the scales; in the K formats bytes of both begin the scales.
     unsafe {

@@ -27,7 +27,9 @@ const WEAVE: [u16; 32] = {
 /// If the lengths do not belong together.
 pub(super) fn widen(_: Amx, format: BlockFormat, panel: &[u8], to: &mut [u32]) {
     let blocks = to.len() / (PANEL_BLOCK_BYTES / 4);
-    assert!(to.len() == blocks * (PANEL_BLOCK_BYTES / 4) && crate::packed::panel_bytes(format, blocks * 32) == panel.len());
+    assert!(
+        to.len() == blocks * (PANEL_BLOCK_BYTES / 4) && crate::packed::panel_bytes(format, blocks * 32) == panel.len()
+    );
     // SAFETY: `Amx` exists only where the best level does, which has these features; the lengths were asserted.
     unsafe {
         match format {
