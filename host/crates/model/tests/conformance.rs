@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use engine::{ConformanceInput, ModelRunner as _, check_runner};
 use generators::{Draw, Sizes, adapter, base_file, seeded_bytes};
-use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter};
+use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, Prompts, canonical_adapter};
 
 #[test]
 fn the_cpu_runner_conforms_with_much_and_little_memory() {
@@ -31,8 +31,15 @@ fn check(precision: Precision, block_tokens: u32, kv_blocks: [u32; 2]) {
     let prompts = vec![vec![1], (0..40).map(|id| id * 7 % vocabulary).collect(), vec![5; 9]];
     let input = ConformanceInput { prompts, adapters: adapters.take(2).collect(), output_tokens: 12 };
     for kv_blocks in kv_blocks {
-        let config =
-            CpuRunnerConfig { precision, block_tokens, kv_blocks, adapter_slots: 2, batch_rows_max: 64, threads: 2 };
+        let config = CpuRunnerConfig {
+            precision,
+            block_tokens,
+            kv_blocks,
+            adapter_slots: 2,
+            batch_rows_max: 64,
+            threads: 2,
+            prompts: Prompts::Auto,
+        };
         check_runner(|| CpuRunner::new(base, config.clone()).unwrap(), &input).unwrap();
     }
 }
@@ -48,7 +55,15 @@ fn a_fingerprint_is_of_one_base_and_one_way_to_compute() {
         std::fs::write(file.path(), bytes).unwrap();
         let base = Base::open(file.path()).unwrap();
         let (block_tokens, adapter_slots, batch_rows_max) = (16, 2, 8);
-        let config = CpuRunnerConfig { precision, block_tokens, kv_blocks, adapter_slots, batch_rows_max, threads };
+        let config = CpuRunnerConfig {
+            precision,
+            block_tokens,
+            kv_blocks,
+            adapter_slots,
+            batch_rows_max,
+            threads,
+            prompts: Prompts::Auto,
+        };
         CpuRunner::new(&base, config).unwrap().fingerprint()
     };
     let one = of(&bytes, Precision::F32, 8, 1);

@@ -64,6 +64,13 @@ impl ModelRunner for Runner {
         }
     }
 
+    fn separates_prompts(&self) -> bool {
+        match self {
+            Self::Cpu(runner) => runner.separates_prompts(),
+            Self::Cuda(runner) => runner.separates_prompts(),
+        }
+    }
+
     fn adapter_blocks(&self, adapter: &LoraAdapter) -> u32 {
         match self {
             Self::Cpu(runner) => runner.adapter_blocks(adapter),
