@@ -196,6 +196,8 @@ impl Ours {
                 batch.segments.push(LoraSegment { rows: rows.clone(), slot, weight: 1.0, modules, layers });
             }
         }
+        // Steps of one token each decode.
+        batch.drawn_rows = if positions.len() == 1 { u32::try_from(batch.tokens.len())? } else { 0 };
         self.batch = batch;
         Ok(())
     }
@@ -210,6 +212,7 @@ impl Ours {
 /// Empties a batch and keeps its memory.
 fn clear(batch: &mut Batch) {
     batch.tokens.clear();
+    batch.drawn_rows = 0;
     batch.positions.clear();
     batch.sequences.clear();
     batch.block_tables.clear();

@@ -10,7 +10,7 @@ use generators::{Draw, Sizes, adapter, base_file, seeded_bytes};
 use types::LayerRange;
 
 use super::*;
-use crate::{Base, CpuRunner, CpuRunnerConfig, canonical_adapter};
+use crate::{Base, CpuRunner, CpuRunnerConfig, Prompts, canonical_adapter};
 
 const KEY: [u8; 32] = [7; 32];
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Quantised, Precision::Bf16];
