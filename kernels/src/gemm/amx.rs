@@ -17,6 +17,7 @@
 mod widen;
 
 use std::arch::asm;
+use std::ops::Range;
 
 use super::place::{self, Place};
 use super::{Beside, PieceAt, Results, locate};
@@ -33,6 +34,8 @@ const PAIR_ROWS: usize = 2 * TILE_ROWS;
 /// Of one block of 32 inputs of a panel of weights, and of a tile of rows.
 const PANEL_BLOCK_BYTES: usize = 2 * TILE_BYTES;
 const TILE_BYTES: usize = TILE_WORDS * 4;
+/// Blocks of a panel that are widened, while tiles multiply those before.
+const WIDENED_AT_ONCE: usize = 2;
 /// Rows of a piece that stay in the second-level cache while panels of weights pass.
 const ROWS_BYTES: usize = 1 << 20;
 /// Rows of a piece at least: fewer would be faster than the widening of their weights.
@@ -118,7 +121,7 @@ pub(crate) fn matmul_tiles_beside(
             let words = widened.slice(worker * panel_words..(worker + 1) * panel_words);
             (words, sums.slice(worker * sums_len..(worker + 1) * sums_len))
         };
-        let weights = Weights::of(amx, at.matrix, at.panel, widened);
+        let mut weights = Weights::new(amx, at.matrix, at.panel, widened);
         let place = |first: usize, rows: usize| Place {
             first: first * width + at.column + at.outputs.start,
             rows,
@@ -210,36 +213,86 @@ impl Drop for Tiles {
 
 /// A panel of weights in bf16: for each 32 inputs two tiles of 16 pairs of inputs by 16 outputs.
 struct Weights<'a> {
-    bytes: &'a [u8],
+    amx: Amx,
+    first: *const u8,
+    blocks: usize,
     /// Between the pairs of a tile, and between the two tiles.
     stride: usize,
     second: usize,
+    /// What they are to be widened from, and where to, if they are not yet: `first` is there.
+    narrow: Option<(BlockFormat, &'a [u8], &'a mut [u32])>,
 }
 
 impl<'a> Weights<'a> {
-    fn of(amx: Amx, matrix: &'a PackedMatrix, panel: usize, widened: &'a mut [u32]) -> Self {
-        if matrix.format() == BlockFormat::Bf16 {
-            return Self { bytes: matrix.panel(panel), stride: PANEL * 4, second: 64 };
+    fn new(amx: Amx, matrix: &'a PackedMatrix, panel: usize, widened: &'a mut [u32]) -> Self {
+        let (format, bytes) = (matrix.format(), matrix.panel(panel));
+        let blocks = matrix.inputs() / BLOCK_VALUES;
+        if format == BlockFormat::Bf16 {
+            assert!(bytes.len() == blocks * PANEL_BLOCK_BYTES);
+            return Self { amx, first: bytes.as_ptr(), blocks, stride: PANEL * 4, second: 64, narrow: None };
         }
-        widen::widen(amx, matrix.format(), matrix.panel(panel), widened);
-        let bytes = widened.as_ptr().cast();
-        // SAFETY: the same memory as bytes.
-        Self { bytes: unsafe { std::slice::from_raw_parts(bytes, widened.len() * 4) }, stride: 64, second: TILE_BYTES }
+        assert!(widened.len() * 4 == blocks * PANEL_BLOCK_BYTES);
+        let first = widened.as_mut_ptr().cast_const().cast();
+        Self { amx, first, blocks, stride: 64, second: TILE_BYTES, narrow: Some((format, bytes, widened)) }
     }
 
     /// 32 rows by 32 outputs: to `sums`, whose rows are `stride` bytes apart. `fetched` are the lines that will be written next,
-    /// row by row like the sums; they need not be of memory.
+    /// row by row like the sums; they need not be of memory. The first time weights are widened on the way: vectors do that while
+    /// tiles multiply what was widened before.
     ///
     /// # Safety
     /// Tiles are set up; `sums` has 32 rows of 32 values, nobody else uses them.
     #[inline]
-    unsafe fn multiply(&self, x: &[u32], sums: *mut f32, stride: usize, fetched: *const f32, fetched_stride: usize) {
-        let blocks = self.bytes.len() / PANEL_BLOCK_BYTES;
+    unsafe fn multiply(
+        &mut self,
+        x: &[u32],
+        sums: *mut f32,
+        stride: usize,
+        fetched: *const f32,
+        fetched_stride: usize,
+    ) {
+        let blocks = self.blocks;
         assert!(blocks > 0 && x.len() == 2 * blocks * TILE_WORDS);
-        // SAFETY: `x` and the weights are walked over block by block, to their ends; sums by the caller's promise.
+        // SAFETY: `x` has as many blocks; the blocks of weights that are multiplied were widened, or need not be. Sums by the
+        // caller's promise.
         unsafe {
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
+            match self.narrow.take() {
+                None => self.add(x, 0..blocks, fetched, fetched_stride),
+                Some((format, panel, words)) => {
+                    for start in (0..blocks + WIDENED_AT_ONCE).step_by(WIDENED_AT_ONCE) {
+                        let end = blocks.min(start + WIDENED_AT_ONCE);
+                        if start < blocks {
+                            let words = &mut words[start * PANEL_BLOCK_BYTES / 4..end * PANEL_BLOCK_BYTES / 4];
+                            widen::widen(self.amx, format, panel, start, words);
+                        }
+                        if let Some(before) = start.checked_sub(WIDENED_AT_ONCE) {
+                            let fetched = fetched.wrapping_byte_add(2 * before * fetched_stride);
+                            self.add(x, before..blocks.min(start), fetched, fetched_stride);
+                        }
+                    }
+                }
+            }
             asm!(
-                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tilestored [{first} + {down}], tmm0", "tilestored [{first} + {down} + 64], tmm1",
+                "tilestored [{second} + {down}], tmm2", "tilestored [{second} + {down} + 64], tmm3",
+                first = in(reg) sums, second = in(reg) sums.byte_add(TILE_ROWS * stride), down = in(reg) stride,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    /// Adds to the sums in the tiles what these blocks give, of which there is at least one.
+    ///
+    /// # Safety
+    /// Tiles are set up, `x` and the weights have the blocks.
+    #[inline]
+    unsafe fn add(&self, x: &[u32], blocks: Range<usize>, fetched: *const f32, fetched_stride: usize) {
+        // SAFETY: `x` and the weights are walked over from block to block.
+        unsafe {
+            let x = x.as_ptr().add(blocks.start * TILE_WORDS);
+            let weights = self.first.add(blocks.start * PANEL_BLOCK_BYTES);
+            asm!(
                 "2:",
                 "tileloadd tmm4, [{x0} + {line}]",
                 "tileloadd tmm6, [{w0} + {pair}]",
@@ -256,17 +309,11 @@ impl<'a> Weights<'a> {
                 "lea {to}, [{to} + 2 * {down}]",
                 "dec {count}",
                 "jnz 2b",
-                x0 = inout(reg) x.as_ptr() => _, x1 = inout(reg) x.as_ptr().add(blocks * TILE_WORDS) => _,
-                w0 = inout(reg) self.bytes.as_ptr() => _, w1 = inout(reg) self.bytes.as_ptr().add(self.second) => _,
-                count = inout(reg) blocks => _, line = in(reg) 64usize, pair = in(reg) self.stride,
+                x0 = inout(reg) x => _, x1 = inout(reg) x.add(self.blocks * TILE_WORDS) => _,
+                w0 = inout(reg) weights => _, w1 = inout(reg) weights.add(self.second) => _,
+                count = inout(reg) blocks.len() => _, line = in(reg) 64usize, pair = in(reg) self.stride,
                 to = inout(reg) fetched => _, down = in(reg) fetched_stride,
                 TILE = const TILE_BYTES, PANEL_BLOCK = const PANEL_BLOCK_BYTES, options(nostack),
-            );
-            asm!(
-                "tilestored [{first} + {down}], tmm0", "tilestored [{first} + {down} + 64], tmm1",
-                "tilestored [{second} + {down}], tmm2", "tilestored [{second} + {down} + 64], tmm3",
-                first = in(reg) sums, second = in(reg) sums.byte_add(TILE_ROWS * stride), down = in(reg) stride,
-                options(nostack, preserves_flags),
             );
         }
     }

@@ -1,7 +1,5 @@
 //! Rows in tiles against sums in the order that `gemm/amx.rs` promises, in every format. On a machine without AMX they say so.
 
-use std::ops::Range;
-
 use super::*;
 use crate::dot::tests::values;
 use crate::quantised::tests::random_blocks;

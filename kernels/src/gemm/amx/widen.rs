@@ -7,8 +7,8 @@ use std::mem::transmute;
 use super::super::vnni::{least_of, scale_of, unpack};
 use super::{PANEL_BLOCK_BYTES, TILE_WORDS};
 use crate::isa::Amx;
-use crate::packed::{Layout, PANEL, formats};
-use crate::quantised::BlockFormat;
+use crate::packed::{Layout, PANEL, formats, panel_bytes};
+use crate::quantised::{BLOCK_VALUES, BlockFormat};
 
 /// How far ahead of its use a panel is fetched, and the beginning of the next one: memory takes about 400 cycles.
 const AHEAD_BYTES: usize = 4096;
@@ -24,27 +24,26 @@ const WEAVE: [u16; 32] = {
     order
 };
 
-/// Of all blocks of a panel, of a format that is neither bf16 nor f32.
+/// The blocks from `first` on of a panel, as many as `to` has room for, of a format that is neither bf16 nor f32.
 ///
 /// # Panics
 /// If the lengths do not belong together.
-pub(super) fn widen(_: Amx, format: BlockFormat, panel: &[u8], to: &mut [u32]) {
-    let blocks = to.len() / (PANEL_BLOCK_BYTES / 4);
-    assert!(
-        to.len() == blocks * (PANEL_BLOCK_BYTES / 4) && crate::packed::panel_bytes(format, blocks * 32) == panel.len()
-    );
+pub(super) fn widen(_: Amx, format: BlockFormat, panel: &[u8], first: usize, to: &mut [u32]) {
+    let end = first + to.len() / (PANEL_BLOCK_BYTES / 4);
+    assert!(to.len().is_multiple_of(PANEL_BLOCK_BYTES / 4) && to.as_ptr().addr().is_multiple_of(64));
+    assert!(panel_bytes(format, end * BLOCK_VALUES) <= panel.len());
     // SAFETY: `Amx` exists only where the best level does, which has these features; the lengths were asserted.
     unsafe {
         match format {
-            BlockFormat::Q4_0 => integers::<formats::Q40>(panel, to),
-            BlockFormat::Q4_1 => integers::<formats::Q41>(panel, to),
-            BlockFormat::Q5_0 => integers::<formats::Q50>(panel, to),
-            BlockFormat::Q5_1 => integers::<formats::Q51>(panel, to),
-            BlockFormat::Q8_0 => integers::<formats::Q80>(panel, to),
-            BlockFormat::Q4_K => integers::<formats::Q4K>(panel, to),
-            BlockFormat::Q5_K => integers::<formats::Q5K>(panel, to),
-            BlockFormat::Q6_K => integers::<formats::Q6K>(panel, to),
-            BlockFormat::F16 => halves(panel, to),
+            BlockFormat::Q4_0 => integers::<formats::Q40>(panel, first, to),
+            BlockFormat::Q4_1 => integers::<formats::Q41>(panel, first, to),
+            BlockFormat::Q5_0 => integers::<formats::Q50>(panel, first, to),
+            BlockFormat::Q5_1 => integers::<formats::Q51>(panel, first, to),
+            BlockFormat::Q8_0 => integers::<formats::Q80>(panel, first, to),
+            BlockFormat::Q4_K => integers::<formats::Q4K>(panel, first, to),
+            BlockFormat::Q5_K => integers::<formats::Q5K>(panel, first, to),
+            BlockFormat::Q6_K => integers::<formats::Q6K>(panel, first, to),
+            BlockFormat::F16 => halves(panel, first, to),
             BlockFormat::F32 | BlockFormat::Bf16 => unreachable!("not widened"),
         }
     }
@@ -64,10 +63,10 @@ fn pairs(even: __m512, odd: __m512) -> __m512i {
 /// # Safety
 /// The machine has the features, `panel` the blocks that `to` has.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
-unsafe fn integers<F: Layout>(panel: &[u8], to: &mut [u32]) {
+unsafe fn integers<F: Layout>(panel: &[u8], first: usize, to: &mut [u32]) {
     let shape = F::SHAPE;
     let byte = _mm512_set1_epi32(255);
-    for (block, to) in to.chunks_exact_mut(PANEL_BLOCK_BYTES / 4).enumerate() {
+    for (block, to) in (first..).zip(to.chunks_exact_mut(PANEL_BLOCK_BYTES / 4)) {
         let to = to.as_mut_ptr();
         // SAFETY: a block of the panel and its header are within it: see `packed/layout.rs`. `to` has two tiles.
         unsafe {
@@ -115,8 +114,8 @@ unsafe fn integers<F: Layout>(panel: &[u8], to: &mut [u32]) {
 /// # Safety
 /// The machine has the features, `panel` the inputs that `to` has.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
-unsafe fn halves(panel: &[u8], to: &mut [u32]) {
-    for (block, to) in to.chunks_exact_mut(PANEL_BLOCK_BYTES / 4).enumerate() {
+unsafe fn halves(panel: &[u8], first: usize, to: &mut [u32]) {
+    for (block, to) in (first..).zip(to.chunks_exact_mut(PANEL_BLOCK_BYTES / 4)) {
         let from = panel[block * 32 * PANEL * 2..][..32 * PANEL * 2].as_ptr();
         for vector in 0..2 {
             for pair in 0..16 {
