@@ -1,4 +1,8 @@
-//! Measures products of prompts' rows by AMX beside VNNI's, in turn.
+//! Measures products of rows in tiles (`gemm/amx.rs`) beside those of rows in int8, in turn on one thread, conversions of rows and
+//! weights included. Prints best times; run it on a quiet machine.
+//!
+//! `cargo run --release -p kernels --example bench_amx [FORMAT...]`. With `ADD=1` in the environment results are added to what is
+//! there.
 
 use std::time::Instant;
 
@@ -7,80 +11,70 @@ use kernels::{
     matmul_tiles,
 };
 
+/// (outputs, inputs): the linear layers of SmolLM2-135M, and one of an 8B.
+const SHAPES: [(usize, usize); 4] = [(576, 576), (1536, 576), (576, 1536), (4096, 4096)];
+const DEFAULT: [BlockFormat; 4] = [BlockFormat::Q4_1, BlockFormat::Q4_K, BlockFormat::Q8_0, BlockFormat::Bf16];
+
 fn main() {
-    let Some(amx) = Amx::detect() else { return println!("no AMX") };
-    let team = Team::alone();
-    let isa = Isa::detect();
-    let accumulate = std::env::var_os("ADD").is_some();
-    let mut seed = 1u32;
-    let mut random = || {
-        seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
-        (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+    let Some(amx) = Amx::detect() else { return println!("this machine has no AMX") };
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let is_wanted = |format: &BlockFormat| match wanted.is_empty() {
+        true => DEFAULT.contains(format),
+        false => wanted.iter().any(|name| *name == format!("{format:?}")),
     };
-    for format in [BlockFormat::Q4_1, BlockFormat::Q4_K, BlockFormat::Q8_0, BlockFormat::Bf16] {
-        for (outputs, inputs) in [(576, 576), (1536, 576), (576, 1536), (4096, 4096)] {
-            let inputs = usize::next_multiple_of(inputs, format.block_values().max(32));
-            let mut blocks = vec![0u8; outputs * inputs / format.block_values() * format.block_bytes()];
-            for chunk in blocks.chunks_mut(format.block_bytes()) {
-                for byte in chunk.iter_mut() {
-                    *byte = (random() * 127.0) as i8 as u8;
-                }
-                if format == BlockFormat::Bf16 {
-                    let bits = (random().to_bits() >> 16) as u16;
-                    chunk.copy_from_slice(&bits.to_le_bytes());
-                } else {
-                    chunk[..2].copy_from_slice(&0x2000u16.to_le_bytes());
-                    if matches!(format, BlockFormat::Q4_1 | BlockFormat::Q4_K) {
-                        chunk[2..4].copy_from_slice(&0x2800u16.to_le_bytes());
-                    }
-                }
-            }
-            let matrix = PackedMatrix::pack(outputs, inputs, format, &blocks).unwrap();
+    for format in BlockFormat::ALL.into_iter().filter(is_wanted) {
+        for (outputs, inputs) in SHAPES {
+            // K formats need whole blocks of 256.
+            let inputs = inputs.next_multiple_of(format.block_values().max(32));
+            let blocks = vec![17u8; outputs * inputs / format.block_values() * format.block_bytes()];
+            let Some(matrix) = PackedMatrix::pack(outputs, inputs, format, &blocks) else { continue };
             for rows in [512, 128, 32] {
-                let x: Vec<f32> = (0..rows * inputs).map(|_| random()).collect();
-                let mut quantised = QuantisedRows::for_formats([format]);
-                let (mut tiles, mut scratch) = (TileRows::default(), TileScratch::default());
-                let (mut a, mut b) = (Buffer::<f32>::default(), Buffer::<f32>::default());
-                a.resize(rows * outputs);
-                b.resize(rows * outputs);
-                let mut y = Buffer::<f32>::default();
-                y.resize(x.len());
-                y.copy_from_slice(&x);
-                let x = y;
-                let mut best = [f64::MAX; 4];
-                for _ in 0..(if outputs * rows > 1 << 20 { 5 } else { 30 }) {
-                    let mut lap = Instant::now();
-                    let mut time = |index: usize| {
-                        best[index] = best[index].min(lap.elapsed().as_secs_f64());
-                        lap = Instant::now();
-                    };
-                    quantised.fill(&team, isa, &x, rows, inputs);
-                    time(0);
-                    matmul_packed(&team, isa, &[&matrix], &quantised, &mut a, accumulate);
-                    time(1);
-                    tiles.fill(&team, amx, &x, rows, inputs);
-                    time(2);
-                    matmul_tiles(&team, isa, amx, &[&matrix], &tiles, &mut b, accumulate, &mut scratch);
-                    time(3);
-                }
-                let (mut error, mut norm) = (0.0f64, 0.0f64);
-                for (a, b) in a.iter().zip(b.iter()) {
-                    error += f64::from(a - b).powi(2);
-                    norm += f64::from(*a).powi(2);
-                }
-                let gops = |seconds: f64| 2.0 * (rows * outputs * inputs) as f64 / seconds / 1e9;
-                println!(
-                    "{format:?} {outputs}x{inputs} rows {rows}: vnni fill {:.0} us, {:.0} us = {:.0} Gop/s; amx fill {:.0} us, {:.0} us = {:.0} Gop/s; {:.2}x; difference {:.5}",
-                    best[0] * 1e6,
-                    best[1] * 1e6,
-                    gops(best[1]),
-                    best[2] * 1e6,
-                    best[3] * 1e6,
-                    gops(best[3]),
-                    (best[0] + best[1]) / (best[2] + best[3]),
-                    (error / norm).sqrt(),
-                );
+                bench(amx, &matrix, rows);
             }
         }
     }
+}
+
+fn bench(amx: Amx, matrix: &PackedMatrix, rows: usize) {
+    let (team, isa, accumulate) = (Team::alone(), Isa::detect(), std::env::var_os("ADD").is_some());
+    let (format, outputs, inputs) = (matrix.format(), matrix.outputs(), matrix.inputs());
+    let buffer = |len: usize| {
+        // In huge pages, as a runner's are.
+        let mut buffer = Buffer::<f32>::with_capacity(len);
+        buffer.resize(len);
+        buffer.fill(0.25);
+        buffer
+    };
+    let (x, mut out) = (buffer(rows * inputs), buffer(rows * outputs));
+    let mut quantised = QuantisedRows::for_formats([format]);
+    let (mut tiles, mut scratch) = (TileRows::default(), TileScratch::default());
+    let mut best = [f64::MAX; 4];
+    for _ in 0..if outputs * rows > 1 << 20 { 5 } else { 30 } {
+        let mut lap = Instant::now();
+        let mut time = |index: usize| {
+            best[index] = best[index].min(lap.elapsed().as_secs_f64());
+            lap = Instant::now();
+        };
+        quantised.fill(&team, isa, &x, rows, inputs);
+        time(0);
+        matmul_packed(&team, isa, &[matrix], &quantised, &mut out, accumulate);
+        time(1);
+        tiles.fill(&team, amx, &x, rows, inputs);
+        time(2);
+        matmul_tiles(&team, isa, amx, &[matrix], &tiles, &mut out, accumulate, &mut scratch);
+        time(3);
+    }
+    let gops = |seconds: f64| 2.0 * (rows * outputs * inputs) as f64 / seconds / 1e9;
+    let [fill, product, tiles_fill, tiles_product] = best;
+    println!(
+        "{format:?} {outputs} x {inputs}, {rows:3} rows: {:7.0} us + {:4.0} us, {:5.0} Gop/s; in tiles {:7.0} us + {:4.0} us, \
+         {:5.0} Gop/s: {:.2} times as fast",
+        product * 1e6,
+        fill * 1e6,
+        gops(product),
+        tiles_product * 1e6,
+        tiles_fill * 1e6,
+        gops(tiles_product),
+        (fill + product) / (tiles_fill + tiles_product),
+    );
 }

@@ -21,7 +21,7 @@ impl Kinds {
         let before = drawn
             .iter()
             .map(|range| (range.start as usize).min(prompt_tokens)..(range.end as usize).min(prompt_tokens));
-        for range in before.filter(|range| !range.is_empty()).chain([prompt_tokens..usize::MAX]) {
+        for range in before.filter(|range| !range.is_empty()).chain(std::iter::once(prompt_tokens..usize::MAX)) {
             match changes.last() {
                 // One range after the other is one range.
                 Some(last) if *last >= range.start => *changes.last_mut().unwrap_or(&mut 0) = range.end.max(*last),
@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn each_token_has_the_kind_of_its_range() {
-        let ranges: [&[Range<u32>]; 6] = [&[], &[2..4], &[0..3, 5..6], &[0..2, 2..4], &[3..9], &[4..4, 7..20]];
+        let (one, long) = (2..4, 3..9);
+        let ranges: [&[Range<u32>]; 6] = [&[], &[one], &[0..3, 5..6], &[0..2, 2..4], &[long], &[4..4, 7..20]];
         for drawn in ranges {
             for prompt_tokens in 1..10 {
                 let kinds = Kinds::new(drawn, prompt_tokens);

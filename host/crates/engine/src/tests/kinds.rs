@@ -29,27 +29,26 @@ fn an_answer_is_found_by_whoever_says_that_it_was_drawn_and_by_nobody_else() {
     assert_ne!(answer, first.expected(&shape(), &[]).0, "the kinds make a difference");
     // 14 asked, 12 drawn, of which the last was never computed: 25.
     let dialogue = request((0..14).chain(answer.iter().copied()).chain([1, 2]), 6);
-    let said = |drawn: &[std::ops::Range<u32>]| {
+    let said = |drawn: std::ops::Range<u32>| {
         let mut submission = dialogue.submission();
-        submission.continues.drawn = drawn.to_vec();
+        submission.continues.drawn = vec![drawn];
         submission
     };
     let mut rig = rig(shape());
     assert_eq!(rig.run(&first).0, answer);
-    let (tokens, as_asked) = found(&mut rig, said(&[]));
+    let (tokens, as_asked) = found(&mut rig, said(0..0));
     assert_eq!((tokens, &as_asked), (12, &alone(&dialogue)), "the blocks of the prompt alone");
-    let all = [14..26];
-    let (tokens, as_drawn) = found(&mut rig, said(&all));
+    let (tokens, as_drawn) = found(&mut rig, said(14..26));
     assert_eq!(tokens, 24, "all full blocks");
     assert_ne!(as_drawn, as_asked, "other KV");
-    let (tokens, other) = found(&mut rig, said(&[14..20]));
+    let (tokens, other) = found(&mut rig, said(14..20));
     assert_eq!(tokens, 20, "as far as it is the same");
     assert!(other != as_drawn && other != as_asked);
     // And all of them as with nothing kept.
     let config = EngineConfig { prefix_cache: false, ..EngineConfig::default() };
     let mut fresh = Rig::new(FakeRunner::new(shape()).separating(), config);
-    assert_eq!(found(&mut fresh, said(&all)), (0, as_drawn));
-    assert_eq!(found(&mut fresh, said(&[14..20])), (0, other));
+    assert_eq!(found(&mut fresh, said(14..26)), (0, as_drawn));
+    assert_eq!(found(&mut fresh, said(14..20)), (0, other));
 }
 
 #[test]
