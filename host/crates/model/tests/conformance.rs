@@ -30,8 +30,8 @@ fn check(file_bytes: &[u8], (precision, prompts): (Precision, Prompts), block_to
         Some((types::Digest::of(&canonical.bytes), Arc::new(packed)))
     });
     let vocabulary = base.config().vocabulary as u32;
-    let prompts = vec![vec![1], (0..40).map(|id| id * 7 % vocabulary).collect(), vec![5; 9]];
-    let input = ConformanceInput { prompts, adapters: adapters.take(2).collect(), output_tokens: 12 };
+    let texts = vec![vec![1], (0..40).map(|id| id * 7 % vocabulary).collect(), vec![5; 9]];
+    let input = ConformanceInput { prompts: texts, adapters: adapters.take(2).collect(), output_tokens: 12 };
     for kv_blocks in kv_blocks {
         let config = CpuRunnerConfig {
             precision,
