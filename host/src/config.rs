@@ -22,7 +22,7 @@ use crate::oci::PluginSourcesConfig;
 use crate::outbound::OutboundConfig;
 use crate::quotas::Quota;
 
-pub use model::Precision;
+pub use model::{Precision, Prompts};
 pub use raw::{RawAdapterSources, RawConfig, RawLimits, RawPluginHttp, RawTls};
 pub use sources::Source;
 
@@ -39,6 +39,8 @@ pub struct Config {
     pub dev: bool,
     /// How the base is computed.
     pub precision: Precision,
+    /// How the CPU computes prompts.
+    pub prompts: Prompts,
     /// What computes.
     pub runner: RunnerChoice,
     /// Memory of the CUDA device that may be taken; most of what is free if not given.

@@ -65,7 +65,7 @@ pub(crate) struct Host {
     pub(crate) shadows: Shadows,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) precision: String,
-    /// What computes: `cpu`, `cuda` or `cuda-cublaslt`.
+    /// What computes: `cpu`, `cpu-amx` (prompts in bf16), `cuda` or `cuda-cublaslt`.
     pub(crate) runner: &'static str,
     draining: AtomicBool,
 }

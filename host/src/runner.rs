@@ -31,7 +31,10 @@ fn choose(base: &Base, config: &Config) -> Result<Runner, ModelError> {
             },
         },
     }
-    Ok(Runner::Cpu(Box::new(CpuRunner::new(base, cpu_config(config, base.config()))?)))
+    let runner = CpuRunner::new(base, cpu_config(config, base.config()))?;
+    let prompts = if engine::ModelRunner::separates_prompts(&runner) { "bf16 with AMX" } else { "as all tokens" };
+    tracing::info!(prompts, "prompts are computed");
+    Ok(Runner::Cpu(Box::new(runner)))
 }
 
 fn cuda(base: &Base, config: &Config) -> Result<Runner, ModelError> {
@@ -88,5 +91,6 @@ fn cpu_config(config: &Config, base: &ModelConfig) -> CpuRunnerConfig {
         adapter_slots: config.adapter_slots,
         batch_rows_max: u32::try_from(config.batch_rows_max).unwrap_or(u32::MAX),
         threads: config.threads,
+        prompts: config.prompts,
     }
 }

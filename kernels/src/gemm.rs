@@ -8,6 +8,8 @@
 //! the machine has an instruction for it (see `gemm/tests.rs` for how much).
 
 mod ahead;
+#[cfg_attr(not(target_arch = "x86_64"), path = "gemm/no_amx.rs")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,13 +24,16 @@ mod vnni;
 use std::ops::Range;
 
 pub(crate) use ahead::{Ahead, LINE_BYTES, fetch_lines};
+pub use amx::TileScratch;
+pub(crate) use amx::matmul_tiles_beside;
 use place::{Place, fetch, write};
 
-use crate::isa::Level;
+use crate::isa::{Amx, Level};
 use crate::packed::{PANEL, PackedMatrix, formats};
 use crate::pool::SharedMut;
 use crate::quantised::BlockFormat;
 use crate::quantised_rows::{PANEL_ROWS, QuantisedRows, row_panel, row_panels};
+use crate::tile_rows::TileRows;
 use crate::{Isa, Team};
 
 /// What a panel of rows gives with a panel of outputs.
@@ -142,6 +147,30 @@ pub(crate) fn matmul_beside(
         beside.add(&at.piece_at(matrices.len()), results);
         write(isa, results, &place(at), accumulate, &out);
     });
+}
+
+/// [`matmul_packed`] of rows in tiles: other bits, faster for many rows. See `gemm/amx.rs`.
+///
+/// # Panics
+/// If a shape is wrong, or [`takes_tiles`] says no of a matrix.
+#[expect(clippy::too_many_arguments, reason = "a product's, and its memory")]
+pub fn matmul_tiles(
+    team: &Team<'_>,
+    isa: Isa,
+    amx: Amx,
+    matrices: &[&PackedMatrix],
+    x: &TileRows,
+    out: &mut [f32],
+    accumulate: bool,
+    scratch: &mut TileScratch,
+) {
+    matmul_tiles_beside(team, isa, amx, matrices, x, out, accumulate, scratch, &());
+}
+
+/// Whether [`matmul_tiles`] multiplies with weights of this format: all but f32, of which bf16 would lose two thirds.
+#[must_use]
+pub fn takes_tiles(format: BlockFormat) -> bool {
+    amx::takes(format)
 }
 
 /// Hands the results to `consume(worker, rows, outputs, piece)` in pieces, each once and in no particular order, instead of

@@ -31,11 +31,14 @@ use self::pack::{Panel, Term};
 pub use self::plan::LoraScratch;
 use self::plan::{Add, Item, Next, Part, Piece, recycled};
 use self::shrink::{Inputs, round, shrink};
-use crate::gemm::{Ahead, Beside, LINE_BYTES, PieceAt, Results, fetch_lines, matmul_beside, matmul_packed};
+use crate::gemm::{
+    Ahead, Beside, LINE_BYTES, PieceAt, Results, TileScratch, fetch_lines, matmul_beside, matmul_packed, matmul_tiles,
+    matmul_tiles_beside,
+};
 use crate::packed::PANEL;
 use crate::pool::SharedMut;
 use crate::quantised_rows::{PANEL_ROWS, row_panels};
-use crate::{Isa, PackedMatrix, QuantisedRows, Team};
+use crate::{Amx, Isa, PackedMatrix, QuantisedRows, Team, TileRows};
 
 /// Modules that may share an input.
 pub const SLOTS_MAX: usize = 8;
@@ -78,6 +81,47 @@ pub fn matmul_lora(
         scratch.next.clear();
         return matmul_packed(team, isa, matrices, x, out, accumulate);
     }
+    with_terms(isa, matrices, x, runs, scratch, |terms| matmul_beside(team, isa, matrices, x, out, accumulate, terms));
+}
+
+/// [`matmul_lora`] with the product of rows in tiles ([`matmul_tiles`](crate::matmul_tiles)): `tiles` and `x` are of the same
+/// rows, and `x` is read where there are runs only.
+///
+/// # Panics
+/// As both.
+#[expect(clippy::too_many_arguments, reason = "two products', and their memory")]
+pub fn matmul_lora_tiles(
+    team: &Team<'_>,
+    isa: Isa,
+    amx: Amx,
+    matrices: &[&PackedMatrix],
+    (tiles, x): (&TileRows, &QuantisedRows),
+    out: &mut [f32],
+    accumulate: bool,
+    runs: &[LoraRun<'_>],
+    scratch: &mut LoraScratch,
+    tile_scratch: &mut TileScratch,
+) {
+    if runs.is_empty() {
+        scratch.next.clear();
+        return matmul_tiles(team, isa, amx, matrices, tiles, out, accumulate, tile_scratch);
+    }
+    assert!(tiles.rows() == x.rows() && tiles.width() == x.width(), "{} and {} rows", tiles.rows(), x.rows());
+    check(runs, matrices, x);
+    with_terms(isa, matrices, x, runs, scratch, |terms| {
+        matmul_tiles_beside(team, isa, amx, matrices, tiles, out, accumulate, tile_scratch, terms);
+    });
+}
+
+/// Plans what the runs add, and lets `multiply` do it.
+fn with_terms<'a>(
+    isa: Isa,
+    matrices: &[&PackedMatrix],
+    x: &QuantisedRows,
+    runs: &[LoraRun<'a>],
+    scratch: &mut LoraScratch,
+    multiply: impl FnOnce(&Terms<'_>),
+) {
     scratch.plan(runs, x.rows());
     let mut adds = recycled(std::mem::take(&mut scratch.adds));
     scratch.plan_adds(runs, matrices.len(), &mut adds);
@@ -87,7 +131,7 @@ pub fn matmul_lora(
     let next_each = next.last().map_or(0, |last| last.end).div_ceil(product_pieces.max(1));
     let terms =
         Terms { isa, runs, x, pieces, parts, items, adds: &adds, adds_of, next, sums, shrunk, waiting, next_each };
-    matmul_beside(team, isa, matrices, x, out, accumulate, &terms);
+    multiply(&terms);
     scratch.adds = recycled(adds);
     scratch.next.clear();
 }

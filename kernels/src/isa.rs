@@ -57,6 +57,70 @@ impl Isa {
     }
 }
 
+/// That this machine has AMX with bf16 beside the best [`Level`] and that this process may use it. No level of its own: what it
+/// computes has other bits, so that a caller says for which rows it is used.
+#[derive(Clone, Copy, Debug)]
+#[cfg(target_arch = "x86_64")]
+pub struct Amx(());
+
+/// No machine has it.
+#[derive(Clone, Copy, Debug)]
+#[cfg(not(target_arch = "x86_64"))]
+pub struct Amx(std::convert::Infallible);
+
+impl Amx {
+    /// `None` where there is none, or the system refuses it. Asks the system to give the process room for tiles, which takes
+    /// threads that are there already and those to come; asking again changes nothing.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if Isa::detect().level() == Level::Avx512Vnni && has_tiles() && may_use_tiles() {
+            return Some(Self(()));
+        }
+        None
+    }
+
+    /// There is no value of it.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn never(self) -> ! {
+        match self.0 {}
+    }
+}
+
+/// Whether the processor has tiles with bf16, and the system saves them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_tiles() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+    const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
+    /// XTILECFG and XTILEDATA.
+    const SAVED: u64 = 3 << 17;
+    const OSXSAVE: u32 = 1 << 27;
+    if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+        return false;
+    }
+    let features = __cpuid_count(7, 0).edx;
+    // SAFETY: OSXSAVE says that the register can be read.
+    features & BF16_AND_TILES == BF16_AND_TILES && unsafe { _xgetbv(0) } & SAVED == SAVED
+}
+
+/// Asks for XTILEDATA (Linux: Documentation/arch/x86/xstate.rst): without it the first use of a tile is a fault.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn may_use_tiles() -> bool {
+    const ARCH_PRCTL: isize = 158;
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    const XTILEDATA: usize = 18;
+    let result: isize;
+    // SAFETY: changes nothing but what the process may use; the kernel writes no memory, and the two registers besides rax.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => result, in("rdi") ARCH_REQ_XCOMP_PERM, in("rsi") XTILEDATA,
+            out("rcx") _, out("r11") _, options(nostack),
+        );
+    }
+    result == 0
+}
+
 #[cfg(target_arch = "x86_64")]
 fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")

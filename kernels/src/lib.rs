@@ -45,6 +45,7 @@ mod rope;
 mod sample_weights;
 mod softmax;
 mod swiglu;
+mod tile_rows;
 mod topk;
 
 pub use attention::{AttentionRow, KvLayer, attention};
@@ -54,9 +55,11 @@ pub use dora::{DoraTerm, dora_add, dora_norms};
 pub use elementwise::{add_rows, swiglu_rows};
 pub use elementwise_rope::{HeadNorms, RopeRows, rope_rows};
 pub use exp::exp;
-pub use gemm::{Piece, matmul_each, matmul_packed};
-pub use grouped_lora::{LoraGroup, LoraRun, LoraScratch, LoraTermHead, LoraTermParts, SLOTS_MAX, matmul_lora};
-pub use isa::Isa;
+pub use gemm::{Piece, TileScratch, matmul_each, matmul_packed, matmul_tiles, takes_tiles};
+pub use grouped_lora::{
+    LoraGroup, LoraRun, LoraScratch, LoraTermHead, LoraTermParts, SLOTS_MAX, matmul_lora, matmul_lora_tiles,
+};
+pub use isa::{Amx, Isa};
 pub use lm_head::{HEAD_TOP_MAX, HeadOutput, HeadRow, HeadWant, lm_head};
 pub use lora::{LoraPair, lora_add};
 pub use mapping::{Bytes, Floats, MappedPart, Mapping};
@@ -73,4 +76,5 @@ pub use rope::{RopeLayout, RopeTable};
 pub use sample_weights::TokenWeights;
 pub use softmax::{log_sum_exp, softmax};
 pub use swiglu::swiglu;
+pub use tile_rows::TileRows;
 pub use topk::best_of;

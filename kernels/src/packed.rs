@@ -3,7 +3,7 @@
 
 mod layout;
 
-pub(crate) use layout::{Layout, PANEL, formats};
+pub(crate) use layout::{Layout, PANEL, formats, panel_bytes};
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -353,6 +353,11 @@ impl<'a, T> SharedMut<'a, T> {
         Self { first: all.as_mut_ptr(), len: all.len(), _borrow: PhantomData }
     }
 
+    /// Where it begins: for what writes parts of it that lie apart, under the rules of [`Self::slice`].
+    pub(crate) fn first(&self) -> *mut T {
+        self.first
+    }
+
     /// A part.
     ///
     /// # Safety

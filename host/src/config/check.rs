@@ -14,7 +14,7 @@ use types::PlanLimits;
 
 use super::raw::{RawConfig, RawLimits, RawTls};
 use super::sources::{Settings, refuse};
-use super::{Config, ConfigError, HttpLimits, KvSize, MatmulKind, Precision, RunnerChoice, TlsFiles};
+use super::{Config, ConfigError, HttpLimits, KvSize, MatmulKind, Precision, Prompts, RunnerChoice, TlsFiles};
 use crate::quotas::Quota;
 
 /// A day: no limit in milliseconds is longer.
@@ -36,6 +36,7 @@ pub(super) fn check(settings: &Settings) -> Result<Config, ConfigError> {
         listen: checks.listen(&raw, dev)?,
         dev,
         precision: checks.precision(&raw)?,
+        prompts: checks.prompts(&raw)?,
         runner: raw.runner.unwrap_or_default(),
         device_memory_bytes_max: match raw.device_memory_bytes_max {
             None => None,
@@ -195,6 +196,14 @@ impl Checks<'_> {
             }
             (_, precision) => Ok(precision.unwrap_or_default()),
         }
+    }
+
+    /// Nobody else has two ways.
+    fn prompts(&self, raw: &RawConfig) -> Result<Prompts, ConfigError> {
+        if raw.prompts.is_some() && raw.runner == Some(RunnerChoice::Cuda) {
+            return Err(self.refuse("prompts", "the CUDA runner computes all tokens alike: leave this out"));
+        }
+        Ok(raw.prompts.unwrap_or_default())
     }
 
     fn kv(&self, raw: &RawConfig) -> Result<KvSize, ConfigError> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use model::Precision;
+use model::{Precision, Prompts};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{KvKind, MatmulKind, RunnerChoice};
@@ -21,6 +21,8 @@ pub struct RawConfig {
     pub dev: Option<bool>,
     /// `f32` or `quantised`.
     pub precision: Option<Precision>,
+    /// How the CPU computes prompts where the precision is `quantised`: `auto` or `int8`.
+    pub prompts: Option<Prompts>,
     /// `auto`, `cpu` or `cuda`.
     pub runner: Option<RunnerChoice>,
     /// Bytes of the device's memory.

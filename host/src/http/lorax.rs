@@ -103,7 +103,7 @@ pub(crate) async fn info(State(app): State<App>, caller: Caller) -> Json<LoraxIn
         model_id: host.base.name().to_owned(),
         model_sha: host.base.digest().to_string(),
         model_dtype: host.precision.clone(),
-        model_device_type: if host.runner == "cpu" { "cpu" } else { "cuda" },
+        model_device_type: if host.runner.starts_with("cpu") { "cpu" } else { "cuda" },
         model_pipeline_tag: "text-generation",
         max_best_of: app.limits().choices_max,
         max_stop_sequences: limits.stop_conditions_max,

@@ -134,7 +134,11 @@ impl Course {
             prompt: self.tokens.clone(),
             adapters,
             activations: self.activations.clone(),
-            continues: Continuation { generated_tokens: self.generated, stretches: self.stretches.clone() },
+            continues: Continuation {
+                generated_tokens: self.generated,
+                stretches: self.stretches.clone(),
+                drawn: Vec::new(),
+            },
             constraint,
             seed: self.seed,
             terms: self.terms,

@@ -8,6 +8,7 @@
 mod drawn;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -86,7 +87,8 @@ impl Generations for AgentGenerations {
             means.apart(async move { prompt::tokenise(&host, checked.prompt(), Some(&manifest.templates)).await });
         let tokens = tokenised.await?.tokens;
         means.check_length(tokens.len())?;
-        Ok(Box::new(AgentSession { number: means.number(), means, plan: Arc::new(plan), tokens, under_way: None }))
+        let held = Held { tokens, drawn: Vec::new() };
+        Ok(Box::new(AgentSession { number: means.number(), means, plan: Arc::new(plan), held, under_way: None }))
     }
 }
 
@@ -125,7 +127,8 @@ impl Means {
     }
 
     /// Everything from a checked plan to a place in the engine's queue.
-    async fn begin(self: Arc<Self>, session: u32, plan: Plan, tokens: Vec<u32>) -> Result<UnderWay, Error> {
+    async fn begin(self: Arc<Self>, session: u32, plan: Plan, held: Held) -> Result<UnderWay, Error> {
+        let Held { tokens, drawn } = held;
         let by_plugin = |source| Error::Plan { source, by_caller: false };
         let host = &self.host;
         let stops = plan.stop.strings.clone();
@@ -157,7 +160,7 @@ impl Means {
                 prompt: tokens.clone(),
                 adapters: lent(&leases).collect(),
                 activations: activations.clone(),
-                continues: Continuation::default(),
+                continues: Continuation { drawn: drawn.clone(), ..Continuation::default() },
                 constraint: constraint.as_ref().map(|read| read.begin(&[])).transpose()?,
                 seed,
                 terms: self.terms(),
@@ -209,14 +212,38 @@ struct AgentSession {
     number: u32,
     /// What it was opened with; the prompt in it is what it held at first.
     plan: Arc<Plan>,
-    tokens: Vec<u32>,
+    held: Held,
     under_way: Option<UnderWay>,
+}
+
+/// The tokens of a session.
+#[derive(Clone, Default)]
+struct Held {
+    tokens: Vec<u32>,
+    /// Which of them its generations drew, ascending and apart: see [`Continuation::drawn`].
+    drawn: Vec<Range<u32>>,
+}
+
+impl Held {
+    fn len(&self) -> u32 {
+        u32::try_from(self.tokens.len()).unwrap_or(u32::MAX)
+    }
+
+    fn extend_by_drawn(&mut self, tokens: impl Iterator<Item = u32>) {
+        let start = self.len();
+        self.tokens.extend(tokens);
+        let end = self.len();
+        match self.drawn.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => self.drawn.extend((start < end).then_some(start..end)),
+        }
+    }
 }
 
 #[async_trait]
 impl GenerationSession for AgentSession {
     fn tokens(&self) -> u32 {
-        u32::try_from(self.tokens.len()).unwrap_or(u32::MAX)
+        self.held.len()
     }
 
     async fn append(&mut self, text: String) -> Result<(), CapabilityError> {
@@ -224,8 +251,8 @@ impl GenerationSession for AgentSession {
         let encoded = tokio::task::spawn_blocking(move || base.tokenizer().encode(&text));
         let encoded = encoded.await.map_err(|error| CapabilityError::Failed(error.to_string()))?;
         let encoded = encoded.map_err(|error| CapabilityError::Failed(error.to_string()))?;
-        self.means.check_length(self.tokens.len().saturating_add(encoded.len()))?;
-        self.tokens.extend(encoded);
+        self.means.check_length(self.held.tokens.len().saturating_add(encoded.len()))?;
+        self.held.tokens.extend(encoded);
         Ok(())
     }
 
@@ -243,7 +270,7 @@ impl GenerationSession for AgentSession {
         let default = means.limits.output_tokens_default.min(means.limits.output_tokens_max);
         let budget = bounds.max_tokens.unwrap_or_else(|| default.min(bounds.tokens_left));
         let plan = Plan {
-            prompt: Prompt::Tokens(self.tokens.clone()),
+            prompt: Prompt::Tokens(self.held.tokens.clone()),
             sampling: bounds.sampling.unwrap_or_else(|| self.plan.sampling.clone()),
             stop: bounds.stop.unwrap_or_else(|| self.plan.stop.clone()),
             constraint: bounds.constraint,
@@ -251,7 +278,7 @@ impl GenerationSession for AgentSession {
             token_budget: Some(budget),
             ..(*self.plan).clone()
         };
-        let began = Arc::clone(means).begin(self.number, plan, self.tokens.clone());
+        let began = Arc::clone(means).begin(self.number, plan, self.held.clone());
         self.under_way = Some(means.apart(began).await?);
         Ok(budget)
     }
@@ -264,7 +291,7 @@ impl GenerationSession for AgentSession {
         match &step {
             Ok(SessionStep::Text(chunk)) => {
                 under_way.given = under_way.given.saturating_add(u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX));
-                self.tokens.extend(chunk.tokens.iter().map(|token| token.id));
+                self.held.extend_by_drawn(chunk.tokens.iter().map(|token| token.id));
             }
             Ok(SessionStep::Done(_)) | Err(_) => self.under_way = None,
         }
@@ -276,8 +303,8 @@ impl GenerationSession for AgentSession {
     }
 
     fn fork(&self) -> Result<Box<dyn GenerationSession>, CapabilityError> {
-        let (means, plan, tokens) = (Arc::clone(&self.means), Arc::clone(&self.plan), self.tokens.clone());
-        Ok(Box::new(Self { number: means.number(), means, plan, tokens, under_way: None }))
+        let (means, plan, held) = (Arc::clone(&self.means), Arc::clone(&self.plan), self.held.clone());
+        Ok(Box::new(Self { number: means.number(), means, plan, held, under_way: None }))
     }
 }
 

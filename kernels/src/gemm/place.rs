@@ -1,6 +1,5 @@
 //! Where results go in the output of a whole product. Not here: how they are computed.
 
-use super::Results;
 use crate::isa::multiversion;
 use crate::packed::PANEL;
 use crate::pool::SharedMut;
@@ -32,7 +31,7 @@ pub(super) fn fetch(place: &Place, out: &SharedMut<'_, f32>) {
 
 multiversion! {
     /// Writes a piece to its place, or adds it to what is there.
-    pub(super) fn write(results: &Results, place: &Place, accumulate: bool, out: &SharedMut<'_, f32>) {
+    pub(super) fn write(results: &[[f32; PANEL]], place: &Place, accumulate: bool, out: &SharedMut<'_, f32>) {
         for (row, results) in results[..place.rows].iter().enumerate() {
             let at = place.first + row * place.stride;
             // SAFETY: each row of each panel of outputs is in one piece, and the columns of panels are disjoint.

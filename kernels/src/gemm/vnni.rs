@@ -200,7 +200,7 @@ fn fetch<F: Layout>(block: *const u8) {
 /// `codes` points to the codes of a vector of a block; `GROUP < 8`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn unpack<F: Layout, const GROUP: usize>(codes: *const u8) -> __m512i {
+pub(super) unsafe fn unpack<F: Layout, const GROUP: usize>(codes: *const u8) -> __m512i {
     // SAFETY: offsets within `codes_bytes` of the format.
     unsafe {
         if F::SHAPE.bits == 8 {
@@ -235,7 +235,11 @@ unsafe fn unpack<F: Layout, const GROUP: usize>(codes: *const u8) -> __m512i {
 /// `header` and `scales` point to those of a block; `vector < 2`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn scale_of<F: Layout, const HALF: usize>(header: *const u8, scales: *const u8, vector: usize) -> __m512 {
+pub(super) unsafe fn scale_of<F: Layout, const HALF: usize>(
+    header: *const u8,
+    scales: *const u8,
+    vector: usize,
+) -> __m512 {
     let shape = F::SHAPE;
     // SAFETY: f16 of both vectors begin the header or the scales; in the K formats bytes of both begin the scales.
     unsafe {
@@ -255,7 +259,7 @@ unsafe fn scale_of<F: Layout, const HALF: usize>(header: *const u8, scales: *con
 /// As [`scale_of`], of a format with minima.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn least_of<F: Layout>(header: *const u8, scales: *const u8, vector: usize) -> __m512 {
+pub(super) unsafe fn least_of<F: Layout>(header: *const u8, scales: *const u8, vector: usize) -> __m512 {
     // SAFETY: minima of 32 outputs follow the scales of 32, in the header or in the scales.
     unsafe {
         if F::SHAPE.shared == 1 {

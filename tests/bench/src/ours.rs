@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Batch, BatchSequence, LoraSegment, ModelRunner, SampleRequest, SampledToken, Slot};
-use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter};
+use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, Prompts, canonical_adapter};
 use types::{LayerRange, ModuleSet};
 
 use crate::Outcome;
@@ -77,6 +77,7 @@ impl Ours {
             adapter_slots: u32::try_from(adapters.len())?,
             batch_rows_max: u32::try_from(ROWS_MAX)?,
             threads,
+            prompts: Prompts::Auto,
         };
         let mut runner = CpuRunner::new(base, config)?;
         for (slot, adapter) in (0..).zip(adapters) {
@@ -195,6 +196,8 @@ impl Ours {
                 batch.segments.push(LoraSegment { rows: rows.clone(), slot, weight: 1.0, modules, layers });
             }
         }
+        // Steps of one token each decode.
+        batch.drawn_rows = if positions.len() == 1 { u32::try_from(batch.tokens.len())? } else { 0 };
         self.batch = batch;
         Ok(())
     }
@@ -209,6 +212,7 @@ impl Ours {
 /// Empties a batch and keeps its memory.
 fn clear(batch: &mut Batch) {
     batch.tokens.clear();
+    batch.drawn_rows = 0;
     batch.positions.clear();
     batch.sequences.clear();
     batch.block_tables.clear();

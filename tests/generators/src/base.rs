@@ -44,6 +44,9 @@ const UINT32: u32 = 4;
 const FLOAT32: u32 = 6;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
+/// Formats of tensors.
+const F32: u32 = 0;
+const Q8_0: u32 = 8;
 /// Tensor data begins at a multiple of this.
 const ALIGNMENT: usize = 32;
 /// Kind of a token that is never printed.
@@ -63,6 +66,16 @@ pub fn base_file(sizes: &Sizes) -> Vec<u8> {
 
 /// The same with another chat template.
 pub fn base_file_with(sizes: &Sizes, chat_template: &str) -> Vec<u8> {
+    file_of(sizes, chat_template, false)
+}
+
+/// As [`base_file`] with its matrices in Q8_0: rows must be of whole blocks of 32.
+#[must_use]
+pub fn quantised_base_file(sizes: &Sizes) -> Vec<u8> {
+    file_of(sizes, CHAT_TEMPLATE, true)
+}
+
+fn file_of(sizes: &Sizes, chat_template: &str, is_quantised: bool) -> Vec<u8> {
     let tokens = tokens();
     let (mut metadata, mut entries) = (Vec::new(), 0u64);
     let mut put = |key: &str, kind: u32, value: Vec<u8>| {
@@ -101,10 +114,21 @@ pub fn base_file_with(sizes: &Sizes, chat_template: &str) -> Vec<u8> {
         file.extend((shape.len() as u32).to_le_bytes());
         // GGUF writes the fastest dimension first.
         shape.iter().rev().for_each(|size| file.extend((*size as u64).to_le_bytes()));
-        file.extend(0u32.to_le_bytes());
-        file.extend((data.len() as u64).to_le_bytes());
         let is_norm = shape.len() == 1;
-        data.extend(values(index as u64, shape.iter().product(), is_norm).flat_map(f32::to_le_bytes));
+        let kind = if is_quantised && !is_norm { Q8_0 } else { F32 };
+        file.extend(kind.to_le_bytes());
+        file.extend((data.len() as u64).to_le_bytes());
+        let values = values(index as u64, shape.iter().product(), is_norm);
+        if kind == Q8_0 {
+            let values: Vec<f32> = values.collect();
+            for block in values.chunks(32) {
+                // A scale of 2⁻⁸ in f16.
+                data.extend(0x1c00u16.to_le_bytes());
+                data.extend(block.iter().map(|value| ((value * 256.0).round() as i8) as u8));
+            }
+        } else {
+            data.extend(values.flat_map(f32::to_le_bytes));
+        }
         data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
     }
     file.resize(file.len().next_multiple_of(ALIGNMENT), 0);

@@ -13,7 +13,7 @@ mod plan;
 mod safetensors;
 
 pub use adapter::{AdapterFiles, adapter};
-pub use base::{Sizes, base_file, base_file_with};
+pub use base::{Sizes, base_file, base_file_with, quantised_base_file};
 pub use draw::{Draw, seeded_bytes};
 pub use http::{KEY, Request, requests, routes};
 pub use json::Json;

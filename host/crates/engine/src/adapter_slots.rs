@@ -4,8 +4,11 @@
 //! An adapter that nobody holds stays in its slot until the slot or its blocks are needed; the one unused for longest goes
 //! first. KV that is only kept goes before it: blocks are taken from idle adapters when no others can be had.
 
+use std::sync::Arc;
+
 use types::Digest;
 
+use crate::active_parts::ActiveParts;
 use crate::block_manager::{BlockManager, BlockTable};
 use crate::{BlockCopy, Slot};
 
@@ -15,6 +18,29 @@ pub(crate) struct WantedAdapter {
     pub(crate) digest: Digest,
     /// Blocks that it takes there.
     pub(crate) blocks: u32,
+}
+
+impl WantedAdapter {
+    /// The adapter of each part, with the blocks that it takes.
+    pub(crate) fn of<A>(
+        parts: &ActiveParts,
+        adapters: &[(Digest, Arc<A>)],
+        blocks_of: impl Fn(&A) -> u32,
+    ) -> Vec<Self> {
+        let wanted = parts.as_slice().iter().map(|part| {
+            let digest = part.part.adapter;
+            let adapter = adapters.iter().find(|(name, _)| *name == digest);
+            Self { digest, blocks: adapter.map_or(0, |(_, adapter)| blocks_of(adapter)) }
+        });
+        wanted.collect()
+    }
+
+    /// Of all blocks those that these adapters leave, each of which lies in memory once.
+    pub(crate) fn blocks_beside(wanted: &[Self], blocks: usize) -> usize {
+        let is_first = |index: usize, one: &Self| wanted.iter().take(index).all(|other| other.digest != one.digest);
+        let taken = wanted.iter().enumerate().filter(|(index, one)| is_first(*index, one));
+        blocks.saturating_sub(taken.map(|(_, one)| one.blocks as usize).sum())
+    }
 }
 
 /// The memory that adapters share with KV, while a step is planned.

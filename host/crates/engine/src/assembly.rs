@@ -11,7 +11,8 @@ use crate::sequence::Sequence;
 use crate::{Batch, BatchSequence, LoraSegment, Slot, UnseenToken};
 
 /// Fills `batch` with the planned rows of these sequences, and `order` with the indices of those that have rows, in the
-/// batch's order: by composition, so that equal ones are neighbours, then as they were.
+/// batch's order: rows of drawn tokens before those of asked ones where the runner tells them apart, then by composition, so that
+/// equal ones are neighbours, then as they were.
 pub(crate) fn assemble<A>(sequences: &[Sequence<A>], block_tokens: u32, order: &mut Vec<usize>, batch: &mut Batch) {
     batch.clear();
     order.clear();
@@ -20,11 +21,17 @@ pub(crate) fn assemble<A>(sequences: &[Sequence<A>], block_tokens: u32, order: &
     let at = |index: usize| sequences.get(index);
     // Without allocating: no two are equal, for the index is the last to be compared.
     order.sort_unstable_by(|&one, &two| match (at(one), at(two)) {
-        (Some(first), Some(second)) => compare_compositions(first, second).then(one.cmp(&two)),
+        (Some(first), Some(second)) => {
+            let kinds = second.is_drawn().cmp(&first.is_drawn());
+            kinds.then_with(|| compare_compositions(first, second)).then(one.cmp(&two))
+        }
         _ => one.cmp(&two),
     });
     for sequence in order.iter().filter_map(|&index| at(index)) {
         add_sequence(sequence, block_tokens, batch);
+        if sequence.is_drawn() {
+            batch.drawn_rows = length(&batch.tokens);
+        }
     }
     add_segments(sequences, order, batch);
 }

@@ -20,6 +20,9 @@ pub struct Batch {
     /// Rows whose token is what the step before draws, in ascending order of row; what `tokens` has for them is not read. Only
     /// for a runner that overlaps steps.
     pub unseen: Vec<UnseenToken>,
+    /// Rows of tokens that were drawn, for a runner that separates them from those that were asked: so many at the beginning, all
+    /// others were asked. Rows of a sequence are of one kind. 0 for any other runner.
+    pub drawn_rows: u32,
     /// Position of each row in its sequence, counted from 0, `[rows]`.
     pub positions: Vec<u32>,
     /// The sequences, in row order; their row ranges cover all rows.
@@ -60,9 +63,12 @@ impl Batch {
             |copy: &BlockCopy| copy.from < shape.kv_blocks && copy.to < shape.kv_blocks && copy.from != copy.to;
         rule(self.copies.iter().all(exists), "a copy is of or into a block that does not exist, or into itself")?;
         rule(self.wipes.iter().all(|&block| block < shape.kv_blocks), "a block to be wiped does not exist")?;
+        rule(self.drawn_rows as usize <= rows, "more rows are drawn than there are")?;
         let mut row = 0;
         for sequence in &self.sequences {
             rule(sequence.rows.start == row && row < sequence.rows.end, "rows are not covered in order")?;
+            let is_mixed = sequence.rows.start < self.drawn_rows && self.drawn_rows < sequence.rows.end;
+            rule(!is_mixed, "rows of a sequence are drawn and asked")?;
             row = sequence.rows.end;
             let positions = part(&self.positions, &sequence.rows).ok_or_else(|| broken("rows do not exist"))?;
             let contiguous = positions.windows(2).all(|pair| matches!(pair, [one, two] if one + 1 == *two));
@@ -128,6 +134,7 @@ impl Batch {
     pub(crate) fn clear(&mut self) {
         self.tokens.clear();
         self.unseen.clear();
+        self.drawn_rows = 0;
         self.positions.clear();
         self.sequences.clear();
         self.block_tables.clear();

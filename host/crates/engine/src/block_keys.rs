@@ -3,11 +3,13 @@
 //!
 //! BLAKE3 with domain separation and length prefixes over the tenant's salt, the runner's fingerprint (base, precision, KV
 //! format), the composition of each token by content, the key of the block before, and the tokens. A block on whose tokens
-//! nothing acts has the base's key, whatever acts after it.
+//! nothing acts has the base's key, whatever acts after it. Where a runner computes drawn tokens in another way than asked ones,
+//! which of the two a token is belongs to what it depends on.
 
 use types::{CompositionPart, Digest};
 
 use crate::active_parts::ActiveParts;
+use crate::kinds::Kinds;
 
 /// Everything but the tokens that the KV of a token depends on, and who may share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +18,17 @@ pub(crate) struct KvContext(Digest);
 impl KvContext {
     /// `salt` is the tenant's: a secret of the host, so that no tenant's key can be had by another. The parts are those of a
     /// composition in its canonical form: sorted by digest, without zero weights.
-    fn new<'a>(salt: Digest, fingerprint: Digest, parts: impl Iterator<Item = &'a CompositionPart>) -> Self {
+    fn new<'a>(
+        salt: Digest,
+        fingerprint: Digest,
+        parts: impl Iterator<Item = &'a CompositionPart>,
+        is_drawn: bool,
+    ) -> Self {
         let parts: Vec<[u8; 45]> = parts.map(part_bytes).collect();
         let fixed = [salt.as_bytes().as_slice(), fingerprint.as_bytes().as_slice()];
         let all = fixed.into_iter().chain(parts.iter().map(<[u8; 45]>::as_slice));
-        Self(Digest::of_parts("tenon 2026-11 kv context", all))
+        let domain = if is_drawn { "tenon 2026-11 kv context of drawn tokens" } else { "tenon 2026-11 kv context" };
+        Self(Digest::of_parts(domain, all))
     }
 }
 
@@ -29,15 +37,20 @@ impl KvContext {
 pub(crate) struct KvContexts {
     /// Of the first token.
     first: KvContext,
-    /// Where it changes, ascending, and the context from there on. Empty unless an adapter begins in mid-stream.
+    /// Where it changes, ascending, and the context from there on. Empty unless an adapter begins in mid-stream or kinds of
+    /// tokens are told apart.
     changes: Vec<(usize, KvContext)>,
 }
 
 impl KvContexts {
     /// As [`KvContext::new`], for each position.
-    pub(crate) fn new(salt: Digest, fingerprint: Digest, parts: &ActiveParts) -> Self {
-        let at = |position| KvContext::new(salt, fingerprint, parts.at(position));
-        Self { first: at(0), changes: parts.changes().into_iter().map(|position| (position, at(position))).collect() }
+    pub(crate) fn new(salt: Digest, fingerprint: Digest, parts: &ActiveParts, kinds: &Kinds) -> Self {
+        let at = |position| KvContext::new(salt, fingerprint, parts.at(position), kinds.is_drawn(position));
+        let mut changes = parts.changes();
+        changes.extend_from_slice(kinds.changes());
+        changes.sort_unstable();
+        changes.dedup();
+        Self { first: at(0), changes: changes.into_iter().map(|position| (position, at(position))).collect() }
     }
 
     /// The key of a full block of these tokens, the first of which is at position `start`; `parent` is the key of the block
@@ -106,7 +119,7 @@ mod tests {
             |(name, first_token): &(&[u8], _)| Activation { adapter: Digest::of(name), first_token: *first_token };
         let activations: Vec<_> = begin.iter().map(activation).collect();
         let parts = ActiveParts::new(&Composition::new(parts), &activations, &[], 1);
-        KvContexts::new(Digest::of(tenant), Digest::of(base), &parts)
+        KvContexts::new(Digest::of(tenant), Digest::of(base), &parts, &Kinds::ONE)
     }
 
     fn of(tenant: &[u8], base: &[u8], parts: impl IntoIterator<Item = CompositionPart>) -> KvContexts {

@@ -281,6 +281,8 @@ mod tests {
             check_runner(|| FakeRunner::new(shape(kv_blocks)), &input()).expect("conforms");
             check_runner(|| FakeRunner::new(shape(kv_blocks)).echoing(3), &input()).expect("conforms");
             check_runner(|| FakeRunner::new(shape(kv_blocks)).overlapping(), &input()).expect("conforms");
+            check_runner(|| FakeRunner::new(shape(kv_blocks)).separating(), &input()).expect("conforms");
+            check_runner(|| FakeRunner::new(shape(kv_blocks)).separating().echoing(3), &input()).expect("conforms");
             check_runner(|| FakeRunner::new(shape(kv_blocks)).with_adapters_in_blocks(2), &input()).expect("conforms");
         }
     }

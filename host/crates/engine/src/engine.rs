@@ -71,7 +71,13 @@ impl<R: ModelRunner> Engine<R> {
         let stats = Arc::new(Mutex::new(EngineStats::default()));
         let (handle, inbox) = EngineHandle::new(shape, &config, Arc::clone(&stats), clock);
         let engine = Self {
-            scheduler: Scheduler::new(&shape, runner.fingerprint(), rows_max as usize, &config),
+            scheduler: Scheduler::new(
+                &shape,
+                runner.fingerprint(),
+                runner.separates_prompts(),
+                rows_max as usize,
+                &config,
+            ),
             runner,
             shape,
             eos_token_ids: config.eos_token_ids,

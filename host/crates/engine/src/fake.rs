@@ -39,6 +39,9 @@ struct Loaded {
 /// The position of what an adapter has in the KV memory: none has one.
 const OF_ADAPTER: u32 = u32::MAX;
 
+/// What the KV of drawn tokens has beside that of asked ones.
+const DRAWN: u64 = 0x64_7261_776e;
+
 /// A deterministic [`ModelRunner`].
 #[derive(Clone, Debug)]
 pub struct FakeRunner {
@@ -48,6 +51,7 @@ pub struct FakeRunner {
     slots: Vec<Option<Loaded>>,
     adapter_blocks_max: u32,
     overlaps: bool,
+    separates_prompts: bool,
     /// Steps that were submitted and not collected: what they were given, and what came of them.
     under_way: VecDeque<(Batch, Result<Vec<SampledToken>, Fault>)>,
     /// What the last step drew, or why it did not.
@@ -73,6 +77,7 @@ impl FakeRunner {
             slots,
             adapter_blocks_max: 0,
             overlaps: false,
+            separates_prompts: false,
             under_way: VecDeque::new(),
             last: Ok(Vec::new()),
             steps: 0,
@@ -95,6 +100,12 @@ impl FakeRunner {
     #[must_use]
     pub fn overlapping(self) -> Self {
         Self { overlaps: true, ..self }
+    }
+
+    /// Computes drawn tokens in another way than asked ones, so that KV of the wrong kind shows as a wrong token.
+    #[must_use]
+    pub fn separating(self) -> Self {
+        Self { separates_prompts: true, ..self }
     }
 
     /// Fails these steps, counted from 0, before anything of them is done.
@@ -158,7 +169,9 @@ impl FakeRunner {
         let table = table_of(batch, sequence);
         for row in sequence.rows.clone() {
             let (token, position) = (self.token(batch, row)?, at(&batch.positions, row)?);
-            let content = content(token, position, self.composition_at(batch, row)?);
+            let composition = self.composition_at(batch, row)?;
+            let is_drawn = self.separates_prompts && row < batch.drawn_rows;
+            let content = content(token, position, if is_drawn { mix(composition, DRAWN) } else { composition });
             let place = self.place(table, position)?;
             let block = at(table, position / self.shape.block_tokens)?;
             if self.block(block).iter().flatten().any(|entry| entry.position == OF_ADAPTER) {
@@ -296,6 +309,10 @@ impl ModelRunner for FakeRunner {
 
     fn overlaps(&self) -> bool {
         self.overlaps
+    }
+
+    fn separates_prompts(&self) -> bool {
+        self.separates_prompts
     }
 
     fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {

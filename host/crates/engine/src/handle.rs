@@ -204,7 +204,7 @@ impl<A> EngineHandle<A> {
         if let Some(&id) = submission.prompt.iter().find(|&&id| id >= vocabulary) {
             return Err(SubmitError::UnknownToken { id, vocabulary });
         }
-        let Continuation { generated_tokens, stretches } = &submission.continues;
+        let Continuation { generated_tokens, stretches, .. } = &submission.continues;
         let ends: Vec<u32> = stretches.iter().map(|stretch| stretch.end).collect();
         let is_inside = ends.last().is_none_or(|end| *end as usize <= tokens) && (*generated_tokens as usize) < tokens;
         if !is_inside || !ends.is_sorted() {

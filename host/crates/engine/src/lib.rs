@@ -4,7 +4,7 @@
 //! [`ModelRunner`].
 //!
 //! Read `engine.rs` first: its `step` is the data flow. In the order in which things happen: `submission`, `handle` with
-//! `door`, `thread`, `engine` with `flight` and `pace`, `sequence` with `active_parts` and `constraint`, `scheduler` over `fairness`, `block_manager` with `block_keys`,
+//! `door`, `thread`, `engine` with `flight` and `pace`, `sequence` with `active_parts`, `kinds` and `constraint`, `scheduler` over `fairness`, `block_manager` with `block_keys`,
 //! `adapter_slots` and `speculation` with `lookup`, `assembly`, `batch`, `runner`.
 
 mod active_parts;
@@ -22,6 +22,7 @@ mod fairness;
 mod fake;
 mod flight;
 mod handle;
+mod kinds;
 mod lookup;
 mod pace;
 mod runner;

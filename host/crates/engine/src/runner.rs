@@ -63,6 +63,13 @@ pub trait ModelRunner: Send + 'static {
     /// memory. Two runners of equal fingerprints compute the same bits.
     fn fingerprint(&self) -> Digest;
 
+    /// Whether it computes tokens that were asked in another way than those that were drawn: a step then has rows of one kind of
+    /// each sequence, drawn ones first ([`Batch::drawn_rows`]), and KV is shared between tokens of one kind only. Not for a
+    /// runner that overlaps steps.
+    fn separates_prompts(&self) -> bool {
+        false
+    }
+
     /// KV blocks that this adapter takes while it is in a slot: 0 where adapters have memory of their own.
     fn adapter_blocks(&self, _adapter: &Self::Adapter) -> u32 {
         0

@@ -56,7 +56,13 @@ pub(crate) struct Scheduler<A> {
 
 impl<A> Scheduler<A> {
     /// `rows_max` is at least 1.
-    pub(crate) fn new(shape: &RunnerShape, fingerprint: Digest, rows_max: usize, config: &EngineConfig) -> Self {
+    pub(crate) fn new(
+        shape: &RunnerShape,
+        fingerprint: Digest,
+        separates_prompts: bool,
+        rows_max: usize,
+        config: &EngineConfig,
+    ) -> Self {
         let blocks = BlockManager::new(shape.kv_blocks, shape.block_tokens);
         let sequence_shape = SequenceShape {
             fingerprint,
@@ -64,6 +70,7 @@ impl<A> Scheduler<A> {
             tokens_max: shape.sequence_tokens_max(),
             blocks: shape.kv_blocks as usize,
             draft_tokens_max: config.speculation.draft_tokens_max as usize,
+            separates_prompts,
         };
         // A sequence that decodes needs a row in every step.
         let running_max = config.running_sequences_max.clamp(1, rows_max);
@@ -146,7 +153,7 @@ impl<A> Scheduler<A> {
         while let Some(sequence) = self.running.get_mut(index) {
             sequence.planned = match sequence.remaining() {
                 1 => usize::from(!sequence.ends_unseen()),
-                remaining => remaining.min(prompt_rows),
+                remaining => remaining.min(prompt_rows).min(sequence.rows_alike()),
             };
             if sequence.remaining() > 1 {
                 prompt_rows -= sequence.planned;
@@ -187,7 +194,8 @@ impl<A> Scheduler<A> {
         let mut rows = self.planned_rows();
         let tokens = self.running.iter().filter(|sequence| sequence.samples() > 0).count();
         for sequence in &mut self.running {
-            let is_decoding = sequence.planned == 1 && sequence.remaining() == 1;
+            // What comes after an asked token is of another kind.
+            let is_decoding = sequence.planned == 1 && sequence.remaining() == 1 && sequence.rows_alike() > 1;
             let Some(lookup) = sequence.lookup.as_ref().filter(|lookup| is_decoding && lookup.has_guess()) else {
                 continue;
             };

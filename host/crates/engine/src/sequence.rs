@@ -15,6 +15,7 @@ use crate::block_keys::KvContexts;
 use crate::block_manager::{BlockManager, BlockTable};
 use crate::door::Place;
 use crate::handle::Arrival;
+use crate::kinds::Kinds;
 use crate::lookup::Lookup;
 use crate::seen_tokens::SeenTokens;
 use crate::{
@@ -46,6 +47,8 @@ pub(crate) struct Sequence<A> {
     /// The prompt, then the output.
     tokens: Vec<u32>,
     prompt_tokens: usize,
+    /// Which of its tokens the runner must not compute with which in one step.
+    kinds: Kinds,
     /// What penalties fall on; none without penalties.
     seen: Option<SeenTokens>,
     /// What its output must match. It goes with the tokens: KV that is lost changes nothing of it.
@@ -97,6 +100,8 @@ pub(crate) struct SequenceShape {
     pub(crate) blocks: usize,
     /// 0 if nobody speculates.
     pub(crate) draft_tokens_max: usize,
+    /// Whether the runner computes drawn tokens in another way than asked ones.
+    pub(crate) separates_prompts: bool,
 }
 
 impl<A> Sequence<A> {
@@ -110,16 +115,17 @@ impl<A> Sequence<A> {
         let Arrival { submission, submitted, events, place, family } = arrival;
         let plan = submission.plan;
         let mut tokens = submission.prompt;
-        let Continuation { generated_tokens, stretches } = submission.continues;
+        let Continuation { generated_tokens, stretches, drawn } = submission.continues;
         let prompt_tokens = tokens.len().saturating_sub(generated_tokens as usize);
+        let kinds = if shape.separates_prompts { Kinds::new(&drawn, prompt_tokens) } else { Kinds::ONE };
         let parts = ActiveParts::new(plan.composition(), &submission.activations, &stretches, prompt_tokens);
         let (asked, generated) = tokens.split_at(prompt_tokens);
         let mut seen = SeenTokens::new(plan.sampling(), asked);
         if let Some(seen) = &mut seen {
             generated.iter().for_each(|id| seen.push(*id));
         }
-        let wanted = wanted(&parts, &submission.adapters, adapter_blocks);
-        let length_max = shape.tokens_max.min(blocks_beside(&wanted, shape.blocks) * shape.block_tokens);
+        let wanted = WantedAdapter::of(&parts, &submission.adapters, adapter_blocks);
+        let length_max = shape.tokens_max.min(WantedAdapter::blocks_beside(&wanted, shape.blocks) * shape.block_tokens);
         let output = (plan.output_tokens_max() as usize).min(length_max.saturating_sub(prompt_tokens));
         let tokens_max = prompt_tokens + output;
         tokens.reserve_exact(output);
@@ -139,8 +145,9 @@ impl<A> Sequence<A> {
             seen,
             constraint: submission.constraint,
             mask: None,
-            contexts: KvContexts::new(submission.terms.kv_salt, shape.fingerprint, &parts),
+            contexts: KvContexts::new(submission.terms.kv_salt, shape.fingerprint, &parts, &kinds),
             parts,
+            kinds,
             keys: Vec::with_capacity(tokens_max / shape.block_tokens),
             blocks_known: 0,
             computed: 0,
@@ -190,6 +197,16 @@ impl<A> Sequence<A> {
     /// Tokens whose KV lies in `blocks` when all that was submitted has run.
     pub(crate) const fn reach(&self) -> usize {
         self.computed + self.in_flight
+    }
+
+    /// How many rows its next step may have at most: a step computes tokens of one kind of each sequence.
+    pub(crate) fn rows_alike(&self) -> usize {
+        self.kinds.alike_from(self.reach())
+    }
+
+    /// Whether the rows of its next step are of tokens that were drawn, for a runner that tells them apart.
+    pub(crate) fn is_drawn(&self) -> bool {
+        self.kinds.is_drawn(self.reach())
     }
 
     /// Whether a draw that is under way is its last, whatever it is.
@@ -462,24 +479,6 @@ impl<A> Sequence<A> {
         let sent = self.events.try_send(event);
         debug_assert!(!matches!(sent, Err(mpsc::error::TrySendError::Full(_))), "a stream is too short");
     }
-}
-
-/// The adapter of each part, with the blocks that it takes.
-fn wanted<A>(parts: &ActiveParts, adapters: &[(Digest, Arc<A>)], blocks_of: impl Fn(&A) -> u32) -> Vec<WantedAdapter> {
-    let wanted = parts.as_slice().iter().map(|part| {
-        let digest = part.part.adapter;
-        let adapter = adapters.iter().find(|(name, _)| *name == digest);
-        WantedAdapter { digest, blocks: adapter.map_or(0, |(_, adapter)| blocks_of(adapter)) }
-    });
-    wanted.collect()
-}
-
-/// Of all blocks those that these adapters leave, each of which lies in memory once.
-fn blocks_beside(wanted: &[WantedAdapter], blocks: usize) -> usize {
-    let is_first =
-        |index: usize, one: &WantedAdapter| wanted.iter().take(index).all(|other| other.digest != one.digest);
-    let taken = wanted.iter().enumerate().filter(|(index, one)| is_first(*index, one));
-    blocks.saturating_sub(taken.map(|(_, one)| one.blocks as usize).sum())
 }
 
 /// No more tokens than sequences times the vocabulary, far below a `u32`.

@@ -1,5 +1,6 @@
 //! What goes into the engine and what comes out, request by request.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,10 @@ pub struct Continuation {
     /// What acted on its tokens so far, in order: their KV is as it was. The plan's composition acts from the end of the last
     /// one on. Empty if it acts on all tokens.
     pub stretches: Vec<Stretch>,
+    /// Which tokens before these an earlier answer had drawn, ascending and apart. Their KV is found where that answer left it
+    /// only if it is said: a runner may compute drawn tokens in another way than asked ones. What is generated after them is a
+    /// continuation of exactly that.
+    pub drawn: Vec<Range<u32>>,
 }
 
 /// A composition that acted on tokens up to some position.

@@ -5,6 +5,7 @@ mod batches;
 mod constraints;
 mod ends;
 mod guesses;
+mod kinds;
 mod kv_matrix;
 mod overlap;
 mod random;

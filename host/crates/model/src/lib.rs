@@ -36,7 +36,8 @@ pub use generated::GeneratedBase;
 pub use kernels::cuda::KvFormat;
 pub use kernels::{Mapping, RopeLayout};
 pub use runner::{
-    AdapterStaging, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, Matmul, Precision, Runner, StagingStats,
+    AdapterStaging, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, Matmul, Precision, Prompts, Runner,
+    StagingStats,
 };
 pub use sampler::draw;
 pub use tensor::{BaseTensor, TensorFormat};

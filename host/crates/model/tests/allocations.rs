@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use engine::{Batch, BatchSequence, LoraSegment, ModelRunner, SampleRequest, SampledToken, Slot};
 use generators::{Draw, Sizes, adapter, base_file, seeded_bytes};
-use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter};
+use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, Prompts, canonical_adapter};
 use types::{LayerRange, ModuleSet};
 
 const SEQUENCES: u32 = 12;
@@ -60,6 +60,7 @@ fn a_step_that_decodes_allocates_nothing() {
             adapter_slots: 1,
             batch_rows_max: 64,
             threads,
+            prompts: Prompts::Auto,
         };
         let mut runner = CpuRunner::new(base, config).unwrap();
         runner.load_adapter(Slot(0), &Arc::new(first_adapter(base)), &[]).unwrap();

@@ -15,7 +15,7 @@ use std::path::Path;
 use engine::{Batch, BlockCopy, LoraSegment, ModelRunner, SampleRequest, SampledToken, Slot, UnseenToken};
 use model::{
     AdapterKind, AdapterLimits, Base, CpuRunner, CpuRunnerConfig, CudaRunner, CudaRunnerConfig, KvFormat, Matmul,
-    Precision, canonical_adapter, draw,
+    Precision, Prompts, canonical_adapter, draw,
 };
 
 use self::cuda::setup::{
@@ -60,6 +60,7 @@ mod emulated {
             adapter_slots: 2,
             batch_rows_max: 64,
             threads: 1,
+            prompts: Prompts::Auto,
         };
         CpuRunner::new(base, config).unwrap()
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Batch, BatchSequence, LoraSegment, ModelRunner, SampleRequest, Slot};
-use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter};
+use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, Prompts, canonical_adapter};
 use serde_json::Value;
 use types::{Chat, LayerRange, Message, ModuleSet};
 
@@ -114,6 +114,7 @@ impl Bench {
             adapter_slots: 8,
             batch_rows_max: BATCH_ROWS_MAX as u32,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            prompts: Prompts::Auto,
         };
         let started = Instant::now();
         let mut runner = CpuRunner::new(base, config).unwrap();

@@ -11,7 +11,8 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use engine::{Batch, BatchSequence, LoraSegment, ModelRunner, SampleRequest, Slot};
 use model::{
-    AdapterLimits, AdapterRejection, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter,
+    AdapterLimits, AdapterRejection, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, Prompts,
+    canonical_adapter,
 };
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -264,6 +265,7 @@ fn runner(base: &Base, precision: Precision, made: &[Arc<LoraAdapter>]) -> CpuRu
         adapter_slots: 4,
         batch_rows_max: 160,
         threads: 2,
+        prompts: Prompts::Auto,
     };
     let mut runner = CpuRunner::new(base, config).unwrap();
     for (slot, adapter) in made.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::{Batch, BatchSequence, LoraSegment, ModelRunner, SampleRequest, Slot};
-use model::{Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision};
+use model::{Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, Prompts};
 use types::{LayerRange, ModuleSet};
 
 use super::{Composition, WINDOW};
@@ -37,6 +37,7 @@ impl Forward {
             adapter_slots: u32::try_from(adapters.len())?,
             batch_rows_max: u32::try_from(TOKENS_MAX)?,
             threads,
+            prompts: Prompts::Auto,
         };
         let mut runner = CpuRunner::new(base, config)?;
         for (slot, (_, adapter)) in (0..).zip(adapters) {

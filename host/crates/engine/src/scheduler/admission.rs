@@ -28,7 +28,7 @@ impl<A> Scheduler<A> {
                 self.waiting.push(sequence);
                 break;
             }
-            sequence.planned = sequence.remaining().min(rows);
+            sequence.planned = sequence.remaining().min(rows).min(sequence.rows_alike());
             rows -= sequence.planned;
             let order = sequence.run_order();
             let place = self.running.partition_point(|other| other.run_order() < order);

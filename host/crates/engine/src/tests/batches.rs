@@ -21,6 +21,10 @@ impl ModelRunner for Recorder {
         self.fake.fingerprint()
     }
 
+    fn separates_prompts(&self) -> bool {
+        self.fake.separates_prompts()
+    }
+
     fn load_adapter(&mut self, slot: Slot, adapter: &Arc<FakeAdapter>, blocks: &[u32]) -> Result<(), RunnerError> {
         self.fake.load_adapter(slot, adapter, blocks)
     }

@@ -124,7 +124,7 @@ fn one_that_goes_on_later_knows_what_came_before() {
             let later = Request { prompt, ..request.clone() };
             let rhythm = Rhythm { tokens: generated as u32, ..Rhythm::default() };
             let mut submission = kept(&later, &rhythm);
-            submission.continues = Continuation { generated_tokens: generated as u32, stretches: Vec::new() };
+            submission.continues = Continuation { generated_tokens: generated as u32, ..Continuation::default() };
             let mut rig = Rig::new(FakeRunner::new(shape()).echoing(3), config(false));
             let mut stream = rig.handle.submit(submission).expect("accepted");
             rig.finish();

@@ -22,7 +22,7 @@ fn switched(request: &Request, before: &[(&'static str, f32)], end: u32) -> Subm
     let earlier = Request { adapters: before.to_vec(), ..request.clone() }.submission();
     let mut submission = request.submission();
     let stretch = Stretch { composition: earlier.plan.composition().clone(), activations: Vec::new(), end };
-    submission.continues = Continuation { generated_tokens: 0, stretches: vec![stretch] };
+    submission.continues = Continuation { stretches: vec![stretch], ..Continuation::default() };
     submission.adapters.extend(earlier.adapters);
     submission
 }

@@ -35,6 +35,8 @@ struct Case {
     echo: Option<u32>,
     /// Whether steps overlap.
     overlaps: bool,
+    /// Whether the runner tells drawn tokens from asked ones; steps do not overlap then.
+    separates: bool,
     /// Blocks of an adapter, at most.
     adapter_blocks_max: u32,
     speculation: SpeculationConfig,
@@ -105,15 +107,22 @@ fn cases() -> impl Strategy<Value = Case> {
         .prop_map(|(draft_tokens_max, row_cost_percent)| SpeculationConfig { draft_tokens_max, row_cost_percent });
     let echo = prop::option::of(1..6u32);
     let adapter_blocks_max = prop_oneof![1 => Just(0u32), 2 => 1..5u32];
-    let rest = (echo, any::<bool>(), adapter_blocks_max, speculation);
+    let rest = (echo, any::<bool>(), any::<bool>(), adapter_blocks_max, speculation);
     (shape, 1..10usize, prop::collection::vec(arrival, 1..16), failing, rest).prop_map(
-        |(shape, running_sequences_max, arrivals, failing, (echo, overlaps, adapter_blocks_max, speculation))| Case {
+        |(
+            shape,
+            running_sequences_max,
+            arrivals,
+            failing,
+            (echo, overlaps, separates, adapter_blocks_max, speculation),
+        )| Case {
             shape,
             running_sequences_max,
             arrivals,
             failing,
             echo,
             overlaps,
+            separates: separates && !overlaps,
             adapter_blocks_max,
             speculation,
         },
@@ -123,6 +132,7 @@ fn cases() -> impl Strategy<Value = Case> {
 impl Case {
     fn runner(&self) -> FakeRunner {
         let runner = FakeRunner::new(self.shape).with_adapters_in_blocks(self.adapter_blocks_max);
+        let runner = if self.separates { runner.separating() } else { runner };
         self.echo.map_or(runner.clone(), |echo| runner.echoing(echo))
     }
 
@@ -140,7 +150,7 @@ impl Case {
         rig.finish();
         let events = events(&mut stream);
         let has_room = self.adapter_blocks_max == 0 || request.adapters.is_empty();
-        if self.echo.is_none() && !is_broken(request) && has_room {
+        if self.echo.is_none() && !self.separates && !is_broken(request) && has_room {
             let (expected, reason, usage) = request.expected(&self.shape, &EOS);
             assert_eq!(ids(&events), expected);
             assert_eq!(ending(events.last()), Some((reason, usage)));
@@ -242,7 +252,7 @@ proptest! {
     #[test]
     fn overlapping_steps_change_no_stream(case in cases()) {
         let calm = |overlaps| {
-            let mut case = Case { overlaps, failing: Vec::new(), ..case.clone() };
+            let mut case = Case { overlaps, separates: false, failing: Vec::new(), ..case.clone() };
             for arrival in &mut case.arrivals {
                 arrival.leaves = None;
                 arrival.request.deadline_ms = None;

@@ -29,6 +29,7 @@ fn switched(
     submission.continues = Continuation {
         generated_tokens: generated.len() as u32,
         stretches: if is_reused { vec![stretch] } else { Vec::new() },
+        drawn: Vec::new(),
     };
     // What acted is needed too, should its KV be gone.
     submission.adapters.extend(before.submission().adapters);

@@ -19,8 +19,10 @@ pub enum Runner {
 impl Runner {
     /// As receipts and metrics call it.
     #[must_use]
-    pub const fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
+            // Whoever computes it again must know: the bits are others.
+            Self::Cpu(runner) if runner.separates_prompts() => "cpu-amx",
             Self::Cpu(_) => "cpu",
             Self::Cuda(runner) => runner.name(),
         }
@@ -61,6 +63,13 @@ impl ModelRunner for Runner {
         match self {
             Self::Cpu(runner) => runner.fingerprint(),
             Self::Cuda(runner) => runner.fingerprint(),
+        }
+    }
+
+    fn separates_prompts(&self) -> bool {
+        match self {
+            Self::Cpu(runner) => runner.separates_prompts(),
+            Self::Cuda(runner) => runner.separates_prompts(),
         }
     }
 

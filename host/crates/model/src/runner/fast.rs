@@ -8,12 +8,12 @@ mod weights;
 use std::sync::Arc;
 
 use engine::{Batch, SampledToken};
-use kernels::{BlockFormat, Isa, KvFormat, PagedKv, Pool, QuantisedRows, RopeRows};
+use kernels::{Amx, BlockFormat, Isa, KvFormat, PagedKv, Pool, QuantisedRows, RopeRows};
 
 use self::forward::{Buffers, Forward};
 use self::head::Head;
 use self::weights::Weights;
-use super::CpuRunnerConfig;
+use super::{CpuRunnerConfig, Prompts};
 use crate::{Base, LoraAdapter, ModelConfig, ModelError};
 
 /// Positions in a block are the lanes of a vector.
@@ -22,6 +22,8 @@ const BLOCK_TOKENS_MULTIPLE: u32 = 16;
 /// Everything but the adapters.
 pub(super) struct Fast {
     isa: Isa,
+    /// What asked tokens are computed with, if not with what drawn ones are.
+    amx: Option<Amx>,
     pool: Pool,
     weights: Weights,
     rope: RopeRows,
@@ -48,8 +50,13 @@ impl Fast {
         // Adapters are multiplied in int8, whatever the base is.
         let adapters = (config.adapter_slots > 0).then_some(BlockFormat::Q8_0);
         let activations = QuantisedRows::for_formats(weights.formats().chain(adapters));
+        let amx = match config.prompts {
+            Prompts::Auto if weights.take_tiles() => Amx::detect(),
+            Prompts::Auto | Prompts::Int8 => None,
+        };
         Ok(Self {
             isa: Isa::detect(),
+            amx,
             buffers: Buffers::new(model, config.batch_rows_max as usize, activations),
             weights,
             rope: RopeRows::new(context_tokens_max, model.head_dim, model.rope_theta, &model.rope_divisors),
@@ -57,6 +64,11 @@ impl Fast {
             head: Head::new(pool.threads(), Isa::detect()),
             pool,
         })
+    }
+
+    /// Whether asked tokens are computed in a way of their own.
+    pub(super) fn separates_prompts(&self) -> bool {
+        self.amx.is_some()
     }
 
     /// Writes the KV of every row and draws a token for each of the batch's samples. The batch was checked.
@@ -67,9 +79,9 @@ impl Fast {
         slots: &[Option<Arc<LoraAdapter>>],
         sampled: &mut Vec<SampledToken>,
     ) {
-        let Self { isa, pool, weights, rope, kv, buffers, head } = self;
+        let Self { isa, amx, pool, weights, rope, kv, buffers, head } = self;
         pool.step(|team| {
-            let mut forward = Forward { team, isa: *isa, batch, config, weights, rope, kv, slots, buffers };
+            let mut forward = Forward { team, isa: *isa, amx: *amx, batch, config, weights, rope, kv, slots, buffers };
             forward.run();
             head.sample(team, *isa, batch, weights.output(), forward.sampled_rows(), sampled);
         });
@@ -82,9 +94,9 @@ impl Fast {
         config: &ModelConfig,
         slots: &[Option<Arc<LoraAdapter>>],
     ) -> Vec<f32> {
-        let Self { isa, pool, weights, rope, kv, buffers, head } = self;
+        let Self { isa, amx, pool, weights, rope, kv, buffers, head } = self;
         pool.step(|team| {
-            let mut forward = Forward { team, isa: *isa, batch, config, weights, rope, kv, slots, buffers };
+            let mut forward = Forward { team, isa: *isa, amx: *amx, batch, config, weights, rope, kv, slots, buffers };
             forward.run();
             head.logits(team, *isa, batch.samples.len(), weights.output(), forward.sampled_rows())
         })

@@ -36,7 +36,15 @@ fn cases() -> Vec<Case> {
 
 fn runner(base: &Base, precision: Precision, kv_blocks: u32) -> CpuRunner {
     let (block_tokens, batch_rows_max) = (BLOCK_TOKENS as u32, BATCH_ROWS_MAX as u32);
-    let config = CpuRunnerConfig { precision, block_tokens, kv_blocks, adapter_slots: 2, batch_rows_max, threads: 2 };
+    let config = CpuRunnerConfig {
+        precision,
+        block_tokens,
+        kv_blocks,
+        adapter_slots: 2,
+        batch_rows_max,
+        threads: 2,
+        prompts: Prompts::Auto,
+    };
     CpuRunner::new(base, config).unwrap()
 }
 

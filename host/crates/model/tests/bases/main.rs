@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{Batch, BatchSequence, LoraSegment, ModelRunner, SampleRequest, Slot};
-use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, canonical_adapter};
+use model::{AdapterLimits, Base, CpuRunner, CpuRunnerConfig, LoraAdapter, Precision, Prompts, canonical_adapter};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use types::{Chat, LayerRange, Message, ModuleSet};
@@ -111,6 +111,7 @@ fn hold(name: &str, path: &Path) -> f32 {
             adapter_slots: 1,
             batch_rows_max: BATCH_ROWS_MAX as u32,
             threads: 2,
+            prompts: Prompts::Auto,
         };
         let mut runner = CpuRunner::new(&base, config).unwrap();
         let packed = adapter(&base, &fixtures().join(format!("{name}-adapter")), precision);

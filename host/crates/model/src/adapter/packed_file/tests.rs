@@ -10,7 +10,7 @@ use generators::{Draw, Sizes, adapter, base_file, seeded_bytes};
 use types::LayerRange;
 
 use super::*;
-use crate::{Base, CpuRunner, CpuRunnerConfig, canonical_adapter};
+use crate::{Base, CpuRunner, CpuRunnerConfig, Prompts, canonical_adapter};
 
 const KEY: [u8; 32] = [7; 32];
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Quantised, Precision::Bf16];
@@ -73,8 +73,15 @@ fn mapped(bytes: &[u8], is: Digest, base: &ModelConfig) -> Result<LoraAdapter, P
 }
 
 fn logits(base: &Base, precision: Precision, adapter: LoraAdapter) -> Vec<f32> {
-    let config =
-        CpuRunnerConfig { precision, block_tokens: 16, kv_blocks: 4, adapter_slots: 1, batch_rows_max: 16, threads: 2 };
+    let config = CpuRunnerConfig {
+        precision,
+        block_tokens: 16,
+        kv_blocks: 4,
+        adapter_slots: 1,
+        batch_rows_max: 16,
+        threads: 2,
+        prompts: Prompts::Auto,
+    };
     let mut runner = CpuRunner::new(base, config).unwrap();
     runner.load_adapter(Slot(0), &Arc::new(adapter), &[]).unwrap();
     let segment =

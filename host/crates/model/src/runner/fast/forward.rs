@@ -4,12 +4,14 @@
 //! batch because a layer writes all keys and values before it attends. Each operation gives a row the same bits whatever
 //! rows are beside it, so that a step does.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use engine::{Batch, LoraSegment};
 use kernels::{
-    AttentionScratch, AttentionSequence, Buffer, HeadNorms, Isa, LoraRun, LoraScratch, PackedMatrix, PagedKv,
-    QuantisedRows, RopeRows, Team, embed_rows, matmul_lora, paged_attention, rms_norm_rows, rope_rows, swiglu_rows,
+    Amx, AttentionScratch, AttentionSequence, Buffer, HeadNorms, Isa, LoraRun, LoraScratch, PackedMatrix, PagedKv,
+    QuantisedRows, RopeRows, Team, TileRows, TileScratch, embed_rows, matmul_lora, matmul_lora_tiles, paged_attention,
+    rms_norm_rows, rope_rows, swiglu_rows, takes_tiles,
 };
 use types::Module;
 
@@ -32,6 +34,9 @@ pub(super) struct Buffers {
     narrow: Buffer<f32>,
     /// The input of a linear layer in int8.
     activations: QuantisedRows,
+    /// The same in bf16, of asked tokens.
+    tiles: TileRows,
+    tile_scratch: TileScratch,
     /// (block, offset) of each row's keys and values.
     places: Vec<(u32, u32)>,
     sequences: Vec<AttentionSequence<'static>>,
@@ -52,6 +57,8 @@ impl Buffers {
             wide: room(projected.max(2 * config.intermediate)),
             narrow: room(queries.max(config.intermediate)),
             activations,
+            tiles: TileRows::default(),
+            tile_scratch: TileScratch::default(),
             places: Vec::with_capacity(rows),
             sequences: Vec::with_capacity(rows),
             runs: Vec::with_capacity(rows),
@@ -65,6 +72,8 @@ impl Buffers {
 pub(super) struct Forward<'a> {
     pub(super) team: &'a Team<'a>,
     pub(super) isa: Isa,
+    /// What asked tokens are multiplied with, if not with what drawn ones are.
+    pub(super) amx: Option<Amx>,
     pub(super) batch: &'a Batch,
     pub(super) config: &'a ModelConfig,
     pub(super) weights: &'a Weights,
@@ -182,20 +191,41 @@ impl Forward<'_> {
         let modules = group.modules();
         modules.iter().zip(&mut room).for_each(|(module, matrix)| *matrix = weights.module(*module));
         let matrices: &[&PackedMatrix] = &room[..modules.len()];
-        let Buffers { stream, normed, wide, narrow, activations, runs, lora, .. } = &mut *self.buffers;
+        let Buffers { stream, normed, wide, narrow, activations, tiles, tile_scratch, runs, lora, .. } =
+            &mut *self.buffers;
         let (x, y): (&[f32], &mut [f32]) = match (from, to) {
             (Place::Normed, Place::Wide) => (normed, wide),
             (_, Place::Stream) => (narrow, stream),
             (_, _) => (narrow, wide),
         };
-        activations.fill(team, isa, x, rows, matrices[0].inputs());
-        team.upcoming(self.weights.after(layer, group));
+        let amx = self.amx.filter(|_| matrices.iter().all(|matrix| takes_tiles(matrix.format())));
+        let drawn = if amx.is_some() { self.batch.drawn_rows as usize } else { rows };
+        let inputs = matrices[0].inputs();
+        let (drawn_x, asked_x) = x.split_at(drawn * inputs);
+        let (drawn_y, asked_y) = y.split_at_mut(drawn * (y.len() / rows.max(1)));
+        let accumulate = to == Place::Stream;
         let mut adding = recycled(std::mem::take(runs));
-        adding.extend(self.batch.segments.iter().filter_map(|segment| run(self.slots, segment, layer, group)));
-        let (next_layer, next) = group.after(layer);
-        let next = self.batch.segments.iter().filter_map(|segment| run(self.slots, segment, next_layer, next));
-        lora.upcoming(next.map(|run| run.group));
-        matmul_lora(team, isa, matrices, activations, y, to == Place::Stream, &adding, lora);
+        let segments = || self.batch.segments.iter();
+        if drawn > 0 {
+            activations.fill(team, isa, drawn_x, drawn, inputs);
+            team.upcoming(self.weights.after(layer, group));
+            adding.extend(segments().filter_map(|segment| run(self.slots, segment, 0..drawn, layer, group)));
+            let (next_layer, next) = group.after(layer);
+            let next = segments().filter_map(|segment| run(self.slots, segment, 0..drawn, next_layer, next));
+            lora.upcoming(next.map(|run| run.group));
+            matmul_lora(team, isa, matrices, activations, drawn_y, accumulate, &adding, lora);
+        }
+        if let Some(amx) = amx.filter(|_| drawn < rows) {
+            tiles.fill(team, amx, asked_x, rows - drawn, inputs);
+            adding.clear();
+            adding.extend(segments().filter_map(|segment| run(self.slots, segment, drawn..rows, layer, group)));
+            if !adding.is_empty() {
+                // Adapters are multiplied in int8 everywhere.
+                activations.fill(team, isa, asked_x, rows - drawn, inputs);
+            }
+            let x = (&*tiles, &*activations);
+            matmul_lora_tiles(team, isa, amx, matrices, x, asked_y, accumulate, &adding, lora, tile_scratch);
+        }
         *runs = recycled(adding);
     }
 }
@@ -209,10 +239,11 @@ enum Place {
     Stream,
 }
 
-/// What a segment's adapter adds to these modules, if it adds something.
+/// What a segment's adapter adds to these modules in these rows, if it adds something; rows are counted from the first of them.
 fn run<'a>(
     slots: &'a [Option<Arc<LoraAdapter>>],
     segment: &LoraSegment,
+    of: Range<usize>,
     layer: usize,
     group: Group,
 ) -> Option<LoraRun<'a>> {
@@ -222,8 +253,10 @@ fn run<'a>(
     let packed = slots.get(segment.slot.0 as usize)?.as_ref()?.group(layer, group)?;
     let slots = (0..).zip(group.modules()).filter(|(_, module)| segment.modules.contains(**module));
     let enabled = slots.fold(0, |bits, (slot, _)| bits | 1u8 << slot);
-    let rows = segment.rows.start as usize..segment.rows.end as usize;
-    (enabled != 0).then_some(LoraRun { rows, group: packed, weight: segment.weight, enabled })
+    let start = (segment.rows.start as usize).max(of.start);
+    let end = (segment.rows.end as usize).min(of.end);
+    let rows = start.saturating_sub(of.start)..end.saturating_sub(of.start);
+    (enabled != 0 && start < end).then_some(LoraRun { rows, group: packed, weight: segment.weight, enabled })
 }
 
 /// The memory of an emptied vector, for items of another lifetime.

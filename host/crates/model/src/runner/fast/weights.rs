@@ -1,6 +1,6 @@
 //! The base's tensors, repacked for the kernels one after the other: never the model twice in memory.
 
-use kernels::{BlockFormat, PackedMatrix};
+use kernels::{BlockFormat, PackedMatrix, takes_tiles};
 use types::Module;
 
 use crate::adapter::Group;
@@ -62,6 +62,12 @@ impl Weights {
     pub(super) fn formats(&self) -> impl Iterator<Item = BlockFormat> {
         let modules = self.layers.iter().flat_map(|layer| &layer.modules);
         modules.chain([self.output()]).map(PackedMatrix::format)
+    }
+
+    /// Whether rows in tiles can be multiplied with any of the layers' matrices.
+    pub(super) fn take_tiles(&self) -> bool {
+        let mut modules = self.layers.iter().flat_map(|layer| &layer.modules);
+        modules.any(|matrix| takes_tiles(matrix.format()))
     }
 
     /// What a step multiplies with after the modules of a group.

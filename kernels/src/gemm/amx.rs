@@ -1,0 +1,323 @@
+//! Products of many rows in bf16 by AMX's tiles: weights of any format but f32 are widened to bf16 for 32 outputs at a time
+//! (`widen.rs`) and serve all rows of a piece; rows are bf16 too ([`TileRows`]). 512 multiply-adds a cycle by the book where
+//! VPDPBUSD has 128, and nothing to be scaled after each block: sums stay in tiles over all inputs.
+//!
+//! Arithmetic: w = bf16(fma(scale, code - offset, minimum)), x = bf16(x), to the nearest, ties to even. For each 32 inputs,
+//! ascending, the tile unit adds to an f32 sum what even and odd inputs give in two sums of their own. It flushes numbers that
+//! are too small to be normal to zero, in the rows, the weights and the sums.
+//!
+//! Invariance: a row of a tile meets no other row, and the order of its sum is that of the inputs, so that its bits depend
+//! neither on its place, nor on the rows beside it, nor on how the work was cut. They are not those of the other products.
+//!
+//! Memory decides: tiles from the second-level cache run at 70 % of the peak, from beyond it at 15 %. Hence the size of a
+//! piece, sums that go straight to their place, and lines of that place that are fetched while the sums are made.
+//!
+//! Not here: which rows are computed this way (the runner's business).
+
+mod widen;
+
+use std::arch::asm;
+use std::ops::Range;
+
+use super::place::{self, Place};
+use super::{Beside, PieceAt, Results, locate};
+use crate::isa::Amx;
+use crate::packed::{PANEL, PackedMatrix};
+use crate::pool::SharedMut;
+use crate::quantised::{BLOCK_VALUES, BlockFormat};
+use crate::quantised_rows::{PANEL_ROWS, row_panel, row_panels};
+use crate::tile_rows::{TILE_ROWS, TILE_WORDS, TileRows};
+use crate::{Buffer, Isa, Team};
+
+/// Rows that two tiles have: they share the loads of the weights.
+const PAIR_ROWS: usize = 2 * TILE_ROWS;
+/// Of one block of 32 inputs of a panel of weights, and of a tile of rows.
+const PANEL_BLOCK_BYTES: usize = 2 * TILE_BYTES;
+const TILE_BYTES: usize = TILE_WORDS * 4;
+/// Blocks of a panel that are widened, while tiles multiply those before.
+const WIDENED_AT_ONCE: usize = 2;
+/// Rows of a piece that stay in the second-level cache while panels of weights pass.
+const ROWS_BYTES: usize = 1 << 20;
+/// Rows of a piece at least: fewer would be faster than the widening of their weights.
+const ROWS_MIN: usize = 128;
+
+/// Memory that [`matmul_tiles`] works in, of each thread. It only grows.
+#[derive(Default)]
+pub struct TileScratch {
+    panels: Buffer<u32>,
+    sums: Buffer<f32>,
+}
+
+/// What LDTILECFG reads: eight tiles of 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+static CONFIG: TileConfig = {
+    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    let mut tile = 0;
+    while tile < 8 {
+        (config.rows[tile], config.row_bytes[tile]) = (TILE_ROWS as u8, 64);
+        tile += 1;
+    }
+    config
+};
+
+/// Whether [`matmul_tiles`] takes this matrix.
+pub(super) fn takes(format: BlockFormat) -> bool {
+    format != BlockFormat::F32
+}
+
+/// As [`super::matmul_beside`], of rows in tiles.
+///
+/// # Panics
+/// If a shape is wrong or a matrix is of f32.
+#[expect(clippy::too_many_arguments, reason = "a product's, and its memory")]
+pub(crate) fn matmul_tiles_beside(
+    team: &Team<'_>,
+    isa: Isa,
+    amx: Amx,
+    matrices: &[&PackedMatrix],
+    x: &TileRows,
+    out: &mut [f32],
+    accumulate: bool,
+    scratch: &mut TileScratch,
+    beside: &impl Beside,
+) {
+    let (rows, blocks) = (x.rows(), x.width() / BLOCK_VALUES);
+    for matrix in matrices {
+        assert!(matrix.inputs() == x.width() || rows == 0, "{} inputs, width {}", matrix.inputs(), x.width());
+        assert!(takes(matrix.format()), "{:?} in tiles", matrix.format());
+    }
+    let width: usize = matrices.iter().map(|matrix| matrix.outputs()).sum();
+    let panels: usize = matrices.iter().map(|matrix| matrix.panels()).sum();
+    assert!(out.len() == rows * width, "{rows} rows of {width} in {} values", out.len());
+    if panels == 0 || rows == 0 {
+        return;
+    }
+    // What is beside adds to panels of rows that do not end where tiles do.
+    let is_beside = beside.tiles() > 0;
+    let piece_rows = match is_beside {
+        true => rows.next_multiple_of(PAIR_ROWS),
+        false => piece_rows(team.threads(), panels, rows, x.width()),
+    };
+    let pieces = rows.div_ceil(piece_rows);
+    let (panel_words, sums_len) = (blocks * PANEL_BLOCK_BYTES / 4, if is_beside { piece_rows * PANEL } else { 0 });
+    scratch.panels.resize(team.threads() * panel_words);
+    scratch.sums.resize(team.threads() * sums_len);
+    let (widened, sums) = (SharedMut::new(&mut scratch.panels), SharedMut::new(&mut scratch.sums));
+    let out = SharedMut::new(out);
+    team.tiles(beside.tiles() + panels * pieces, |worker, tile| {
+        let Some(tile) = tile.checked_sub(beside.tiles()) else { return beside.tile(tile) };
+        let Some(mut at) = locate(matrices, tile % panels) else { return };
+        at.rows = tile / panels * piece_rows..rows.min((tile / panels + 1) * piece_rows);
+        // SAFETY: a worker runs one tile at a time, and these parts are its own.
+        let (widened, sums) = unsafe {
+            let words = widened.slice(worker * panel_words..(worker + 1) * panel_words);
+            (words, sums.slice(worker * sums_len..(worker + 1) * sums_len))
+        };
+        let mut weights = Weights::new(amx, at.matrix, at.panel, widened);
+        let place = |first: usize, rows: usize| Place {
+            first: first * width + at.column + at.outputs.start,
+            rows,
+            outputs: at.outputs.len(),
+            stride: width,
+        };
+        let _tiles = Tiles::new(amx);
+        // What tiles have stored is read a pair of tiles later: at once it would be waited for.
+        let mut some = [const { Aligned::ZERO }; 2];
+        let mut waiting: Option<Place> = None;
+        for (number, first) in at.rows.clone().step_by(PAIR_ROWS).enumerate() {
+            let count = PAIR_ROWS.min(at.rows.end - first);
+            let x = &x.words()[first / TILE_ROWS * blocks * TILE_WORDS..][..2 * blocks * TILE_WORDS];
+            if is_beside {
+                let sums = &mut sums[first * PANEL..][..PAIR_ROWS * PANEL];
+                let stride = PANEL * size_of::<f32>();
+                // SAFETY: the tiles are set up, and 32 rows of sums follow each other.
+                unsafe { weights.multiply(x, sums.as_mut_ptr(), stride, sums.as_ptr(), stride) };
+                continue;
+            }
+            let place = place(first, count);
+            let stride = width * size_of::<f32>();
+            let to = out.first().wrapping_add(place.first);
+            if count == PAIR_ROWS && place.outputs == PANEL && !accumulate {
+                // SAFETY: as above; the rows and outputs of a piece are one tile's, all of them are inside of `out`.
+                unsafe { weights.multiply(x, to, stride, to, stride) };
+                continue;
+            }
+            // SAFETY: as above.
+            unsafe {
+                weights.multiply(x, some[number % 2].0.as_mut_ptr().cast(), PANEL * size_of::<f32>(), to, stride)
+            };
+            if let Some(place) = waiting.replace(place) {
+                place::write(isa, &some[1 - number % 2].0, &place, accumulate, &out);
+            }
+        }
+        if let Some(place) = waiting {
+            let last = (at.rows.len().div_ceil(PAIR_ROWS) - 1) % 2;
+            place::write(isa, &some[last].0, &place, accumulate, &out);
+        }
+        if is_beside {
+            for row_panel_index in 0..row_panels(rows) {
+                let range = row_panel(rows, row_panel_index);
+                let mut results: Results = [[0.0; PANEL]; PANEL_ROWS];
+                let from = sums[range.start * PANEL..range.end * PANEL].as_chunks::<PANEL>().0;
+                results[..range.len()].copy_from_slice(from);
+                let number = tile * row_panels(rows) + row_panel_index;
+                let (matrix, outputs) = (at.index, &at.outputs);
+                let piece = PieceAt { matrix, matrices: matrices.len(), row_panel: row_panel_index, outputs, number };
+                beside.add(&piece, &mut results);
+                place::write(isa, &results, &place(range.start, range.len()), accumulate, &out);
+            }
+        }
+    });
+}
+
+/// Rows of a piece: as many as the cache holds, fewer where threads would have nothing to do.
+fn piece_rows(threads: usize, panels: usize, rows: usize, inputs: usize) -> usize {
+    let most = (ROWS_BYTES / (2 * inputs)).max(ROWS_MIN);
+    let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(panels) };
+    let pieces = rows.div_ceil(most).max(wanted.min(rows.div_ceil(ROWS_MIN)));
+    rows.div_ceil(pieces).next_multiple_of(PAIR_ROWS)
+}
+
+#[repr(C, align(64))]
+struct Aligned([[f32; PANEL]; PAIR_ROWS]);
+
+impl Aligned {
+    const ZERO: Self = Self([[0.0; PANEL]; PAIR_ROWS]);
+}
+
+/// Tiles that are set up; let go at the end, so that no switch of threads has to save them.
+struct Tiles(());
+
+impl Tiles {
+    fn new(_: Amx) -> Self {
+        // SAFETY: `Amx` says that the machine has tiles and the process may use them.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, preserves_flags, readonly)) };
+        Self(())
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: whoever made it had an `Amx`.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// A panel of weights in bf16: for each 32 inputs two tiles of 16 pairs of inputs by 16 outputs.
+struct Weights<'a> {
+    amx: Amx,
+    first: *const u8,
+    blocks: usize,
+    /// Between the pairs of a tile, and between the two tiles.
+    stride: usize,
+    second: usize,
+    /// What they are to be widened from, and where to, if they are not yet: `first` is there.
+    narrow: Option<(BlockFormat, &'a [u8], &'a mut [u32])>,
+}
+
+impl<'a> Weights<'a> {
+    fn new(amx: Amx, matrix: &'a PackedMatrix, panel: usize, widened: &'a mut [u32]) -> Self {
+        let (format, bytes) = (matrix.format(), matrix.panel(panel));
+        let blocks = matrix.inputs() / BLOCK_VALUES;
+        if format == BlockFormat::Bf16 {
+            assert!(bytes.len() == blocks * PANEL_BLOCK_BYTES);
+            return Self { amx, first: bytes.as_ptr(), blocks, stride: PANEL * 4, second: 64, narrow: None };
+        }
+        assert!(widened.len() * 4 == blocks * PANEL_BLOCK_BYTES);
+        let first = widened.as_mut_ptr().cast_const().cast();
+        Self { amx, first, blocks, stride: 64, second: TILE_BYTES, narrow: Some((format, bytes, widened)) }
+    }
+
+    /// 32 rows by 32 outputs: to `sums`, whose rows are `stride` bytes apart. `fetched` are the lines that will be written next,
+    /// row by row like the sums; they need not be of memory. The first time weights are widened on the way: vectors do that while
+    /// tiles multiply what was widened before.
+    ///
+    /// # Safety
+    /// Tiles are set up; `sums` has 32 rows of 32 values, nobody else uses them.
+    #[inline]
+    unsafe fn multiply(
+        &mut self,
+        x: &[u32],
+        sums: *mut f32,
+        stride: usize,
+        fetched: *const f32,
+        fetched_stride: usize,
+    ) {
+        let blocks = self.blocks;
+        assert!(blocks > 0 && x.len() == 2 * blocks * TILE_WORDS);
+        // SAFETY: `x` has as many blocks; the blocks of weights that are multiplied were widened, or need not be. Sums by the
+        // caller's promise.
+        unsafe {
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
+            match self.narrow.take() {
+                None => self.add(x, 0..blocks, fetched, fetched_stride),
+                Some((format, panel, words)) => {
+                    for start in (0..blocks + WIDENED_AT_ONCE).step_by(WIDENED_AT_ONCE) {
+                        let end = blocks.min(start + WIDENED_AT_ONCE);
+                        if start < blocks {
+                            let words = &mut words[start * PANEL_BLOCK_BYTES / 4..end * PANEL_BLOCK_BYTES / 4];
+                            widen::widen(self.amx, format, panel, start, words);
+                        }
+                        if let Some(before) = start.checked_sub(WIDENED_AT_ONCE) {
+                            let fetched = fetched.wrapping_byte_add(2 * before * fetched_stride);
+                            self.add(x, before..blocks.min(start), fetched, fetched_stride);
+                        }
+                    }
+                }
+            }
+            asm!(
+                "tilestored [{first} + {down}], tmm0", "tilestored [{first} + {down} + 64], tmm1",
+                "tilestored [{second} + {down}], tmm2", "tilestored [{second} + {down} + 64], tmm3",
+                first = in(reg) sums, second = in(reg) sums.byte_add(TILE_ROWS * stride), down = in(reg) stride,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    /// Adds to the sums in the tiles what these blocks give, of which there is at least one.
+    ///
+    /// # Safety
+    /// Tiles are set up, `x` and the weights have the blocks.
+    #[inline]
+    unsafe fn add(&self, x: &[u32], blocks: Range<usize>, fetched: *const f32, fetched_stride: usize) {
+        // SAFETY: `x` and the weights are walked over from block to block.
+        unsafe {
+            let x = x.as_ptr().add(blocks.start * TILE_WORDS);
+            let weights = self.first.add(blocks.start * PANEL_BLOCK_BYTES);
+            asm!(
+                "2:",
+                "tileloadd tmm4, [{x0} + {line}]",
+                "tileloadd tmm6, [{w0} + {pair}]",
+                "tileloadd tmm7, [{w1} + {pair}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{x1} + {line}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {x0}, {TILE}", "add {x1}, {TILE}",
+                "add {w0}, {PANEL_BLOCK}", "add {w1}, {PANEL_BLOCK}",
+                "prefetchw [{to}]", "prefetchw [{to} + 64]",
+                "prefetchw [{to} + {down}]", "prefetchw [{to} + {down} + 64]",
+                "lea {to}, [{to} + 2 * {down}]",
+                "dec {count}",
+                "jnz 2b",
+                x0 = inout(reg) x => _, x1 = inout(reg) x.add(self.blocks * TILE_WORDS) => _,
+                w0 = inout(reg) weights => _, w1 = inout(reg) weights.add(self.second) => _,
+                count = inout(reg) blocks.len() => _, line = in(reg) 64usize, pair = in(reg) self.stride,
+                to = inout(reg) fetched => _, down = in(reg) fetched_stride,
+                TILE = const TILE_BYTES, PANEL_BLOCK = const PANEL_BLOCK_BYTES, options(nostack),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
