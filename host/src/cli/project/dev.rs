@@ -70,6 +70,8 @@ pub(crate) async fn dev(arguments: DevArgs, printer: Printer) -> Result<(), Fail
     let voice = Voice { printer, is_quiet: once && printer.json };
     let mut interrupted = pin!(interrupted());
     let own = tokio::select! {
+        // First, so that signals are heard before anything begins.
+        biased;
         _ = &mut interrupted => return ended(once),
         own = OwnServer::start(&server, voice) => own?,
     };
