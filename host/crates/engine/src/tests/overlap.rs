@@ -214,11 +214,11 @@ fn a_block_that_is_copied_into_is_not_wiped_for_a_failed_step_that_had_it_before
             Ok(OutputState::Open)
         }
     }
-    let known = request(0..12, 5);
-    let mut rig = Rig::new(FakeRunner::new(shape()).overlapping().failing_at([5]), config());
+    let known = request(0..12, 6);
+    let mut rig = Rig::new(FakeRunner::new(shape()).overlapping().failing_at([6]), config());
     rig.run(&known);
-    assert_eq!(rig.handle.stats().steps, 5, "the next step is the one that fails");
-    // Of another tenant, and in the block that the first one left: it is to be wiped.
+    assert_eq!(rig.handle.stats().steps, 6, "the next step is the one that fails");
+    // Of another tenant, and in the block with the first one's 17th token, which is to be wiped.
     let leaves = rig.submit(&request([7], 10).of("beta"));
     rig.step();
     drop(leaves);
@@ -228,7 +228,7 @@ fn a_block_that_is_copied_into_is_not_wiped_for_a_failed_step_that_had_it_before
     rig.finish();
     assert_eq!(read_finished(&mut copied), known.expected(&shape(), &[]));
     let stats = rig.handle.stats();
-    assert_eq!((stats.prefix_tokens_found, stats.steps_overlapped), (11, 4), "all but the last token was kept");
+    assert_eq!((stats.prefix_tokens_found, stats.steps_overlapped), (11, 5), "all but the last token was kept");
 }
 
 /// Refuses one step when it is submitted.
