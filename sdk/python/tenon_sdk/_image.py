@@ -19,6 +19,8 @@ COUNT_MAX = 1 << 24
 MODULE, COMPONENT = 1, 4
 """Sections of a component that have others in them."""
 DATA = 11
+DEPTH_MAX = 16
+"""Components in components; a toolchain makes two or three."""
 GLOBAL_GET, I32_CONST, END = 0x23, 0x41, 0x0B
 
 
@@ -86,10 +88,10 @@ def offset_of(segments: list[Segment], address: int, length: int) -> int | None:
     return one.offset + address - one.address if address + length <= one.address + one.length else None
 
 
-def of_memory(binary: bytes, begin: int, end: int) -> Iterator[Segment]:
+def of_memory(binary: bytes, begin: int, end: int, depth: int = 0) -> Iterator[Segment]:
     """The data of all modules in a component, or of a module. Raises `Unreadable`."""
-    if end - begin < 8 or binary[begin : begin + 4] != b"\0asm":
-        raise Unreadable("it is neither a module nor a component")
+    if depth > DEPTH_MAX or end - begin < 8 or binary[begin : begin + 4] != b"\0asm":
+        raise Unreadable("something in it is neither a module nor a component, or lies too deep")
     is_module = binary[begin + 4 : begin + 8] == b"\1\0\0\0"
     at = begin + 8
     while at < end:
@@ -100,7 +102,7 @@ def of_memory(binary: bytes, begin: int, end: int) -> Iterator[Segment]:
         if is_module and number == DATA:
             yield from data(binary, content, at)
         elif not is_module and number in (MODULE, COMPONENT):
-            yield from of_memory(binary, content, at)
+            yield from of_memory(binary, content, at, depth + 1)
 
 
 def data(binary: bytes, at: int, end: int) -> Iterator[Segment]:

@@ -84,6 +84,11 @@ class Immortal(unittest.TestCase):
         for wrong in (b"", b"\0asm", b"PK\3\4" + bytes(40), component(module(at(OBJECTS, objects((3, TYPE))))), component()):
             with self.assertRaises(Unreadable):
                 make_immortal(wrong)
+        deep = module()
+        for _ in range(3000):
+            deep = component(deep)
+        with self.assertRaises(Unreadable):
+            make_immortal(deep)
         # A table that goes on in other data, or beyond the end, is none.
         cut = table((OBJECTS, TYPE))
         with self.assertRaises(Unreadable):
