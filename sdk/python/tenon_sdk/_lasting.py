@@ -15,6 +15,7 @@ from typing import Any
 MARK = b"tenon lasting objects v1"
 """How the table begins: then come their number, the addresses of each and of its type, and the same backwards."""
 ROOM_BYTES = (1 << 22, 1 << 20, 1 << 18, 1 << 16)
+"""Sizes that fill what the search leaves behind."""
 
 kept: list[Any] = []
 """They must live: what is freed leaves its place to something else."""

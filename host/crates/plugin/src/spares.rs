@@ -34,7 +34,8 @@ pub(crate) struct Starts {
     long_in_a_row: AtomicU64,
     /// Milliseconds of the host's clock, plus one; 0 is never.
     last_ms: AtomicU64,
-    is_before_last_recent: AtomicBool,
+    /// When it was called last, the call before that was not long ago.
+    was_called_lately: AtomicBool,
     /// It asked the host for something, or failed.
     is_unfit: AtomicBool,
     is_being_made: AtomicBool,
@@ -52,13 +53,13 @@ impl Starts {
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
         let last_ms = self.last_ms.swap(now_ms, Ordering::Relaxed);
         let is_recent = last_ms > 0 && u128::from(now_ms.saturating_sub(last_ms)) <= KEPT_FOR.as_millis();
-        self.is_before_last_recent.store(is_recent, Ordering::Relaxed);
+        self.was_called_lately.store(is_recent, Ordering::Relaxed);
     }
 
     /// Whether the next one should be ready before it is asked for.
     fn want_another(&self) -> bool {
         self.long_in_a_row.load(Ordering::Relaxed) >= LONG_STARTS
-            && self.is_before_last_recent.load(Ordering::Relaxed)
+            && self.was_called_lately.load(Ordering::Relaxed)
             && !self.is_unfit.load(Ordering::Relaxed)
     }
 }
@@ -123,6 +124,10 @@ impl Spares {
         let mut waiting = self.lock();
         let place = waiting.iter().position(|waiting| waiting.digest == digest && waiting.spare.fits(limits))?;
         waiting.remove(place).map(|waiting| waiting.spare)
+    }
+
+    fn holds(&self, digest: Digest, limits: &PluginLimits) -> bool {
+        self.lock().iter().any(|waiting| waiting.digest == digest && waiting.spare.fits(limits))
     }
 
     /// Lets go of the oldest, for a request that finds no place. Whether there was one.
@@ -200,12 +205,6 @@ pub(crate) fn after_start(shared: &Arc<Shared>, prepared: &Prepared, guest: &Gue
         }
         prepared.starts.is_being_made.store(false, Ordering::Release);
     });
-}
-
-impl Spares {
-    fn holds(&self, digest: Digest, limits: &PluginLimits) -> bool {
-        self.lock().iter().any(|waiting| waiting.digest == digest && waiting.spare.fits(limits))
-    }
 }
 
 /// What fails here makes the next request as slow as it was.
