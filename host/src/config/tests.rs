@@ -133,6 +133,11 @@ fn wrong_values_are_errors_that_say_what_is_allowed() {
         ("kv_format = 'q4'", "`kv_format` (DIR/tenon.toml:1): unknown variant `q4`, expected one of `f16`, `int8`"),
         ("matmul = 'blas'", "`matmul` (DIR/tenon.toml:1): unknown variant `blas`, expected `own` or `cublaslt`"),
         ("matmul = 'cublaslt'", "`matmul` (DIR/tenon.toml:1): `cublaslt` needs `runner = \"cuda\"`"),
+        ("prompts = 'bf16'", "`prompts` (DIR/tenon.toml:1): unknown variant `bf16`, expected `auto` or `int8`"),
+        (
+            "runner = 'cuda'\nprompts = 'int8'",
+            "`prompts` (DIR/tenon.toml:2): the CUDA runner computes all tokens alike",
+        ),
         ("block_tokens = 12", "`block_tokens` (DIR/tenon.toml:1): 12 is not allowed, use a power of two up to 256"),
         ("limits = 3", "`limits` (DIR/tenon.toml:1): invalid type: integer `3`"),
         ("limits.body_bytes_max = 1", "`limits.body_bytes_max` (DIR/tenon.toml:1): 1 is not allowed, use 1024 to"),
