@@ -44,11 +44,12 @@ pub(crate) trait Beside: Sync {
     /// How many tiles of its own it has.
     fn tiles(&self) -> usize;
 
-    /// Computes one of them. All are begun before any tile of the product is.
-    fn tile(&self, index: usize);
+    /// Computes one of them, whichever is best for the worker: called as often as there are tiles. All calls are begun before
+    /// any tile of the product is.
+    fn tile(&self, worker: usize);
 
-    /// What [`Beside::add`] of the same piece will read, and whatever else will be read later.
-    fn ahead(&self, at: &PieceAt<'_>, ahead: &mut Ahead);
+    /// What [`Beside::add`] of the same piece will read, and whatever else the worker will read later.
+    fn ahead(&self, worker: usize, at: &PieceAt<'_>, ahead: &mut Ahead);
 
     /// Adds something to the results of a piece, before they are written.
     fn add(&self, at: &PieceAt<'_>, results: &mut Results);
@@ -59,8 +60,9 @@ pub(crate) struct PieceAt<'a> {
     /// The number of the matrix, and how many there are.
     pub(crate) matrix: usize,
     pub(crate) matrices: usize,
-    /// The number of the panel of rows.
+    /// The number of the panel of rows, and its first row.
     pub(crate) row_panel: usize,
+    pub(crate) first_row: usize,
     pub(crate) outputs: &'a Range<usize>,
     /// The number of the piece.
     pub(crate) number: usize,
@@ -74,7 +76,7 @@ impl Beside for () {
 
     fn tile(&self, _: usize) {}
 
-    fn ahead(&self, _: &PieceAt<'_>, _: &mut Ahead) {}
+    fn ahead(&self, _: usize, _: &PieceAt<'_>, _: &mut Ahead) {}
 
     fn add(&self, _: &PieceAt<'_>, _: &mut Results) {}
 }
@@ -138,11 +140,11 @@ pub(crate) fn matmul_beside(
         outputs: at.outputs.len(),
         stride: width,
     };
-    let prepare = |at: &Located<'_>, ahead: &mut Ahead| {
+    let prepare = |worker, at: &Located<'_>, ahead: &mut Ahead| {
         fetch(&place(at), &out);
-        beside.ahead(&at.piece_at(matrices.len()), ahead);
+        beside.ahead(worker, &at.piece_at(matrices.len()), ahead);
     };
-    let first = (beside.tiles(), |index: usize| beside.tile(index));
+    let first = (beside.tiles(), |worker| beside.tile(worker));
     pieces(team, isa, matrices, x, first, prepare, |_, at, results| {
         beside.add(&at.piece_at(matrices.len()), results);
         write(isa, results, &place(at), accumulate, &out);
@@ -191,7 +193,7 @@ pub fn matmul_each(
         &[matrix],
         x,
         (0, |_| {}),
-        |_, _| {},
+        |_, _, _| {},
         |worker, at, results| {
             let piece = Piece { results, rows: at.rows.len(), outputs: at.outputs.len() };
             consume(worker, at.rows.clone(), at.outputs.clone(), piece);
@@ -225,15 +227,15 @@ impl Cut {
     }
 }
 
-/// Computes everything: `consume(worker, where, results)` for each piece, before it `prepare(where, ahead)`, and before all of them
-/// `first.1` of each number below `first.0`.
+/// Computes everything: `consume(worker, where, results)` for each piece, before it `prepare(worker, where, ahead)`, and before all of
+/// them `first.1(worker)`, `first.0` times.
 fn pieces(
     team: &Team<'_>,
     isa: Isa,
     matrices: &[&PackedMatrix],
     x: &QuantisedRows,
     (first_tiles, first_tile): (usize, impl Fn(usize) + Sync),
-    prepare: impl Fn(&Located<'_>, &mut Ahead) + Sync,
+    prepare: impl Fn(usize, &Located<'_>, &mut Ahead) + Sync,
     consume: impl Fn(usize, &Located<'_>, &mut Results) + Sync,
 ) {
     for matrix in matrices {
@@ -250,7 +252,7 @@ fn pieces(
     let down = row_panels(rows).div_ceil(cut.rows);
     let (team_threads, row_panels) = (team.threads(), row_panels(rows));
     team.tiles(first_tiles + across * down, |worker, tile| {
-        let Some(tile) = tile.checked_sub(first_tiles) else { return first_tile(tile) };
+        let Some(tile) = tile.checked_sub(first_tiles) else { return first_tile(worker) };
         let mut results: Results = [[0.0; PANEL]; PANEL_ROWS];
         let mut ahead = Ahead::new();
         let first = tile % across * cut.outputs;
@@ -267,7 +269,7 @@ fn pieces(
                 (at.row_panel, at.rows) = (row_panel_index, row_panel(rows, row_panel_index));
                 at.piece = panel * row_panels + row_panel_index;
                 ahead.clear();
-                prepare(&at, &mut ahead);
+                prepare(worker, &at, &mut ahead);
                 let next = nexts.next().unwrap_or_default();
                 if at.rows.len() > STREAMED_ROWS_MAX {
                     ahead.stream(next);
@@ -298,8 +300,8 @@ struct Located<'a> {
 
 impl Located<'_> {
     fn piece_at(&self, matrices: usize) -> PieceAt<'_> {
-        let Self { index: matrix, row_panel, outputs, piece: number, .. } = self;
-        PieceAt { matrix: *matrix, matrices, row_panel: *row_panel, outputs, number: *number }
+        let Self { index: matrix, row_panel, rows, outputs, piece: number, .. } = self;
+        PieceAt { matrix: *matrix, matrices, row_panel: *row_panel, first_row: rows.start, outputs, number: *number }
     }
 }
 

@@ -19,17 +19,18 @@ mod expand;
 mod pack;
 mod plan;
 mod shrink;
+mod streamed;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use self::expand::{Growth, Shrunk, expand, grow};
+use self::expand::{Growth, Shrunk, add_rows, expand, grow};
 pub use self::pack::{LoraGroup, LoraTermHead, LoraTermParts};
 use self::pack::{Panel, Term};
 pub use self::plan::LoraScratch;
-use self::plan::{Add, Item, Next, Part, Piece, recycled};
+use self::plan::{Add, Item, Next, Part, Piece, Worker, recycled, share};
 use self::shrink::{Inputs, round, shrink};
 use crate::gemm::{
     Ahead, Beside, LINE_BYTES, PieceAt, Results, TileScratch, fetch_lines, matmul_beside, matmul_packed, matmul_tiles,
@@ -81,7 +82,9 @@ pub fn matmul_lora(
         scratch.next.clear();
         return matmul_packed(team, isa, matrices, x, out, accumulate);
     }
-    with_terms(isa, matrices, x, runs, scratch, |terms| matmul_beside(team, isa, matrices, x, out, accumulate, terms));
+    with_terms((team.threads(), isa), matrices, x, runs, scratch, |terms| {
+        matmul_beside(team, isa, matrices, x, out, accumulate, terms)
+    });
 }
 
 /// [`matmul_lora`] with the product of rows in tiles ([`matmul_tiles`](crate::matmul_tiles)): `tiles` and `x` are of the same
@@ -108,29 +111,71 @@ pub fn matmul_lora_tiles(
     }
     assert!(tiles.rows() == x.rows() && tiles.width() == x.width(), "{} and {} rows", tiles.rows(), x.rows());
     check(runs, matrices, x);
-    with_terms(isa, matrices, x, runs, scratch, |terms| {
+    with_terms((team.threads(), isa), matrices, x, runs, scratch, |terms| {
         matmul_tiles_beside(team, isa, amx, matrices, tiles, out, accumulate, tile_scratch, terms);
     });
 }
 
 /// Plans what the runs add, and lets `multiply` do it.
 fn with_terms<'a>(
-    isa: Isa,
+    (threads, isa): (usize, Isa),
     matrices: &[&PackedMatrix],
     x: &QuantisedRows,
     runs: &[LoraRun<'a>],
     scratch: &mut LoraScratch,
     multiply: impl FnOnce(&Terms<'_>),
 ) {
-    scratch.plan(runs, x.rows());
+    let (mut columns, mut width) = ([0; SLOTS_MAX], 0);
+    for (column, matrix) in columns.iter_mut().zip(matrices) {
+        *column = width;
+        width += matrix.outputs();
+    }
+    scratch.plan(runs, x.rows(), width, threads);
     let mut adds = recycled(std::mem::take(&mut scratch.adds));
     scratch.plan_adds(runs, matrices.len(), &mut adds);
-    let LoraScratch { pieces, parts, items, adds_of, next, sums, shrunk, waiting, .. } = &mut *scratch;
-    let (sums, shrunk) = (SharedMut::new(sums), SharedMut::new(shrunk));
+    let LoraScratch {
+        pieces,
+        parts,
+        items,
+        adds_of,
+        streams,
+        added_rows,
+        next,
+        workers,
+        sums,
+        shrunk,
+        added,
+        waiting,
+        ..
+    } = &mut *scratch;
+    let (sums, shrunk, added) = (SharedMut::new(sums), SharedMut::new(shrunk), SharedMut::new(added));
     let product_pieces = matrices.iter().map(|matrix| matrix.panels()).sum::<usize>() * row_panels(x.rows());
-    let next_each = next.last().map_or(0, |last| last.end).div_ceil(product_pieces.max(1));
-    let terms =
-        Terms { isa, runs, x, pieces, parts, items, adds: &adds, adds_of, next, sums, shrunk, waiting, next_each };
+    let next_lines = match *streams {
+        true => next.iter().map(|next| next.lines).sum::<usize>().min(threads * streamed::LINES_MAX),
+        false => next.last().map_or(0, |last| last.end),
+    };
+    let next_each = next_lines.div_ceil(product_pieces.max(1));
+    let terms = Terms {
+        isa,
+        runs,
+        x,
+        pieces,
+        parts,
+        items,
+        adds: &adds,
+        adds_of,
+        streams: *streams,
+        added_rows,
+        added,
+        columns,
+        width,
+        next,
+        next_each,
+        workers,
+        sums,
+        shrunk,
+        waiting,
+    };
     multiply(&terms);
     scratch.adds = recycled(adds);
     scratch.next.clear();
@@ -145,16 +190,27 @@ struct Terms<'a> {
     parts: &'a [Part],
     items: &'a [Item],
     adds: &'a [Add<'a>],
+    /// Of each matrix and panel of rows, which of the adds are theirs, or of the ranges of rows.
     adds_of: &'a [Range<usize>],
+    /// Whether the parts compute all that terms add: `streamed.rs`.
+    streams: bool,
+    /// To which rows of a panel, then.
+    added_rows: &'a [Range<usize>],
+    /// What, for all rows and the outputs of all matrices.
+    added: SharedMut<'a, f32>,
+    /// Where the outputs of each matrix begin, and how many there are in all.
+    columns: [usize; SLOTS_MAX],
+    width: usize,
     next: &'a [Next],
+    /// Lines of what the next operation begins with that are fetched with each piece.
+    next_each: usize,
+    workers: &'a [Worker],
     /// What A makes of x, item by item: `[rows, lanes]`.
     sums: SharedMut<'a, f32>,
     /// The same in int8.
     shrunk: SharedMut<'a, u32>,
-    /// Of each piece, how many of its parts are not shrunk.
+    /// Of each piece, how many of its parts are not ready; if they stream, the first is that of all.
     waiting: &'a [AtomicUsize],
-    /// Lines of what the next operation begins with that are fetched with each piece.
-    next_each: usize,
 }
 
 impl Beside for Terms<'_> {
@@ -162,31 +218,22 @@ impl Beside for Terms<'_> {
         self.parts.len()
     }
 
-    fn tile(&self, index: usize) {
-        let part = &self.parts[index];
-        // Also if this one panics: the operation ends with that panic, and nobody may wait for it for ever.
-        let _ready = Ready(&self.waiting[part.piece]);
-        let piece = &self.pieces[part.piece];
-        let words = self.x.words(&piece.panel);
-        let (panel_rows, first) = (piece.panel.len(), piece.rows.start - piece.panel.start + part.rows.start);
-        for item in &self.items[piece.items.clone()] {
-            let run = &self.runs[item.run];
-            let lanes = run.group.factors.len();
-            let own = |of: &Range<usize>, each| of.start + part.rows.start * each..of.start + part.rows.end * each;
-            // SAFETY: an item's places are its own, rows of it are one tile's, and nobody reads them before all are ready.
-            let (sums, shrunk) = unsafe {
-                (self.sums.slice(own(&item.sums, lanes)), self.shrunk.slice(own(&item.shrunk, run.group.row_words)))
-            };
-            for panel in run.group.panels.iter().filter(|panel| is_enabled(run, panel)) {
-                let inputs = Inputs { words, panel_rows, first, rows: part.rows.len() };
-                let sums = &mut sums[panel.first_lane..];
-                shrink(self.isa, (run.group.a(*panel), panel.lanes), inputs, sums, lanes);
+    fn tile(&self, worker: usize) {
+        // Its own ones first, which its cache has, in their order; then what others have not begun.
+        let workers = self.workers.len();
+        for other in (worker..workers).chain(0..worker.min(workers)) {
+            let own = share(other, workers, self.parts.len());
+            let taken = self.workers[other].parts.fetch_add(1, Ordering::Relaxed);
+            if taken < own.len() {
+                return self.part(own.start + taken, own.end);
             }
-            round(self.isa, run, sums, shrunk);
         }
     }
 
-    fn ahead(&self, at: &PieceAt<'_>, ahead: &mut Ahead) {
+    fn ahead(&self, worker: usize, at: &PieceAt<'_>, ahead: &mut Ahead) {
+        if self.streams {
+            return self.ahead_of_streamed(worker, at, ahead);
+        }
         // An equal share of what the next operation begins with, behind B. One that began in an earlier piece of rows has been
         // fetched for that.
         let mut line = at.number * self.next_each;
@@ -217,17 +264,28 @@ impl Beside for Terms<'_> {
     }
 
     fn add(&self, at: &PieceAt<'_>, results: &mut Results) {
+        if self.streams {
+            return self.add_streamed(at, results);
+        }
         let mut rest = self.adds_of(at);
         while let [first, ..] = rest {
             let (adds, others) = rest.split_at(rest.iter().take_while(|add| add.piece == first.piece).count());
             rest = others;
             wait_for(&self.waiting[first.piece]);
             let results = &mut results[first.rows.clone()];
-            if adds.iter().any(|add| add.growth.is_some()) {
-                self.add_grown(adds, at.outputs, results);
-            } else {
-                adds.iter().for_each(|add| self.expand(add, at.outputs, results));
+            if let ([add], None) = (adds, first.growth) {
+                self.expand(add, at.outputs, true, results);
+                continue;
             }
+            let mut own: Results = [[0.0; PANEL]; PANEL_ROWS];
+            let own = &mut own[..results.len()];
+            for add in adds {
+                match add.growth {
+                    None => self.expand(add, at.outputs, false, own),
+                    Some(growth) => self.add_grown(add, &growth[at.outputs.clone()], (at.outputs, results), own),
+                }
+            }
+            add_rows(self.isa, own, results);
         }
     }
 }
@@ -238,27 +296,54 @@ impl Terms<'_> {
         &self.adds[self.adds_of[at.matrix * row_panels + at.row_panel].clone()]
     }
 
-    /// Adds what a term makes of what was shrunk, which is ready.
-    fn expand(&self, add: &Add<'_>, outputs: &Range<usize>, y: &mut [[f32; PANEL]]) {
-        // SAFETY: it is ready: written, and only read from then on.
-        let words = unsafe { self.shrunk.read(add.words.clone()) };
-        expand(self.isa, add.b(outputs), Shrunk { words, stride: add.stride, rank_words: add.rank_words }, y);
+    /// Computes a part; `end` is that of the parts of the same worker.
+    fn part(&self, index: usize, end: usize) {
+        let part = &self.parts[index];
+        // Also if this one panics: the operation ends with that panic, and nobody may wait for it for ever.
+        let _ready = Ready(&self.waiting[if self.streams { 0 } else { part.piece }]);
+        let piece = &self.pieces[part.piece];
+        let words = self.x.words(&piece.panel);
+        let (panel_rows, first) = (piece.panel.len(), piece.rows.start - piece.panel.start + part.rows.start);
+        for item in &self.items[piece.items.clone()] {
+            let run = &self.runs[item.run];
+            let lanes = run.group.factors.len();
+            let own = |of: &Range<usize>, each| of.start + part.rows.start * each..of.start + part.rows.end * each;
+            // SAFETY: an item's places are its own, rows of it are one tile's, and nobody reads them before all are ready.
+            let (sums, shrunk) = unsafe {
+                (self.sums.slice(own(&item.sums, lanes)), self.shrunk.slice(own(&item.shrunk, run.group.row_words)))
+            };
+            for panel in run.group.panels.iter().filter(|panel| is_enabled(run, panel)) {
+                let inputs = Inputs { words, panel_rows, first, rows: part.rows.len() };
+                let sums = &mut sums[panel.first_lane..];
+                shrink(self.isa, (run.group.a(*panel), panel.lanes), inputs, sums, lanes);
+            }
+            round(self.isa, run, sums, shrunk);
+        }
+        if self.streams {
+            self.expand_part(index, end);
+        }
     }
 
-    /// What runs of the same rows add, of which one has growth.
+    /// Adds what a term makes of what was shrunk, which is ready.
+    fn expand(&self, add: &Add<'_>, outputs: &Range<usize>, whole: bool, y: &mut [[f32; PANEL]]) {
+        // SAFETY: it is ready: written, and only read from then on.
+        let words = unsafe { self.shrunk.read(add.words.clone()) };
+        expand(self.isa, add.b(outputs), Shrunk { words, stride: add.stride, rank_words: add.rank_words }, whole, y);
+    }
+
+    /// The same of a run with growth; `plain` is Wx.
     #[cold]
-    fn add_grown(&self, adds: &[Add<'_>], outputs: &Range<usize>, y: &mut [[f32; PANEL]]) {
-        let mut plain: Results = [[0.0; PANEL]; PANEL_ROWS];
-        plain[..y.len()].copy_from_slice(y);
-        for add in adds {
-            let Some(growth) = add.growth else {
-                self.expand(add, outputs, y);
-                continue;
-            };
-            let mut own: Results = [[0.0; PANEL]; PANEL_ROWS];
-            self.expand(add, outputs, &mut own[..y.len()]);
-            grow(self.isa, &Growth { growth: &growth[outputs.clone()], plain: &plain, weight: add.weight }, &own, y);
-        }
+    fn add_grown(
+        &self,
+        add: &Add<'_>,
+        growth: &[f32],
+        (outputs, plain): (&Range<usize>, &[[f32; PANEL]]),
+        y: &mut [[f32; PANEL]],
+    ) {
+        let mut own: Results = [[0.0; PANEL]; PANEL_ROWS];
+        let own = &mut own[..y.len()];
+        self.expand(add, outputs, false, own);
+        grow(self.isa, &Growth { growth, plain, weight: add.weight }, own, y);
     }
 }
 
@@ -281,12 +366,25 @@ fn wait_for(waiting: &AtomicUsize) {
     }
 }
 
+impl<'a> LoraRun<'a> {
+    /// Its terms that are asked for.
+    fn terms(&self) -> impl Iterator<Item = &'a Term> + use<'a> {
+        let enabled = self.enabled;
+        self.group.terms.iter().filter(move |term| enabled >> term.slot & 1 == 1)
+    }
+
+    /// That of a module slot.
+    fn term(&self, slot: usize) -> Option<&'a Term> {
+        self.terms().find(|term| term.slot == slot)
+    }
+}
+
 /// Whether a term of the panel's lanes is asked for.
 fn is_enabled(run: &LoraRun<'_>, panel: &Panel) -> bool {
     let overlaps = |term: &Term| {
         term.first_lane < panel.first_lane + panel.lanes && panel.first_lane < term.first_lane + term.rank
     };
-    run.group.terms.iter().any(|term| run.enabled >> term.slot & 1 == 1 && overlaps(term))
+    run.terms().any(overlaps)
 }
 
 fn check(runs: &[LoraRun<'_>], matrices: &[&PackedMatrix], x: &QuantisedRows) {

@@ -9,8 +9,8 @@ const LINES_MAX: usize = 1024;
 /// Bytes of a cache line.
 pub(crate) const LINE_BYTES: usize = 64;
 
-/// Addresses of cache lines, the one that is wanted first in front; and one stream of memory, for which a list would cost more
-/// than what it is for.
+/// Addresses of cache lines, the one that is wanted first in front; and two streams of memory, for which a list would cost more
+/// than what it is for: weights, and what somebody else reads later.
 pub(crate) struct Ahead {
     /// Not filled: that took 2 % of a step.
     lines: [MaybeUninit<*const u8>; LINES_MAX],
@@ -18,6 +18,8 @@ pub(crate) struct Ahead {
     len: usize,
     stream: *const u8,
     stream_lines: usize,
+    later: *const u8,
+    later_lines: usize,
 }
 
 /// Fetches a few lines at once into the second-level cache. They need not be of memory.
@@ -43,6 +45,9 @@ pub(super) struct Pace<'a> {
     pub(super) stream: *const u8,
     /// How many in a step: it may go on behind its end.
     pub(super) stream_each: usize,
+    /// The same of the other stream.
+    pub(super) later: *const u8,
+    pub(super) later_each: usize,
     _list: PhantomData<&'a Ahead>,
 }
 
@@ -50,12 +55,19 @@ impl Ahead {
     /// Nothing.
     #[inline]
     pub(crate) fn new() -> Self {
-        Self { lines: [const { MaybeUninit::uninit() }; LINES_MAX], len: 0, stream: std::ptr::null(), stream_lines: 0 }
+        Self {
+            lines: [const { MaybeUninit::uninit() }; LINES_MAX],
+            len: 0,
+            stream: std::ptr::null(),
+            stream_lines: 0,
+            later: std::ptr::null(),
+            later_lines: 0,
+        }
     }
 
     #[inline]
     pub(crate) fn clear(&mut self) {
-        (self.len, self.stream_lines) = (0, 0);
+        (self.len, self.stream_lines, self.later_lines) = (0, 0, 0);
     }
 
     /// Adds these bytes, or of many the first.
@@ -80,6 +92,11 @@ impl Ahead {
         (self.stream, self.stream_lines) = (bytes.as_ptr(), bytes.len().div_ceil(LINE_BYTES));
     }
 
+    /// Says where the other stream goes on, and by how many lines. It need not be memory.
+    pub(crate) fn later(&mut self, first: *const u8, lines: usize) {
+        (self.later, self.later_lines) = (first, lines);
+    }
+
     /// How it all is fetched in this many steps; the last line of the list again and again until there are as many for each.
     pub(super) fn pace(&mut self, steps: usize) -> Pace<'_> {
         let steps = steps.max(1);
@@ -96,6 +113,8 @@ impl Ahead {
             lines_each: self.len / steps,
             stream: self.stream,
             stream_each: self.stream_lines.div_ceil(steps),
+            later: self.later,
+            later_each: self.later_lines.div_ceil(steps),
             _list: PhantomData,
         }
     }

@@ -113,7 +113,7 @@ pub(crate) fn matmul_tiles_beside(
     let (widened, sums) = (SharedMut::new(&mut scratch.panels), SharedMut::new(&mut scratch.sums));
     let out = SharedMut::new(out);
     team.tiles(beside.tiles() + panels * pieces, |worker, tile| {
-        let Some(tile) = tile.checked_sub(beside.tiles()) else { return beside.tile(tile) };
+        let Some(tile) = tile.checked_sub(beside.tiles()) else { return beside.tile(worker) };
         let Some(mut at) = locate(matrices, tile % panels) else { return };
         at.rows = tile / panels * piece_rows..rows.min((tile / panels + 1) * piece_rows);
         // SAFETY: a worker runs one tile at a time, and these parts are its own.
@@ -170,7 +170,8 @@ pub(crate) fn matmul_tiles_beside(
                 results[..range.len()].copy_from_slice(from);
                 let number = tile * row_panels(rows) + row_panel_index;
                 let (matrix, outputs) = (at.index, &at.outputs);
-                let piece = PieceAt { matrix, matrices: matrices.len(), row_panel: row_panel_index, outputs, number };
+                let (matrices, first_row) = (matrices.len(), range.start);
+                let piece = PieceAt { matrix, matrices, row_panel: row_panel_index, first_row, outputs, number };
                 beside.add(&piece, &mut results);
                 place::write(isa, &results, &place(range.start, range.len()), accumulate, &out);
             }

@@ -137,7 +137,7 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
 ) {
     let shape = F::SHAPE;
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-    let Pace { mut lines, lines_each, mut stream, stream_each, .. } = *pace;
+    let Pace { mut lines, lines_each, mut stream, stream_each, mut later, later_each, .. } = *pace;
     // SAFETY: `weights` and `x` walk over `blocks` blocks and their headers, and each offset is within one of them: see
     // `packed/layout.rs` and `quantised_rows.rs`. A row of results has 32 values. `lines` walks over `lines_each`
     // for each of the steps that the pace is for, fetching them reads nothing.
@@ -152,6 +152,10 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                 for _ in 0..stream_each {
                     _mm_prefetch::<_MM_HINT_T1>(stream.cast());
                     stream = stream.wrapping_add(LINE_BYTES);
+                }
+                for _ in 0..later_each {
+                    _mm_prefetch::<_MM_HINT_T1>(later.cast());
+                    later = later.wrapping_add(LINE_BYTES);
                 }
                 for _ in 0..lines_each {
                     _mm_prefetch::<_MM_HINT_T1>(lines.read().cast());
@@ -176,7 +180,7 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                 x = x.add(ROWS * BLOCK_WORDS);
             }
         }
-        (pace.lines, pace.stream) = (lines, stream);
+        (pace.lines, pace.stream, pace.later) = (lines, stream, later);
         for (results, sums) in results.iter_mut().zip(sums) {
             for (vector, sum) in sums.into_iter().enumerate() {
                 _mm512_storeu_ps(results.as_mut_ptr().add((first + vector) * 16), sum);

@@ -311,11 +311,13 @@ impl LoraGroup {
         &self.values()[..self.a_bytes]
     }
 
-    /// Tells where what lies apart from the values is, and how many bytes of it.
-    pub(super) fn bookkeeping(&self, mut each: impl FnMut(*const u8, usize)) {
-        each(self.panels.as_ptr().cast(), size_of_val(self.panels.as_slice()));
-        each(self.terms.as_ptr().cast(), size_of_val(self.terms.as_slice()));
-        each(self.factors.as_ptr().cast(), size_of_val(self.factors.as_slice()));
+    /// Where what lies apart from the values is, and how many bytes of it.
+    pub(super) fn bookkeeping(&self) -> [(*const u8, usize); 3] {
+        [
+            (self.panels.as_ptr().cast(), size_of_val(self.panels.as_slice())),
+            (self.terms.as_ptr().cast(), size_of_val(self.terms.as_slice())),
+            (self.factors.as_ptr().cast(), size_of_val(self.factors.as_slice())),
+        ]
     }
 
     /// Its codes and scales.

@@ -14,6 +14,8 @@ use crate::quantised_rows::{PANEL_ROWS, row_panel};
 const ALIGNMENT: usize = 16;
 /// Rows of a part at most: half a panel, so that two threads share the beginning of an operation.
 const PART_ROWS_MAX: usize = PANEL_ROWS / 2;
+/// Pieces for each thread from which on B is read in one go: with fewer, threads would wait for the one that has the last.
+const STREAMED_PIECES_MIN: usize = 2;
 
 /// Memory of [`matmul_lora`](super::matmul_lora), kept from call to call.
 #[derive(Default)]
@@ -34,13 +36,35 @@ pub struct LoraScratch {
     /// Of each matrix and panel of rows, which of the adds are theirs.
     pub(super) adds_of: Vec<Range<usize>>,
     pub(super) next: Vec<Next>,
+    /// Of each worker, how many of its parts are taken, and how many lines of what is next it has fetched.
+    pub(super) workers: Vec<Worker>,
     row_panels: usize,
     /// What A makes of the inputs, item by item: `[rows, lanes]`.
     pub(super) sums: Buffer<f32>,
     /// The same in int8: `[rows, row_words]`.
     pub(super) shrunk: Buffer<u32>,
-    /// Of each piece, how many of its parts are not shrunk.
+    /// Whether parts compute all that terms add: see [`super::Terms`].
+    pub(super) streams: bool,
+    /// What they add then: `[rows, outputs of all matrices]`.
+    pub(super) added: Buffer<f32>,
+    /// And to which rows, counted from a panel's first: `adds_of` is for these.
+    pub(super) added_rows: Vec<Range<usize>>,
+    /// Of each piece, how many of its parts are not ready; if they stream, the first is that of all.
     pub(super) waiting: Vec<AtomicUsize>,
+}
+
+/// What a worker has begun of its share: on cache lines of its own (two, as they are fetched in pairs).
+#[derive(Default)]
+#[repr(align(128))]
+pub(super) struct Worker {
+    pub(super) parts: AtomicUsize,
+    pub(super) lines: AtomicUsize,
+    pub(super) bookkeeping: AtomicUsize,
+}
+
+/// Worker number so-and-so's share of this many.
+pub(super) fn share(worker: usize, workers: usize, all: usize) -> Range<usize> {
+    worker * all / workers..(worker + 1) * all / workers
 }
 
 /// Rows of one panel of activations that are all under the same runs.
@@ -111,10 +135,14 @@ impl Add<'_> {
 /// Bytes that the next operation begins with.
 pub(super) struct Next {
     /// An address, of which nothing is read.
-    first: usize,
+    pub(super) first: usize,
     /// The number of the line behind its last one, counted from the first of all; and of its first.
     pub(super) end: usize,
     start: usize,
+    /// Lines with what follows: all that the operation reads of it.
+    pub(super) lines: usize,
+    /// What lies apart from it: addresses and lines.
+    pub(super) bookkeeping: [(usize, usize); 3],
 }
 
 impl Next {
@@ -136,25 +164,32 @@ impl LoraScratch {
     pub fn upcoming<'a>(&mut self, groups: impl IntoIterator<Item = &'a LoraGroup>) {
         self.next.clear();
         for group in groups {
+            // The operation after it: an adapter's groups lie in their order.
+            let behind = std::ptr::from_ref(group).wrapping_add(1);
+            fetch_lines(behind.cast(), size_of::<LoraGroup>().div_ceil(LINE_BYTES));
+            let bookkeeping = group.bookkeeping().map(|(first, bytes)| (first.addr(), bytes.div_ceil(LINE_BYTES)));
             // Of one only: of many it would be a burst.
             if self.next.is_empty() {
-                group.bookkeeping(|first, bytes| fetch_lines(first, bytes.div_ceil(LINE_BYTES)));
+                bookkeeping.iter().for_each(|(first, lines)| fetch_lines(std::ptr::without_provenance(*first), *lines));
             }
             let bytes = group.beginning();
             let (first, start) = (bytes.as_ptr().addr(), self.next.last().map_or(0, |last| last.end));
             if self.next.last().is_none_or(|last| last.first != first) {
-                self.next.push(Next { first, start, end: start + bytes.len().div_ceil(LINE_BYTES) });
+                let lines = group.values().len().div_ceil(LINE_BYTES);
+                let end = start + bytes.len().div_ceil(LINE_BYTES);
+                self.next.push(Next { first, start, end, lines, bookkeeping });
             }
         }
     }
 
     /// Makes pieces and items of `rows` rows, and the place for what is shrunk.
-    pub(super) fn plan(&mut self, runs: &[LoraRun<'_>], rows: usize) {
+    /// `width` is that of the outputs of all matrices.
+    pub(super) fn plan(&mut self, runs: &[LoraRun<'_>], rows: usize, width: usize, threads: usize) {
         let (runs_rows, planned_rows) = &self.planned;
         if *planned_rows != rows || !runs_rows.iter().eq(runs.iter().map(|run| &run.rows)) {
             self.cut(runs, rows);
         }
-        let Self { pieces, parts, items, sums, shrunk, waiting, .. } = self;
+        let Self { pieces, parts, items, sums, shrunk, streams, added, workers, waiting, .. } = self;
         let (mut sums_end, mut shrunk_end) = (0, 0);
         let place = |end: &mut usize, len: usize| {
             let start = *end;
@@ -168,10 +203,21 @@ impl LoraScratch {
                 item.shrunk = place(&mut shrunk_end, piece.rows.len() * group.row_words);
             }
         }
+        // B of few rows is best read in one go; of many by panels, each while its outputs are in the cache. DoRA needs these.
+        let with_terms: usize = pieces.iter().map(|piece| piece.rows.len()).sum();
+        let is_plain = |run: &LoraRun<'_>| run.group.terms.iter().all(|term| term.growth.is_none());
+        *streams = pieces.len() >= STREAMED_PIECES_MIN * threads
+            && with_terms <= PART_ROWS_MAX * pieces.len()
+            && runs.iter().all(is_plain);
+        added.resize(if *streams { rows * width } else { 0 });
+        workers.resize_with(threads, Worker::default);
+        for Worker { parts, lines, bookkeeping } in workers {
+            [parts, lines, bookkeeping].into_iter().for_each(|count| *count.get_mut() = 0);
+        }
         sums.resize(sums_end);
         shrunk.resize(shrunk_end);
         waiting.iter_mut().for_each(|waiting| *waiting.get_mut() = 0);
-        parts.iter().for_each(|part| *waiting[part.piece].get_mut() += 1);
+        parts.iter().for_each(|part| *waiting[if *streams { 0 } else { part.piece }].get_mut() += 1);
     }
 
     /// Makes the pieces, their parts, and the items without their places.
@@ -224,24 +270,41 @@ impl LoraScratch {
 
     /// Makes a list of what is added to each matrix for each panel of rows.
     pub(super) fn plan_adds<'a>(&mut self, runs: &[LoraRun<'a>], matrices: usize, adds: &mut Vec<Add<'a>>) {
-        self.adds_of.clear();
+        let Self { streams, adds_of, added_rows, pieces, items, row_panels, .. } = self;
+        adds_of.clear();
+        added_rows.clear();
         for slot in 0..matrices {
-            let mut pieces = self.pieces.iter().enumerate().peekable();
-            for panel in 0..self.row_panels {
-                let first = adds.len();
+            let mut pieces = pieces.iter().enumerate().peekable();
+            for panel in 0..*row_panels {
+                let first = if *streams { added_rows.len() } else { adds.len() };
                 while let Some((number, piece)) = pieces.next_if(|(_, piece)| piece.panel_number == panel) {
-                    let items = &self.items[piece.items.clone()];
-                    adds.extend(items.iter().filter_map(|item| add(item, number, piece, &runs[item.run], slot)));
+                    let items = &items[piece.items.clone()];
+                    if !*streams {
+                        adds.extend(items.iter().filter_map(|item| add(item, number, piece, &runs[item.run], slot)));
+                    } else if items.iter().any(|item| runs[item.run].term(slot).is_some()) {
+                        let own = piece.rows_of_panel();
+                        match added_rows[first..].last_mut() {
+                            Some(last) if last.end == own.start => last.end = own.end,
+                            _ => added_rows.push(own),
+                        }
+                    }
                 }
-                self.adds_of.push(first..adds.len());
+                adds_of.push(first..if *streams { added_rows.len() } else { adds.len() });
             }
         }
     }
 }
 
+impl Piece {
+    /// Its rows, counted from the panel's first.
+    fn rows_of_panel(&self) -> Range<usize> {
+        self.rows.start - self.panel.start..self.rows.end - self.panel.start
+    }
+}
+
 fn add<'a>(item: &Item, number: usize, piece: &Piece, run: &LoraRun<'a>, slot: usize) -> Option<Add<'a>> {
     let group = run.group;
-    let term = group.terms.iter().find(|term| term.slot == slot && run.enabled >> slot & 1 == 1)?;
+    let term = run.term(slot)?;
     let (stride, rank_words) = (group.row_words, term.words());
     let first = item.shrunk.start + term.first_word;
     Some(Add {
@@ -252,7 +315,7 @@ fn add<'a>(item: &Item, number: usize, piece: &Piece, run: &LoraRun<'a>, slot: u
         stride,
         rank_words,
         tile_scales: term.blocks() * VECTOR * SCALE_BYTES,
-        rows: piece.rows.start - piece.panel.start..piece.rows.end - piece.panel.start,
+        rows: piece.rows_of_panel(),
         piece: number,
         begins: piece.rows.start == run.rows.start,
     })
