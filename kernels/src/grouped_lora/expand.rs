@@ -233,9 +233,7 @@ mod vector {
                         dots[row] = _mm512_set1_epi32(h_word(1, row));
                     }
                     for word in 0..words {
-                        if false {
-                            _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(AHEAD).cast());
-                        }
+                        _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(AHEAD).cast());
                         let values = _mm512_load_si512(codes.cast());
                         codes = codes.add(VECTOR_BYTES);
                         for row in 0..ROWS {

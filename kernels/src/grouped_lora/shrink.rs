@@ -166,9 +166,7 @@ mod vector {
                     }
                 }
                 for vector in 0..LANES / 2 {
-                    if false {
-                        _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(vector * VECTOR_BYTES + AHEAD).cast());
-                    }
+                    _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(vector * VECTOR_BYTES + AHEAD).cast());
                     let values = _mm512_load_si512(codes.add(vector * VECTOR_BYTES).cast());
                     for row in 0..ROWS {
                         let x = match LANES {
