@@ -124,7 +124,7 @@ mod vector {
     use super::{BLOCK_VALUES, BLOCK_WORDS, Codes, Inputs, SCALE_BYTES, VECTOR_BYTES, Words};
 
     /// How far ahead of its use a panel is fetched, in bytes: about what memory delivers within its latency.
-    const AHEAD: usize = 2048;
+    const AHEAD: usize = 4096;
 
     /// # Safety
     /// The machine has the features, and the lengths are as `super::shrink` asserts.
