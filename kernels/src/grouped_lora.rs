@@ -8,7 +8,10 @@
 //!
 //! The factors and what they multiply are int8 with a scale for each 32 values (decision 0026), sums are i32 and f32.
 //!
-//! A row's terms are added to Wx one by one, run by run, and then all of it to y where y is added to.
+//! Where many runs have few rows each, a run's part computes all that its terms add, and pieces add what they find:
+//! `streamed.rs`, decision 0055.
+//!
+//! A row's terms are summed run by run, added to Wx, and then all of it to y where y is added to.
 //!
 //! A row's result is a function of its own input and its own runs, in their order: not of the other rows, of how rows are
 //! cut into pieces, of threads or instruction set, all of which give the same bits.
