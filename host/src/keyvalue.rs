@@ -8,11 +8,11 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use plugin::Turns;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError, WriteTransaction};
 use types::{Blame, BucketName, FunctionName, TenantId};
 
 use crate::store::{StateDatabase, StoreError};
-use crate::turns::Turns;
 
 /// What an entry takes beside its key and its value: names, version, its place in the tree.
 const ENTRY_BYTES: usize = 128;

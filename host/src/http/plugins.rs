@@ -65,7 +65,7 @@ pub(crate) async fn upload(
     // Each signature is over all of the component, which takes its time.
     let checked = tokio::task::spawn_blocking(move || signers.check_plugin(&signatures, &signed)).await;
     let signature = checked.map_err(|error| Error::Internal(error.to_string()))??;
-    let digest = host.plugins.admit(component.clone()).await?;
+    let digest = host.plugins.admit_of(component.clone(), Some(tenant)).await?;
     host.revocations.check("the plugin", digest)?;
     host.artifacts.put(ArtifactKind::Plugin, component).await?;
     host.registry.record_plugin(tenant, digest, &signature).await?;

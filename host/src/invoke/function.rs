@@ -12,7 +12,7 @@ use plugin::{
     PluginInstance, Recorder, RecordingHead, Session,
 };
 use tokio::runtime::Handle;
-use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
+use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits, TenantId};
 
 use super::agent::AgentWork;
 use super::call::FunctionCalls;
@@ -204,7 +204,7 @@ async fn step(
     let record = recorder(host, principal, called, (&name, version, life, &manifest), &request.id, &log);
     let session = session(host, principal, function, lent, plugin_seed, asking.journey.started, log.clone()).await?;
     let session = Session { record, ..session };
-    let source = StoredComponents(host.artifacts.clone());
+    let source = StoredComponents(host.artifacts.clone(), principal.tenant.clone());
     let begun = host.plugins.decide(asking.journey.cpu_used, manifest.plugin, &source, session, request).await?;
     let (chain, draw, is_copy) = (asking.journey.chain.clone(), called.draw, called.is_copy);
     let (called_by, nested) = (asking.called_by(), Arc::clone(&asking.nested));
@@ -418,12 +418,16 @@ impl Clock for RequestClock {
 }
 
 /// Where the sandbox finds a component that it has no compiled form of.
-struct StoredComponents(Artifacts);
+struct StoredComponents(Artifacts, TenantId);
 
 #[async_trait]
 impl ComponentSource for StoredComponents {
     async fn component(&self, digest: Digest) -> Result<Bytes, PluginError> {
         self.0.get(ArtifactKind::Plugin, digest).await.map_err(|error| PluginError::Internal(error.to_string()))
+    }
+
+    fn tenant(&self) -> Option<&TenantId> {
+        Some(&self.1)
     }
 }
 
