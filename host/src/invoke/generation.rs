@@ -19,6 +19,7 @@ use types::{
 use super::Stages;
 use super::agent::AgentRun;
 use super::cold::Cold;
+use super::cold_bytes::ColdBytes;
 use super::copy::Tap;
 use super::course::{Course, Rights};
 use super::function::{FunctionCall, log_failure};
@@ -88,7 +89,7 @@ pub(crate) struct Parts {
     pub(crate) aliases: HashMap<Digest, String>,
     pub(crate) stages: Stages,
     pub(crate) cold: Option<Cold>,
-    pub(crate) cold_bytes: u64,
+    pub(crate) cold_bytes: ColdBytes,
     pub(crate) rights: Rights,
 }
 

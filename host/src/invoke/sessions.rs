@@ -10,7 +10,7 @@ mod drawn;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use types::{Chunk, ChunkToken, FinishReason, HookUsage, Plan, PlanError, PlanLimits, Prompt, TenantId, ValidPlan};
 
 use super::cold::{self, ColdBounds, Resident};
+use super::cold_bytes::ColdBytes;
 use super::grants::ResolvedGrants;
 use super::nested::NestedLog;
 use super::pending::PendingTokens;
@@ -57,7 +58,7 @@ pub(super) struct Means {
     /// Sessions opened and forked so far.
     pub(super) opened: AtomicU32,
     /// Of the adapters that all of them have had loaded.
-    pub(super) cold_bytes: AtomicU64,
+    pub(super) cold_bytes: ColdBytes,
 }
 
 /// The generations that a manifest grants, or does not.
@@ -138,15 +139,10 @@ impl Means {
             Some(constraint) => Some(host.constraints.read(&self.tenant, constraint, false).await?),
             None => None,
         };
-        let bounds = ColdBounds {
-            bytes_max: self.limits.cold_bytes_max,
-            bytes_before: self.cold_bytes.load(Ordering::Relaxed),
-            by_caller: false,
-        };
+        let bounds = ColdBounds { bytes: &self.cold_bytes, by_caller: false };
         let release = self.manifest.release.policy();
-        let Resident { plan, leases, cold_bytes, .. } =
+        let Resident { plan, leases, .. } =
             cold::make_resident(host, &self.grants, plan, release, bounds).await?;
-        self.cold_bytes.fetch_max(cold_bytes, Ordering::Relaxed);
         let activations = activations(&leases, &tokens);
         let number = u32::try_from(self.nested.noted().generations.len()).unwrap_or(u32::MAX);
         let seed = match plan.sampling().seed {
@@ -389,7 +385,7 @@ fn told(error: &Error) -> CapabilityError {
     }
 }
 
-fn told_plan(error: &PlanError) -> CapabilityError {
+pub(super) fn told_plan(error: &PlanError) -> CapabilityError {
     match error {
         PlanError::AdapterNotGranted(_) => CapabilityError::Denied(error.to_string()),
         PlanError::Unsupported(what) => CapabilityError::Unsupported((*what).to_owned()),
