@@ -141,8 +141,7 @@ impl Means {
         };
         let bounds = ColdBounds { bytes: &self.cold_bytes, by_caller: false };
         let release = self.manifest.release.policy();
-        let Resident { plan, leases, .. } =
-            cold::make_resident(host, &self.grants, plan, release, bounds).await?;
+        let Resident { plan, leases, .. } = cold::make_resident(host, &self.grants, plan, release, bounds).await?;
         let activations = activations(&leases, &tokens);
         let number = u32::try_from(self.nested.noted().generations.len()).unwrap_or(u32::MAX);
         let seed = match plan.sampling().seed {
@@ -197,6 +196,7 @@ impl Means {
             ready: VecDeque::new(),
             given: 0,
             constraint,
+            failed: None,
             _leases: leases,
         })
     }
@@ -314,6 +314,8 @@ struct UnderWay {
     /// Tokens that the agent has.
     given: u32,
     constraint: Option<ReadConstraint>,
+    /// To be told after what is ready.
+    failed: Option<Error>,
     _leases: Vec<AdapterLease>,
 }
 
@@ -322,6 +324,9 @@ impl UnderWay {
         loop {
             if let Some(step) = self.ready.pop_front() {
                 return Ok(step);
+            }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
             }
             match self.drawn.next().await {
                 Some(TokenEvent::Token { id, logprob, top }) => self.token(TokenOut { id, logprob, top }),
@@ -339,12 +344,13 @@ impl UnderWay {
                     self.end(if stopped { FinishReason::Stop } else { reason });
                 }
                 Some(TokenEvent::Failed(error)) => {
-                    return Err(match (error, &self.constraint) {
+                    let error = match (error, &self.constraint) {
                         (GenerationError::Constraint(why), Some(constraint)) => constraint.failed(why),
                         (error, _) => error.into(),
-                    });
+                    };
+                    self.fail(error);
                 }
-                None => return Err(GenerationError::Stopped.into()),
+                None => self.fail(GenerationError::Stopped.into()),
             }
         }
     }
@@ -360,6 +366,14 @@ impl UnderWay {
             self.drawn.end();
             self.end(FinishReason::Stop);
         }
+    }
+
+    /// What a stop string was half met by is text like any other when none can be met any more.
+    fn fail(&mut self, error: Error) {
+        let text = self.stop.finish();
+        let tokens = self.pending.release(text.len());
+        self.push(text, tokens);
+        self.failed = Some(error);
     }
 
     fn push(&mut self, text: String, tokens: Vec<TokenOut>) {
