@@ -63,7 +63,7 @@ pub use signers::{SIGNER_KEYS_MAX, SignaturePolicy, SignatureState, Signers};
 pub(crate) use source::fault_server;
 pub use source::{AllowedOrigin, Credential, OriginError, SourceError, SourcesConfig};
 pub(crate) use source::{CONFIG, SIGNATURE, WEIGHTS};
-pub(crate) use source::{Guard, GuardedResolver, Lookup, Refusal, SystemLookup, reason, refusal, tls};
+pub(crate) use source::{Guard, GuardedResolver, Lookup, Refusal, SystemLookup, on_behalf_of, reason, refusal, tls};
 pub use tags::{AdapterTag, AdapterTagError};
 
 /// Loads that were hinted at and have not ended; further hints are dropped.
@@ -289,7 +289,8 @@ impl AdapterStore {
         self.check_room(tenant, alias).await?;
         // What takes its time elsewhere takes no turn of the work here.
         let is_looked_at = self.signers.of(tenant).await?.policy != SignaturePolicy::None;
-        let opened = self.sources.open(tenant, source, &self.limits, is_looked_at).await?;
+        let opening = self.sources.open(tenant, source, &self.limits, is_looked_at);
+        let opened = on_behalf_of(tenant, opening).await?;
         self.admit(tenant, alias, claims, move |limits| opened.read(limits)).await
     }
 

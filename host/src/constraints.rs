@@ -10,11 +10,11 @@ use model::{Base, CompiledConstraint, ConstraintCompiler, ConstraintError, MaskW
 use moka::Entry;
 use moka::future::Cache;
 use moka::ops::compute::Op;
+use plugin::Turns;
 use tokio::runtime::Handle;
 use types::{Constraint, Digest, TenantId};
 
 use crate::error::Error;
-use crate::turns::Turns;
 
 /// Constraints that are read at the same time.
 const READERS: usize = 2;

@@ -4,15 +4,17 @@
 //! A write is one transaction: the value, and what its bucket and tenant hold in all. Each write takes the next number of the whole
 //! table as the value's version, so that no two states of a key share one, not even across a removal.
 
+use std::collections::HashMap;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use plugin::Turns;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError, WriteTransaction};
+use tokio::runtime::Handle;
 use types::{Blame, BucketName, FunctionName, TenantId};
 
 use crate::store::{StateDatabase, StoreError};
-use crate::turns::Turns;
 
 /// What an entry takes beside its key and its value: names, version, its place in the tree.
 const ENTRY_BYTES: usize = 128;
@@ -83,6 +85,9 @@ pub enum KeyValueError {
         /// The limit.
         max: u64,
     },
+    /// A request of a function that was deleted meanwhile.
+    #[error("the function was deleted, and its buckets with it")]
+    Gone,
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -96,6 +101,7 @@ impl KeyValueError {
             Self::NotFound(_) => "kv_key_not_found",
             Self::BadKey => "invalid_request",
             Self::Conflict => "conflict",
+            Self::Gone => "function_not_found",
             Self::OverLimit { .. } => "limit_exceeded",
             Self::Store(error) => error.code(),
         }
@@ -105,7 +111,7 @@ impl KeyValueError {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::NotFound(_) | Self::BadKey | Self::Conflict | Self::OverLimit { .. } => Blame::Caller,
+            Self::NotFound(_) | Self::BadKey | Self::Conflict | Self::Gone | Self::OverLimit { .. } => Blame::Caller,
             Self::Store(error) => error.blame(),
         }
     }
@@ -139,6 +145,13 @@ impl BucketPlace {
     fn name(&self) -> (&str, &str, &str) {
         (self.tenant.as_str(), &self.scope, self.bucket.as_str())
     }
+
+    /// Whether it belongs to a life of a function that is over.
+    fn is_of(&self, gone: &HashMap<(TenantId, FunctionName), u32>) -> bool {
+        let own =
+            self.scope.split_once('/').and_then(|(name, life)| Some((name.parse().ok()?, life.parse::<u32>().ok()?)));
+        own.is_some_and(|(name, life)| gone.get(&(self.tenant.clone(), name)).is_some_and(|next| life < *next))
+    }
 }
 
 /// A bucket in a list.
@@ -162,6 +175,12 @@ pub struct KeyValues {
     /// At writing: the database has one place for a writer, for which receipts wait too, and no order among who waits. So of all
     /// buckets' writes one is there, and tenants take turns.
     turns: Arc<Turns>,
+    /// Functions that were deleted, with the life that a successor of each begins: requests of theirs that run still write nothing
+    /// more. Not kept: no request outlives the host.
+    gone: Arc<Mutex<HashMap<(TenantId, FunctionName), u32>>>,
+    /// The host's threads, if it was opened on them: those of a guest's runtime have low priority, and a write of theirs would
+    /// hold the database's one place while receipts wait for it.
+    runtime: Option<Handle>,
 }
 
 pub use plugin::{Expected, KeyPage, Versioned, Written};
@@ -174,7 +193,8 @@ impl KeyValues {
     /// In a database.
     #[must_use]
     pub fn new(database: Arc<StateDatabase>, limits: KeyValueLimits) -> Self {
-        Self { database, limits, turns: Arc::new(Turns::new(1, 1)) }
+        let (turns, runtime) = (Arc::new(Turns::new(1, 1)), Handle::try_current().ok());
+        Self { database, limits, turns, gone: Arc::default(), runtime }
     }
 
     /// A key's value.
@@ -204,7 +224,12 @@ impl KeyValues {
         let (place, key, limits) = (place.clone(), key.to_owned(), self.limits);
         let is_new = value.is_some();
         let tenant = place.tenant.clone();
+        let gone = Arc::clone(&self.gone);
         self.change(&tenant, is_new, move |transaction| {
+            // In its turn: what removes a function's buckets waits for those who had theirs before.
+            if is_new && place.is_of(&lock(&gone)) {
+                return Ok(Err(KeyValueError::Gone));
+            }
             write_value(transaction, limits, &place, &key, expected, value.as_deref())
         })
         .await
@@ -254,12 +279,24 @@ impl KeyValues {
     /// # Errors
     /// [`KeyValueError::Store`].
     pub async fn remove_function(&self, tenant: &TenantId, function: &FunctionName, before: u32) -> Answer<()> {
+        lock(&self.gone).insert((tenant.clone(), function.clone()), before);
+        // Who writes at the moment may not have seen it; who comes after will.
+        drop(self.turns.take(None).await);
         let (tenant, function) = (tenant.clone(), function.to_string());
         let places = self.read(move |database| read_own_scopes(database, &tenant, &function, before).map(Ok)).await?;
         for place in places {
             self.remove_bucket(&place).await?;
         }
         Ok(())
+    }
+
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Attempt<T> + Send + 'static) -> Answer<T> {
+        let done = match &self.runtime {
+            Some(runtime) => runtime.spawn_blocking(work).await,
+            None => tokio::task::spawn_blocking(work).await,
+        };
+        let attempt = done.map_err(|error| StoreError::backend("read or write a key-value bucket", error))?;
+        attempt.map_err(|error| StoreError::backend("read or write a key-value bucket", error))?
     }
 
     fn check_key(&self, key: &str) -> Answer<()> {
@@ -271,7 +308,7 @@ impl KeyValues {
 
     async fn read<T: Send + 'static>(&self, work: impl Fn(&Database) -> Attempt<T> + Send + 'static) -> Answer<T> {
         let database = Arc::clone(&self.database);
-        blocking(move || database.read(work)).await
+        self.blocking(move || database.read(work)).await
     }
 
     async fn change<T: Send + 'static>(
@@ -283,7 +320,7 @@ impl KeyValues {
         let turn = self.turns.take(tenant).await;
         let turn = turn.map_err(|error| StoreError::backend("write a key-value bucket", error))?;
         let database = Arc::clone(&self.database);
-        blocking(move || {
+        self.blocking(move || {
             // Until the write has ended, even if nobody waits for it any more.
             let _turn = turn;
             if is_new && let Err(full) = database.check_room() {
@@ -305,10 +342,8 @@ impl KeyValues {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Attempt<T> + Send + 'static) -> Answer<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    let attempt = done.map_err(|error| StoreError::backend("read or write a key-value bucket", error))?;
-    attempt.map_err(|error| StoreError::backend("read or write a key-value bucket", error))?
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn over(what: &'static str, value: usize, limit: &'static str, max: usize) -> Answer<()> {

@@ -25,7 +25,6 @@ mod shadows;
 pub mod store;
 pub mod tenants;
 mod tools;
-mod turns;
 
 // Records.
 mod logs;

@@ -7,9 +7,10 @@
 
 mod tables;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use plugin::{Finished, Recorder, RecordingCut, RecordingHead, RecordingMemory, RecordingSink};
@@ -89,6 +90,9 @@ struct Shared {
     memory: RecordingMemory,
     jobs: SyncSender<Job>,
     dropped: AtomicU64,
+    /// Functions that were deleted, with the life that a successor of each begins: what their requests recorded is not written when
+    /// they end later. Not kept: no request outlives the host.
+    gone: Mutex<HashMap<(TenantId, FunctionName), u32>>,
 }
 
 impl Recordings {
@@ -99,7 +103,8 @@ impl Recordings {
     pub(crate) fn open(database: Arc<StateDatabase>, limits: RecordingLimits) -> Result<Self, Error> {
         let (jobs, received) = sync_channel(limits.queue_max);
         let memory = RecordingMemory::new(limits.memory_bytes_max);
-        let shared = Arc::new(Shared { database, limits, memory, jobs, dropped: AtomicU64::new(0) });
+        let shared =
+            Arc::new(Shared { database, limits, memory, jobs, dropped: AtomicU64::new(0), gone: Mutex::default() });
         let of_writer = Arc::clone(&shared);
         let writer = std::thread::Builder::new().name("recordings".into()).spawn(move || of_writer.write(&received));
         let writer = writer.map_err(Error::io("cannot start the thread that writes recordings"))?;
@@ -147,6 +152,8 @@ impl Recordings {
         function: &FunctionName,
         before: u32,
     ) -> Result<(), StoreError> {
+        self.shared.gone().insert((tenant.clone(), function.clone()), before);
+        // What was written without having seen it is there after this.
         self.flush().await;
         loop {
             let (tenant, function) = (tenant.clone(), function.clone());
@@ -254,6 +261,15 @@ impl RecordingSink for Sink {
 }
 
 impl Shared {
+    fn gone(&self) -> MutexGuard<'_, HashMap<(TenantId, FunctionName), u32>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_gone(&self, owner: &RecordingOwner) -> bool {
+        let name = (owner.tenant.clone(), owner.function.clone());
+        self.gone().get(&name).is_some_and(|next| owner.life < *next)
+    }
+
     fn drop_one(&self, log: &InvocationLog, why: &str) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
         log.write(Level::Warn, &format!("the recording was dropped: {why}"));
@@ -294,6 +310,9 @@ impl Shared {
             write(&self.database, durability, |transaction| {
                 for kept in batch {
                     let Kept { owner, count_max, finished, .. } = &**kept;
+                    if self.is_gone(owner) {
+                        continue;
+                    }
                     tables::insert(transaction, owner, finished, *count_max, self.limits)?;
                 }
                 Ok(())

@@ -22,7 +22,7 @@ use moka::future::Cache;
 use serde::{Deserialize, Serialize};
 use types::{FunctionName, TenantId};
 
-use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError};
+use crate::store::{Counts, SWAP_ATTEMPTS_MAX, Store, StoreError};
 
 pub use error::RegistryError;
 use head::Head;
@@ -103,6 +103,7 @@ pub struct Registry {
     store: Arc<dyn Store>,
     /// Written once, so never stale; whether a version exists is asked of the head each time.
     versions: Cache<VersionKey, FunctionVersion>,
+    counts: Counts,
 }
 
 /// Manifests hold what tenants configured; they do not belong in a log.
@@ -119,7 +120,7 @@ impl Registry {
         let weigh =
             |_: &VersionKey, found: &FunctionVersion| u32::try_from(found.manifest.text_bytes()).unwrap_or(u32::MAX);
         let versions = Cache::builder().max_capacity(MANIFEST_CACHE_BYTES_MAX).weigher(weigh).build();
-        Self { store, versions }
+        Self { store, versions, counts: Counts::new() }
     }
 
     /// Adds a version, durable before it is visible. The first one becomes live, on behalf of the key `by`.
@@ -151,8 +152,7 @@ impl Registry {
 
     async fn check_room(&self, tenant: &TenantId, function: &FunctionName) -> Result<(), RegistryError> {
         let Some(head) = self.head(tenant, function).await? else {
-            let heads = self.store.scan(&format!("functions/{tenant}/")).await?;
-            if heads.len() < FUNCTIONS_PER_TENANT_MAX {
+            if self.counts.are_fewer(&*self.store, &heads_prefix(tenant), FUNCTIONS_PER_TENANT_MAX).await? {
                 return Ok(());
             }
             let (limit, max) = ("functions_per_tenant_max", FUNCTIONS_PER_TENANT_MAX);
@@ -318,7 +318,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Store`].
     pub async fn list(&self, tenant: &TenantId) -> Result<Vec<FunctionInfo>, RegistryError> {
-        let prefix = format!("functions/{tenant}/");
+        let prefix = heads_prefix(tenant);
         let mut functions = Vec::new();
         for found in self.store.scan(&prefix).await? {
             let head: Head = read_record(&found.key, &found.value)?;
@@ -369,9 +369,17 @@ impl Registry {
                 None => (Head::new(), None),
             };
             change(&mut head)?;
+            let heads = match version {
+                None => Some(self.counts.of(&*self.store, &heads_prefix(tenant)).await?),
+                Some(_) => None,
+            };
             match self.store.swap(&key, version, Some(record(&key, &head)?)).await {
                 Err(StoreError::Conflict { .. }) => {}
-                swapped => return Ok(swapped.map(|_| head)?),
+                swapped => {
+                    swapped?;
+                    heads.iter().for_each(|heads| heads.one_more());
+                    return Ok(head);
+                }
             }
         }
         Err(StoreError::contended(&key).into())
@@ -404,6 +412,10 @@ impl Registry {
 
 fn head_key(tenant: &TenantId, function: &FunctionName) -> String {
     format!("functions/{tenant}/{function}")
+}
+
+fn heads_prefix(tenant: &TenantId) -> String {
+    format!("functions/{tenant}/")
 }
 
 fn version_key(tenant: &TenantId, function: &FunctionName, version: u32) -> String {

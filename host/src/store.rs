@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+mod counts;
 mod database;
 mod embedded;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use types::Blame;
 
+pub(crate) use counts::Counts;
 pub(crate) use database::DatabaseFailure;
 pub use database::StateDatabase;
 pub use embedded::EmbeddedStore;

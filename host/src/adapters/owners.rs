@@ -17,7 +17,7 @@ use types::{AdapterAlias, Digest, Module, ModuleSet, TenantId};
 use super::shares::{Share, SharedBy, Shares};
 use super::{AdapterError, AdapterTag, License, Lineage, SignatureState};
 use crate::registry::digest_text;
-use crate::store::{SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
+use crate::store::{Counts, SWAP_ATTEMPTS_MAX, Store, StoreError, Version};
 
 /// What an alias names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,12 +70,13 @@ impl AliasRecord {
 #[derive(Clone, Debug)]
 pub(super) struct Owners {
     store: Arc<dyn Store>,
+    counts: Counts,
     pub(super) shares: Shares,
 }
 
 impl Owners {
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self { shares: Shares::new(Arc::clone(&store)), store }
+        Self { shares: Shares::new(Arc::clone(&store)), counts: Counts::new(), store }
     }
 
     /// Makes the alias name this record; the digest that it named before, if it was another one.
@@ -282,8 +283,8 @@ impl Owners {
     /// Whether the tenant has fewer aliases than this. The index has an entry for each at least, and is small, where the records
     /// of thousands of aliases are megabytes.
     pub(super) async fn has_room(&self, tenant: &TenantId, aliases_max: usize) -> Result<bool, AdapterError> {
-        let indexed = self.store.scan(&format!("adapter-owners/{tenant}/")).await?.len();
-        Ok(indexed < aliases_max || self.list(tenant).await?.len() < aliases_max)
+        let indexed = self.counts.are_fewer(&*self.store, &index_prefix(tenant), aliases_max).await?;
+        Ok(indexed || self.list(tenant).await?.len() < aliases_max)
     }
 
     async fn read(&self, key: &str) -> Result<Option<(AliasRecord, Version)>, AdapterError> {
@@ -296,9 +297,14 @@ impl Owners {
         let key = index_key(tenant, digest, alias);
         for _ in 0..SWAP_ATTEMPTS_MAX {
             let version = self.index_version(tenant, digest, alias).await?;
+            let count = self.counts.of(&*self.store, &index_prefix(tenant)).await?;
             match self.store.swap(&key, version, Some(Bytes::from_static(b"{}"))).await {
                 Err(StoreError::Conflict { .. }) => {}
-                swapped => return Ok(swapped.map(|_| ())?),
+                swapped => {
+                    swapped?;
+                    version.is_none().then(|| count.one_more());
+                    return Ok(());
+                }
             }
         }
         Err(StoreError::contended(&key).into())
@@ -331,6 +337,10 @@ impl Owners {
 
 fn alias_key(tenant: &TenantId, alias: &AdapterAlias) -> String {
     format!("adapters/{tenant}/{alias}")
+}
+
+fn index_prefix(tenant: &TenantId) -> String {
+    format!("adapter-owners/{tenant}/")
 }
 
 fn index_key(tenant: &TenantId, digest: Digest, alias: &AdapterAlias) -> String {

@@ -30,7 +30,7 @@ use types::TenantId;
 use super::{AdapterError, AdapterFiles};
 use fetch::{Fetcher, RemoteFolder};
 use folder::AdaptersRoot;
-pub(crate) use guard::{Guard, GuardedResolver, Lookup, Refusal, SystemLookup};
+pub(crate) use guard::{Guard, GuardedResolver, Lookup, Refusal, SystemLookup, on_behalf_of};
 pub(crate) use web::{reason, refusal, tls};
 
 pub use credential::Credential;

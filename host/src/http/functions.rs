@@ -45,7 +45,7 @@ pub(crate) async fn put(
     let put = host.registry.put_version(tenant, &name, manifest, caller.principal.key_id.as_str()).await?;
     let version = put.version;
     if put.life > 1 && version == put.life {
-        // What requests of a deleted function of this name wrote when it was gone.
+        // What requests of a deleted function of this name wrote when it was gone, should the host have ended in between.
         host.keyvalue.remove_function(tenant, &name, put.life).await?;
         host.recordings.remove_function(tenant, &name, put.life).await?;
     }

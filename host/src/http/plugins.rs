@@ -17,7 +17,7 @@ use super::pace;
 use super::wire::{self, PathText, PluginSource, RawBody};
 use types::Digest;
 
-use crate::adapters::{PluginSignatureError, SIGNATURE_BYTES_MAX};
+use crate::adapters::{PluginSignatureError, SIGNATURE_BYTES_MAX, on_behalf_of};
 use crate::artifacts::ArtifactKind;
 use crate::error::Error;
 use crate::oci::{Reference, SIGNATURES_MAX};
@@ -65,7 +65,7 @@ pub(crate) async fn upload(
     // Each signature is over all of the component, which takes its time.
     let checked = tokio::task::spawn_blocking(move || signers.check_plugin(&signatures, &signed)).await;
     let signature = checked.map_err(|error| Error::Internal(error.to_string()))??;
-    let digest = host.plugins.admit(component.clone()).await?;
+    let digest = host.plugins.admit_of(component.clone(), Some(tenant)).await?;
     host.revocations.check("the plugin", digest)?;
     host.artifacts.put(ArtifactKind::Plugin, component).await?;
     host.registry.record_plugin(tenant, digest, &signature).await?;
@@ -110,7 +110,7 @@ async fn pulled(body: Bytes, caller: &Caller) -> Result<Sent, Error> {
         return Err(Error::invalid("invalid_request", "source", "a plugin's source begins with oci://"));
     }
     let reference: Reference = source.parse()?;
-    let found = caller.host.plugin_sources.pull(&reference).await?;
+    let found = on_behalf_of(&caller.principal.tenant, caller.host.plugin_sources.pull(&reference)).await?;
     let source = format!("oci://{}", reference.with_digest(found.digest));
     Ok(Sent { component: found.component, signatures: found.signatures, source: Some(source) })
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use types::{Composition, Digest, PlanError, ValidCold, ValidPlan};
+use types::{Composition, Digest, ValidCold, ValidPlan};
 
+use super::cold_bytes::ColdBytes;
 use super::grants::ResolvedGrants;
 use crate::adapters::{AdapterLease, LoadTimes, ReleasePolicy};
 use crate::error::Error;
@@ -51,17 +52,13 @@ pub(crate) struct Resident {
     pub(crate) leases: Vec<AdapterLease>,
     /// `None` if everything was in memory.
     pub(crate) cold: Option<Cold>,
-    /// Bytes that the request has had loaded so far, as [`ColdBounds::bytes_max`] counts them.
-    pub(crate) cold_bytes: u64,
 }
 
 /// How much a request may have loaded.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ColdBounds {
-    /// Bytes of the adapters as they are stored, over the whole request.
-    pub(crate) bytes_max: u64,
-    /// What earlier compositions of the request have had loaded.
-    pub(crate) bytes_before: u64,
+pub(crate) struct ColdBounds<'a> {
+    /// What it has had loaded so far, and how much that may be.
+    pub(crate) bytes: &'a ColdBytes,
     /// Whether the caller wrote the plan.
     pub(crate) by_caller: bool,
 }
@@ -75,15 +72,19 @@ pub(crate) async fn make_resident(
     grants: &ResolvedGrants,
     plan: ValidPlan,
     release: ReleasePolicy,
-    bounds: ColdBounds,
+    bounds: ColdBounds<'_>,
 ) -> Result<Resident, Error> {
     let adapters = &host.adapters;
-    plan.prefetch().iter().try_for_each(|digest| adapters.prefetch(grants.adapters(), *digest))?;
-    let cold = |composition: &Composition| {
-        digests(composition).into_iter().filter(|digest| adapters.is_cold(grants.adapters(), *digest)).collect()
-    };
+    let is_cold = |digest: &Digest| adapters.is_cold(grants.adapters(), *digest);
+    let cold = |composition: &Composition| digests(composition).into_iter().filter(is_cold).collect();
     let missing: Vec<Digest> = cold(plan.composition());
-    let cold_bytes = check_bytes(grants, &missing, bounds)?;
+    let hinted: Vec<Digest> = plan.prefetch().iter().copied().filter(is_cold).collect();
+    let sized = |digests: &[Digest]| -> Vec<_> {
+        digests.iter().filter_map(|digest| Some((*digest, grants.adapters().bytes(*digest)?))).collect()
+    };
+    let taken = bounds.bytes.take(&sized(&missing), &sized(&hinted));
+    taken.map_err(|source| Error::Plan { source, by_caller: bounds.by_caller })?;
+    bring(host, grants, plan.prefetch())?;
     let decision = match plan.cold() {
         _ if missing.is_empty() => None,
         Some(ValidCold::Base) => Some(ColdDecision::Base),
@@ -124,32 +125,12 @@ pub(crate) async fn make_resident(
     };
     host.metrics.cold_decision(decision.map_or("resident", ColdDecision::name));
     let cold = decision.map(|decision| Cold { decision, asked, loads });
-    Ok(Resident { plan, leases, cold, cold_bytes })
+    Ok(Resident { plan, leases, cold })
 }
 
 /// Each adapter once.
 fn digests(composition: &Composition) -> BTreeSet<Digest> {
     composition.parts().iter().map(|part| part.adapter).collect()
-}
-
-/// What would be loaded, in the form that is stored, and what was.
-fn check_bytes(grants: &ResolvedGrants, missing: &[Digest], bounds: ColdBounds) -> Result<u64, Error> {
-    let ColdBounds { bytes_max: max, bytes_before, by_caller } = bounds;
-    let sizes = missing.iter().filter_map(|digest| grants.adapters().bytes(*digest));
-    let bytes = sizes.fold(bytes_before, u64::saturating_add);
-    // What is in memory costs nothing, whatever was loaded before.
-    if bytes <= max || bytes == bytes_before {
-        return Ok(bytes);
-    }
-    Err(Error::Plan {
-        source: PlanError::OverLimit {
-            what: "the adapters to be loaded, in bytes,",
-            value: bytes.to_string(),
-            limit: "cold_bytes_max",
-            max: max.to_string(),
-        },
-        by_caller,
-    })
 }
 
 async fn lease_all(

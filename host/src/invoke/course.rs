@@ -14,6 +14,7 @@ use engine::{
 use types::{Digest, PlanEntry, PlanError, PlanLimits, ValidPlan};
 
 use super::cold::{self, Cold, ColdBounds, Resident};
+use super::cold_bytes::ColdBytes;
 use super::grants::ResolvedGrants;
 use super::{activations, lent};
 use crate::adapters::{AdapterLease, ReleasePolicy};
@@ -51,7 +52,7 @@ pub(crate) struct Course {
     pub(crate) rights: Rights,
     pub(crate) switches: u32,
     /// Of the adapters that were loaded for it, under all compositions.
-    pub(crate) cold_bytes: u64,
+    pub(crate) cold_bytes: ColdBytes,
     pub(crate) started: Instant,
 }
 
@@ -89,10 +90,8 @@ impl Course {
         if self.generated >= plan.output_tokens_max() {
             return Ok(None);
         }
-        let bounds = ColdBounds { bytes_max: limits.cold_bytes_max, bytes_before: self.cold_bytes, by_caller: false };
-        let Resident { plan, leases, cold, cold_bytes } =
-            cold::make_resident(host, grants, plan, *release, bounds).await?;
-        self.cold_bytes = cold_bytes;
+        let bounds = ColdBounds { bytes: &self.cold_bytes, by_caller: false };
+        let Resident { plan, leases, cold } = cold::make_resident(host, grants, plan, *release, bounds).await?;
         // The KV of the last token was not computed under the earlier composition: it is drawn from under the new one.
         let end = u32::try_from(self.tokens.len().saturating_sub(1)).unwrap_or(u32::MAX);
         match switch {

@@ -2,7 +2,7 @@
 //! it hands over to. Not here: the choice (`called.rs`), the sandbox, which is the crate `plugin`, and the check of the plan.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -12,11 +12,12 @@ use plugin::{
     PluginInstance, Recorder, RecordingHead, Session,
 };
 use tokio::runtime::Handle;
-use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits};
+use types::{Decision, Digest, FunctionName, InvocationRequest, PlanError, PlanLimits, TenantId};
 
 use super::agent::AgentWork;
 use super::call::FunctionCalls;
 use super::called::Called;
+use super::cold_bytes::ColdBytes;
 use super::grants::ResolvedGrants;
 use super::hand_over::{Caller, Journey};
 use super::lent::{self, Lent, LentNested};
@@ -50,6 +51,7 @@ pub(crate) struct FunctionCall {
     pub(crate) called_by: Option<CalledBy>,
     /// What the plugins did by requests of their own.
     pub(crate) nested: Arc<NestedLog>,
+    pub(crate) cold_bytes: ColdBytes,
 }
 
 impl FunctionCall {
@@ -146,7 +148,7 @@ impl Asking<'_> {
         host: &Arc<Host>,
         manifest: &Arc<Manifest>,
         grants: &ResolvedGrants,
-        (limits, deadline): (&PlanLimits, Instant),
+        (limits, deadline, cold_bytes): (&PlanLimits, Instant, &ColdBytes),
     ) -> sessions::AgentGenerations {
         sessions::AgentGenerations(Arc::new(sessions::Means {
             host: Arc::clone(host),
@@ -161,7 +163,7 @@ impl Asking<'_> {
             nested: Arc::clone(&self.nested),
             runtime: Handle::current(),
             opened: AtomicU32::new(0),
-            cold_bytes: AtomicU64::new(0),
+            cold_bytes: cold_bytes.clone(),
         }))
     }
 
@@ -191,25 +193,37 @@ async fn step(
     let grants = ResolvedGrants::of_tenant(host, &principal.tenant, &names).await?;
     let grants = grants.with_templates(&manifest.templates);
     let deadline = asking.journey.deadline(limits.deadline_ms_max);
+    let cold_bytes = ColdBytes::new(limits.cold_bytes_max);
     let (output, written) = agent::output(limits.answer_bytes_max);
     let nested = LentNested {
         functions: Arc::new(asking.calls(host, &manifest, &request.id, deadline)),
-        generations: Arc::new(asking.generations(host, &manifest, &grants, (&limits, deadline))),
+        generations: Arc::new(asking.generations(host, &manifest, &grants, (&limits, deadline, &cold_bytes))),
         output: Arc::new(output),
     };
     let lent = lent::lent(host, &principal.tenant, &version, called.is_copy, nested);
     let FunctionVersion { function: name, version, life, .. } = version;
     let plugin_seed = called.draw.map_or_else(seed::random, Ok)?;
-    let function = (&name, &*manifest, &grants, names.as_slice());
+    let function = (&name, &*manifest, &grants, names.as_slice(), &cold_bytes);
     let record = recorder(host, principal, called, (&name, version, life, &manifest), &request.id, &log);
     let session = session(host, principal, function, lent, plugin_seed, asking.journey.started, log.clone()).await?;
     let session = Session { record, ..session };
-    let source = StoredComponents(host.artifacts.clone());
+    let source = StoredComponents(host.artifacts.clone(), principal.tenant.clone());
     let begun = host.plugins.decide(asking.journey.cpu_used, manifest.plugin, &source, session, request).await?;
     let (chain, draw, is_copy) = (asking.journey.chain.clone(), called.draw, called.is_copy);
     let (called_by, nested) = (asking.called_by(), Arc::clone(&asking.nested));
-    let call =
-        |instance| FunctionCall { name, version, manifest, instance, log, chain, draw, is_copy, called_by, nested };
+    let call = |instance| FunctionCall {
+        name,
+        version,
+        manifest,
+        instance,
+        log,
+        chain,
+        draw,
+        is_copy,
+        called_by,
+        nested,
+        cold_bytes,
+    };
     let Decided { instance, route, compose } = match begun {
         Begun::Agent(instance) => {
             let call = call(instance);
@@ -284,7 +298,7 @@ fn rejection_code(code: &str) -> String {
 async fn session(
     host: &Arc<Host>,
     principal: &Principal,
-    (name, manifest, grants, names): (&FunctionName, &Manifest, &ResolvedGrants, &[String]),
+    (name, manifest, grants, names, cold_bytes): (&FunctionName, &Manifest, &ResolvedGrants, &[String], &ColdBytes),
     lent: Lent,
     seed: u64,
     started: Instant,
@@ -304,7 +318,12 @@ async fn session(
         });
     }
     Ok(Session {
-        catalog: Arc::new(FunctionCatalog { entries, host: Arc::clone(host), adapters: grants.adapters().clone() }),
+        catalog: Arc::new(FunctionCatalog {
+            entries,
+            host: Arc::clone(host),
+            adapters: grants.adapters().clone(),
+            cold_bytes: cold_bytes.clone(),
+        }),
         log: Arc::new(FunctionLog { tenant: principal.tenant.to_string(), function: name.to_string(), log }),
         clock: Arc::new(RequestClock(started)),
         config: manifest.config.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
@@ -349,6 +368,7 @@ struct FunctionCatalog {
     entries: Vec<CatalogEntry>,
     host: Arc<Host>,
     adapters: ResolvedAdapters,
+    cold_bytes: ColdBytes,
 }
 
 #[async_trait]
@@ -363,12 +383,19 @@ impl Catalog for FunctionCatalog {
             let (count, limit) = (adapters.len(), "prefetch_adapters_max");
             return Err(CapabilityError::Limit(format!("{limit} of {max}: {count} adapters")));
         }
+        let mut hinted = Vec::new();
         for name in adapters {
             let granted = self.entries.iter().find(|entry| entry.alias == *name || entry.digest.to_string() == *name);
             let shown: String = name.chars().take(96).collect();
             let digest = granted.map(|entry| entry.digest).ok_or(CapabilityError::Denied(shown))?;
-            let hinted = self.host.adapters.prefetch(&self.adapters, digest);
-            hinted.map_err(|error| CapabilityError::Failed(error.to_string()))?;
+            hinted.push(digest);
+        }
+        let cold = hinted.iter().filter(|digest| self.host.adapters.is_cold(&self.adapters, **digest));
+        let cold: Vec<_> = cold.filter_map(|digest| Some((*digest, self.adapters.bytes(*digest)?))).collect();
+        self.cold_bytes.take(&[], &cold).map_err(|error| sessions::told_plan(&error))?;
+        for digest in hinted {
+            let begun = self.host.adapters.prefetch(&self.adapters, digest);
+            begun.map_err(|error| CapabilityError::Failed(error.to_string()))?;
         }
         Ok(())
     }
@@ -418,12 +445,16 @@ impl Clock for RequestClock {
 }
 
 /// Where the sandbox finds a component that it has no compiled form of.
-struct StoredComponents(Artifacts);
+struct StoredComponents(Artifacts, TenantId);
 
 #[async_trait]
 impl ComponentSource for StoredComponents {
     async fn component(&self, digest: Digest) -> Result<Bytes, PluginError> {
         self.0.get(ArtifactKind::Plugin, digest).await.map_err(|error| PluginError::Internal(error.to_string()))
+    }
+
+    fn tenant(&self) -> Option<&TenantId> {
+        Some(&self.1)
     }
 }
 

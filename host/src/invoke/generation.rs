@@ -19,6 +19,7 @@ use types::{
 use super::Stages;
 use super::agent::AgentRun;
 use super::cold::Cold;
+use super::cold_bytes::ColdBytes;
 use super::copy::Tap;
 use super::course::{Course, Rights};
 use super::function::{FunctionCall, log_failure};
@@ -88,7 +89,7 @@ pub(crate) struct Parts {
     pub(crate) aliases: HashMap<Digest, String>,
     pub(crate) stages: Stages,
     pub(crate) cold: Option<Cold>,
-    pub(crate) cold_bytes: u64,
+    pub(crate) cold_bytes: ColdBytes,
     pub(crate) rights: Rights,
 }
 
@@ -382,8 +383,26 @@ impl Generation {
                 self.deliver(text, tokens).await?;
                 self.finish(if stopped { FinishReason::Stop } else { reason }, Some(usage), rest).await
             }
-            Some(TokenEvent::Failed(error)) => Err(source.course.failed(error)),
-            None => Err(GenerationError::Stopped.into()),
+            Some(TokenEvent::Failed(error)) => {
+                let error = source.course.failed(error);
+                self.let_go_of_held().await;
+                Err(error)
+            }
+            None => {
+                self.let_go_of_held().await;
+                Err(GenerationError::Stopped.into())
+            }
+        }
+    }
+
+    /// Text that a stop string was half met by, when the engine gave up: none can be met any more, and it goes out as what came
+    /// before it did. A plugin that fails on it changes nothing.
+    async fn let_go_of_held(&mut self) {
+        let Some(source) = self.source.as_mut() else { return };
+        let text = source.stop.finish();
+        let tokens = source.pending.release(text.len());
+        if let Err(error) = self.deliver(text, tokens).await {
+            log_failure(self.log.as_ref(), &error);
         }
     }
 

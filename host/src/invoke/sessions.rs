@@ -10,7 +10,7 @@ mod drawn;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use types::{Chunk, ChunkToken, FinishReason, HookUsage, Plan, PlanError, PlanLimits, Prompt, TenantId, ValidPlan};
 
 use super::cold::{self, ColdBounds, Resident};
+use super::cold_bytes::ColdBytes;
 use super::grants::ResolvedGrants;
 use super::nested::NestedLog;
 use super::pending::PendingTokens;
@@ -57,7 +58,7 @@ pub(super) struct Means {
     /// Sessions opened and forked so far.
     pub(super) opened: AtomicU32,
     /// Of the adapters that all of them have had loaded.
-    pub(super) cold_bytes: AtomicU64,
+    pub(super) cold_bytes: ColdBytes,
 }
 
 /// The generations that a manifest grants, or does not.
@@ -138,15 +139,9 @@ impl Means {
             Some(constraint) => Some(host.constraints.read(&self.tenant, constraint, false).await?),
             None => None,
         };
-        let bounds = ColdBounds {
-            bytes_max: self.limits.cold_bytes_max,
-            bytes_before: self.cold_bytes.load(Ordering::Relaxed),
-            by_caller: false,
-        };
+        let bounds = ColdBounds { bytes: &self.cold_bytes, by_caller: false };
         let release = self.manifest.release.policy();
-        let Resident { plan, leases, cold_bytes, .. } =
-            cold::make_resident(host, &self.grants, plan, release, bounds).await?;
-        self.cold_bytes.fetch_max(cold_bytes, Ordering::Relaxed);
+        let Resident { plan, leases, .. } = cold::make_resident(host, &self.grants, plan, release, bounds).await?;
         let activations = activations(&leases, &tokens);
         let number = u32::try_from(self.nested.noted().generations.len()).unwrap_or(u32::MAX);
         let seed = match plan.sampling().seed {
@@ -201,6 +196,7 @@ impl Means {
             ready: VecDeque::new(),
             given: 0,
             constraint,
+            failed: None,
             _leases: leases,
         })
     }
@@ -318,6 +314,8 @@ struct UnderWay {
     /// Tokens that the agent has.
     given: u32,
     constraint: Option<ReadConstraint>,
+    /// To be told after what is ready.
+    failed: Option<Error>,
     _leases: Vec<AdapterLease>,
 }
 
@@ -326,6 +324,9 @@ impl UnderWay {
         loop {
             if let Some(step) = self.ready.pop_front() {
                 return Ok(step);
+            }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
             }
             match self.drawn.next().await {
                 Some(TokenEvent::Token { id, logprob, top }) => self.token(TokenOut { id, logprob, top }),
@@ -343,12 +344,13 @@ impl UnderWay {
                     self.end(if stopped { FinishReason::Stop } else { reason });
                 }
                 Some(TokenEvent::Failed(error)) => {
-                    return Err(match (error, &self.constraint) {
+                    let error = match (error, &self.constraint) {
                         (GenerationError::Constraint(why), Some(constraint)) => constraint.failed(why),
                         (error, _) => error.into(),
-                    });
+                    };
+                    self.fail(error);
                 }
-                None => return Err(GenerationError::Stopped.into()),
+                None => self.fail(GenerationError::Stopped.into()),
             }
         }
     }
@@ -364,6 +366,14 @@ impl UnderWay {
             self.drawn.end();
             self.end(FinishReason::Stop);
         }
+    }
+
+    /// What a stop string was half met by is text like any other when none can be met any more.
+    fn fail(&mut self, error: Error) {
+        let text = self.stop.finish();
+        let tokens = self.pending.release(text.len());
+        self.push(text, tokens);
+        self.failed = Some(error);
     }
 
     fn push(&mut self, text: String, tokens: Vec<TokenOut>) {
@@ -389,7 +399,7 @@ fn told(error: &Error) -> CapabilityError {
     }
 }
 
-fn told_plan(error: &PlanError) -> CapabilityError {
+pub(super) fn told_plan(error: &PlanError) -> CapabilityError {
     match error {
         PlanError::AdapterNotGranted(_) => CapabilityError::Denied(error.to_string()),
         PlanError::Unsupported(what) => CapabilityError::Unsupported((*what).to_owned()),

@@ -155,6 +155,11 @@ async fn buckets_of_one_name_are_others_to_others() {
         left
     };
     assert_eq!(left, [true, true, true, false, false, true, true]);
+    let late = set(&store, &own_bucket("acme", "f", 2, "b"), "k", "late").await;
+    assert!(matches!(late, Err(KeyValueError::Gone)), "by a request that outlives its function: {late:?}");
+    let successor = own_bucket("acme", "f", 3, "b");
+    set(&store, &successor, "k", "new").await.expect("a successor writes");
+    assert_eq!(store.remove_bucket(&successor).await.expect("removed"), 1);
     assert_eq!(conserved(&store, "acme").await.0, 3);
     assert_eq!(conserved(&store, "beta").await.0, 2);
     assert_eq!(store.remove_bucket(&places[0]).await.expect("removed"), 1);

@@ -13,12 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use plugin::OutboundError;
+use plugin::{OutboundError, Turn, Turns};
 use reqwest::Url;
 use types::TenantId;
 
 use crate::adapters::Lookup;
-use crate::turns::{Turn, Turns};
 
 /// Names that are looked up at once for plugins: a part of the 512 threads on which a runtime blocks.
 const LOOKUPS_MAX: usize = 32;

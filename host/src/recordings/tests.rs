@@ -112,6 +112,8 @@ async fn they_go_with_their_function_and_a_successor_has_its_own() {
     setup.record(&owner("one", "f2", 1), "other", 10, 10);
     setup.recordings.remove_function(&old.tenant, &old.function, 5).await.expect("removed");
     assert!(setup.requests(&old).await.is_empty());
+    setup.record(&old, "late", 10, 10);
+    assert!(setup.requests(&old).await.is_empty(), "of a request that outlived its function");
     assert_eq!(setup.requests(&new).await, ["new"]);
     assert_eq!(setup.requests(&owner("one", "f2", 1)).await, ["other"]);
 }

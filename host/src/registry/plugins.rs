@@ -32,8 +32,12 @@ impl Registry {
         for _ in 0..SWAP_ATTEMPTS_MAX {
             let found = self.store.get(&key).await?;
             let version = found.as_ref().map(|(_, version)| *version);
+            let count = match &found {
+                None => Some(self.counts.of(&*self.store, &plugins_prefix(tenant)).await?),
+                Some(_) => None,
+            };
             match &found {
-                None if self.plugins(tenant).await?.len() >= PLUGINS_PER_TENANT_MAX => {
+                None if !self.has_room(tenant).await? => {
                     let (limit, max) = ("plugins_per_tenant_max", PLUGINS_PER_TENANT_MAX);
                     return Err(RegistryError::OverLimit { what: "the number of plugins", limit, max });
                 }
@@ -43,12 +47,19 @@ impl Registry {
             }
             let value: Bytes = record(&key, &StoredPlugin { signature: signature.clone() })?;
             match self.store.swap(&key, version, Some(value)).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    count.iter().for_each(|count| count.one_more());
+                    return Ok(());
+                }
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Err(StoreError::contended(&key).into())
+    }
+
+    async fn has_room(&self, tenant: &TenantId) -> Result<bool, StoreError> {
+        self.counts.are_fewer(&*self.store, &plugins_prefix(tenant), PLUGINS_PER_TENANT_MAX).await
     }
 
     /// Whether the tenant uploaded this plugin.
@@ -74,7 +85,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Store`].
     pub async fn plugins(&self, tenant: &TenantId) -> Result<Vec<Digest>, RegistryError> {
-        let prefix = format!("plugins/{tenant}/");
+        let prefix = plugins_prefix(tenant);
         let found = self.store.scan(&prefix).await?;
         let digest = |key: &str| key.strip_prefix(&prefix).and_then(|text| text.parse().ok());
         found
@@ -82,6 +93,10 @@ impl Registry {
             .map(|found| digest(&found.key).ok_or_else(|| RegistryError::BadRecord(found.key.clone())))
             .collect()
     }
+}
+
+fn plugins_prefix(tenant: &TenantId) -> String {
+    format!("plugins/{tenant}/")
 }
 
 fn plugin_key(tenant: &TenantId, digest: Digest) -> String {

@@ -33,6 +33,19 @@ async fn registry() -> (Registry, TenantId) {
 }
 
 #[tokio::test]
+async fn uploads_and_deployments_do_not_list_what_there_is() {
+    let (store, acme) = (Arc::new(MemoryStore::default()), tenant("acme"));
+    let registry = Registry::new(Arc::clone(&store) as Arc<dyn Store>);
+    for number in 0..20 {
+        let plugin = Digest::of(format!("plugin {number}").as_bytes());
+        registry.record_plugin(&acme, plugin, &Default::default()).await.expect("record");
+        let deployed = function(&format!("f-{number}"));
+        registry.put_version(&acme, &deployed, Manifest::new(plugin), "key").await.expect("put");
+    }
+    assert_eq!(store.scans(), 2, "plugins once, functions once");
+}
+
+#[tokio::test]
 async fn the_first_is_live_and_later_ones_are_promoted() {
     let (registry, acme) = registry().await;
     let f = function("f");

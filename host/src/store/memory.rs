@@ -13,6 +13,7 @@ struct State {
     blobs: BTreeMap<String, Bytes>,
     pointers: BTreeMap<String, (Bytes, Version)>,
     last_version: u64,
+    scans: usize,
 }
 
 /// Maps behind a lock.
@@ -22,6 +23,11 @@ pub(crate) struct MemoryStore(Mutex<State>);
 impl MemoryStore {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("no panic under the lock")
+    }
+
+    /// Listings so far.
+    pub(crate) fn scans(&self) -> usize {
+        self.state().scans
     }
 }
 
@@ -66,7 +72,8 @@ impl Store for MemoryStore {
     }
 
     async fn scan(&self, prefix: &str) -> Result<Vec<Pointer>, StoreError> {
-        let state = self.state();
+        let mut state = self.state();
+        state.scans += 1;
         let found = state.pointers.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
         let pointer = |(key, (value, version)): (&String, &(Bytes, Version))| Pointer {
             key: key.clone(),

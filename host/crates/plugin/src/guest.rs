@@ -371,7 +371,6 @@ async fn instantiate(
     meter: &Arc<CpuMeter>,
     store: &mut Store<InstanceState>,
 ) -> Result<Exports, PluginError> {
-    let running = shared.ticker.running();
     let times = Times {
         cpu_max: Duration::from_millis(limits.start_cpu_ms_max),
         wall_max: Duration::from_millis(limits.call_wall_ms_max),
@@ -383,8 +382,7 @@ async fn instantiate(
             Linked::Agent(plugin) => Exports::Agent(plugin.instantiate_async(&mut *store).await?),
         })
     };
-    let outcome = metered(Arc::clone(meter), times, instantiating).await;
-    drop(running);
+    let outcome = shared.ticker.during_polls(metered(Arc::clone(meter), times, instantiating)).await;
     let outcome = flatten(outcome).and_then(|exports| within_calls(exports, store.data()));
     outcome.map_err(|failure| failure.explain(START, store.data_mut()))
 }
@@ -398,8 +396,7 @@ struct Watch {
 
 impl Watch {
     async fn run<T>(self, call: impl Future<Output = wasmtime::Result<T>>) -> Outcome<T> {
-        let _running = self.shared.ticker.running();
-        metered(self.meter, self.times, call).await
+        self.shared.ticker.during_polls(metered(self.meter, self.times, call)).await
     }
 }
 

@@ -11,14 +11,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use moka::future::Cache;
 use tokio::sync::Semaphore;
-use types::{Digest, InvocationRequest};
+use types::{Digest, InvocationRequest, TenantId};
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
 use crate::artefacts::Artefacts;
 use crate::bindings::PolicyPre;
 use crate::bindings::agent::AgentPre;
-use crate::compile::Compiler;
+use crate::compile::{Compiler, Uploaded};
 use crate::guest::Place;
 use crate::pace::Paces;
 use crate::pages::ImageFile;
@@ -164,6 +164,11 @@ pub struct PluginHostConfig {
 pub trait ComponentSource: Send + Sync {
     /// The component's bytes; their digest is checked.
     async fn component(&self, digest: Digest) -> Result<Bytes, PluginError>;
+
+    /// For whom it is compiled, if it has to be.
+    fn tenant(&self) -> Option<&TenantId> {
+        None
+    }
 }
 
 /// Admits uploads and starts instances. Cheap to clone; the clones share everything.
@@ -287,12 +292,20 @@ impl PluginHost {
     /// # Errors
     /// Why the upload is refused.
     pub async fn admit(&self, component: Bytes) -> Result<Digest, PluginError> {
+        self.admit_of(component, None).await
+    }
+
+    /// The same for a tenant: it waits behind its own uploads, and others do not.
+    ///
+    /// # Errors
+    /// Why the upload is refused.
+    pub async fn admit_of(&self, component: Bytes, tenant: Option<&TenantId>) -> Result<Digest, PluginError> {
         let (bytes, max_bytes) = (component.len(), self.shared.limits.upload_bytes_max);
         if bytes > max_bytes {
             return Err(PluginError::TooLarge { bytes, max_bytes });
         }
         let digest = Digest::of(&component);
-        self.prepared(digest, &Uploaded(component)).await?;
+        self.prepared(digest, &Uploaded(component, tenant.cloned())).await?;
         Ok(digest)
     }
 
@@ -413,7 +426,7 @@ impl PluginHost {
         if Digest::of(&component) != digest {
             return Err(PluginError::Internal(format!("the stored plugin {digest} is damaged")));
         }
-        let (artefact, _) = self.shared.compiler.compile(&component).await?;
+        let (artefact, _) = self.shared.compiler.compile(&component, source.tenant()).await?;
         let shared = Arc::clone(&self.shared);
         let written = blocking(move || {
             let prepared = link(&shared, digest, artefact.load(&shared.engine), artefact.bytes().len() as u64, None)?;
@@ -489,14 +502,4 @@ fn unknown_import(error: &wasmtime::Error) -> PluginError {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, PluginError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| PluginError::Internal(error.to_string()))
-}
-
-/// The source of a component that is just being uploaded.
-pub(crate) struct Uploaded(pub(crate) Bytes);
-
-#[async_trait]
-impl ComponentSource for Uploaded {
-    async fn component(&self, _: Digest) -> Result<Bytes, PluginError> {
-        Ok(self.0.clone())
-    }
 }

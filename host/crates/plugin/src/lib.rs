@@ -36,6 +36,7 @@ mod spares;
 mod state;
 mod threads;
 mod ticker;
+mod turns;
 
 pub use calls::{Begun, Decided, PluginInstance, Timed};
 pub use capability::{
@@ -52,3 +53,4 @@ pub use record::{
     Finished, Recorder, Recording, RecordingCut, RecordingError, RecordingHead, RecordingMemory, RecordingSink, Step,
 };
 pub use replay::{Difference, Replay};
+pub use turns::{Turn, Turns};

@@ -15,7 +15,7 @@ use serde_json::Value;
 use types::Digest;
 
 use crate::bindings::tenon::plugin::types as wit;
-use crate::host::Uploaded;
+use crate::compile::Uploaded;
 use crate::record::Recording;
 use crate::{OwnLimits, PluginError, PluginHost, PluginInstance, Recorder, Session};
 use answers::Script;
@@ -68,7 +68,7 @@ impl PluginHost {
             seed: recording.given.seed,
             record: Some(recorder.clone()),
         };
-        match self.start(plugin, &Uploaded(component), session).await {
+        match self.start(plugin, &Uploaded(component, None), session).await {
             Ok(mut instance) => play(&mut instance, recording).await?,
             Err(error @ (PluginError::Busy { .. } | PluginError::Internal(_))) => return Err(error),
             // It is in what was played.

@@ -25,7 +25,7 @@ impl PluginHost {
     /// What does not work on this machine.
     pub async fn self_test(&self) -> Result<String, PluginError> {
         let engine = self.engine();
-        let (artefact, confined) = self.compiler().compile(COMPONENT).await?;
+        let (artefact, confined) = self.compiler().compile(COMPONENT, None).await?;
         let component = artefact.load(engine).map_err(|error| sandbox::internal(&error))?;
         let mut store = Store::new(engine, ());
         store.set_epoch_deadline(TICKS_MAX);

@@ -1,6 +1,8 @@
 //! The thread that advances the epoch while a guest runs, goes slower where it finds none, and sleeps when none has run for a
 //! while: to wake it for each call would cost more than most calls take, and so would an epoch for each token of a stream. Not here: what an epoch means (`meter.rs`).
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
@@ -33,7 +35,7 @@ struct Shared {
 
 /// While one of these lives, the epoch advances.
 #[derive(Debug)]
-pub(crate) struct Running {
+struct Running {
     shared: Arc<Shared>,
 }
 
@@ -46,12 +48,22 @@ impl Ticker {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    pub(crate) fn running(&self) -> Running {
+    fn running(&self) -> Running {
         self.shared.guests_running.fetch_add(1, Ordering::SeqCst);
         if self.shared.is_asleep.load(Ordering::SeqCst) {
             self.wake();
         }
         Running { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Does something that a guest takes part in: it runs while this is polled, and not while it waits for the host.
+    pub(crate) async fn during_polls<T>(&self, call: impl Future<Output = T>) -> T {
+        let mut call = pin!(call);
+        poll_fn(|context| {
+            let _running = self.running();
+            call.as_mut().poll(context)
+        })
+        .await
     }
 
     fn wake(&self) {
@@ -119,5 +131,25 @@ mod tests {
             wait_until("a guest wakes it", || !is_asleep());
             drop(running);
         }
+    }
+
+    #[test]
+    fn it_sleeps_while_a_guest_waits_for_the_host() {
+        use std::task::{Context, Poll, Waker};
+        let ticker = Ticker::start(&Engine::default()).expect("a thread");
+        let is_asleep = || ticker.shared.is_asleep.load(Ordering::SeqCst);
+        let mut polls = 0;
+        let waiting = poll_fn(|_| {
+            polls += 1;
+            wait_until("while the guest runs the epochs go on", || !is_asleep());
+            if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
+        });
+        let mut call = pin!(ticker.during_polls(waiting));
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..2 {
+            assert!(call.as_mut().poll(&mut context).is_pending());
+            wait_until("while it waits they do not", is_asleep);
+        }
+        assert!(call.as_mut().poll(&mut context).is_ready());
     }
 }

@@ -6,18 +6,38 @@
 //! a resolver, so [`Guard::check`] looks at them.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+use std::sync::{Arc, LazyLock};
 
 use async_trait::async_trait;
 use ipnet::IpNet;
+use plugin::Turns;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use types::TenantId;
 
 use super::{AdapterError, AllowedOrigin, SourceError};
 
 /// Addresses of one name that are looked at.
 const ADDRESSES_MAX: usize = 32;
+/// Names that the system's resolver is asked for at once for sources and registries: each blocks a thread, also when nobody waits
+/// any more.
+const LOOKUPS_MAX: usize = 32;
+/// Of one tenant.
+const TENANT_LOOKUPS_MAX: usize = 4;
+
+/// The threads that block are the process's, and so are the turns.
+static TURNS: LazyLock<Turns> = LazyLock::new(|| Turns::new(LOOKUPS_MAX, TENANT_LOOKUPS_MAX));
+
+tokio::task_local! {
+    /// Whose names are looked up. The client asks its resolver without saying for whom.
+    static LOOKER: TenantId;
+}
+
+/// Does what may look names up, in the tenant's turns. Waiting for one is part of the time to connect.
+pub(crate) async fn on_behalf_of<T>(tenant: &TenantId, asking: impl Future<Output = T>) -> T {
+    LOOKER.scope(tenant.clone(), asking).await
+}
 
 /// What may be asked.
 #[derive(Debug)]
@@ -158,9 +178,28 @@ pub(crate) struct SystemLookup;
 #[async_trait]
 impl Lookup for SystemLookup {
     async fn lookup(&self, name: &str) -> std::io::Result<Vec<IpAddr>> {
-        let found = tokio::net::lookup_host((name, 0)).await?;
-        Ok(found.map(|address| address.ip()).take(ADDRESSES_MAX).collect())
+        let name = name.to_owned();
+        in_turn(&TURNS, move || {
+            Ok((name.as_str(), 0).to_socket_addrs()?.map(|address| address.ip()).take(ADDRESSES_MAX).collect())
+        })
+        .await
     }
+}
+
+/// Blocks a thread in the turn of whom the task looks up for; the host's own lookups only wait for one among all.
+async fn in_turn<T: Send + 'static>(
+    turns: &Turns,
+    resolve: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    let tenant = LOOKER.try_with(Clone::clone).ok();
+    let turn = turns.take(tenant.as_ref()).await.map_err(std::io::Error::other)?;
+    let resolving = tokio::task::spawn_blocking(move || {
+        let found = resolve();
+        // Kept until here, even if nobody waits any more.
+        drop(turn);
+        found
+    });
+    resolving.await.map_err(std::io::Error::other)?
 }
 
 /// Resolves names for the client, and hands out only addresses that may be connected to.
@@ -190,6 +229,37 @@ impl Resolve for GuardedResolver {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn silent_servers_of_one_tenant_keep_only_its_own_turns() {
+        use std::sync::mpsc::{Sender, channel};
+        use std::time::Duration;
+        let turns = Turns::new(LOOKUPS_MAX, TENANT_LOOKUPS_MAX);
+        let (flood, other): (TenantId, TenantId) = ("flood".parse().unwrap(), "other".parse().unwrap());
+        let mut answers: Vec<Sender<()>> = Vec::new();
+        let given_up = async |tenant, silent: std::sync::mpsc::Receiver<()>| {
+            let looking = on_behalf_of(
+                tenant,
+                in_turn(&turns, move || {
+                    silent.recv().ok();
+                    Ok(())
+                }),
+            );
+            tokio::time::timeout(Duration::from_millis(20), looking).await.is_err()
+        };
+        for _ in 0..TENANT_LOOKUPS_MAX {
+            let (answer, silent) = channel();
+            answers.push(answer);
+            assert!(given_up(&flood, silent).await);
+        }
+        // Nobody waits for those any more, and their threads do.
+        let quick = in_turn(&turns, || Ok(1));
+        assert!(tokio::time::timeout(Duration::from_millis(50), on_behalf_of(&flood, quick)).await.is_err());
+        assert_eq!(on_behalf_of(&other, in_turn(&turns, || Ok(2))).await.unwrap(), 2);
+        assert_eq!(in_turn(&turns, || Ok(3)).await.unwrap(), 3, "the host's own");
+        drop(answers);
+        assert_eq!(on_behalf_of(&flood, in_turn(&turns, || Ok(4))).await.unwrap(), 4);
+    }
 
     fn guard(hosts: &[&str], networks: &[&str]) -> Guard {
         let hosts = hosts.iter().map(|host| host.parse().expect(host)).collect();

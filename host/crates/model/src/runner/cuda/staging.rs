@@ -215,6 +215,10 @@ impl State {
             missing = missing.saturating_sub(chunks.len());
             self.free.extend(chunks);
         }
+        if missing > 0 {
+            // Somebody came for one of them since they were counted.
+            return false;
+        }
         let reused = count.min(self.free.len());
         claim.chunks.extend(self.free.drain(..reused));
         claim.reserved = count - reused;

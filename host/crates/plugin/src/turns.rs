@@ -9,7 +9,7 @@ use types::TenantId;
 
 /// Who may begin. Both rows are in the order of coming.
 #[derive(Debug)]
-pub(crate) struct Turns {
+pub struct Turns {
     all: Arc<Semaphore>,
     of_tenant_max: usize,
     /// Of tenants that have a turn or wait.
@@ -18,23 +18,40 @@ pub(crate) struct Turns {
 
 /// Given back when it is dropped: work that nobody can end takes it along.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub struct Turn {
     _of_all: OwnedSemaphorePermit,
-    _of_tenant: OwnedSemaphorePermit,
+    _of_tenant: Option<OwnedSemaphorePermit>,
 }
 
 impl Turns {
     /// So many at once, and so many of one tenant.
-    pub(crate) fn new(max: usize, of_tenant_max: usize) -> Self {
+    #[must_use]
+    pub fn new(max: usize, of_tenant_max: usize) -> Self {
         Self { all: Arc::new(Semaphore::new(max)), of_tenant_max, tenants: Mutex::new(HashMap::new()) }
     }
 
-    /// Waits for a turn. The error is for form: nobody closes the row.
-    pub(crate) async fn take(&self, tenant: &TenantId) -> Result<Turn, AcquireError> {
-        let (own, all) = (self.of_tenant(tenant), Arc::clone(&self.all));
+    /// Waits for a turn; the host's own work, without a tenant, only for one among all.
+    ///
+    /// # Errors
+    /// For form: nobody closes the row.
+    pub async fn take(&self, tenant: impl Into<Option<&TenantId>>) -> Result<Turn, AcquireError> {
+        let own = tenant.into().map(|tenant| self.of_tenant(tenant));
         // In this order: who waits for its own turn takes nobody's place among all.
-        let _of_tenant = own.acquire_owned().await?;
-        Ok(Turn { _of_all: all.acquire_owned().await?, _of_tenant })
+        let _of_tenant = match own {
+            Some(own) => Some(own.acquire_owned().await?),
+            None => None,
+        };
+        Ok(Turn { _of_all: Arc::clone(&self.all).acquire_owned().await?, _of_tenant })
+    }
+
+    /// A turn now, if there is one.
+    #[must_use]
+    pub fn try_take(&self, tenant: Option<&TenantId>) -> Option<Turn> {
+        let _of_tenant = match tenant {
+            Some(tenant) => Some(self.of_tenant(tenant).try_acquire_owned().ok()?),
+            None => None,
+        };
+        Some(Turn { _of_all: Arc::clone(&self.all).try_acquire_owned().ok()?, _of_tenant })
     }
 
     /// Lives as long as somebody waits for it or has it.
@@ -85,8 +102,11 @@ mod tests {
         let own = (turns.take(&tenant("one")).await.unwrap(), turns.take(&tenant("one")).await.unwrap());
         assert!(waits(&turns, "one").await);
         let other = turns.take(&tenant("other")).await.unwrap();
+        assert!(turns.try_take(Some(&tenant("one"))).is_none());
+        assert!(turns.try_take(None).is_none(), "three are all");
         drop(own);
         assert!(!waits(&turns, "one").await);
+        assert!(turns.try_take(Some(&tenant("one"))).is_some());
         drop(other);
     }
 }
