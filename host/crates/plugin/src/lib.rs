@@ -36,6 +36,7 @@ mod spares;
 mod state;
 mod threads;
 mod ticker;
+mod unload;
 
 pub use calls::{Begun, Decided, PluginInstance, Timed};
 pub use capability::{
