@@ -273,6 +273,10 @@ fn serve(arguments: ServeArgs, printer: Printer) -> Result<(), Failure> {
         .map_err(|error| Error::invalid("invalid_config", "log", format!("log filter: {error}")))?;
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    // Before the runtime's threads.
+    if let Err(error) = crate::open_files::make_room() {
+        tracing::warn!(%error, "no room for many open files could be made; opening one may take long now and then");
+    }
     block_on(async { Ok(crate::host::serve(config, |said| say(said, printer)).await?) })
 }
 

@@ -9,7 +9,6 @@ use std::time::Instant;
 use engine::{EngineConfig, EngineHandle, EngineThread, SpeculationConfig};
 use model::{AdapterLimits, Base, LoraAdapter, Runner};
 use plugin::{CompilerCommand, PluginHost, PluginHostConfig, Residency};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use types::{Digest, PlanLimits, TenantId};
@@ -26,6 +25,7 @@ use crate::keyvalue::KeyValues;
 use crate::logs::{FunctionLogs, LogLimits};
 use crate::metrics::Metrics;
 use crate::oci::PluginSources;
+use crate::open_files;
 use crate::outbound::WebClient;
 use crate::quotas::Quotas;
 use crate::receipt::{PublicKeys, ReceiptKey, ReceiptLog};
@@ -212,14 +212,6 @@ pub(crate) fn compiler(program: PathBuf) -> CompilerCommand {
     CompilerCommand { program, arguments: vec![COMPILE_COMMAND.into()] }
 }
 
-/// Files that the process may have open: as many as the system lets it, which is often more than it begins with.
-fn open_files_max() -> u64 {
-    let now = getrlimit(Resource::Nofile);
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
-    // None is without end.
-    if raised.is_ok() { now.maximum } else { now.current }.unwrap_or(u64::MAX)
-}
-
 fn open_plugins(config: &Config, compiler: CompilerCommand) -> Result<PluginHost, Error> {
     Ok(PluginHost::new(PluginHostConfig {
         cache_dir: config.data.join("plugin-cache"),
@@ -228,7 +220,7 @@ fn open_plugins(config: &Config, compiler: CompilerCommand) -> Result<PluginHost
         instances_max: config.plugin_instances_max,
         cache_bytes_max: PLUGIN_CACHE_BYTES_MAX,
         // The rest is for connections and the store.
-        images_max: open_files_max() / 2,
+        images_max: open_files::most() / 2,
     })?)
 }
 

@@ -16,6 +16,7 @@ pub mod adapters;
 pub mod artifacts;
 pub mod keyvalue;
 pub mod oci;
+mod open_files;
 pub mod outbound;
 pub mod quotas;
 pub mod registry;

@@ -31,6 +31,7 @@ mod report;
 mod rounds;
 mod served;
 mod soak;
+mod stalls;
 mod statistics;
 mod svg;
 

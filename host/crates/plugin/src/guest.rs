@@ -377,7 +377,7 @@ async fn instantiate(
         counts_nested: true,
     };
     let instantiating = async {
-        Ok(match &prepared.plugin {
+        Ok(match &**prepared.plugin {
             Linked::Policy(plugin) => Exports::Policy(plugin.instantiate_async(&mut *store).await?),
             Linked::Agent(plugin) => Exports::Agent(plugin.instantiate_async(&mut *store).await?),
         })

@@ -27,6 +27,7 @@ use crate::spares::{Spares, Starts};
 use crate::state::InstanceState;
 use crate::threads::GuestThreads;
 use crate::ticker::Ticker;
+use crate::unload::{Loaded, Unloader};
 use crate::{Begun, OwnLimits, PluginError, PluginInstance, PluginLimits, Session, sandbox};
 
 /// What a component may import; the linker decides about versions and functions. Those from `wasi:cli` on are inert.
@@ -189,6 +190,7 @@ pub(crate) struct Shared {
     /// What a memory costs of the cache at least, so that as many as may be fill it.
     image_share_bytes: u64,
     prepared: Cache<Digest, Prepared>,
+    unloader: Unloader<Linked>,
     pub(crate) instances: Arc<Semaphore>,
     pub(crate) instances_max: usize,
     pub(crate) spares: Spares,
@@ -216,7 +218,7 @@ pub struct PluginStats {
 #[derive(Clone)]
 pub(crate) struct Prepared {
     pub(crate) digest: Digest,
-    pub(crate) plugin: Linked,
+    pub(crate) plugin: Arc<Loaded<Linked>>,
     /// How long its calls have taken so far.
     pub(crate) paces: Arc<Paces>,
     /// How long its starts have taken so far.
@@ -279,6 +281,7 @@ impl PluginHost {
                 linker,
                 artefacts: Arc::new(artefacts),
                 prepared,
+                unloader: Unloader::start().map_err(internal)?,
                 instances: Arc::new(Semaphore::new(instances_max)),
                 instances_max,
                 spares: Spares::of(instances_max),
@@ -477,6 +480,7 @@ fn link(
         World::Agent => AgentPre::new(linked).map(Linked::Agent),
     };
     let plugin = plugin.map_err(|error| PluginError::Invalid(format!("{error:#}")))?;
+    let plugin = Arc::new(shared.unloader.keep(plugin));
     let has_wasi_random = types.imports(&shared.engine).any(|(name, _)| name.starts_with(WASI_RANDOM));
     // Small ones by the thousand would otherwise use up the files that the process may have open.
     let memories = component.resources_required().map_or(shared.limits.memories_max, |required| required.num_memories);

@@ -37,6 +37,7 @@ mod state;
 mod threads;
 mod ticker;
 mod turns;
+mod unload;
 
 pub use calls::{Begun, Decided, PluginInstance, Timed};
 pub use capability::{

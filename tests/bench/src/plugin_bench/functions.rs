@@ -15,12 +15,15 @@ use crate::load::Http;
 use crate::machine::resident_bytes;
 use crate::process::Server;
 use crate::report::{Report, rounded};
+use crate::stalls::{Stall, StallMeter};
 use crate::statistics::{Bound, Spread, median, quantile};
 use crate::{Given, Outcome, progress};
 
 /// Uploads at once: the host compiles one at a time and has the next ones at hand.
 const UPLOADS: usize = 4;
 const FIRST_OVER_WARM_MS_BAR: f64 = 5.0;
+/// Of the slowest first calls it is told what the cores did meanwhile.
+const SLOWEST_TOLD: usize = 10;
 /// Functions in other languages beside them, where `sdk/check.py` has left components.
 const OTHERS: [(&str, &str); 2] = [("python", "python-skill-router.wasm"), ("typescript", "js-skill-router.wasm")];
 
@@ -29,6 +32,14 @@ struct Calls {
     first: f64,
     warm: f64,
     warm_again: f64,
+    /// When the first one was under way.
+    at: (Instant, Instant),
+}
+
+impl Calls {
+    fn over(&self) -> f64 {
+        self.first - self.warm
+    }
 }
 
 /// Deploys, restarts, calls, and reports.
@@ -67,12 +78,14 @@ pub(super) fn run(given: &Given, components: &Path, functions: usize, threads: u
     let server = start("data")?;
     let idle_bytes = resident_bytes(server.pid()).unwrap_or_default();
     let bar = progress::bar(functions, "called");
+    let meter = StallMeter::start()?;
     let mut calls = Vec::with_capacity(functions);
     for number in 0..functions {
         calls.push(call(&http, &server, &name(number))?);
         bar.inc(1);
     }
     bar.finish_and_clear();
+    let (cores, stalls) = (meter.cores(), meter.end());
     let called_bytes = resident_bytes(server.pid()).unwrap_or_default();
     let mappings = std::fs::read_to_string(format!("/proc/{}/maps", server.pid()))?.lines().count();
     let each_kb = |from: u64, to: u64| rounded((to as f64 - from as f64) / 1024.0 / functions as f64);
@@ -84,11 +97,26 @@ pub(super) fn run(given: &Given, components: &Path, functions: usize, threads: u
         report.row(json!({"function_in": name, "first_ms": rounded(first), "warm_ms": rounded(warm)}));
     }
     first_calls(&calls, report);
+    slowest_calls(&calls, cores, &stalls, report);
     server.stop()
 }
 
+/// What the cores did while the slowest were under way, beside what they do in general.
+fn slowest_calls(calls: &[Calls], cores: usize, stalls: &[Stall], report: &mut Report) {
+    let longest = stalls.iter().map(Stall::ms).fold(0.0, f64::max);
+    report.row(json!({"cores_watched": cores, "woke_over_1_ms_late": stalls.len(), "latest_ms": rounded(longest)}));
+    let mut slowest: Vec<(usize, &Calls)> = calls.iter().enumerate().collect();
+    slowest.sort_by(|(_, one), (_, other)| other.over().total_cmp(&one.over()));
+    for (function, calls) in slowest.into_iter().take(SLOWEST_TOLD) {
+        let (from, to) = calls.at;
+        let late = stalls.iter().map(|stall| stall.ms_within(from, to)).fold(0.0, f64::max);
+        report.row(json!({"slow_first_call_of": function, "first_ms": rounded(calls.first),
+            "over_warm_ms": rounded(calls.over()), "a_core_was_late_by_ms": rounded(late)}));
+    }
+}
+
 fn first_calls(calls: &[Calls], report: &mut Report) {
-    let over: Vec<f64> = calls.iter().map(|calls| calls.first - calls.warm).collect();
+    let over: Vec<f64> = calls.iter().map(Calls::over).collect();
     // What two warm calls differ by: fsync and the machine's other work.
     let control: Vec<f64> = calls.iter().map(|calls| calls.warm_again - calls.warm).collect();
     let warm: Vec<f64> = calls.iter().map(|calls| calls.warm).collect();
@@ -132,7 +160,10 @@ fn call(http: &Http, server: &Server, name: &str) -> Outcome<Calls> {
         runtime.block_on(invoke(client, &server.target, name))?;
         Ok(begun.elapsed().as_secs_f64() * 1e3)
     };
-    Ok(Calls { first: once()?, warm: once()?, warm_again: once()? })
+    let begun = Instant::now();
+    let first = once()?;
+    let at = (begun, Instant::now());
+    Ok(Calls { first, warm: once()?, warm_again: once()?, at })
 }
 
 fn name(number: usize) -> String {
