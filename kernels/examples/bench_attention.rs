@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use kernels::{
-    AttentionRow, AttentionScratch, AttentionSequence, Isa, KvFormat, KvLayer, PagedKv, Pool, ReferencePool, Team,
+    Amx, AttentionRow, AttentionScratch, AttentionSequence, Isa, KvFormat, KvLayer, PagedKv, Pool, ReferencePool, Team,
 };
 
 const HEADS: usize = 9;
@@ -79,10 +79,18 @@ impl Bench {
     }
 }
 
-fn prefill(team: &Team<'_>, isa: Isa, format: KvFormat, tokens: usize, first_position: usize, peak_gops: f64) {
+type Way = (Isa, Option<Amx>);
+
+fn prefill(
+    team: &Team<'_>,
+    (isa, amx): Way,
+    format: KvFormat,
+    (tokens, first_position): (usize, usize),
+    peak_gops: f64,
+) {
     let Some(mut bench) = Bench::new(isa, format, first_position + tokens, tokens) else { return };
     let blocks = bench.blocks.clone();
-    let sequence = [AttentionSequence { blocks: &blocks, first_position, rows: 0..tokens }];
+    let sequence = [AttentionSequence { blocks: &blocks, first_position, rows: 0..tokens, amx }];
     let seconds = best(20, || bench.attend(team, &sequence));
     let written = best(20, || bench.write(team, first_position, tokens));
     let pairs: usize = (first_position + 1..=first_position + tokens).sum();
@@ -103,6 +111,7 @@ fn decode(team: &Team<'_>, isa: Isa, format: KvFormat, sequences: usize, context
         blocks: &blocks[index * each..][..each],
         first_position: context - 1,
         rows: index..index + 1,
+        amx: None,
     };
     let all: Vec<_> = (0..sequences).map(sequence).collect();
     let calls = (200_000 / (sequences * context)).clamp(1, 1000);
@@ -192,8 +201,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for isa in Isa::available().into_iter().rev().filter(matches) {
             println!("{isa:?}");
             for format in [KvFormat::Bf16, KvFormat::Int8].into_iter().filter(|format| chosen(&format!("{format:?}"))) {
-                for (tokens, first) in [(512, 0), (512, 1536)].into_iter().filter(|_| chosen("prefill")) {
-                    prefill(team, isa, format, tokens, first, peak);
+                for sizes in [(512, 0), (512, 1536)].into_iter().filter(|_| chosen("prefill")) {
+                    prefill(team, (isa, None), format, sizes, peak);
+                    if let Some(amx) = Amx::detect().filter(|_| isa == Isa::detect()) {
+                        print!("in tiles: ");
+                        prefill(team, (isa, Some(amx)), format, sizes, peak);
+                    }
                 }
                 let decodes = [(1, 100), (1, 8192), (32, 200), (32, 4096)].into_iter();
                 for (sequences, context) in decodes.filter(|(a, b)| chosen("decode") && chosen(&format!("{a}x{b}"))) {

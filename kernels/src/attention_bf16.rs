@@ -7,9 +7,8 @@
 )]
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use crate::attention_tile::{EXP2, QueryRows, Scales, State, TILE_GROUPS, TILE_PAIRS, Tile};
+use crate::attention_tile::{Between, EXP2, QueryRows, Scales, State, TILE_GROUPS, Tile};
 use crate::paged::{GROUP_POSITIONS, Line};
 
 /// Rows that share loads.
@@ -18,11 +17,8 @@ const ROWS: usize = 6;
 const ONES: i32 = 0x3f80_3f80;
 
 /// What lies between the steps of a part of the rows.
-#[repr(C, align(64))]
 struct Part {
-    scores: [[Line; TILE_GROUPS]; ROWS],
-    /// bf16 pairs of the probabilities.
-    probabilities: [[u32; TILE_PAIRS]; ROWS],
+    rows: [Between; ROWS],
     /// What the old state is multiplied by.
     alphas: [f32; ROWS],
 }
@@ -40,8 +36,7 @@ pub(crate) unsafe fn tile_bf16(rows: QueryRows<'_>, tile: &Tile<'_>, state: &mut
     for group in 0..tile.groups {
         assert!(tile.keys[group].len() >= pairs && tile.values[group].len() >= pairs);
     }
-    let mut part =
-        Part { scores: [[Line::ZERO; TILE_GROUPS]; ROWS], probabilities: [[0; TILE_PAIRS]; ROWS], alphas: [0.0; ROWS] };
+    let mut part = Part { rows: [[Line::ZERO; _]; ROWS], alphas: [0.0; ROWS] };
     let mut first = 0;
     macro_rules! parts {
         ($($rows:literal)*) => {
@@ -78,13 +73,10 @@ unsafe fn one_part<const R: usize>(
         }
         widths!(1 2 3 4);
     }
-    // All rows see all groups but the last whole, and the first row sees the least of that.
-    let masked = rows.visible(first, tile.first_position) < tile.groups * GROUP_POSITIONS;
-    match (masked, tile.scales) {
+    let is_special = is_special(rows, first, tile);
+    for r in 0..R {
         // SAFETY: the caller's promise.
-        (false, None) => unsafe { weigh::<false>(rows, first..first + R, tile, None, state, part) },
-        // SAFETY: as above.
-        (_, scales) => unsafe { weigh::<true>(rows, first..first + R, tile, scales, state, part) },
+        part.alphas[r] = unsafe { weigh(rows, first + r, tile, is_special, state, &mut part.rows[r]) };
     }
     let vectors = rows.head_dim / 16;
     for at in (0..vectors).step_by(4) {
@@ -137,83 +129,109 @@ unsafe fn add_scores<const R: usize, const G: usize>(
     for r in 0..R {
         for g in 0..G {
             // SAFETY: a line is 64 bytes and aligned to them.
-            unsafe { _mm512_store_ps(part.scores[r][at + g].0.as_mut_ptr().cast(), sums[r][g]) };
+            unsafe { _mm512_store_ps(part.rows[r][at + g].0.as_mut_ptr().cast(), sums[r][g]) };
         }
     }
 }
 
-/// The rows' new maxima, sums and probabilities. `SPECIAL` is false where every row sees every position and nothing is
-/// scaled.
+/// Whether one of the rows from `first` on does not see every position of a tile, or something is scaled.
+#[inline]
+pub(crate) fn is_special(rows: QueryRows<'_>, first: usize, tile: &Tile<'_>) -> bool {
+    // All rows see all groups but the last whole, and the first row sees the least of that.
+    tile.scales.is_some() || rows.visible(first, tile.first_position) < tile.groups * GROUP_POSITIONS
+}
+
+/// A row's new maximum, sums and probabilities; returned is what its old state is to be multiplied by.
 ///
 /// # Safety
-/// As [`one_part`], for at most [`ROWS`] rows.
+/// The machine has what [`crate::isa::Level::Avx512Vnni`] promises; the row exists, and its state has the lengths that
+/// [`tile_bf16`] asserts.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
-unsafe fn weigh<const SPECIAL: bool>(
+pub(crate) unsafe fn weigh(
     rows: QueryRows<'_>,
-    range: Range<usize>,
+    row: usize,
+    tile: &Tile<'_>,
+    is_special: bool,
+    state: &mut State<'_>,
+    between: &mut Between,
+) -> f32 {
+    match (is_special, tile.scales) {
+        // SAFETY: the caller's promise.
+        (false, None) => unsafe { weigh_row::<false>(rows, row, tile, None, state, between) },
+        // SAFETY: as above.
+        (_, scales) => unsafe { weigh_row::<true>(rows, row, tile, scales, state, between) },
+    }
+}
+
+/// [`weigh`]; `SPECIAL` is false where the row sees every position and nothing is scaled.
+///
+/// # Safety
+/// As [`weigh`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+unsafe fn weigh_row<const SPECIAL: bool>(
+    rows: QueryRows<'_>,
+    row: usize,
     tile: &Tile<'_>,
     scales: Option<&Scales>,
     state: &mut State<'_>,
-    part: &mut Part,
-) {
+    between: &mut Between,
+) -> f32 {
     let factor = _mm512_set1_ps(rows.factor);
-    let first = range.start;
-    for row in range {
-        let r = row - first;
-        let scores = &mut part.scores[r];
-        let visible = if SPECIAL { rows.visible(row, tile.first_position) } else { 0 };
-        let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
-        for g in 0..tile.groups {
-            // SAFETY: a line is 64 bytes and aligned to them.
-            let mut score = unsafe { _mm512_load_ps(scores[g].0.as_ptr().cast()) };
-            if SPECIAL {
-                if let Some(scales) = scales {
-                    // SAFETY: 16 f32.
-                    score = _mm512_mul_ps(score, unsafe { _mm512_loadu_ps(scales.keys[g].as_ptr()) });
-                }
-                score = _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), lanes(visible, g), score);
-                // SAFETY: as where it was read.
-                unsafe { _mm512_store_ps(scores[g].0.as_mut_ptr().cast(), score) };
+    let (scores, probabilities) = between.split_at_mut(TILE_GROUPS);
+    let visible = if SPECIAL { rows.visible(row, tile.first_position) } else { 0 };
+    let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+    for g in 0..tile.groups {
+        // SAFETY: a line is 64 bytes and aligned to them.
+        let mut score = unsafe { _mm512_load_ps(scores[g].0.as_ptr().cast()) };
+        if SPECIAL {
+            if let Some(scales) = scales {
+                // SAFETY: 16 f32.
+                score = _mm512_mul_ps(score, unsafe { _mm512_loadu_ps(scales.keys[g].as_ptr()) });
             }
-            // The second operand is what remains where one is not a number.
-            largest = _mm512_max_ps(score, largest);
+            score = _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), lanes(visible, g), score);
+            // SAFETY: as where it was read.
+            unsafe { _mm512_store_ps(scores[g].0.as_mut_ptr().cast(), score) };
         }
-        let old = state.maxima[row];
-        let scaled = _mm512_reduce_max_ps(largest) * rows.factor;
-        let maximum = if scaled > old { scaled } else { old };
-        state.maxima[row] = maximum;
-        let alpha = exp2(_mm512_set1_ps(old - maximum));
-        part.alphas[r] = _mm512_cvtss_f32(alpha);
-        // SAFETY: the row's 16 sums.
-        let sums_at = unsafe { state.sums.as_mut_ptr().add(row * 16) };
-        // SAFETY: as above.
-        let mut sums = _mm512_mul_ps(unsafe { _mm512_loadu_ps(sums_at) }, alpha);
-        let maximum = _mm512_set1_ps(maximum);
-        for g in (0..tile.groups).step_by(2) {
-            let mut plain = [_mm256_setzero_si256(); 2];
-            for half in 0..2.min(tile.groups - g) {
-                // SAFETY: a line is 64 bytes and aligned to them.
-                let score = unsafe { _mm512_load_ps(scores[g + half].0.as_ptr().cast()) };
-                let mut probability = exp2(_mm512_fmsub_ps(score, factor, maximum));
-                if SPECIAL {
-                    probability = _mm512_maskz_mov_ps(lanes(visible, g + half), probability);
-                }
-                plain[half] = bits(_mm512_cvtneps_pbh(probability));
-                let mut scaled = plain[half];
-                if let Some(scales) = scales.filter(|_| SPECIAL) {
-                    // SAFETY: 16 f32.
-                    let scale = unsafe { _mm512_loadu_ps(scales.values[g + half].as_ptr()) };
-                    scaled = bits(_mm512_cvtneps_pbh(_mm512_mul_ps(probability, scale)));
-                }
-                // SAFETY: 8 of the row's words.
-                unsafe { _mm256_store_si256(part.probabilities[r][(g + half) * 8..][..8].as_mut_ptr().cast(), scaled) };
-            }
-            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(plain[0]), plain[1]);
-            sums = _mm512_dpbf16_ps(sums, pairs(both), pairs(_mm512_set1_epi32(ONES)));
-        }
-        // SAFETY: as where they were read.
-        unsafe { _mm512_storeu_ps(sums_at, sums) };
+        // The second operand is what remains where one is not a number.
+        largest = _mm512_max_ps(score, largest);
     }
+    let old = state.maxima[row];
+    let scaled = _mm512_reduce_max_ps(largest) * rows.factor;
+    let maximum = if scaled > old { scaled } else { old };
+    state.maxima[row] = maximum;
+    let alpha = exp2(_mm512_set1_ps(old - maximum));
+    // SAFETY: the row's 16 sums.
+    let sums_at = unsafe { state.sums.as_mut_ptr().add(row * 16) };
+    // SAFETY: as above.
+    let mut sums = _mm512_mul_ps(unsafe { _mm512_loadu_ps(sums_at) }, alpha);
+    let maximum = _mm512_set1_ps(maximum);
+    for g in (0..tile.groups).step_by(2) {
+        let mut plain = [_mm256_setzero_si256(); 2];
+        for half in 0..2.min(tile.groups - g) {
+            // SAFETY: a line is 64 bytes and aligned to them.
+            let score = unsafe { _mm512_load_ps(scores[g + half].0.as_ptr().cast()) };
+            let mut probability = exp2(_mm512_fmsub_ps(score, factor, maximum));
+            if SPECIAL {
+                probability = _mm512_maskz_mov_ps(lanes(visible, g + half), probability);
+            }
+            plain[half] = bits(_mm512_cvtneps_pbh(probability));
+            let mut scaled = plain[half];
+            if let Some(scales) = scales.filter(|_| SPECIAL) {
+                // SAFETY: 16 f32.
+                let scale = unsafe { _mm512_loadu_ps(scales.values[g + half].as_ptr()) };
+                scaled = bits(_mm512_cvtneps_pbh(_mm512_mul_ps(probability, scale)));
+            }
+            let words = &mut probabilities[g / 2].0[half * 8..][..8];
+            // SAFETY: half of a line.
+            unsafe { _mm256_store_si256(words.as_mut_ptr().cast(), scaled) };
+        }
+        let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(plain[0]), plain[1]);
+        sums = _mm512_dpbf16_ps(sums, pairs(both), pairs(_mm512_set1_epi32(ONES)));
+    }
+    // SAFETY: as where they were read.
+    unsafe { _mm512_storeu_ps(sums_at, sums) };
+    _mm512_cvtss_f32(alpha)
 }
 
 /// The lanes of group g among the tile's first `visible` positions.
@@ -254,7 +272,7 @@ unsafe fn add_values<const R: usize, const D: usize>(
                 value[d] = unsafe { _mm512_load_si512(values.add(pair * (head_dim / 16) + d).cast()) };
             }
             for r in 0..R {
-                let probability = part.probabilities[r][g * (GROUP_POSITIONS / 2) + pair];
+                let probability = part.rows[r][TILE_GROUPS + g / 2].0[g % 2 * (GROUP_POSITIONS / 2) + pair];
                 let probability = pairs(_mm512_set1_epi32(probability.cast_signed()));
                 for d in 0..D {
                     sums[r][d] = _mm512_dpbf16_ps(sums[r][d], pairs(value[d]), probability);
@@ -297,4 +315,18 @@ fn pairs(bits: __m512i) -> __m512bh {
 fn bits(values: __m256bh) -> __m256i {
     // SAFETY: two names of the same 32 bytes.
     unsafe { std::mem::transmute(values) }
+}
+
+/// Pairs of bf16, as many as fit: numbers too small to be normal are zero.
+///
+/// # Safety
+/// The machine has what [`crate::isa::Level::Avx512Vnni`] promises.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+pub(crate) unsafe fn round_pairs(values: &[f32], to: &mut [u32]) {
+    for (values, to) in values.as_chunks::<16>().0.iter().zip(to.as_chunks_mut::<8>().0) {
+        // SAFETY: 16 values become 8 words.
+        unsafe {
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), bits(_mm512_cvtneps_pbh(_mm512_loadu_ps(values.as_ptr()))))
+        };
+    }
 }

@@ -4,7 +4,8 @@
 //! A row's bits depend on its own sequence alone. Its positions are taken in tiles at fixed places (multiples of 128), of
 //! which the last ends with the row's own group of 16; tiles make spans at fixed places (multiples of 1024), and spans are
 //! merged in order. Which rows are computed together, on which thread, and whether spans are computed side by side or one
-//! after the other changes nothing of that. Not here: the arithmetic (`attention_tile`).
+//! after the other changes nothing of that. AMX's tiles give other bits, and are used for whom the caller says
+//! ([`AttentionSequence::amx`]). Not here: the arithmetic (`attention_tile`).
 //!
 //! Error against the softmax in f64 of the same f32 inputs, for scores and values of order one (asserted by the tests):
 //!
@@ -16,8 +17,10 @@
 use std::ops::Range;
 
 use crate::attention_lanes::tile_lanes;
-use crate::attention_tile::{QueryRows, Scales, State, TILE_GROUPS, TILE_POSITIONS, Tile};
-use crate::isa::Level;
+use crate::attention_tile::{
+    AMX_ROWS, AMX_ROWS_AT_ONCE, Between, QueryRows, Scales, State, TILE_GROUPS, TILE_POSITIONS, Tile,
+};
+use crate::isa::{Amx, Level};
 use crate::paged::{GROUP_POSITIONS, KvFormat, Line, PagedKv};
 use crate::paged_expand::expand_group;
 use crate::paged_write::bf16_bits;
@@ -42,6 +45,8 @@ pub struct AttentionSequence<'a> {
     pub first_position: usize,
     /// Its rows in the batch.
     pub rows: Range<usize>,
+    /// Whether its rows are computed with AMX's tiles, and so with other bits: all rows of a token's kind must be.
+    pub amx: Option<Amx>,
 }
 
 /// Memory that [`paged_attention`] works in. It only grows.
@@ -84,8 +89,8 @@ struct Job<'a> {
 
 /// Attention of every row of `sequences`, whose own keys and values are stored already. A row's queries are
 /// `queries[row * stride + query_first ..]`, `[heads, head_dim]`; its result goes to row `row` of `out`, `[rows, heads *
-/// head_dim]`. Scores are scaled by 1 / sqrt(head_dim). Rows of no sequence stay as they are. Every ISA gives the same bits,
-/// but for numbers that are too small to be normal. A sequence with values that are not finite disturbs no other.
+/// head_dim]`. Scores are scaled by 1 / sqrt(head_dim). Rows of no sequence stay as they are. Every ISA gives the same bits
+/// without tiles, but for numbers that are too small to be normal. A sequence with values that are not finite disturbs no other.
 ///
 /// # Panics
 /// If a shape is wrong, a block table too short or not in the cache, or rows of sequences do not ascend.
@@ -172,7 +177,7 @@ impl Job<'_> {
                         let merge = Merge { item: item(spans.clone(), None), first_line: lines };
                         for span in spans.clone() {
                             scratch.items.push(item(span..span + 1, Some(lines)));
-                            lines += self.state_lines(&rows);
+                            lines += self.state_lines(index, &rows);
                         }
                         scratch.merges.push(merge);
                     } else {
@@ -187,20 +192,29 @@ impl Job<'_> {
         work
     }
 
-    fn state_lines(&self, rows: &Range<usize>) -> usize {
-        State::lines(rows.len() * self.group_heads(), self.kv.shape.head_dim)
+    /// Query rows that memory is needed for: tiles have so many.
+    fn memory_rows(&self, sequence: usize, rows: &Range<usize>) -> usize {
+        let count = rows.len() * self.group_heads();
+        if self.sequences[sequence].amx.is_some() { count.next_multiple_of(AMX_ROWS) } else { count }
+    }
+
+    fn state_lines(&self, sequence: usize, rows: &Range<usize>) -> usize {
+        State::lines(self.memory_rows(sequence, rows), self.kv.shape.head_dim)
     }
 
     fn run(&self, item: &Item, memory: &mut Vec<Line>, partials: &SharedMut<'_, Line>, out: &SharedMut<'_, f32>) {
-        let (head_dim, count) = (self.kv.shape.head_dim, item.rows.len() * self.group_heads());
-        let (state_lines, query_lines) = (self.state_lines(&item.rows), (count * head_dim / 2).div_ceil(16));
-        let needed = query_lines + 2 * state_lines + TILE_GROUPS * head_dim;
+        let (head_dim, count) = (self.kv.shape.head_dim, self.memory_rows(item.sequence, &item.rows));
+        let (state_lines, query_lines) =
+            (self.state_lines(item.sequence, &item.rows), (count * head_dim / 2).div_ceil(16));
+        let tile_lines =
+            TILE_GROUPS * head_dim + AMX_ROWS_AT_ONCE.min(count) * size_of::<Between>() / size_of::<Line>();
+        let needed = query_lines + 2 * state_lines + tile_lines;
         if memory.len() < needed {
             memory.resize(needed, Line::ZERO);
         }
         let (query_memory, rest) = memory.split_at_mut(query_lines);
         let (total_memory, rest) = rest.split_at_mut(state_lines);
-        let (span_memory, expanded) = rest.split_at_mut(state_lines);
+        let (span_memory, tile_memory) = rest.split_at_mut(state_lines);
         let rows = self.convert_queries(item, query_memory);
         let total_memory = match item.partial {
             // SAFETY: this part belongs to this item alone.
@@ -210,10 +224,10 @@ impl Job<'_> {
         let mut total = State::new(total_memory, count, head_dim);
         for span in item.spans.clone() {
             if span == item.spans.start {
-                self.run_span(item, rows, span, expanded, &mut total);
+                self.run_span(item, rows, span, tile_memory, &mut total);
             } else {
                 let mut state = State::new(span_memory, count, head_dim);
-                self.run_span(item, rows, span, expanded, &mut state);
+                self.run_span(item, rows, span, tile_memory, &mut state);
                 total.merge(&state);
             }
         }
@@ -223,8 +237,9 @@ impl Job<'_> {
     }
 
     fn merge(&self, merge: &Merge, partials: &SharedMut<'_, Line>, out: &SharedMut<'_, f32>) {
-        let (head_dim, count) = (self.kv.shape.head_dim, merge.item.rows.len() * self.group_heads());
-        let lines = self.state_lines(&merge.item.rows);
+        let Item { sequence, rows, .. } = &merge.item;
+        let (head_dim, count) = (self.kv.shape.head_dim, self.memory_rows(*sequence, rows));
+        let lines = self.state_lines(*sequence, rows);
         let part = |span: usize| {
             let first = merge.first_line + span * lines;
             // SAFETY: the items that wrote this part are done, and no other merge has it.
@@ -245,7 +260,7 @@ impl Job<'_> {
             // SAFETY: rows of sequences do not overlap (`check`), rows of a sequence's items do not either, and each
             // (row, key head) has one item or one merge.
             let out = unsafe { out.slice(at..at + group * head_dim) };
-            total.finish(row * group..(row + 1) * group, out);
+            total.finish(self.isa, row * group..(row + 1) * group, out);
         }
     }
 
@@ -253,16 +268,13 @@ impl Job<'_> {
         let (head_dim, group) = (self.kv.shape.head_dim, self.group_heads());
         let sequence = &self.sequences[item.sequence];
         let count = item.rows.len() * group;
-        let words = memory.iter_mut().flat_map(|line| &mut line.0);
-        let rows = item.rows.clone().flat_map(|row| {
+        let words = words_of_mut(memory);
+        for (row, words) in item.rows.clone().zip(words.chunks_mut(group * head_dim / 2)) {
             let at = (sequence.rows.start + row) * self.stride + self.query_first + item.kv_head * group * head_dim;
-            self.queries[at..][..group * head_dim].as_chunks::<2>().0
-        });
-        for (word, [first, second]) in words.zip(rows) {
-            *word = bf16_bits(*first) | bf16_bits(*second) << 16;
+            round_pairs(self.isa, &self.queries[at..][..group * head_dim], words);
         }
         QueryRows {
-            pairs: &words_of(memory)[..count * head_dim / 2],
+            pairs: words,
             head_dim,
             count,
             heads: group,
@@ -271,14 +283,14 @@ impl Job<'_> {
         }
     }
 
-    fn run_span(&self, item: &Item, rows: QueryRows<'_>, span: usize, expanded: &mut [Line], state: &mut State<'_>) {
+    fn run_span(&self, item: &Item, rows: QueryRows<'_>, span: usize, memory: &mut [Line], state: &mut State<'_>) {
         state.reset();
         let last_group = rows.first_position / GROUP_POSITIONS;
         let first = span * SPAN_POSITIONS / GROUP_POSITIONS;
         let end = (first + SPAN_POSITIONS / GROUP_POSITIONS).min(last_group + 1);
         for first_group in (first..end).step_by(TILE_GROUPS) {
             let groups = (end - first_group).min(TILE_GROUPS);
-            self.run_tile(item, rows, first_group, groups, expanded, state);
+            self.run_tile(item, rows, first_group, groups, memory, state);
         }
     }
 
@@ -288,9 +300,10 @@ impl Job<'_> {
         rows: QueryRows<'_>,
         first_group: usize,
         groups: usize,
-        expanded: &mut [Line],
+        memory: &mut [Line],
         state: &mut State<'_>,
     ) {
+        let (expanded, between) = memory.split_at_mut(TILE_GROUPS * self.kv.shape.head_dim);
         let (shape, blocks) = (self.kv.shape, self.sequences[item.sequence].blocks);
         let stored = |group: usize| {
             let group = first_group + group;
@@ -322,19 +335,37 @@ impl Job<'_> {
             }
         }
         debug_assert!(tile.first_position.is_multiple_of(TILE_POSITIONS));
-        match self.isa.level() {
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = between;
+        match (self.sequences[item.sequence].amx, self.isa.level()) {
+            #[cfg(target_arch = "x86_64")]
+            (Some(amx), _) => crate::attention_amx::tile_amx(amx, rows, &tile, state, between.as_chunks_mut().0),
             // SAFETY: this level exists only where `Isa::available` (isa.rs) found AVX-512 BF16 and what it builds on.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => unsafe { crate::attention_bf16::tile_bf16(rows, &tile, state) },
+            (None, Level::Avx512Vnni) => unsafe { crate::attention_bf16::tile_bf16(rows, &tile, state) },
             _ => tile_lanes(self.isa, rows, &tile, state),
         }
     }
 }
 
+/// Values as pairs of bf16.
+fn round_pairs(isa: Isa, values: &[f32], to: &mut [u32]) {
+    match isa.level() {
+        // SAFETY: this level exists only where `Isa::available` (isa.rs) found AVX-512 BF16 and what it builds on.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni => unsafe { crate::attention_bf16::round_pairs(values, to) },
+        _ => {
+            for (word, [first, second]) in to.iter_mut().zip(values.as_chunks::<2>().0) {
+                *word = bf16_bits(*first) | bf16_bits(*second) << 16;
+            }
+        }
+    }
+}
+
 /// The words of lines.
-fn words_of(lines: &[Line]) -> &[u32] {
+fn words_of_mut(lines: &mut [Line]) -> &mut [u32] {
     // SAFETY: a line is 16 words.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 16) }
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! What one step of the online softmax works on (Milakov and Gimelshein, 2018; in tiles as in FlashAttention, Dao et al.,
 //! 2022): query rows, a tile of keys and values, and the running state of each row; and how states of neighbouring spans
 //! of positions are merged. Not here: the step itself (`attention_bf16` with bf16 dot products, `attention_lanes` for all
-//! machines: both give the same bits), and how rows and spans become work (`attention_paged`).
+//! machines: both give the same bits; `attention_amx` with tiles, which sum in another order), and how rows and spans become
+//! work (`attention_paged`).
 //!
 //! What is rounded: queries, keys, values and probabilities to bf16; products are exact and added to f32 one by one, the
 //! odd one of a pair first, as `VDPBF16PS` does it.
 
+use crate::Isa;
+use crate::isa::multiversion;
 use crate::paged::{GROUP_POSITIONS, Line};
 
 /// Groups in a tile.
@@ -14,6 +17,13 @@ pub(crate) const TILE_GROUPS: usize = 8;
 pub(crate) const TILE_POSITIONS: usize = TILE_GROUPS * GROUP_POSITIONS;
 /// Words of a row's probabilities: pairs of positions of a tile.
 pub(crate) const TILE_PAIRS: usize = TILE_POSITIONS / 2;
+
+/// What lies between the steps of a row: its scores, and behind them its probabilities as bf16 pairs.
+pub(crate) type Between = [Line; TILE_GROUPS + TILE_PAIRS / 16];
+/// Rows of one of AMX's tiles: where they are used, memory of rows is for a multiple of it.
+pub(crate) const AMX_ROWS: usize = 16;
+/// Rows whose scores tiles compute before the first are read, so that nobody waits for a store.
+pub(crate) const AMX_ROWS_AT_ONCE: usize = 3 * AMX_ROWS;
 
 /// Query rows that see the same groups: the last position of each lies in the last group that is given.
 #[derive(Clone, Copy)]
@@ -108,18 +118,25 @@ impl<'a> State<'a> {
     }
 
     /// Σ probability · value / Σ probability, `[rows, head_dim]`.
-    pub(crate) fn finish(&self, rows: std::ops::Range<usize>, out: &mut [f32]) {
+    pub(crate) fn finish(&self, isa: Isa, rows: std::ops::Range<usize>, out: &mut [f32]) {
         let head_dim = self.outs.len() / self.maxima.len().max(1);
-        for (row, out) in rows.zip(out.chunks_mut(head_dim)) {
-            let mut sums = [0.0; 16];
-            sums.copy_from_slice(&self.sums[row * 16..][..16]);
+        let (sums, outs) = (&self.sums[rows.start * 16..], &self.outs[rows.start * head_dim..]);
+        finish(isa, sums, outs, head_dim, out);
+    }
+}
+
+multiversion! {
+    fn finish(sums: &[f32], outs: &[f32], head_dim: usize, to: &mut [f32]) {
+        let rows = sums.as_chunks::<16>().0.iter().zip(outs.chunks_exact(head_dim));
+        for ((sums, outs), to) in rows.zip(to.chunks_exact_mut(head_dim)) {
+            let mut sums = *sums;
             for half in [8, 4, 2, 1] {
                 (0..half).for_each(|lane| sums[lane] += sums[lane + half]);
             }
             let factor = 1.0 / sums[0];
-            for (out, sum) in out.iter_mut().zip(&self.outs[row * head_dim..]) {
+            for (to, out) in to.iter_mut().zip(outs) {
                 // Adding zero makes a negative zero positive: its sign may hang on what lies behind the sequence's end.
-                *out = sum * factor + 0.0;
+                *to = out * factor + 0.0;
             }
         }
     }
@@ -182,7 +199,7 @@ mod tests {
         }
         first.merge(&second);
         let mut out = [0.0; 16];
-        first.finish(0..1, &mut out);
+        first.finish(Isa::plain(), 0..1, &mut out);
         let expected = (7.0 * 0.25 + 9.0) / 1.25;
         assert!(out.iter().all(|out| (out - expected).abs() < 1e-6), "{out:?}");
     }

@@ -9,7 +9,11 @@
 //! The f32 operations are the reference and spread their work over the rayon pool that the caller runs in (see
 //! [`ReferencePool`]); the fast ones take the [`Team`] of a step (see [`Pool`]).
 
+#[cfg(target_arch = "x86_64")]
+mod amx_tiles;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_amx;
 #[cfg(target_arch = "x86_64")]
 mod attention_bf16;
 mod attention_lanes;

@@ -21,6 +21,7 @@ use std::ops::Range;
 
 use super::place::{self, Place};
 use super::{Beside, PieceAt, Results, locate};
+use crate::amx_tiles::{TileShape, TileShapes, Tiles};
 use crate::isa::Amx;
 use crate::packed::{PANEL, PackedMatrix};
 use crate::pool::SharedMut;
@@ -48,25 +49,8 @@ pub struct TileScratch {
     sums: Buffer<f32>,
 }
 
-/// What LDTILECFG reads: eight tiles of 16 rows of 64 bytes.
-#[repr(C, align(64))]
-struct TileConfig {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-static CONFIG: TileConfig = {
-    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    let mut tile = 0;
-    while tile < 8 {
-        (config.rows[tile], config.row_bytes[tile]) = (TILE_ROWS as u8, 64);
-        tile += 1;
-    }
-    config
-};
+/// Eight tiles of 16 rows of 64 bytes.
+static SHAPES: TileShapes = TileShapes::new([TileShape::FULL; 8]);
 
 /// Whether [`matmul_tiles`] takes this matrix.
 pub(super) fn takes(format: BlockFormat) -> bool {
@@ -128,7 +112,7 @@ pub(crate) fn matmul_tiles_beside(
             outputs: at.outputs.len(),
             stride: width,
         };
-        let _tiles = Tiles::new(amx);
+        let _tiles = Tiles::new(amx, &SHAPES);
         // What tiles have stored is read a pair of tiles later: at once it would be waited for.
         let mut some = [const { Aligned::ZERO }; 2];
         let mut waiting: Option<Place> = None;
@@ -192,24 +176,6 @@ struct Aligned([[f32; PANEL]; PAIR_ROWS]);
 
 impl Aligned {
     const ZERO: Self = Self([[0.0; PANEL]; PAIR_ROWS]);
-}
-
-/// Tiles that are set up; let go at the end, so that no switch of threads has to save them.
-struct Tiles(());
-
-impl Tiles {
-    fn new(_: Amx) -> Self {
-        // SAFETY: `Amx` says that the machine has tiles and the process may use them.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, preserves_flags, readonly)) };
-        Self(())
-    }
-}
-
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        // SAFETY: whoever made it had an `Amx`.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
-    }
 }
 
 /// A panel of weights in bf16: for each 32 inputs two tiles of 16 pairs of inputs by 16 outputs.

@@ -163,6 +163,7 @@ impl Forward<'_> {
             blocks: &self.batch.block_tables[sequence.blocks.start as usize..sequence.blocks.end as usize],
             first_position: self.batch.positions[sequence.rows.start as usize] as usize,
             rows: sequence.rows.start as usize..sequence.rows.end as usize,
+            amx: self.amx.filter(|_| sequence.rows.start >= self.batch.drawn_rows),
         }));
         paged_attention(team, isa, self.kv, layer, &attending, wide, stride, 0, config.heads, narrow, attention);
         *sequences = recycled(attending);
