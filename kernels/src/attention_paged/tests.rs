@@ -353,14 +353,12 @@ fn in_tiles(heads: Heads, rows: &[f32], position: usize) -> Vec<f32> {
             (0..half).for_each(|lane| sums[lane] += sums[lane + half]);
         }
         let values: Vec<Vec<f32>> = (0..seen).map(|p| part(p, heads.value_first() + at)).collect();
-        for d in 0..heads.head_dim {
-            let both: Vec<_> = (0..seen / 2)
-                .map(|pair| {
-                    ([weights[2 * pair], weights[2 * pair + 1]], [values[2 * pair][d], values[2 * pair + 1][d]])
-                })
-                .collect();
-            out.push(both.chunks(8).fold(0.0, &add) * (1.0 / sums[0]) + 0.0);
-        }
+        out.extend((0..heads.head_dim).map(|d| {
+            let value = |p: usize| values[p][d];
+            let pair = |p: usize| ([weights[p], weights[p + 1]], [value(p), value(p + 1)]);
+            let both: Vec<_> = (0..seen).step_by(2).map(pair).collect();
+            both.chunks(8).fold(0.0, &add) * (1.0 / sums[0]) + 0.0
+        }));
     }
     out
 }
