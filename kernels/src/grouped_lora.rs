@@ -80,7 +80,6 @@ pub fn matmul_lora(
     runs: &[LoraRun<'_>],
     scratch: &mut LoraScratch,
 ) {
-    check(runs, matrices, x);
     if runs.is_empty() {
         scratch.next.clear();
         return matmul_packed(team, isa, matrices, x, out, accumulate);
@@ -113,7 +112,6 @@ pub fn matmul_lora_tiles(
         return matmul_tiles(team, isa, amx, matrices, tiles, out, accumulate, tile_scratch);
     }
     assert!(tiles.rows() == x.rows() && tiles.width() == x.width(), "{} and {} rows", tiles.rows(), x.rows());
-    check(runs, matrices, x);
     with_terms((team.threads(), isa), matrices, x, runs, scratch, |terms| {
         matmul_tiles_beside(team, isa, amx, matrices, tiles, out, accumulate, tile_scratch, terms);
     });
@@ -133,7 +131,12 @@ fn with_terms<'a>(
         *column = width;
         width += matrix.outputs();
     }
-    scratch.plan(runs, x.rows(), width, threads);
+    let shape = (x.rows(), x.width());
+    if !scratch.is_planned(runs, matrices, shape, threads) {
+        check(runs, matrices, x);
+        scratch.plan(runs, matrices, shape, threads);
+    }
+    scratch.begin();
     let mut adds = recycled(std::mem::take(&mut scratch.adds));
     scratch.plan_adds(runs, matrices.len(), &mut adds);
     let LoraScratch {
@@ -309,13 +312,14 @@ impl Terms<'_> {
         let (panel_rows, first) = (piece.panel.len(), piece.rows.start - piece.panel.start + part.rows.start);
         for item in &self.items[piece.items.clone()] {
             let run = &self.runs[item.run];
-            let lanes = run.group.factors.len();
+            let layout = &*run.group.layout;
+            let lanes = layout.lanes;
             let own = |of: &Range<usize>, each| of.start + part.rows.start * each..of.start + part.rows.end * each;
             // SAFETY: an item's places are its own, rows of it are one tile's, and nobody reads them before all are ready.
             let (sums, shrunk) = unsafe {
-                (self.sums.slice(own(&item.sums, lanes)), self.shrunk.slice(own(&item.shrunk, run.group.row_words)))
+                (self.sums.slice(own(&item.sums, lanes)), self.shrunk.slice(own(&item.shrunk, layout.row_words)))
             };
-            for panel in run.group.panels.iter().filter(|panel| is_enabled(run, panel)) {
+            for panel in layout.panels.iter().filter(|panel| is_enabled(run, panel)) {
                 let inputs = Inputs { words, panel_rows, first, rows: part.rows.len() };
                 let sums = &mut sums[panel.first_lane..];
                 shrink(self.isa, (run.group.a(*panel), panel.lanes), inputs, sums, lanes);
@@ -373,12 +377,13 @@ impl<'a> LoraRun<'a> {
     /// Its terms that are asked for.
     fn terms(&self) -> impl Iterator<Item = &'a Term> + use<'a> {
         let enabled = self.enabled;
-        self.group.terms.iter().filter(move |term| enabled >> term.slot & 1 == 1)
+        self.group.layout.terms.iter().filter(move |term| enabled >> term.slot & 1 == 1)
     }
 
-    /// That of a module slot.
-    fn term(&self, slot: usize) -> Option<&'a Term> {
-        self.terms().find(|term| term.slot == slot)
+    /// That of a module slot, and its number in the group.
+    fn term(&self, slot: usize) -> Option<(usize, &'a Term)> {
+        let mut terms = self.group.layout.terms.iter().enumerate();
+        terms.find(|(_, term)| term.slot == slot && self.enabled >> slot & 1 == 1)
     }
 }
 
@@ -392,8 +397,8 @@ fn is_enabled(run: &LoraRun<'_>, panel: &Panel) -> bool {
 
 fn check(runs: &[LoraRun<'_>], matrices: &[&PackedMatrix], x: &QuantisedRows) {
     for run in runs {
-        assert!(run.group.inputs == x.width() && run.rows.start <= run.rows.end && run.rows.end <= x.rows());
-        for term in &run.group.terms {
+        assert!(run.group.inputs() == x.width() && run.rows.start <= run.rows.end && run.rows.end <= x.rows());
+        for term in &run.group.layout.terms {
             let outputs = matrices.get(term.slot).map(|matrix| matrix.outputs());
             assert!(outputs == Some(term.outputs), "slot {} has {outputs:?} outputs, not {}", term.slot, term.outputs);
         }

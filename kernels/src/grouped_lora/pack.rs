@@ -11,8 +11,9 @@
 //!
 //! A code is its value divided by the scale, plus 128: VPDPBUSD takes one unsigned operand.
 
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use crate::isa::multiversion;
 use crate::memory::Memory;
@@ -79,17 +80,36 @@ impl LoraTermParts {
 ///
 /// A value is kept within 1/252 of the largest of its 32 (see [`LoraGroup::pack`]).
 pub struct LoraGroup {
+    pub(super) layout: Arc<Layout>,
+    growths: Growths,
+    values: Values,
+}
+
+/// For DoRA: g − 1 of each output, of each term. Empty if no term has it.
+type Growths = Box<[Option<Floats>]>;
+
+/// How a group's codes and scales lie: one for all groups of all adapters that are alike, so that a step finds it in its
+/// cache, and knows by its address that what it planned for another layer is right for this one.
+pub(super) struct Layout {
     pub(super) inputs: usize,
     pub(super) panels: Vec<Panel>,
     pub(super) terms: Vec<Term>,
-    /// Of each lane, padded to the panels: the scale of its term.
-    pub(super) factors: Vec<f32>,
+    /// Lanes of all panels.
+    pub(super) lanes: usize,
     /// Words of a row of what A makes of x, rounded: see [`Term::first_word`].
     pub(super) row_words: usize,
-    /// Bytes of A.
+    /// Whether a term has growth.
+    pub(super) grows: bool,
+    /// Bytes of A, and of all.
     a_bytes: usize,
-    values: Values,
+    bytes: usize,
 }
+
+/// What makes a layout: inputs, and of each term its slot, rank, outputs, the bits of its scale, and whether it has growth.
+type LayoutKey = (usize, Vec<(usize, usize, usize, u32, bool)>);
+
+/// Layouts that are in use somewhere.
+static LAYOUTS: LazyLock<Mutex<HashMap<LayoutKey, Weak<Layout>>>> = LazyLock::new(Mutex::default);
 
 /// Where the codes and scales are.
 enum Values {
@@ -115,7 +135,8 @@ pub(super) struct Term {
     pub(super) first_lane: usize,
     pub(super) rank: usize,
     pub(super) outputs: usize,
-    pub(super) growth: Option<Floats>,
+    /// What B(A x) is multiplied by.
+    pub(super) scale: f32,
     /// Where its part of a row of what A makes of x begins: for each 32 ranks a scale, −128 · the sum of the codes, and the
     /// codes, 4 to a word.
     pub(super) first_word: usize,
@@ -159,13 +180,13 @@ impl LoraGroup {
         if !terms.iter().all(|term| fits(inputs, term)) {
             return None;
         }
-        let (mut group, bytes) = Self::laid_out(inputs, terms.iter().map(LoraTermParts::head))?;
-        let mut memory = Memory::new(bytes);
-        for (term, parts) in group.terms.iter().zip(terms) {
-            fill(inputs, &group.panels, term, parts, memory.bytes_mut());
+        let (layout, growths) = Layout::of(inputs, terms.iter().map(LoraTermParts::head))?;
+        let mut memory = Memory::new(layout.bytes);
+        for (term, parts) in layout.terms.iter().zip(terms) {
+            fill(inputs, &layout.panels, term, parts, memory.bytes_mut());
         }
-        group.values = Values::Own(Arc::new(memory), 0..bytes);
-        Some(group)
+        let values = Values::Own(Arc::new(memory), 0..layout.bytes);
+        Some(Self { layout, growths, values })
     }
 
     /// A group that was packed before, over its [`Self::values`] in a file. `None` if it cannot be one: as for
@@ -185,65 +206,22 @@ impl LoraGroup {
         if !terms.iter().all(sound) {
             return None;
         }
-        let (mut group, bytes) = Self::laid_out(inputs, terms)?;
+        let (layout, growths) = Layout::of(inputs, terms)?;
         let at_a_line = values.bytes().as_ptr().addr().is_multiple_of(LINE_BYTES);
-        if values.bytes().len() != bytes || !at_a_line {
+        if values.bytes().len() != layout.bytes || !at_a_line {
             return None;
         }
-        group.values = Values::Mapped(values);
-        Some(group)
-    }
-
-    /// A group of these terms over no bytes, and how many it needs. `None` as for [`Self::pack`], but for lengths.
-    fn laid_out(inputs: usize, heads: impl IntoIterator<Item = LoraTermHead>) -> Option<(Self, usize)> {
-        let heads: Vec<LoraTermHead> = heads.into_iter().collect();
-        let mut slots = 0u8;
-        for head in &heads {
-            let bit = 1u8.checked_shl(u32::try_from(head.module_slot).ok()?)?;
-            if slots & bit != 0 {
-                return None;
-            }
-            slots |= bit;
-        }
-        if slots == 0 || inputs == 0 || !inputs.is_multiple_of(BLOCK_VALUES) {
-            return None;
-        }
-        let mut bytes = 0;
-        let mut place = |wanted: usize| {
-            let at = bytes;
-            bytes += wanted.next_multiple_of(LINE_BYTES);
-            at
-        };
-        let mut panels = panels(heads.iter().map(|head| head.rank).sum());
-        for panel in &mut panels {
-            panel.at = [panel.lanes * inputs, panel.scale_bytes(inputs)].map(&mut place);
-        }
-        let lanes = panels.last().map_or(0, |panel| panel.first_lane + panel.lanes);
-        let (mut terms, mut factors) = (Vec::new(), vec![0.0; lanes]);
-        let (mut first_lane, mut row_words) = (0, 0);
-        for LoraTermHead { module_slot, rank, outputs, scale, growth } in heads {
-            let mut term =
-                Term { slot: module_slot, first_lane, rank, outputs, growth, first_word: row_words, at: [0; 2] };
-            let scales = term.tiles() * term.blocks() * VECTOR * SCALE_BYTES;
-            term.at = [term.tiles() * term.words() * VECTOR_BYTES, scales].map(&mut place);
-            factors[first_lane..first_lane + rank].fill(scale);
-            first_lane += rank;
-            row_words += 2 * term.blocks() + term.words();
-            terms.push(term);
-        }
-        let values = Values::Own(Arc::new(Memory::new(0)), 0..0);
-        let a_bytes = terms.iter().map(|term| term.at[0]).min().unwrap_or_default();
-        Some((Self { inputs, panels, terms, factors, row_words, a_bytes, values }, bytes))
+        Some(Self { layout, growths, values: Values::Mapped(values) })
     }
 
     /// Its terms, as [`Self::mapped`] takes them.
     pub fn heads(&self) -> impl Iterator<Item = LoraTermHead<&[f32]>> {
-        self.terms.iter().map(|term| LoraTermHead {
+        self.layout.terms.iter().enumerate().map(|(number, term)| LoraTermHead {
             module_slot: term.slot,
             rank: term.rank,
             outputs: term.outputs,
-            scale: self.factors[term.first_lane],
-            growth: term.growth.as_deref(),
+            scale: term.scale,
+            growth: self.growth(number),
         })
     }
 
@@ -269,8 +247,8 @@ impl LoraGroup {
     /// Bytes in memory, without the few of its own bookkeeping.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let growth: usize = self.terms.iter().filter_map(|term| term.growth.as_ref()).map(|growth| growth.len()).sum();
-        self.values().len() + (self.factors.len() + growth) * size_of::<f32>()
+        let growth: usize = self.growths.iter().flatten().map(|growth| growth.len()).sum();
+        self.values().len() + growth * size_of::<f32>()
     }
 
     /// The sum of all bits, for what wants to have read them all: the floor of a step's time.
@@ -284,7 +262,12 @@ impl LoraGroup {
     /// Columns of A.
     #[must_use]
     pub fn inputs(&self) -> usize {
-        self.inputs
+        self.layout.inputs
+    }
+
+    /// For DoRA: g − 1 of each output of a term, by its number.
+    pub(super) fn growth(&self, term: usize) -> Option<&[f32]> {
+        self.growths.get(term)?.as_deref()
     }
 
     /// A panel's `[inputs / 32, lanes / 2, 64]` codes and `[inputs / 32, lanes]` scales, see the top of the file.
@@ -292,8 +275,8 @@ impl LoraGroup {
         let [codes, scales] = panel.at;
         let values = self.values();
         Codes {
-            codes: &values[codes..][..panel.lanes * self.inputs],
-            scales: &values[scales..][..panel.scale_bytes(self.inputs)],
+            codes: &values[codes..][..panel.lanes * self.layout.inputs],
+            scales: &values[scales..][..panel.scale_bytes(self.layout.inputs)],
         }
     }
 
@@ -308,16 +291,7 @@ impl LoraGroup {
 
     /// The bytes that a step reads first: A.
     pub(super) fn beginning(&self) -> &[u8] {
-        &self.values()[..self.a_bytes]
-    }
-
-    /// Where what lies apart from the values is, and how many bytes of it.
-    pub(super) fn bookkeeping(&self) -> [(*const u8, usize); 3] {
-        [
-            (self.panels.as_ptr().cast(), size_of_val(self.panels.as_slice())),
-            (self.terms.as_ptr().cast(), size_of_val(self.terms.as_slice())),
-            (self.factors.as_ptr().cast(), size_of_val(self.factors.as_slice())),
-        ]
+        &self.values()[..self.layout.a_bytes]
     }
 
     /// Its codes and scales.
@@ -327,6 +301,66 @@ impl LoraGroup {
             Values::Own(memory, own) => &memory.bytes()[own.clone()],
             Values::Mapped(part) => part.bytes(),
         }
+    }
+}
+
+impl Layout {
+    /// Of these terms, and their growths. `None` as for [`LoraGroup::pack`], but for lengths.
+    fn of(inputs: usize, heads: impl IntoIterator<Item = LoraTermHead>) -> Option<(Arc<Self>, Growths)> {
+        let (mut terms, mut growths, mut slots) = (Vec::new(), Vec::new(), 0u8);
+        for LoraTermHead { module_slot, rank, outputs, scale, growth } in heads {
+            let bit = 1u8.checked_shl(u32::try_from(module_slot).ok()?)?;
+            if slots & bit != 0 {
+                return None;
+            }
+            slots |= bit;
+            terms.push((module_slot, rank, outputs, scale.to_bits(), growth.is_some()));
+            growths.push(growth);
+        }
+        if slots == 0 || inputs == 0 || !inputs.is_multiple_of(BLOCK_VALUES) {
+            return None;
+        }
+        if growths.iter().all(Option::is_none) {
+            growths.clear();
+        }
+        let key = (inputs, terms);
+        let mut layouts = LAYOUTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = layouts.get(&key).and_then(Weak::upgrade) {
+            return Some((known, growths.into()));
+        }
+        let layout = Arc::new(Self::new(&key));
+        if layouts.len().is_power_of_two() {
+            layouts.retain(|_, layout| layout.strong_count() > 0);
+        }
+        layouts.insert(key, Arc::downgrade(&layout));
+        Some((layout, growths.into()))
+    }
+
+    fn new((inputs, heads): &LayoutKey) -> Self {
+        let mut bytes = 0;
+        let mut place = |wanted: usize| {
+            let at = bytes;
+            bytes += wanted.next_multiple_of(LINE_BYTES);
+            at
+        };
+        let mut panels = panels(heads.iter().map(|(_, rank, ..)| rank).sum());
+        for panel in &mut panels {
+            panel.at = [panel.lanes * inputs, panel.scale_bytes(*inputs)].map(&mut place);
+        }
+        let lanes = panels.last().map_or(0, |panel| panel.first_lane + panel.lanes);
+        let (mut terms, mut first_lane, mut row_words) = (Vec::new(), 0, 0);
+        for &(slot, rank, outputs, scale, _) in heads {
+            let scale = f32::from_bits(scale);
+            let mut term = Term { slot, first_lane, rank, outputs, scale, first_word: row_words, at: [0; 2] };
+            let scales = term.tiles() * term.blocks() * VECTOR * SCALE_BYTES;
+            term.at = [term.tiles() * term.words() * VECTOR_BYTES, scales].map(&mut place);
+            first_lane += rank;
+            row_words += 2 * term.blocks() + term.words();
+            terms.push(term);
+        }
+        let a_bytes = terms.iter().map(|term| term.at[0]).min().unwrap_or_default();
+        let grows = heads.iter().any(|(.., grows)| *grows);
+        Self { inputs: *inputs, panels, terms, lanes, row_words, grows, a_bytes, bytes }
     }
 }
 

@@ -2,13 +2,14 @@
 //! whose bits do not depend on any of this.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use super::pack::{Codes, SCALE_BYTES, VECTOR, VECTOR_BYTES};
+use super::pack::{Codes, Layout, SCALE_BYTES, VECTOR, VECTOR_BYTES};
 use super::{LoraGroup, LoraRun};
-use crate::Buffer;
 use crate::gemm::{LINE_BYTES, fetch_lines};
 use crate::quantised_rows::{PANEL_ROWS, row_panel};
+use crate::{Buffer, PackedMatrix};
 
 /// What an item's numbers begin at a multiple of: a cache line, so that threads write to different ones.
 const ALIGNMENT: usize = 16;
@@ -17,12 +18,12 @@ const PART_ROWS_MAX: usize = PANEL_ROWS / 2;
 /// Pieces for each thread from which on B is read in one go: with fewer, threads would wait for the one that has the last.
 const STREAMED_PIECES_MIN: usize = 2;
 
-/// Memory of [`matmul_lora`](super::matmul_lora), kept from call to call.
+/// Memory of [`matmul_lora`](super::matmul_lora), kept from call to call. What was planned for the last call is right for the
+/// next one if its rows, its matrices' sizes and its adapters' layouts are the same: as those of the same modules
+/// in the layers of a model are, and in steps that follow each other.
 #[derive(Default)]
 pub struct LoraScratch {
-    /// The runs' rows, and how many there are in all, that the pieces, the parts and the items' runs are for: the operations of
-    /// a step have the same, and terms of other sizes.
-    planned: (Vec<Range<usize>>, usize),
+    planned: Planned,
     /// Where runs begin and end.
     cuts: Vec<usize>,
     /// Of each run, the furthest end up to it.
@@ -53,13 +54,24 @@ pub struct LoraScratch {
     pub(super) waiting: Vec<AtomicUsize>,
 }
 
+/// What a plan is for.
+#[derive(Default)]
+struct Planned {
+    /// Of each run, its rows, its terms that are added, and how they lie.
+    runs: Vec<(Range<usize>, u8, Arc<Layout>)>,
+    /// Of the matrices.
+    outputs: Vec<usize>,
+    rows: usize,
+    inputs: usize,
+    threads: usize,
+}
+
 /// What a worker has begun of its share: on cache lines of its own (two, as they are fetched in pairs).
 #[derive(Default)]
 #[repr(align(128))]
 pub(super) struct Worker {
     pub(super) parts: AtomicUsize,
     pub(super) lines: AtomicUsize,
-    pub(super) bookkeeping: AtomicUsize,
 }
 
 /// Worker number so-and-so's share of this many.
@@ -141,8 +153,6 @@ pub(super) struct Next {
     start: usize,
     /// Lines with what follows: all that the operation reads of it.
     pub(super) lines: usize,
-    /// What lies apart from it: addresses and lines.
-    pub(super) bookkeeping: [(usize, usize); 3],
 }
 
 impl Next {
@@ -167,29 +177,54 @@ impl LoraScratch {
             // The operation after it: an adapter's groups lie in their order.
             let behind = std::ptr::from_ref(group).wrapping_add(1);
             fetch_lines(behind.cast(), size_of::<LoraGroup>().div_ceil(LINE_BYTES));
-            let bookkeeping = group.bookkeeping().map(|(first, bytes)| (first.addr(), bytes.div_ceil(LINE_BYTES)));
-            // Of one only: of many it would be a burst.
-            if self.next.is_empty() {
-                bookkeeping.iter().for_each(|(first, lines)| fetch_lines(std::ptr::without_provenance(*first), *lines));
-            }
             let bytes = group.beginning();
             let (first, start) = (bytes.as_ptr().addr(), self.next.last().map_or(0, |last| last.end));
             if self.next.last().is_none_or(|last| last.first != first) {
                 let lines = group.values().len().div_ceil(LINE_BYTES);
                 let end = start + bytes.len().div_ceil(LINE_BYTES);
-                self.next.push(Next { first, start, end, lines, bookkeeping });
+                self.next.push(Next { first, start, end, lines });
             }
         }
     }
 
+    /// Whether the plan is for these.
+    pub(super) fn is_planned(
+        &self,
+        runs: &[LoraRun<'_>],
+        matrices: &[&PackedMatrix],
+        (rows, inputs): (usize, usize),
+        threads: usize,
+    ) -> bool {
+        let planned = &self.planned;
+        (planned.rows, planned.inputs, planned.threads) == (rows, inputs, threads)
+            && planned.outputs.iter().copied().eq(matrices.iter().map(|matrix| matrix.outputs()))
+            && planned.runs.len() == runs.len()
+            && planned.runs.iter().zip(runs).all(|((rows, enabled, layout), run)| {
+                *rows == run.rows && *enabled == run.enabled && Arc::ptr_eq(layout, &run.group.layout)
+            })
+    }
+
     /// Makes pieces and items of `rows` rows, and the place for what is shrunk.
-    /// `width` is that of the outputs of all matrices.
-    pub(super) fn plan(&mut self, runs: &[LoraRun<'_>], rows: usize, width: usize, threads: usize) {
-        let (runs_rows, planned_rows) = &self.planned;
-        if *planned_rows != rows || !runs_rows.iter().eq(runs.iter().map(|run| &run.rows)) {
+    pub(super) fn plan(
+        &mut self,
+        runs: &[LoraRun<'_>],
+        matrices: &[&PackedMatrix],
+        (rows, inputs): (usize, usize),
+        threads: usize,
+    ) {
+        let is_cut = self.planned.rows == rows
+            && self.planned.runs.iter().map(|(rows, ..)| rows).eq(runs.iter().map(|run| &run.rows));
+        if !is_cut {
             self.cut(runs, rows);
         }
-        let Self { pieces, parts, items, sums, shrunk, streams, added, workers, waiting, .. } = self;
+        let planned = &mut self.planned;
+        planned.runs.clear();
+        planned.runs.extend(runs.iter().map(|run| (run.rows.clone(), run.enabled, Arc::clone(&run.group.layout))));
+        planned.outputs.clear();
+        planned.outputs.extend(matrices.iter().map(|matrix| matrix.outputs()));
+        (planned.rows, planned.inputs, planned.threads) = (rows, inputs, threads);
+        let width: usize = planned.outputs.iter().sum();
+        let Self { pieces, items, sums, shrunk, streams, added, workers, .. } = self;
         let (mut sums_end, mut shrunk_end) = (0, 0);
         let place = |end: &mut usize, len: usize| {
             let start = *end;
@@ -198,34 +233,36 @@ impl LoraScratch {
         };
         for piece in &*pieces {
             for item in &mut items[piece.items.clone()] {
-                let group = runs[item.run].group;
-                item.sums = place(&mut sums_end, piece.rows.len() * group.factors.len());
-                item.shrunk = place(&mut shrunk_end, piece.rows.len() * group.row_words);
+                let layout = &runs[item.run].group.layout;
+                item.sums = place(&mut sums_end, piece.rows.len() * layout.lanes);
+                item.shrunk = place(&mut shrunk_end, piece.rows.len() * layout.row_words);
             }
         }
         // B of few rows is best read in one go; of many by panels, each while its outputs are in the cache. DoRA needs these.
         let with_terms: usize = pieces.iter().map(|piece| piece.rows.len()).sum();
-        let is_plain = |run: &LoraRun<'_>| run.group.terms.iter().all(|term| term.growth.is_none());
         *streams = pieces.len() >= STREAMED_PIECES_MIN * threads
             && with_terms <= PART_ROWS_MAX * pieces.len()
-            && runs.iter().all(is_plain);
+            && runs.iter().all(|run| !run.group.layout.grows);
         added.resize(if *streams { rows * width } else { 0 });
         workers.resize_with(threads, Worker::default);
-        for Worker { parts, lines, bookkeeping } in workers {
-            [parts, lines, bookkeeping].into_iter().for_each(|count| *count.get_mut() = 0);
-        }
         sums.resize(sums_end);
         shrunk.resize(shrunk_end);
+        self.plan_added_rows(runs, matrices.len());
+    }
+
+    /// Sets what is counted during an operation to its beginning.
+    pub(super) fn begin(&mut self) {
+        let Self { parts, streams, workers, waiting, .. } = self;
+        for Worker { parts, lines } in workers {
+            (*parts.get_mut(), *lines.get_mut()) = (0, 0);
+        }
         waiting.iter_mut().for_each(|waiting| *waiting.get_mut() = 0);
         parts.iter().for_each(|part| *waiting[if *streams { 0 } else { part.piece }].get_mut() += 1);
     }
 
     /// Makes the pieces, their parts, and the items without their places.
     fn cut(&mut self, runs: &[LoraRun<'_>], rows: usize) {
-        let Self { planned, cuts, reach, pieces, parts, items, waiting, row_panels, .. } = self;
-        planned.0.clear();
-        planned.0.extend(runs.iter().map(|run| run.rows.clone()));
-        planned.1 = rows;
+        let Self { cuts, reach, pieces, parts, items, waiting, row_panels, .. } = self;
         cuts.clear();
         reach.clear();
         pieces.clear();
@@ -268,20 +305,20 @@ impl LoraScratch {
         }
     }
 
-    /// Makes a list of what is added to each matrix for each panel of rows.
-    pub(super) fn plan_adds<'a>(&mut self, runs: &[LoraRun<'a>], matrices: usize, adds: &mut Vec<Add<'a>>) {
+    /// To which rows of each matrix and panel something is added, if parts compute all of it.
+    fn plan_added_rows(&mut self, runs: &[LoraRun<'_>], matrices: usize) {
         let Self { streams, adds_of, added_rows, pieces, items, row_panels, .. } = self;
         adds_of.clear();
         added_rows.clear();
+        if !*streams {
+            return;
+        }
         for slot in 0..matrices {
-            let mut pieces = pieces.iter().enumerate().peekable();
+            let mut pieces = pieces.iter().peekable();
             for panel in 0..*row_panels {
-                let first = if *streams { added_rows.len() } else { adds.len() };
-                while let Some((number, piece)) = pieces.next_if(|(_, piece)| piece.panel_number == panel) {
-                    let items = &items[piece.items.clone()];
-                    if !*streams {
-                        adds.extend(items.iter().filter_map(|item| add(item, number, piece, &runs[item.run], slot)));
-                    } else if items.iter().any(|item| runs[item.run].term(slot).is_some()) {
+                let first = added_rows.len();
+                while let Some(piece) = pieces.next_if(|piece| piece.panel_number == panel) {
+                    if items[piece.items.clone()].iter().any(|item| runs[item.run].term(slot).is_some()) {
                         let own = piece.rows_of_panel();
                         match added_rows[first..].last_mut() {
                             Some(last) if last.end == own.start => last.end = own.end,
@@ -289,7 +326,27 @@ impl LoraScratch {
                         }
                     }
                 }
-                adds_of.push(first..if *streams { added_rows.len() } else { adds.len() });
+                adds_of.push(first..added_rows.len());
+            }
+        }
+    }
+
+    /// Makes a list of what is added to each matrix for each panel of rows, if parts do not compute it.
+    pub(super) fn plan_adds<'a>(&mut self, runs: &[LoraRun<'a>], matrices: usize, adds: &mut Vec<Add<'a>>) {
+        let Self { streams, adds_of, pieces, items, row_panels, .. } = self;
+        if *streams {
+            return;
+        }
+        adds_of.clear();
+        for slot in 0..matrices {
+            let mut pieces = pieces.iter().enumerate().peekable();
+            for panel in 0..*row_panels {
+                let first = adds.len();
+                while let Some((number, piece)) = pieces.next_if(|(_, piece)| piece.panel_number == panel) {
+                    let items = &items[piece.items.clone()];
+                    adds.extend(items.iter().filter_map(|item| add(item, number, piece, &runs[item.run], slot)));
+                }
+                adds_of.push(first..adds.len());
             }
         }
     }
@@ -304,12 +361,12 @@ impl Piece {
 
 fn add<'a>(item: &Item, number: usize, piece: &Piece, run: &LoraRun<'a>, slot: usize) -> Option<Add<'a>> {
     let group = run.group;
-    let term = run.term(slot)?;
-    let (stride, rank_words) = (group.row_words, term.words());
+    let (index, term) = run.term(slot)?;
+    let (stride, rank_words) = (group.layout.row_words, term.words());
     let first = item.shrunk.start + term.first_word;
     Some(Add {
         b: group.b(term),
-        growth: term.growth.as_deref(),
+        growth: group.growth(index),
         weight: run.weight,
         words: first..first + (piece.rows.len() - 1) * stride + rank_words + 2 * term.blocks(),
         stride,

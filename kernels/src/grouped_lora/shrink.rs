@@ -76,34 +76,33 @@ multiversion! {
 
 /// What [`shrink`] gave for all lanes of a run's rows, in int8: see `Term::first_word`.
 pub(super) fn round(isa: Isa, run: &LoraRun<'_>, sums: &[f32], words: &mut [u32]) {
-    let group = run.group;
-    let rows = sums.chunks_exact(group.factors.len()).zip(words.chunks_exact_mut(group.row_words));
-    for (sums, words) in rows {
-        for term in group.terms.iter().filter(|term| run.enabled >> term.slot & 1 == 1) {
+    let layout = &*run.group.layout;
+    for (sums, words) in sums.chunks_exact(layout.lanes).zip(words.chunks_exact_mut(layout.row_words)) {
+        for term in layout.terms.iter().filter(|term| run.enabled >> term.slot & 1 == 1) {
             let lanes = term.first_lane..term.first_lane + term.rank;
-            round_term(isa, &sums[lanes.clone()], &group.factors[lanes], run.weight, &mut words[term.first_word..]);
+            round_term(isa, &sums[lanes], term.scale * run.weight, &mut words[term.first_word..]);
         }
     }
 }
 
-fn round_term(isa: Isa, sums: &[f32], factors: &[f32], weight: f32, mut words: &mut [u32]) {
-    for (sums, factors) in sums.chunks(BLOCK_VALUES).zip(factors.chunks(BLOCK_VALUES)) {
+fn round_term(isa: Isa, sums: &[f32], factor: f32, mut words: &mut [u32]) {
+    for sums in sums.chunks(BLOCK_VALUES) {
         let (block, rest) = words.split_at_mut(2 + sums.len().div_ceil(4));
         match isa.level() {
             // SAFETY: this level exists only where `Isa::available` (isa.rs) found the features that `vector` enables.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => unsafe { vector::round_block(sums, factors, weight, block) },
-            _ => round_block(isa, sums, factors, weight, block),
+            Level::Avx512Vnni => unsafe { vector::round_block(sums, factor, block) },
+            _ => round_block(isa, sums, factor, block),
         }
         words = rest;
     }
 }
 
 multiversion! {
-    fn round_block(sums: &[f32], factors: &[f32], weight: f32, words: &mut [u32]) {
+    fn round_block(sums: &[f32], factor: f32, words: &mut [u32]) {
         let mut values = [0.0f32; BLOCK_VALUES];
-        for ((value, sum), factor) in values.iter_mut().zip(sums).zip(factors) {
-            *value = sum * (factor * weight);
+        for (value, sum) in values.iter_mut().zip(sums) {
+            *value = sum * factor;
         }
         let block = quantise_block(&values);
         words[0] = block.scale.to_bits();
@@ -215,19 +214,17 @@ mod vector {
         }
     }
 
-    /// As `super::round_block`; at most 32 sums, as many factors, and the words for them.
+    /// As `super::round_block`; at most 32 sums, and the words for them.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    pub(super) fn round_block(sums: &[f32], factors: &[f32], weight: f32, words: &mut [u32]) {
+    pub(super) fn round_block(sums: &[f32], factor: f32, words: &mut [u32]) {
         let count = sums.len();
-        assert!((1..=BLOCK_VALUES).contains(&count) && factors.len() == count && words.len() == 2 + count.div_ceil(4));
+        assert!((1..=BLOCK_VALUES).contains(&count) && words.len() == 2 + count.div_ceil(4));
         let mask = u32::MAX >> (BLOCK_VALUES - count);
-        let weight = _mm512_set1_ps(weight);
+        let factor = _mm512_set1_ps(factor);
         let halves = [0, 16].map(|at| {
-            let mask = (mask >> at) as u16;
-            // SAFETY: the mask leaves what both slices have.
-            let [sums, factors] =
-                unsafe { [sums, factors].map(|from| _mm512_maskz_loadu_ps(mask, from.as_ptr().wrapping_add(at))) };
-            _mm512_mul_ps(sums, _mm512_mul_ps(factors, weight))
+            // SAFETY: the mask leaves what the slice has.
+            let sums = unsafe { _mm512_maskz_loadu_ps((mask >> at) as u16, sums.as_ptr().wrapping_add(at)) };
+            _mm512_mul_ps(sums, factor)
         });
         let (scale, [first, last]) = codes(halves);
         let all = _mm256_set_m128i(last, first);

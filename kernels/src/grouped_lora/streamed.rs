@@ -34,7 +34,7 @@ impl Terms<'_> {
         let mut written = 0u8;
         for item in &self.items[piece.items.clone()] {
             let run = &self.runs[item.run];
-            let stride = run.group.row_words;
+            let stride = run.group.layout.row_words;
             let own = item.shrunk.start + part.rows.start * stride..item.shrunk.start + part.rows.end * stride;
             // SAFETY: of this part's rows, which this thread has written, and nobody else does.
             let words = unsafe { self.shrunk.read(own) };
@@ -60,13 +60,6 @@ impl Terms<'_> {
         }
         let Some(state) = self.workers.get(worker) else { return };
         let own = &self.next[share(worker, self.workers.len(), self.next.len())];
-        let told = state.bookkeeping.load(Ordering::Relaxed);
-        if let Some(next) = own.get(told) {
-            state.bookkeeping.store(told + 1, Ordering::Relaxed);
-            for (first, lines) in next.bookkeeping {
-                fetch_lines(std::ptr::without_provenance(first), lines);
-            }
-        }
         let fetched = state.lines.load(Ordering::Relaxed);
         let mut line = fetched;
         for next in own {

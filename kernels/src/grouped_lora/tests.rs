@@ -48,10 +48,10 @@ fn value(codes: Codes<'_>, code: usize, scale: usize) -> f32 {
 fn kept(group: &LoraGroup, term: &Term) -> [Vec<f32>; 2] {
     let mut a = Vec::new();
     for lane in term.first_lane..term.first_lane + term.rank {
-        let panel = group.panels.iter().find(|panel| lane < panel.first_lane + panel.lanes).unwrap();
+        let panel = group.layout.panels.iter().find(|panel| lane < panel.first_lane + panel.lanes).unwrap();
         let (codes, lane) = (group.a(*panel), lane - panel.first_lane);
         a.extend(
-            (0..group.inputs)
+            (0..group.inputs())
                 .map(|k| value(codes, (k / 4 * panel.lanes + lane) * 4 + k % 4, k / BLOCK_VALUES * panel.lanes + lane)),
         );
     }
@@ -166,7 +166,8 @@ impl Case {
             self.runs.iter().map(|run| (run.0.start..run.0.end.min(rows), run.1, run.2, run.3))
         {
             let group = &self.adapters[adapter].1;
-            for (term, row) in group.terms.iter().flat_map(|term| rows.clone().map(move |row| (term, row))) {
+            let terms = group.layout.terms.iter().enumerate();
+            for ((number, term), row) in terms.flat_map(|term| rows.clone().map(move |row| (term, row))) {
                 if enabled >> term.slot & 1 == 0 {
                     continue;
                 }
@@ -189,7 +190,7 @@ impl Case {
                             error += (largest / 253.0 + 1e-5 * h.1) * b.abs();
                         }
                     }
-                    let growth = term.growth.as_ref().map_or(0.0, |growth| f64::from(growth[output]));
+                    let growth = group.growth(number).map_or(0.0, |growth| f64::from(growth[output]));
                     let plain = f64::from(weight) * growth * f64::from(wx[at]);
                     y[at].0 += plain + (growth + 1.0) * sum;
                     y[at].1 += 1e-5 * plain.abs() + (growth + 1.0).abs() * error;
@@ -243,7 +244,7 @@ fn weights_are_kept_within_a_step_of_the_largest_of_their_32() {
     for seed in 0..40 {
         let case = Case::random(seed, 1);
         for (parts, group) in &case.adapters {
-            for (parts, term) in parts.iter().zip(&group.terms) {
+            for (parts, term) in parts.iter().zip(&group.layout.terms) {
                 let [a, b] = kept(group, term);
                 let close = |kept: &[f32], given: &[f32]| {
                     let largest = given.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
@@ -277,7 +278,7 @@ fn the_smallest_and_the_largest_weights_are_kept() {
             growth: None,
         };
         let group = LoraGroup::pack(32, &[parts]).unwrap();
-        let [a, b] = kept(&group, &group.terms[0]);
+        let [a, b] = kept(&group, &group.layout.terms[0]);
         for kept in [a[31], b[0]] {
             assert!((kept - value).abs() <= value.abs() / 126.0, "{kept} {value}");
         }

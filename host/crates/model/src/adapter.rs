@@ -33,9 +33,9 @@ pub use derive::{
 };
 pub(crate) use device_form::{DeviceFactors, DeviceTerm, RANK_MULTIPLE};
 pub use invocation::Invocation;
-pub(crate) use packed::Group;
 pub use packed::LoraAdapter;
 pub(crate) use packed::PackedTerm;
+pub(crate) use packed::{GROUPS, Group};
 pub use packed_file::{PackedFileError, PackedImage, packed_layout};
 pub use rejection::{AdapterLimits, AdapterRejection, NormLimits};
 pub use report::{AdapterKind, AdapterReport, ModuleReport};

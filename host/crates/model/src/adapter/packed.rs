@@ -14,7 +14,7 @@ use super::{AdapterBase, AdapterLimits, AdapterRejection, Invocation, canonical}
 use crate::{ModelConfig, Precision};
 
 /// Modules that read the same input: their terms are computed together. Indexed by [`Group`].
-pub(super) const GROUPS: [&[Module]; 4] =
+pub(crate) const GROUPS: [&[Module]; 4] =
     [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
 
 /// Which of a layer's inputs.

@@ -16,7 +16,7 @@ use kernels::{
 use types::Module;
 
 use super::weights::Weights;
-use crate::adapter::Group;
+use crate::adapter::{GROUPS, Group};
 use crate::{LoraAdapter, ModelConfig};
 
 /// Rows for which there is room from the start; a larger step makes its own.
@@ -42,7 +42,8 @@ pub(super) struct Buffers {
     sequences: Vec<AttentionSequence<'static>>,
     runs: Vec<LoraRun<'static>>,
     attention: AttentionScratch,
-    lora: LoraScratch,
+    /// Of the linear layers of drawn and of asked rows: what was planned for one is right for those of the other layers.
+    lora: [[LoraScratch; GROUPS.len()]; 2],
 }
 
 impl Buffers {
@@ -63,7 +64,7 @@ impl Buffers {
             sequences: Vec::with_capacity(rows),
             runs: Vec::with_capacity(rows),
             attention: AttentionScratch::default(),
-            lora: LoraScratch::new(),
+            lora: Default::default(),
         }
     }
 }
@@ -213,6 +214,7 @@ impl Forward<'_> {
             adding.extend(segments().filter_map(|segment| run(self.slots, segment, 0..drawn, layer, group)));
             let (next_layer, next) = group.after(layer);
             let next = segments().filter_map(|segment| run(self.slots, segment, 0..drawn, next_layer, next));
+            let lora = &mut lora[0][group as usize];
             lora.upcoming(next.map(|run| run.group));
             matmul_lora(team, isa, matrices, activations, drawn_y, accumulate, &adding, lora);
         }
@@ -224,7 +226,7 @@ impl Forward<'_> {
                 // Adapters are multiplied in int8 everywhere.
                 activations.fill(team, isa, asked_x, rows - drawn, inputs);
             }
-            let x = (&*tiles, &*activations);
+            let (x, lora) = ((&*tiles, &*activations), &mut lora[1][group as usize]);
             matmul_lora_tiles(team, isa, amx, matrices, x, asked_y, accumulate, &adding, lora, tile_scratch);
         }
         *runs = recycled(adding);
