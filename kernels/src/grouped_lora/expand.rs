@@ -175,6 +175,12 @@ mod vector {
     use super::super::shrink::widened;
     use super::{BLOCK_WORDS, Codes, PANEL, ROWS_AT_ONCE, SCALE_BYTES, Shrunk, VECTOR, VECTOR_BYTES};
 
+    /// Words of ranks and blocks of them: of one block if WORDS says how many, so that loops are of a length that is known.
+    #[inline(always)]
+    fn known<const WORDS: usize>(h: Shrunk<'_>) -> (usize, usize) {
+        if WORDS > 0 { (WORDS, 1) } else { (h.rank_words, h.blocks()) }
+    }
+
     /// How far ahead of its use B is fetched where it is read in one go.
     const AHEAD: usize = 4096;
 
@@ -192,7 +198,14 @@ mod vector {
             ($($rows:literal)*) => {
                 match rows {
                     // SAFETY: the caller's promise.
-                    $($rows => unsafe { all::<$rows>(b, h, out, (stride, outputs), accumulate) },)*
+                    $($rows => unsafe {
+                        match h.rank_words {
+                            2 => all::<$rows, 2>(b, h, out, (stride, outputs), accumulate),
+                            4 => all::<$rows, 4>(b, h, out, (stride, outputs), accumulate),
+                            8 => all::<$rows, 8>(b, h, out, (stride, outputs), accumulate),
+                            _ => all::<$rows, 0>(b, h, out, (stride, outputs), accumulate),
+                        }
+                    },)*
                     _ => {}
                 }
             };
@@ -201,16 +214,16 @@ mod vector {
     }
 
     /// # Safety
-    /// As [`expand_all`], for that many rows.
+    /// As [`expand_all`], for that many rows, and words of ranks if they are known: of one block.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn all<const ROWS: usize>(
+    unsafe fn all<const ROWS: usize, const WORDS: usize>(
         b: Codes<'_>,
         h: Shrunk<'_>,
         out: &mut [f32],
         (stride, outputs): (usize, usize),
         accumulate: bool,
     ) {
-        let (rank_words, blocks) = (h.rank_words, h.blocks());
+        let (rank_words, blocks) = known::<WORDS>(h);
         let (mut codes, mut scales, out) = (b.codes.as_ptr(), b.scales.as_ptr(), out.as_mut_ptr());
         for first in (0..outputs).step_by(VECTOR) {
             let mask = u16::MAX >> (VECTOR - VECTOR.min(outputs - first));
@@ -266,7 +279,14 @@ mod vector {
             ($h:ident, $y:ident, $tiles:literal: $($rows:literal)*) => {
                 match $y.len() {
                     // SAFETY: the caller's promise.
-                    $($rows => unsafe { rows::<$tiles, $rows>(b, $h, whole, $y) },)*
+                    $($rows => unsafe {
+                        match $h.rank_words {
+                            2 => rows::<$tiles, $rows, 2>(b, $h, whole, $y),
+                            4 => rows::<$tiles, $rows, 4>(b, $h, whole, $y),
+                            8 => rows::<$tiles, $rows, 8>(b, $h, whole, $y),
+                            _ => rows::<$tiles, $rows, 0>(b, $h, whole, $y),
+                        }
+                    },)*
                     _ => {}
                 }
             };
@@ -282,16 +302,16 @@ mod vector {
     }
 
     /// # Safety
-    /// As [`expand`], for that many tiles and rows.
+    /// As [`expand`], for that many tiles and rows, and words of ranks if they are known: of one block.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn rows<const TILES: usize, const ROWS: usize>(
+    unsafe fn rows<const TILES: usize, const ROWS: usize, const WORDS: usize>(
         b: Codes<'_>,
         h: Shrunk<'_>,
         whole: bool,
         y: &mut [[f32; PANEL]],
     ) {
         assert!(y.len() == ROWS);
-        let (rank_words, blocks) = (h.rank_words, h.blocks());
+        let (rank_words, blocks) = known::<WORDS>(h);
         // SAFETY: a row has 32 values.
         let there = |y: &[[f32; PANEL]], row: usize, tile: usize| unsafe {
             _mm512_loadu_ps(y[row].as_ptr().add(tile * VECTOR))

@@ -133,7 +133,9 @@ mod vector {
             ($lanes:literal: $($rows:literal)*) => {
                 match x.rows {
                     // SAFETY: the caller's promise.
-                    $($rows => unsafe { rows::<$lanes, $rows>(a, x, sums, stride) },)*
+                    $($rows if x.panel_rows == $rows => unsafe { rows::<$lanes, $rows, true>(a, x, sums, stride) },)*
+                    // SAFETY: the caller's promise.
+                    $($rows => unsafe { rows::<$lanes, $rows, false>(a, x, sums, stride) },)*
                     _ => {}
                 }
             };
@@ -146,10 +148,15 @@ mod vector {
     }
 
     /// # Safety
-    /// As [`shrink`], for that many lanes and rows.
+    /// As [`shrink`], for that many lanes and rows: a whole panel's, if WHOLE.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn rows<const LANES: usize, const ROWS: usize>(a: Codes<'_>, x: Inputs<'_>, out: &mut [f32], stride: usize) {
-        let panel_rows = x.panel_rows;
+    unsafe fn rows<const LANES: usize, const ROWS: usize, const WHOLE: bool>(
+        a: Codes<'_>,
+        x: Inputs<'_>,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let panel_rows = if WHOLE { ROWS } else { x.panel_rows };
         let mut sums = [_mm512_setzero_ps(); ROWS];
         let (mut codes, mut scales) = (a.codes.as_ptr(), a.scales.as_ptr());
         let mut words = x.words.as_ptr().wrapping_add(x.first);
