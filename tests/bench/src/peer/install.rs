@@ -16,6 +16,10 @@ use crate::Outcome;
 
 const PACKAGE: &str = "llama-cpp-python";
 const VERSION: &str = "0.3.36";
+/// Raised when what is built from the same version changes: the folder's name has it.
+const BUILD: u32 = 2;
+/// Without it GCC 12 builds a llama.cpp that ends on machines with AMX.
+const AMX_HEADER: &str = include_str!("../../python/gcc_amx.h");
 /// The file as it is, and those that llama.cpp makes from it.
 pub(crate) const FORMATS: [&str; 4] = ["q4_1", "q4_0", "q8_0", "bf16"];
 
@@ -36,8 +40,9 @@ pub(crate) struct Installed {
 /// # Errors
 /// If Python, a compiler or the network is missing; the message says where the log is.
 pub(crate) fn ensure(base: &Path, digest: Digest) -> Outcome<Installed> {
-    let folder = cache()?.join("tenon").join("bench").join(format!("{PACKAGE}-{VERSION}"));
+    let folder = cache()?.join("tenon").join("bench").join(format!("{PACKAGE}-{VERSION}-{BUILD}"));
     fs::create_dir_all(&folder)?;
+    fs::write(folder.join("gcc_amx.h"), AMX_HEADER)?;
     let python = folder.join("venv").join("bin").join("python");
     once(&folder, "package", || package(&folder, &python))?;
     let server = match once(&folder, "server", || server(&folder)) {
@@ -79,6 +84,7 @@ fn package(folder: &Path, python: &Path) -> Outcome {
     download.args(["download", "--no-deps", "--no-binary", PACKAGE, "--dest"]).arg(folder.join("sdist")).arg(&wanted);
     run(folder, "downloading llama.cpp's sources", &mut download)?;
     let mut install = pip();
+    with_amx(folder, &mut install);
     // cmake and ninja serve the build of the server.
     install.args(["install", "--no-binary", PACKAGE, "--find-links"]).arg(folder.join("sdist"));
     run(folder, "building llama.cpp with pip", install.args([&wanted, "cmake", "ninja"]))
@@ -109,10 +115,17 @@ fn server(folder: &Path) -> Outcome {
         ["LLAMA_BUILD_COMMON", "LLAMA_BUILD_TOOLS", "LLAMA_BUILD_SERVER"],
     );
     configure.args(off.map(|name| format!("-D{name}=OFF"))).args(on.map(|name| format!("-D{name}=ON")));
+    with_amx(folder, &mut configure);
     run(folder, "configuring llama-server", &mut configure)?;
     let mut build = Command::new(tools.join("cmake"));
     build.arg("--build").arg(folder.join("server")).args(["--target", "llama-server"]);
     run(folder, "building llama-server", &mut build)
+}
+
+/// Tells CMake, which pip starts too, to include [`AMX_HEADER`] everywhere.
+fn with_amx(folder: &Path, command: &mut Command) {
+    let own = std::env::var("CXXFLAGS").unwrap_or_default();
+    command.env("CXXFLAGS", format!("{own} -include \"{}\"", folder.join("gcc_amx.h").display()));
 }
 
 /// The base in each format; those that are not the file itself are made from it, next to one another.
