@@ -86,7 +86,8 @@ fn package(folder: &Path, python: &Path) -> Outcome {
     let mut install = pip();
     with_amx(folder, &mut install);
     // cmake and ninja serve the build of the server.
-    install.args(["install", "--no-binary", PACKAGE, "--find-links"]).arg(folder.join("sdist"));
+    // Not what pip built before, which may have been told otherwise.
+    install.args(["install", "--no-cache-dir", "--no-binary", PACKAGE, "--find-links"]).arg(folder.join("sdist"));
     run(folder, "building llama.cpp with pip", install.args([&wanted, "cmake", "ninja"]))
 }
 
