@@ -86,42 +86,34 @@ unsafe fn add_scores(rows: QueryRows<'_>, first: usize, tile: &Tile<'_>, between
             let mut pair = 0;
             while pair < pairs {
                 let query = queries.add(pair);
-                if four && pairs - pair >= PAIRS {
-                    asm!(
-                        "tileloadd tmm4, [{query} + {row}]",
-                        "tileloadd tmm5, [{k0} + {line}]", "tdpbf16ps tmm0, tmm4, tmm5",
-                        "tileloadd tmm5, [{k1} + {line}]", "tdpbf16ps tmm1, tmm4, tmm5",
-                        "tileloadd tmm5, [{k2} + {line}]", "tdpbf16ps tmm2, tmm4, tmm5",
-                        "tileloadd tmm5, [{k3} + {line}]", "tdpbf16ps tmm3, tmm4, tmm5",
-                        query = in(reg) query, row = in(reg) row_bytes, line = in(reg) size_of::<Line>(),
-                        k0 = in(reg) keys(0).add(pair), k1 = in(reg) keys(1).add(pair),
-                        k2 = in(reg) keys(2).add(pair), k3 = in(reg) keys(3).add(pair),
-                        options(nostack, preserves_flags, readonly),
-                    );
-                } else if four {
-                    asm!(
-                        "tileloadd tmm6, [{query} + {row}]",
-                        "tileloadd tmm7, [{k0} + {line}]", "tdpbf16ps tmm0, tmm6, tmm7",
-                        "tileloadd tmm7, [{k1} + {line}]", "tdpbf16ps tmm1, tmm6, tmm7",
-                        "tileloadd tmm7, [{k2} + {line}]", "tdpbf16ps tmm2, tmm6, tmm7",
-                        "tileloadd tmm7, [{k3} + {line}]", "tdpbf16ps tmm3, tmm6, tmm7",
-                        query = in(reg) query, row = in(reg) row_bytes, line = in(reg) size_of::<Line>(),
-                        k0 = in(reg) keys(0).add(pair), k1 = in(reg) keys(1).add(pair),
-                        k2 = in(reg) keys(2).add(pair), k3 = in(reg) keys(3).add(pair),
-                        options(nostack, preserves_flags, readonly),
-                    );
-                } else if pairs - pair >= PAIRS {
-                    asm!(
-                        "tileloadd tmm4, [{query} + {row}]", "tileloadd tmm5, [{key} + {line}]", "tdpbf16ps tmm0, tmm4, tmm5",
-                        query = in(reg) query, row = in(reg) row_bytes, line = in(reg) size_of::<Line>(),
-                        key = in(reg) keys(0).add(pair), options(nostack, preserves_flags, readonly),
-                    );
-                } else {
-                    asm!(
-                        "tileloadd tmm6, [{query} + {row}]", "tileloadd tmm7, [{key} + {line}]", "tdpbf16ps tmm0, tmm6, tmm7",
-                        query = in(reg) query, row = in(reg) row_bytes, line = in(reg) size_of::<Line>(),
-                        key = in(reg) keys(0).add(pair), options(nostack, preserves_flags, readonly),
-                    );
+                // Tiles 4 and 5 are of 16 pairs, 6 and 7 of 8.
+                macro_rules! add {
+                    ($queries:literal, $keys:literal: $($sum:literal = $group:literal)*) => {
+                        asm!(
+                            concat!("tileloadd ", $queries, ", [{query} + {row}]"),
+                            query = in(reg) query, row = in(reg) row_bytes, options(nostack, preserves_flags, readonly),
+                        );
+                        $(asm!(
+                            concat!("tileloadd ", $keys, ", [{key} + {line}]"),
+                            concat!("tdpbf16ps ", $sum, ", ", $queries, ", ", $keys),
+                            key = in(reg) keys($group).add(pair), line = in(reg) size_of::<Line>(),
+                            options(nostack, preserves_flags, readonly),
+                        );)*
+                    };
+                }
+                match (four, pairs - pair >= PAIRS) {
+                    (true, true) => {
+                        add!("tmm4", "tmm5": "tmm0" = 0 "tmm1" = 1 "tmm2" = 2 "tmm3" = 3);
+                    }
+                    (true, false) => {
+                        add!("tmm6", "tmm7": "tmm0" = 0 "tmm1" = 1 "tmm2" = 2 "tmm3" = 3);
+                    }
+                    (false, true) => {
+                        add!("tmm4", "tmm5": "tmm0" = 0);
+                    }
+                    (false, false) => {
+                        add!("tmm6", "tmm7": "tmm0" = 0);
+                    }
                 }
                 pair += PAIRS;
             }
