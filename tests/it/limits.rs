@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use ::hostile::{Encoding, wat_component};
 use serde_json::{Value, json};
@@ -181,4 +182,49 @@ fn cold_bytes_are_summed_over_switches() {
     assert!(both > first + 1 && first > 0, "{first} and then {both}");
     // What the first turn loaded is there: only the second one is cold now.
     relay(both - first).expect(200);
+}
+
+/// What a plugin says that it will need is loaded, and counts in what may be loaded.
+#[test]
+fn hints_load_and_count_as_cold_bytes() {
+    let Some(server) = wide("hints_load_and_count_as_cold_bytes") else { return };
+    let client = server.client();
+    let resident = || client.metric("tenon_adapters_resident{tier=\"memory\"}");
+    let until_resident = |count: f64| {
+        let started = Instant::now();
+        while resident() != Some(count) {
+            assert!(started.elapsed() < Duration::from_secs(60), "{:?} adapters are there and not {count}", resident());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    // By the import.
+    let hint = |limits: Value, said: &str| {
+        let manifest = json!({"adapters": ["all-caps"], "limits": limits});
+        deploy_component(&client, "hints", guest("imports"), &manifest);
+        client.post("/v1/functions/hints/invoke", &json!({"input": said})).expect(200).text
+    };
+    let refused = hint(json!({"cold_bytes_max": 1000}), "prefetch all-caps");
+    assert!(refused.contains("cold_bytes_max of 1000"), "{refused}");
+    let refused = hint(json!({}), "prefetch all-caps iso-date");
+    assert!(refused.contains("error") && refused.contains("iso-date"), "it was not granted that one: {refused}");
+    assert_eq!(resident(), Some(0.0), "what is refused is not begun");
+    let hinted = hint(json!({}), "prefetch all-caps");
+    assert!(hinted.contains("hinted") && !hinted.contains("error"), "{hinted}");
+    until_resident(1.0);
+    let hinted = hint(json!({"cold_bytes_max": 0}), "prefetch all-caps");
+    assert!(hinted.contains("hinted"), "what is there costs nothing: {hinted}");
+    // By the plan.
+    let plan = |limit: u64| {
+        let config = json!({"prefetch": "iso-date"});
+        let manifest = json!({"adapters": ["iso-date"], "config": config, "limits": {"cold_bytes_max": limit}});
+        deploy_component(&client, "plans", guest("decide"), &manifest);
+        client.post("/v1/functions/plans/invoke", &json!({"input": "Good morning", "max_tokens": 2}))
+    };
+    let refused = plan(1000).expect_error(502, "limit_exceeded");
+    assert!(refused.text.contains("cold_bytes_max of 1000"), "{}", refused.text);
+    assert_eq!(resident(), Some(1.0), "what is refused is not begun");
+    let answer = plan(1 << 30).expect(200);
+    assert!(!answer.text.contains("\"name\":\"iso-date\""), "a hint composes nothing: {}", answer.text);
+    until_resident(2.0);
+    plan(0).expect(200);
 }

@@ -2,6 +2,7 @@
 //! from then on, also after a restart.
 
 use std::io::BufRead as _;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::{Client, Options, Server, adapter_folder, deploy_plugin, guest, tenant_key};
@@ -66,6 +67,47 @@ fn a_revoked_adapter_ends_its_streams_and_never_comes_back() {
     client.post("/v1/completions", &json!({"model": "caps", "prompt": "One"})).expect_error(410, "revoked");
     let all = client.get("/v1/revocations").expect(200).json();
     assert_eq!(all["data"].as_array().map(Vec::len), Some(2), "{all}");
+}
+
+/// Text that a stop string is half met by is held back; when the answer ends in an error, no stop string can be met any more.
+#[test]
+fn what_a_stop_string_held_is_sent_before_the_error() {
+    let Some(server) = Server::start("what_a_stop_string_held_is_sent_before_the_error", Options::default()) else {
+        return;
+    };
+    let client = server.client();
+    let folder = adapter_folder("all-caps").expect("a committed adapter");
+    let digest = client.upload_adapter("caps", &folder).expect(201).json()["digest"].as_str().unwrap().to_owned();
+    let mut body = ask("caps", 150);
+    body["stream"] = json!(false);
+    let whole = client.post("/v1/completions", &body).expect(200).json()["choices"][0]["text"].clone();
+    let whole = whole.as_str().expect("a text").to_owned();
+    // All of it is held, for as many tokens as go into the longest stop string.
+    let begin: String = whole
+        .chars()
+        .scan(0, |bytes, c| {
+            *bytes += c.len_utf8();
+            (*bytes < 250).then_some(c)
+        })
+        .collect();
+    assert!(begin.len() > 100, "too short to be held for long: {whole:?}");
+    let mut body = ask("caps", 4000);
+    body["stop"] = json!([format!("{begin}\u{1}")]);
+    let steps = || client.metric("tenon_engine_steps_total").expect("a metric");
+    let before = steps();
+    std::thread::scope(|scope| {
+        let stream = scope.spawn(|| client.stream("/v1/completions", &body));
+        while steps() < before + 8.0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        client.put(&format!("/v1/revocations/{digest}"), &json!({"reason": "while it held"})).expect(201);
+        let events = stream.join().expect("a stream");
+        assert_eq!(events.last("/error/code"), Some(&json!("revoked")), "{:?}", events.data);
+        let text = events.text();
+        assert!(!text.is_empty() && whole.starts_with(&text), "{text:?} is no beginning of {whole:?}");
+        let error = events.data.iter().position(|event| event.get("error").is_some());
+        assert_eq!(error, Some(events.data.len() - 1), "the text comes before: {:?}", events.data);
+    });
 }
 
 #[test]

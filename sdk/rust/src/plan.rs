@@ -35,6 +35,13 @@ impl Plan {
         self
     }
 
+    /// Has an adapter loaded that this answer may switch to, or that the next request is likely to need. Nothing waits for it.
+    #[must_use]
+    pub fn prefetch(mut self, adapter: impl Into<String>) -> Self {
+        self.prefetch.push(adapter.into());
+        self
+    }
+
     /// Sets the sampling.
     #[must_use]
     pub fn sampling(mut self, sampling: Sampling) -> Self {

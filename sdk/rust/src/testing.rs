@@ -63,6 +63,7 @@ pub struct ToolCall {
 #[derive(Clone, Debug, Default)]
 struct State {
     adapters: Vec<Adapter>,
+    prefetched: Vec<String>,
     config: Vec<(String, String)>,
     lines: Vec<(Level, String)>,
     random: u32,
@@ -103,6 +104,11 @@ impl Harness {
         let residency = Residency::Memory;
         self.state.adapters.push(Adapter { alias: alias.to_owned(), digest, rank: 8, residency });
         self
+    }
+
+    /// The adapters that the last call on this thread said it would need soon.
+    pub fn prefetched(&self) -> Vec<String> {
+        STATE.with_borrow(|state| state.prefetched.clone())
     }
 
     /// Sets a value of the manifest's configuration.
@@ -297,8 +303,17 @@ pub(crate) mod fake {
             Ok(STATE.with_borrow(|state| state.adapters.clone()))
         }
 
-        pub(crate) fn prefetch(_: &[String]) -> Result<(), HostError> {
-            Err(HostError::Unsupported("prefetch".to_owned()))
+        pub(crate) fn prefetch(adapters: &[String]) -> Result<(), HostError> {
+            STATE.with_borrow_mut(|state| {
+                let is_granted = |name: &&String| {
+                    state.adapters.iter().any(|adapter| adapter.alias == **name || adapter.digest == **name)
+                };
+                if let Some(name) = adapters.iter().find(|name| !is_granted(name)) {
+                    return Err(HostError::Denied(name.clone()));
+                }
+                state.prefetched.extend_from_slice(adapters);
+                Ok(())
+            })
         }
     }
 
@@ -454,6 +469,22 @@ mod tests {
         assert_eq!(harness.lines(), ["at 10 ms"]);
         let again = harness.compose::<FirstSentence>(&request("hi")).unwrap();
         assert_eq!(plan.sampling.seed, again.sampling.seed, "seeded, so repeatable");
+    }
+
+    #[test]
+    fn hints_are_noted_and_need_a_grant() {
+        struct Hints;
+        impl Policy for Hints {
+            fn compose(request: &Request) -> Result<Plan> {
+                catalog::prefetch(std::slice::from_ref(&request.text))?;
+                Ok(Plan::new(request.prompt()).prefetch("b"))
+            }
+        }
+        let harness = Harness::new().adapter("a").adapter("b");
+        assert_eq!(harness.compose::<Hints>(&request("a")).unwrap().prefetch, ["b"]);
+        assert_eq!(harness.prefetched(), ["a"]);
+        let error = harness.compose::<Hints>(&request("c")).unwrap_err();
+        assert!(error.to_string().contains('c') && harness.prefetched().is_empty(), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Decides in `route` as its configuration says, so that a test can play every decision, and tell one version from another. First
 //! it computes for so many turns (`turns`), then it traps (`trap`), rejects with a word (`reject`), answers with a text (`answer`, in
 //! which `{version}`, `{function}` and `{text}` are filled in), or hands over to a function (`hand-over`). Without any of these it
-//! serves: the prompt is what `prompt` says, or what was asked.
+//! serves: the prompt is what `prompt` says, or what was asked, and the adapter `prefetch` will be needed soon.
 
 use tenon_sdk::{Decision, Plan, Policy, Prompt, Rejection, Request, Result, config};
 
@@ -28,7 +28,11 @@ impl Policy for Decide {
 
     fn compose(request: &Request) -> Result<Plan> {
         let prompt = config::get("prompt").map_or_else(|| request.prompt(), |text| Prompt::chat("", &text));
-        Ok(Plan::new(prompt).token_budget(request.max_tokens))
+        let plan = Plan::new(prompt).token_budget(request.max_tokens);
+        Ok(match config::get("prefetch") {
+            Some(adapter) => plan.prefetch(adapter),
+            None => plan,
+        })
     }
 }
 

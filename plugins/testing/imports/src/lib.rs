@@ -3,7 +3,9 @@
 //! b k v`, does it so often and tells the last outcome.
 
 use tenon_sdk::kv::Bucket;
-use tenon_sdk::{Decision, HttpRequest, Plan, Policy, Request, Result, Tool, config, secrets, tokenizer, tools};
+use tenon_sdk::{
+    Decision, HttpRequest, Plan, Policy, Request, Result, Tool, catalog, config, secrets, tokenizer, tools,
+};
 
 struct Imports;
 
@@ -98,6 +100,11 @@ fn done(command: &str) -> Result<String> {
             let outcome = tools::call(server, tool, &grown(&arguments.join(" ")))?;
             let word = if outcome.is_error { "failed" } else { "done" };
             format!("{word}: {}, {:?}", outcome.text.replace('\n', "/"), outcome.structured)
+        }
+        ["prefetch", adapters @ ..] => {
+            let adapters: Vec<String> = adapters.iter().map(|name| (*name).to_owned()).collect();
+            catalog::prefetch(&adapters)?;
+            "hinted".to_owned()
         }
         ["log", context, rest @ ..] => {
             logging(context, &rest.join(" "));
