@@ -1,7 +1,9 @@
 //! Takes secrets out of what is recorded: the value itself, and the value as base64, hexadecimal, percent-encoded or escaped, in
 //! any text. Not here: what a plugin makes of a secret in other ways (a signature, a hash), which nobody can tell from other text.
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use std::ops::Range;
+
+use aho_corasick::AhoCorasick;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde::Serialize;
@@ -65,8 +67,7 @@ impl Scrub {
         if value.len() >= BASE64_CORE_CHARS_MIN {
             written.extend([hexadecimal(b"0123456789abcdef"), hexadecimal(b"0123456789ABCDEF")]);
         }
-        // The longest first: one may be the beginning of another.
-        written.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        written.sort_unstable();
         written.dedup();
         let in_base64 = (0..3).flat_map(|before| {
             [STANDARD_NO_PAD.encode(padded(value, before)), URL_SAFE_NO_PAD.encode(padded(value, before))]
@@ -84,8 +85,8 @@ impl Scrub {
                 self.forms.extend(texts.iter().map(|_| Form { hidden: index, is_base64 }));
             }
         }
-        // Of several that begin at one place the longest. It fails for gigabytes only.
-        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(patterns);
+        // It fails for gigabytes only.
+        let finder = AhoCorasick::new(patterns);
         self.finder = finder.inspect_err(|error| tracing::error!(%error, "secrets in recordings")).ok();
     }
 
@@ -129,24 +130,63 @@ impl Scrub {
 
     /// With what stands for the secrets in their place; nothing if none is there.
     fn replaced(&self, bytes: &[u8]) -> Option<Vec<u8>> {
-        let finder = self.finder.as_ref()?;
+        let places = self.places(bytes);
+        let end = places.last()?.range.end;
         let (mut out, mut from) = (Vec::new(), 0);
-        for found in finder.find_iter(bytes) {
-            let Some(form) = self.forms.get(found.pattern().as_usize()) else { continue };
-            let Some(hidden) = self.hidden.get(form.hidden) else { continue };
-            let (mut first, mut end) = (found.start(), found.end());
-            if form.is_base64 {
-                (first, end) = widened(bytes, first, end);
+        for Place { range, hidden } in places {
+            out.extend_from_slice(bytes.get(from..range.start).unwrap_or_default());
+            for hidden in hidden.iter().filter_map(|hidden| self.hidden.get(*hidden)) {
+                out.extend_from_slice(hidden.placeholder.as_bytes());
             }
-            out.extend_from_slice(bytes.get(from..first).unwrap_or_default());
-            out.extend_from_slice(hidden.placeholder.as_bytes());
-            from = from.max(end);
+            from = range.end;
         }
-        if from == 0 {
-            return None;
-        }
-        out.extend_from_slice(bytes.get(from..).unwrap_or_default());
+        out.extend_from_slice(bytes.get(end..).unwrap_or_default());
         Some(out)
+    }
+
+    /// Where secrets are, in order. Those that overlap are one place, so that nothing of either is left, in which each is named
+    /// once; one that lies within another is not named.
+    fn places(&self, bytes: &[u8]) -> Vec<Place> {
+        let mut places: Vec<Place> = Vec::new();
+        // By their ends, ascending.
+        for found in self.finder.iter().flat_map(|finder| finder.find_overlapping_iter(bytes)) {
+            let Some(form) = self.forms.get(found.pattern().as_usize()) else { continue };
+            let range = if form.is_base64 { widened(bytes, found.range()) } else { found.range() };
+            let mut place = Place { range, hidden: vec![form.hidden] };
+            while let Some(last) = places.pop_if(|last| place.range.start < last.range.end) {
+                place = last.merged(place);
+            }
+            places.push(place);
+        }
+        places
+    }
+}
+
+/// A part of a text that is made of secrets.
+struct Place {
+    range: Range<usize>,
+    /// Whose, by their numbers.
+    hidden: Vec<usize>,
+}
+
+impl Place {
+    /// With one that overlaps with it and was found later.
+    fn merged(mut self, later: Self) -> Self {
+        let within =
+            |one: &Self, other: &Self| other.range.start <= one.range.start && one.range.end <= other.range.end;
+        if within(&later, &self) {
+            return self;
+        }
+        if within(&self, &later) {
+            return later;
+        }
+        self.range = self.range.start.min(later.range.start)..self.range.end.max(later.range.end);
+        for hidden in later.hidden {
+            if !self.hidden.contains(&hidden) {
+                self.hidden.push(hidden);
+            }
+        }
+        self
     }
 }
 
@@ -161,14 +201,14 @@ fn middle(text: &str, before: usize, bytes: usize) -> String {
 }
 
 /// Takes the characters of base64 at both ends along, of which some bits are the secret's.
-fn widened(bytes: &[u8], first: usize, mut end: usize) -> (usize, usize) {
+fn widened(bytes: &[u8], Range { start: first, mut end }: Range<usize>) -> Range<usize> {
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/-_".contains(byte);
     let before = first.checked_sub(1).and_then(|at| bytes.get(at)).is_some_and(is_base64);
     end += usize::from(bytes.get(end).is_some_and(is_base64));
     while bytes.get(end) == Some(&b'=') {
         end += 1;
     }
-    (first - usize::from(before), end)
+    first - usize::from(before)..end
 }
 
 fn percent(value: &str) -> String {

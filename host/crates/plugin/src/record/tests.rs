@@ -63,6 +63,34 @@ fn what_stands_for_a_secret_is_not_scrubbed_again() {
 }
 
 #[test]
+fn of_secrets_that_overlap_nothing_is_left() {
+    let mut scrub = Scrub::default();
+    for (name, value) in
+        [("one", "abcdefgh"), ("two", "efghijkl"), ("inner", "cdef"), ("end", "ijklmnop"), ("odd", "xyxyx")]
+    {
+        scrub.hide(name, value);
+    }
+    let clean = |text: &str| scrub.clean(json!(text)).as_str().expect("text").to_owned();
+    assert_eq!(clean("<abcdefghijkl>"), "<{{secret:one}}{{secret:two}}>");
+    assert_eq!(clean("<abcdefghijklmnop>"), "<{{secret:one}}{{secret:two}}{{secret:end}}>");
+    assert_eq!(clean("abcdefgh"), "{{secret:one}}", "what is within another is the other's");
+    assert_eq!(clean("cdefghijkl"), "{{secret:inner}}{{secret:two}}");
+    assert_eq!(clean("abcdefghabcdefgh"), "{{secret:one}}{{secret:one}}", "these touch");
+    assert_eq!(clean("xyxyxyxyx y"), "{{secret:odd}} y");
+    // In base64 too, whose ends are shared.
+    let encoded = base64(b"abcdefghijkl");
+    let left = clean(&encoded);
+    assert!(
+        left.contains("{{secret:one}}")
+            && !encoded
+                .as_bytes()
+                .windows(4)
+                .any(|four| { left.replace("{{secret:", "").contains(std::str::from_utf8(four).expect("text")) }),
+        "{left}"
+    );
+}
+
+#[test]
 fn a_secret_is_hidden_in_base64_wherever_it_begins_and_the_same_placeholder_stands_for_it() {
     let value = "correct horse battery";
     let hidden = scrub("key", value);
