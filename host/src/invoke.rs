@@ -17,6 +17,7 @@ mod hand_over;
 mod lent;
 mod nested;
 mod pending;
+mod place;
 mod post;
 mod prompt;
 mod record;

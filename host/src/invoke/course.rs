@@ -6,16 +6,15 @@
 //! the new composition. Both are the same tokens whatever else runs, and however late the plugin answered.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use engine::{
-    Activation, Continuation, GenerationError, OutputConstraint, Stretch, Submission, SubmitError, Terms, TokenStream,
-};
+use engine::{Activation, Continuation, GenerationError, OutputConstraint, Stretch, Submission, Terms, TokenStream};
 use types::{Digest, PlanEntry, PlanError, PlanLimits, ValidPlan};
 
 use super::cold::{self, Cold, ColdBounds, Resident};
 use super::cold_bytes::ColdBytes;
 use super::grants::ResolvedGrants;
+use super::place::{submitted, wait_for_place};
 use super::{activations, lent};
 use crate::adapters::{AdapterLease, ReleasePolicy};
 use crate::constraints::ReadConstraint;
@@ -25,8 +24,6 @@ use crate::registry::ManifestSwitch;
 
 /// Switches of one answer.
 const SWITCHES_MAX: u32 = 64;
-/// While the queue is full.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a composition may be made of, and how one is exchanged for another.
 pub(crate) struct Rights {
@@ -109,16 +106,11 @@ impl Course {
         self.leases.extend(leases);
         self.plan = plan;
         let deadline = Instant::now() + self.plan.deadline();
+        // It gave up its place for this: it waits for another one.
         loop {
-            match host.engine.submit(self.submission().await?) {
-                Ok(tokens) => return Ok(Some((tokens, cold))),
-                // It gave up its place for this: it waits for another one.
-                Err(SubmitError::QueueFull { .. } | SubmitError::TenantQueueFull { .. })
-                    if Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
-                Err(error) => return Err(error.into()),
+            wait_for_place(host, self.terms, deadline).await;
+            if let Some(tokens) = submitted(host, self.submission().await?, deadline)? {
+                return Ok(Some((tokens, cold)));
             }
         }
     }

@@ -11,10 +11,10 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
-use engine::{Continuation, GenerationError, Submission, SubmitError, Terms, TokenEvent};
+use engine::{Continuation, GenerationError, Submission, Terms, TokenEvent};
 use model::TextDecoder;
 use plugin::{CapabilityError, GenerationBounds, GenerationSession, Generations, Opening, SessionStep};
 use tokio::runtime::Handle;
@@ -26,6 +26,7 @@ use super::cold_bytes::ColdBytes;
 use super::grants::ResolvedGrants;
 use super::nested::NestedLog;
 use super::pending::PendingTokens;
+use super::place::{submitted, wait_for_place};
 use super::stop::StopMatcher;
 use super::{Handling, TokenOut, activations, check_kv_blocks, lent, prompt, seed};
 use crate::adapters::AdapterLease;
@@ -35,9 +36,6 @@ use crate::host::Host;
 use crate::receipt::{GenerationRecord, SamplingRecord, TokenCounts};
 use crate::registry::{Manifest, ManifestRelease};
 use drawn::Drawn;
-
-/// While the queue is full.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// What all sessions of a request have in common.
 pub(super) struct Means {
@@ -161,16 +159,11 @@ impl Means {
                 terms: self.terms(),
             })
         };
+        // It holds nothing meanwhile but what was leased for it, which nobody waits for.
         let stream = loop {
-            match host.engine.submit(submission()?) {
-                Ok(stream) => break stream,
-                // It holds nothing meanwhile but what was leased for it, which nobody waits for.
-                Err(SubmitError::QueueFull { .. } | SubmitError::TenantQueueFull { .. })
-                    if Instant::now() < self.deadline =>
-                {
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
-                Err(error) => return Err(error.into()),
+            wait_for_place(host, self.terms(), self.deadline).await;
+            if let Some(stream) = submitted(host, submission()?, self.deadline)? {
+                break stream;
             }
         };
         host.quotas.charge_tokens(&self.tenant, prompt_tokens);

@@ -83,6 +83,14 @@ impl Door {
         Ok((0..count).map(|_| Place { door: Arc::clone(self), terms }).collect())
     }
 
+    /// Whether [`Self::enter`] would not find the queue full, or the tenant's share of it. It is not full for a device that is lost:
+    /// there is nothing to be waited for.
+    pub(crate) fn has_place(&self, terms: Terms) -> bool {
+        let state = self.lock();
+        let of_tenant = state.tenants.get(&terms.tenant).copied().unwrap_or(0);
+        state.lost.is_some() || of_tenant < self.tenant_waiting_max && state.waiting < self.waiting_max
+    }
+
     /// A number that no other family has.
     pub(crate) fn new_family(&self) -> u64 {
         let mut state = self.lock();
@@ -176,15 +184,18 @@ mod tests {
         let retry_after = RETRY_AFTER_DEFAULT;
         let mut held = enter(one, 3).expect("its share");
         assert_eq!(enter(one, 1).err(), Some(SubmitError::TenantQueueFull { waiting: 3, retry_after }));
+        assert_eq!([one, two].map(|terms| door.has_place(terms)), [false, true]);
         assert_eq!(enter(two, 3).err(), Some(SubmitError::QueueFull { waiting: 3, retry_after }), "all or none");
         let _two = enter(two, 2).expect("places");
         paced(&door);
+        assert!(!door.has_place(two), "two of its three, and the queue is full");
         let full = SubmitError::QueueFull { waiting: 5, retry_after: Duration::from_secs(6) };
         assert_eq!(enter(terms("three", 0), 1).err(), Some(full), "half of them, at two seconds a start");
         let share = SubmitError::TenantQueueFull { waiting: 3, retry_after: Duration::from_secs(8) };
         assert_eq!(enter(one, 1).err(), Some(share), "half of its own, and the other's turns");
         held.pop();
         assert_eq!(door.waiting(), 4);
+        assert!(door.has_place(one));
         enter(one, 1).expect("the place is free again");
         drop(held);
         assert_eq!(door.waiting(), 2);

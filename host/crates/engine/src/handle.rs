@@ -162,6 +162,12 @@ impl<A> EngineHandle<A> {
         Ok(streams)
     }
 
+    /// Whether a request under these terms would find a place in the queue now: for whoever waits for one, before it makes the
+    /// request. Somebody else may be quicker.
+    pub fn has_place(&self, terms: Terms) -> bool {
+        self.door.has_place(terms)
+    }
+
     /// A place for each, or for none: what was entered is left again when it is dropped.
     fn places(&self, submissions: &[Submission<A>]) -> Result<Vec<Place>, SubmitError> {
         let mut places = Vec::with_capacity(submissions.len());
