@@ -23,26 +23,28 @@ pub(crate) fn each_part(team: &Team<'_>, rows: usize, width: usize, work: impl F
     team.tiles(rows.div_ceil(part), |_, tile| work(tile * part..rows.min((tile + 1) * part)));
 }
 
-/// out = silu(gate) · up, where row r of `gate_up` `[rows, 2 · width]` holds the gate and then the up values, and `out` is
+/// out = silu(gate) · up, where row r of `gate_up` `[rows, 2 · width or more]` holds the gate and then the up values, and `out` is
 /// `[rows, width]` (Shazeer, 2020). Relative error below 1e-6 where nothing is too small to be normal.
 ///
 /// # Panics
 /// If a shape is wrong.
 pub fn swiglu_rows(team: &Team<'_>, isa: Isa, gate_up: &[f32], width: usize, out: &mut [f32]) {
-    assert!(width > 0 && gate_up.len() == 2 * out.len() && out.len().is_multiple_of(width));
+    assert!(width > 0 && out.len().is_multiple_of(width));
     let rows = out.len() / width;
+    let stride = gate_up.len().checked_div(rows).unwrap_or(2 * width);
+    assert!(stride >= 2 * width && gate_up.len() == rows * stride);
     let out = SharedMut::new(out);
     each_part(team, rows, 2 * width, |rows| {
         // SAFETY: parts have different rows.
         let out = unsafe { out.slice(rows.start * width..rows.end * width) };
-        swiglu_part(isa, &gate_up[rows.start * 2 * width..rows.end * 2 * width], width, out);
+        swiglu_part(isa, &gate_up[rows.start * stride..rows.end * stride], stride, width, out);
     });
 }
 
 multiversion! {
-    fn swiglu_part(gate_up: &[f32], width: usize, out: &mut [f32]) {
-        for (out, gate_up) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
-            let (gates, ups) = gate_up.split_at(width);
+    fn swiglu_part(gate_up: &[f32], stride: usize, width: usize, out: &mut [f32]) {
+        for (out, gate_up) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(stride)) {
+            let (gates, ups) = gate_up[..2 * width].split_at(width);
             for ((out, gate), up) in out.iter_mut().zip(gates).zip(ups) {
                 *out = gate / (1.0 + exp_fast(-gate)) * up;
             }
@@ -90,6 +92,14 @@ mod tests {
                 pool.step(|team| swiglu_rows(team, isa, &gate_up, width, &mut out));
                 assert_eq!(out, plain, "{isa:?} {rows} {width}");
             }
+            // Rows with something behind them.
+            let stride = 2 * width + 5;
+            let apart: Vec<f32> =
+                gate_up.chunks(2 * width).flat_map(|row| row.iter().copied().chain([f32::NAN; 5])).collect();
+            assert_eq!(apart.len(), rows * stride);
+            let mut out = vec![0.0; rows * width];
+            pool.step(|team| swiglu_rows(team, Isa::detect(), &apart, width, &mut out));
+            assert_eq!(out, plain, "{rows} {width} apart");
             for row in 0..rows {
                 for at in 0..width {
                     let (gate, up) = (gate_up[row * 2 * width + at], gate_up[(row * 2 + 1) * width + at]);

@@ -105,8 +105,8 @@ impl Piece<'_> {
     }
 }
 
-/// `out[row, o]` = or += output o of the matrices, one after the other, for a row of `x`; rows of `out` are as wide as the
-/// sum of `outputs`. `accumulate` adds to what is there.
+/// `out[row, o]` = or += output o of the matrices, one after the other, for a row of `x`; rows of `out` are at least as wide as the
+/// sum of `outputs`, and what is behind these is left as it is. `accumulate` adds to what is there.
 ///
 /// # Panics
 /// If a shape is wrong, or `x` does not keep the form that a matrix needs.
@@ -121,6 +121,13 @@ pub fn matmul_packed(
     matmul_beside(team, isa, matrices, x, out, accumulate, &());
 }
 
+/// How far the rows of so many values lie apart.
+fn row_stride(values: usize, rows: usize, width: usize) -> usize {
+    let stride = values.checked_div(rows).unwrap_or(width);
+    assert!(stride >= width && values == rows * stride, "{rows} rows of {width} in {values} values");
+    stride
+}
+
 /// [`matmul_packed`] as one operation with what is beside it.
 pub(crate) fn matmul_beside(
     team: &Team<'_>,
@@ -132,13 +139,13 @@ pub(crate) fn matmul_beside(
     beside: &impl Beside,
 ) {
     let width: usize = matrices.iter().map(|matrix| matrix.outputs()).sum();
-    assert!(out.len() == x.rows() * width, "{} rows of {width} in {} values", x.rows(), out.len());
+    let stride = row_stride(out.len(), x.rows(), width);
     let out = SharedMut::new(out);
     let place = |at: &Located<'_>| Place {
-        first: at.rows.start * width + at.column + at.outputs.start,
+        first: at.rows.start * stride + at.column + at.outputs.start,
         rows: at.rows.len(),
         outputs: at.outputs.len(),
-        stride: width,
+        stride,
     };
     let prepare = |worker, at: &Located<'_>, ahead: &mut Ahead| {
         fetch(&place(at), &out);

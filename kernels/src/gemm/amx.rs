@@ -10,7 +10,9 @@
 //! neither on its place, nor on the rows beside it, nor on how the work was cut. They are not those of the other products.
 //!
 //! Memory decides: tiles from the second-level cache run at 70 % of the peak, from beyond it at 15 %. Hence the size of a
-//! piece, sums that go straight to their place, and lines of that place that are fetched while the sums are made.
+//! piece, sums that go straight to their place, and lines of that place that are fetched while the sums are made. And hence slices
+//! of inputs: a panel's weights of one slice stay in the first-level cache while all rows of the piece pass by it (TILELOADDT1),
+//! and the sums wait in memory between slices, with the bits that they have in tiles.
 //!
 //! Not here: which rows are computed this way (the runner's business).
 
@@ -20,7 +22,7 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::place::{self, Place};
-use super::{Beside, PieceAt, Results, locate};
+use super::{Beside, PieceAt, Results, locate, row_stride};
 use crate::amx_tiles::{TileShape, TileShapes, Tiles};
 use crate::isa::Amx;
 use crate::packed::{PANEL, PackedMatrix};
@@ -37,6 +39,8 @@ const PANEL_BLOCK_BYTES: usize = 2 * TILE_BYTES;
 const TILE_BYTES: usize = TILE_WORDS * 4;
 /// Blocks of a panel that are widened, while tiles multiply those before.
 const WIDENED_AT_ONCE: usize = 2;
+/// Blocks of a slice at most: 36 KiB of weights, of a first-level cache of 48.
+const SLICE_BLOCKS_MAX: usize = 18;
 /// Rows of a piece that stay in the second-level cache while panels of weights pass.
 const ROWS_BYTES: usize = 1 << 20;
 /// Rows of a piece at least: fewer would be faster than the widening of their weights.
@@ -80,7 +84,7 @@ pub(crate) fn matmul_tiles_beside(
     }
     let width: usize = matrices.iter().map(|matrix| matrix.outputs()).sum();
     let panels: usize = matrices.iter().map(|matrix| matrix.panels()).sum();
-    assert!(out.len() == rows * width, "{rows} rows of {width} in {} values", out.len());
+    let row_stride = row_stride(out.len(), rows, width);
     if panels == 0 || rows == 0 {
         return;
     }
@@ -91,7 +95,10 @@ pub(crate) fn matmul_tiles_beside(
         false => piece_rows(team.threads(), panels, rows, x.width()),
     };
     let pieces = rows.div_ceil(piece_rows);
-    let (panel_words, sums_len) = (blocks * PANEL_BLOCK_BYTES / 4, if is_beside { piece_rows * PANEL } else { 0 });
+    let slices = blocks.div_ceil(SLICE_BLOCKS_MAX);
+    let slice = |number: usize| blocks * number / slices..blocks * (number + 1) / slices;
+    let panel_words = blocks.div_ceil(slices) * PANEL_BLOCK_BYTES / 4;
+    let sums_len = if is_beside || slices > 1 { piece_rows * PANEL } else { 0 };
     scratch.panels.resize(team.threads() * panel_words);
     scratch.sums.resize(team.threads() * sums_len);
     let (widened, sums) = (SharedMut::new(&mut scratch.panels), SharedMut::new(&mut scratch.sums));
@@ -106,40 +113,48 @@ pub(crate) fn matmul_tiles_beside(
             (words, sums.slice(worker * sums_len..(worker + 1) * sums_len))
         };
         let mut weights = Weights::new(amx, at.matrix, at.panel, widened);
+        let kept_stride = PANEL * size_of::<f32>();
         let place = |first: usize, rows: usize| Place {
-            first: first * width + at.column + at.outputs.start,
+            first: first * row_stride + at.column + at.outputs.start,
             rows,
             outputs: at.outputs.len(),
-            stride: width,
+            stride: row_stride,
         };
         let _tiles = Tiles::new(amx, &SHAPES);
         // What tiles have stored is read a pair of tiles later: at once it would be waited for.
         let mut some = [const { Aligned::ZERO }; 2];
         let mut waiting: Option<Place> = None;
-        for (number, first) in at.rows.clone().step_by(PAIR_ROWS).enumerate() {
-            let count = PAIR_ROWS.min(at.rows.end - first);
-            let x = &x.words()[first / TILE_ROWS * blocks * TILE_WORDS..][..2 * blocks * TILE_WORDS];
-            if is_beside {
-                let sums = &mut sums[first * PANEL..][..PAIR_ROWS * PANEL];
-                let stride = PANEL * size_of::<f32>();
-                // SAFETY: the tiles are set up, and 32 rows of sums follow each other.
-                unsafe { weights.multiply(x, sums.as_mut_ptr(), stride, sums.as_ptr(), stride) };
-                continue;
-            }
-            let place = place(first, count);
-            let stride = width * size_of::<f32>();
-            let to = out.first().wrapping_add(place.first);
-            if count == PAIR_ROWS && place.outputs == PANEL && !accumulate {
-                // SAFETY: as above; the rows and outputs of a piece are one tile's, all of them are inside of `out`.
-                unsafe { weights.multiply(x, to, stride, to, stride) };
-                continue;
-            }
-            // SAFETY: as above.
-            unsafe {
-                weights.multiply(x, some[number % 2].0.as_mut_ptr().cast(), PANEL * size_of::<f32>(), to, stride)
-            };
-            if let Some(place) = waiting.replace(place) {
-                place::write(isa, &some[1 - number % 2].0, &place, accumulate, &out);
+        for slice_number in 0..slices {
+            let slice = slice(slice_number);
+            weights.turn_to(slice.clone());
+            for (number, first) in at.rows.clone().step_by(PAIR_ROWS).enumerate() {
+                let count = PAIR_ROWS.min(at.rows.end - first);
+                let x = &x.words()[first / TILE_ROWS * blocks * TILE_WORDS..][..2 * blocks * TILE_WORDS];
+                let x = [x, &x[blocks * TILE_WORDS..]].map(|x| &x[slice.start * TILE_WORDS..slice.end * TILE_WORDS]);
+                let kept = match sums.get_mut((first - at.rows.start) * PANEL..) {
+                    Some(sums) if sums_len > 0 => sums[..PAIR_ROWS * PANEL].as_mut_ptr(),
+                    _ => std::ptr::null_mut(),
+                };
+                let from = if slice_number > 0 { kept.cast_const() } else { std::ptr::null() };
+                if is_beside || slice_number + 1 < slices {
+                    // SAFETY: the tiles are set up, and 32 rows of sums follow each other.
+                    unsafe { weights.multiply(x, from, (kept, kept_stride), (kept, kept_stride)) };
+                    continue;
+                }
+                let place = place(first, count);
+                let stride = row_stride * size_of::<f32>();
+                let to = out.first().wrapping_add(place.first);
+                if count == PAIR_ROWS && place.outputs == PANEL && !accumulate {
+                    // SAFETY: as above; the rows and outputs of a piece are one tile's, all of them are inside of `out`.
+                    unsafe { weights.multiply(x, from, (to, stride), (to, stride)) };
+                    continue;
+                }
+                let some_place = some[number % 2].0.as_mut_ptr().cast();
+                // SAFETY: as above.
+                unsafe { weights.multiply(x, from, (some_place, kept_stride), (to, stride)) };
+                if let Some(place) = waiting.replace(place) {
+                    place::write(isa, &some[1 - number % 2].0, &place, accumulate, &out);
+                }
             }
         }
         if let Some(place) = waiting {
@@ -178,65 +193,93 @@ impl Aligned {
     const ZERO: Self = Self([[0.0; PANEL]; PAIR_ROWS]);
 }
 
-/// A panel of weights in bf16: for each 32 inputs two tiles of 16 pairs of inputs by 16 outputs.
+/// A slice of a panel of weights in bf16: for each 32 inputs two tiles of 16 pairs of inputs by 16 outputs.
 struct Weights<'a> {
     amx: Amx,
     first: *const u8,
-    blocks: usize,
+    /// Of the panel.
+    slice: Range<usize>,
     /// Between the pairs of a tile, and between the two tiles.
     stride: usize,
     second: usize,
-    /// What they are to be widened from, and where to, if they are not yet: `first` is there.
-    narrow: Option<(BlockFormat, &'a [u8], &'a mut [u32])>,
+    format: BlockFormat,
+    panel: &'a [u8],
+    /// Where to a slice is widened, and whether it is: not used of bf16.
+    widened: &'a mut [u32],
+    is_wide: bool,
 }
 
 impl<'a> Weights<'a> {
+    /// No slice of it yet.
     fn new(amx: Amx, matrix: &'a PackedMatrix, panel: usize, widened: &'a mut [u32]) -> Self {
-        let (format, bytes) = (matrix.format(), matrix.panel(panel));
-        let blocks = matrix.inputs() / BLOCK_VALUES;
-        if format == BlockFormat::Bf16 {
-            assert!(bytes.len() == blocks * PANEL_BLOCK_BYTES);
-            return Self { amx, first: bytes.as_ptr(), blocks, stride: PANEL * 4, second: 64, narrow: None };
-        }
-        assert!(widened.len() * 4 == blocks * PANEL_BLOCK_BYTES);
-        let first = widened.as_mut_ptr().cast_const().cast();
-        Self { amx, first, blocks, stride: 64, second: TILE_BYTES, narrow: Some((format, bytes, widened)) }
+        let (format, panel) = (matrix.format(), matrix.panel(panel));
+        let is_wide = format == BlockFormat::Bf16;
+        assert!(!is_wide || panel.len() == matrix.inputs() / BLOCK_VALUES * PANEL_BLOCK_BYTES);
+        let (stride, second) = if is_wide { (PANEL * 4, 64) } else { (64, TILE_BYTES) };
+        Self { amx, first: panel.as_ptr(), slice: 0..0, stride, second, format, panel, widened, is_wide }
     }
 
-    /// 32 rows by 32 outputs: to `sums`, whose rows are `stride` bytes apart. `fetched` are the lines that will be written next,
-    /// row by row like the sums; they need not be of memory. The first time weights are widened on the way: vectors do that while
-    /// tiles multiply what was widened before.
+    /// Goes on with other blocks.
+    fn turn_to(&mut self, slice: Range<usize>) {
+        if self.format == BlockFormat::Bf16 {
+            self.first = self.panel[slice.start * PANEL_BLOCK_BYTES..slice.end * PANEL_BLOCK_BYTES].as_ptr();
+        } else {
+            self.first = self.widened[..slice.len() * PANEL_BLOCK_BYTES / 4].as_mut_ptr().cast_const().cast();
+            self.is_wide = false;
+        }
+        self.slice = slice;
+    }
+
+    /// 32 rows by 32 outputs: to `sums`, whose rows are `stride` bytes apart, beginning with what is at `from`, which are rows of
+    /// 32, or with zeros if that is null. `fetched` are the lines that will be written next, row by row like the sums; they need not
+    /// be of memory. The first time after [`Self::turn_to`] weights are widened on the way: vectors do that while tiles multiply what
+    /// was widened before.
     ///
     /// # Safety
-    /// Tiles are set up; `sums` has 32 rows of 32 values, nobody else uses them.
+    /// Tiles are set up; `sums` and `from` have 32 rows of 32 values, nobody else uses them.
     #[inline]
     unsafe fn multiply(
         &mut self,
-        x: &[u32],
-        sums: *mut f32,
-        stride: usize,
-        fetched: *const f32,
-        fetched_stride: usize,
+        x: [&[u32]; 2],
+        from: *const f32,
+        (sums, stride): (*mut f32, usize),
+        (fetched, fetched_stride): (*mut f32, usize),
     ) {
-        let blocks = self.blocks;
-        assert!(blocks > 0 && x.len() == 2 * blocks * TILE_WORDS);
+        let blocks = self.slice.len();
+        assert!(blocks > 0 && x.iter().all(|x| x.len() == blocks * TILE_WORDS));
         // SAFETY: `x` has as many blocks; the blocks of weights that are multiplied were widened, or need not be. Sums by the
         // caller's promise.
         unsafe {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
-            match self.narrow.take() {
-                None => self.add(x, 0..blocks, fetched, fetched_stride),
-                Some((format, panel, words)) => {
-                    for start in (0..blocks + WIDENED_AT_ONCE).step_by(WIDENED_AT_ONCE) {
-                        let end = blocks.min(start + WIDENED_AT_ONCE);
-                        if start < blocks {
-                            let words = &mut words[start * PANEL_BLOCK_BYTES / 4..end * PANEL_BLOCK_BYTES / 4];
-                            widen::widen(self.amx, format, panel, start, words);
-                        }
-                        if let Some(before) = start.checked_sub(WIDENED_AT_ONCE) {
-                            let fetched = fetched.wrapping_byte_add(2 * before * fetched_stride);
-                            self.add(x, before..blocks.min(start), fetched, fetched_stride);
-                        }
+            if from.is_null() {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, preserves_flags)
+                );
+            } else {
+                let stride = PANEL * size_of::<f32>();
+                asm!(
+                    "tileloaddt1 tmm0, [{first} + {down}]", "tileloaddt1 tmm1, [{first} + {down} + 64]",
+                    "tileloaddt1 tmm2, [{second} + {down}]", "tileloaddt1 tmm3, [{second} + {down} + 64]",
+                    first = in(reg) from, second = in(reg) from.byte_add(TILE_ROWS * stride), down = in(reg) stride,
+                    options(nostack, preserves_flags, readonly),
+                );
+            }
+            if self.is_wide {
+                self.add(x, 0..blocks, fetched, fetched_stride);
+            } else {
+                self.is_wide = true;
+                for start in (0..blocks + WIDENED_AT_ONCE).step_by(WIDENED_AT_ONCE) {
+                    let end = blocks.min(start + WIDENED_AT_ONCE);
+                    if start < blocks {
+                        let words = &mut self.widened[start * PANEL_BLOCK_BYTES / 4..end * PANEL_BLOCK_BYTES / 4];
+                        widen::widen(self.amx, self.format, self.panel, self.slice.start + start, words);
+                    }
+                    if let Some(before) = start.checked_sub(WIDENED_AT_ONCE) {
+                        let fetched = fetched.wrapping_byte_add(2 * before * fetched_stride);
+                        self.add(x, before..blocks.min(start), fetched, fetched_stride);
                     }
                 }
             }
@@ -249,24 +292,25 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// Adds to the sums in the tiles what these blocks give, of which there is at least one.
+    /// Adds to the sums in the tiles what these blocks of the slice give, of which there is at least one.
     ///
     /// # Safety
     /// Tiles are set up, `x` and the weights have the blocks.
     #[inline]
-    unsafe fn add(&self, x: &[u32], blocks: Range<usize>, fetched: *const f32, fetched_stride: usize) {
+    unsafe fn add(&self, x: [&[u32]; 2], blocks: Range<usize>, fetched: *mut f32, fetched_stride: usize) {
         // SAFETY: `x` and the weights are walked over from block to block.
         unsafe {
-            let x = x.as_ptr().add(blocks.start * TILE_WORDS);
+            let [x0, x1] = x.map(|x| x.as_ptr().add(blocks.start * TILE_WORDS));
             let weights = self.first.add(blocks.start * PANEL_BLOCK_BYTES);
+            // Rows pass by: they need not stay in the first-level cache, where the weights are.
             asm!(
                 "2:",
-                "tileloadd tmm4, [{x0} + {line}]",
+                "tileloaddt1 tmm4, [{x0} + {line}]",
                 "tileloadd tmm6, [{w0} + {pair}]",
                 "tileloadd tmm7, [{w1} + {pair}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{x1} + {line}]",
+                "tileloaddt1 tmm5, [{x1} + {line}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "add {x0}, {TILE}", "add {x1}, {TILE}",
@@ -276,7 +320,7 @@ impl<'a> Weights<'a> {
                 "lea {to}, [{to} + 2 * {down}]",
                 "dec {count}",
                 "jnz 2b",
-                x0 = inout(reg) x => _, x1 = inout(reg) x.add(self.blocks * TILE_WORDS) => _,
+                x0 = inout(reg) x0 => _, x1 = inout(reg) x1 => _,
                 w0 = inout(reg) weights => _, w1 = inout(reg) weights.add(self.second) => _,
                 count = inout(reg) blocks.len() => _, line = in(reg) 64usize, pair = in(reg) self.stride,
                 to = inout(reg) fetched => _, down = in(reg) fetched_stride,

@@ -238,6 +238,36 @@ fn plain_numbers_give_the_same_bits_and_bf16_nearly() {
 }
 
 #[test]
+fn what_is_behind_a_row_is_left() {
+    let (rows, inputs, width, stride) = (14, 96, 40, 47);
+    for isa in Isa::available() {
+        for accumulate in [false, true] {
+            let weights = Weights::new(BlockFormat::Q4_1, width, inputs, 1);
+            let x = values(2, rows * inputs);
+            let before = values(3, rows * stride);
+            let mut narrow: Vec<f32> = before.chunks(stride).flat_map(|row| &row[..width]).copied().collect();
+            let mut out = before.clone();
+            let mut quantised = QuantisedRows::for_formats([BlockFormat::Q4_1]);
+            quantised.fill(&Team::alone(), isa, &x, rows, inputs);
+            matmul_packed(&Team::alone(), isa, &[&weights.packed], &quantised, &mut narrow, accumulate);
+            matmul_packed(&Team::alone(), isa, &[&weights.packed], &quantised, &mut out, accumulate);
+            for ((out, before), narrow) in out.chunks(stride).zip(before.chunks(stride)).zip(narrow.chunks(width)) {
+                assert!(bits(&out[..width]) == bits(narrow) && out[width..] == before[width..], "{isa:?} {accumulate}");
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "2 rows of 32 in 63 values")]
+fn rows_that_are_too_short_are_the_callers_bug() {
+    let weights = Weights::new(BlockFormat::Q4_1, 32, 32, 1);
+    let mut quantised = QuantisedRows::for_formats([BlockFormat::Q4_1]);
+    quantised.fill(&Team::alone(), Isa::detect(), &values(2, 64), 2, 32);
+    matmul_packed(&Team::alone(), Isa::detect(), &[&weights.packed], &quantised, &mut [0.0; 63], false);
+}
+
+#[test]
 fn accumulating_adds_to_what_is_there() {
     let weights = Weights::new(BlockFormat::Q4_1, 50, 96, 8);
     let x = values(9, 20 * 96);

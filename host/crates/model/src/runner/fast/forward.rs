@@ -21,6 +21,8 @@ use crate::{LoraAdapter, ModelConfig};
 
 /// Rows for which there is room from the start; a larger step makes its own.
 const ROWS_AT_ONCE: usize = 512;
+/// Of a cache line.
+const LINE_VALUES: usize = 16;
 
 /// Activations, kept from step to step for their memory.
 pub(super) struct Buffers {
@@ -28,7 +30,7 @@ pub(super) struct Buffers {
     stream: Buffer<f32>,
     /// `[rows, hidden]`
     normed: Buffer<f32>,
-    /// `[rows, q + k + v]`, later `[rows, gate + up]`.
+    /// `[rows, q + k + v]`, later `[rows, gate + up]`, each row [`padded`].
     wide: Buffer<f32>,
     /// `[rows, heads, head_dim]`, later `[rows, intermediate]`.
     narrow: Buffer<f32>,
@@ -55,7 +57,7 @@ impl Buffers {
         Self {
             stream: room(config.hidden),
             normed: room(config.hidden),
-            wide: room(projected.max(2 * config.intermediate)),
+            wide: room(padded(projected.max(2 * config.intermediate))),
             narrow: room(queries.max(config.intermediate)),
             activations,
             tiles: TileRows::default(),
@@ -143,7 +145,8 @@ impl Forward<'_> {
         let Buffers { stream, normed, wide, .. } = &mut *self.buffers;
         normed.resize(stream.len());
         rms_norm_rows(team, isa, stream, &weights.attention_norm, config.rms_epsilon, normed);
-        wide.resize(rows * (queries + 2 * keys));
+        let stride = padded(queries + 2 * keys);
+        wide.resize(rows * stride);
         self.linear(layer, Group::QueryKeyValue, Place::Normed, Place::Wide);
 
         let Buffers { wide, narrow, places, sequences, attention, .. } = &mut *self.buffers;
@@ -153,7 +156,7 @@ impl Forward<'_> {
             query_heads: config.heads,
             epsilon: config.rms_epsilon,
         });
-        let (stride, heads) = (queries + 2 * keys, config.heads + config.kv_heads);
+        let heads = config.heads + config.kv_heads;
         let positions = &self.batch.positions;
         rope_rows(team, isa, self.rope, config.rope, positions, wide, stride, 0, heads, config.head_dim, norms);
         self.kv.write(team, isa, layer, places, wide, stride, queries, queries + keys);
@@ -176,7 +179,7 @@ impl Forward<'_> {
         let rows = self.rows();
         let Buffers { stream, normed, wide, narrow, .. } = &mut *self.buffers;
         rms_norm_rows(team, isa, stream, &weights.feed_forward_norm, config.rms_epsilon, normed);
-        wide.resize(rows * 2 * config.intermediate);
+        wide.resize(rows * padded(2 * config.intermediate));
         narrow.resize(rows * config.intermediate);
         self.linear(layer, Group::GateUp, Place::Normed, Place::Wide);
         let Buffers { wide, narrow, .. } = &mut *self.buffers;
@@ -231,6 +234,12 @@ impl Forward<'_> {
         }
         *runs = recycled(adding);
     }
+}
+
+/// Values of a row with what is behind it, so that the same place of many rows is in many sets of a cache: an odd number of cache
+/// lines. Rows that are a multiple of 4 KiB apart would share one set.
+const fn padded(width: usize) -> usize {
+    (width.div_ceil(LINE_VALUES) | 1) * LINE_VALUES
 }
 
 /// What a linear layer reads or writes.
