@@ -35,20 +35,21 @@ pub(super) unsafe fn integers<F: Layout>(
     assert!(weights.len() == F::SHAPE.block_at(blocks) - F::SHAPE.header_bytes());
     let (panel, x) = (weights.as_ptr(), x.as_ptr());
     macro_rules! tiles {
-        ($($both:literal)*, $($one:literal)*) => {
+        ($($all:literal)*, $($sum:literal = $one:literal + $two:literal)*) => {
             match rows {
-                $($both => tile::<F, $both, 2>(panel, x, blocks, 0, &mut ahead.pace(blocks), results),)*
-                $($one => {
+                $($all => tile::<F, $all, $all>(panel, x, blocks, &mut ahead.pace(blocks), results),)*
+                $($sum => {
                     let mut pace = ahead.pace(2 * blocks);
-                    tile::<F, $one, 1>(panel, x, blocks, 0, &mut pace, results);
-                    tile::<F, $one, 1>(panel, x, blocks, 1, &mut pace, results);
+                    let (first, last) = results.split_at_mut($one);
+                    tile::<F, $one, $sum>(panel, x, blocks, &mut pace, first);
+                    tile::<F, $two, $sum>(panel, x.add($one), blocks, &mut pace, last);
                 })*
                 _ => {}
             }
         };
     }
     // SAFETY: the features are the caller's promise; the lengths were asserted above and fit the number of rows.
-    unsafe { tiles!(1 2 3 4 5 6, 7 8 9 10 11 12) }
+    unsafe { tiles!(1 2 3 4 5 6, 7 = 4 + 3 8 = 4 + 4 9 = 5 + 4 10 = 5 + 5 11 = 6 + 5 12 = 6 + 6) }
 }
 
 // The parts of a tile are macros with indices, and no functions with iterators: the compiler keeps the sums in registers only
@@ -57,7 +58,7 @@ pub(super) unsafe fn integers<F: Layout>(
 /// A word of a row of the block at `x`, in all lanes.
 macro_rules! word {
     ($x:ident, $word:expr, $row:expr) => {
-        _mm512_set1_epi32($x.add($word * ROWS + $row).read() as i32)
+        _mm512_set1_epi32($x.add($word * STRIDE + $row).read() as i32)
     };
 }
 
@@ -127,14 +128,15 @@ macro_rules! finish {
 /// The machine has the features; `weights` has a panel of `blocks` blocks and `x` the words of ROWS rows of them;
 /// `first + VECTORS <= 2`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
+unsafe fn tile<F: Layout, const ROWS: usize, const STRIDE: usize>(
     mut weights: *const u8,
     mut x: *const u32,
     blocks: usize,
-    first: usize,
     pace: &mut Pace<'_>,
-    results: &mut Results,
+    results: &mut [[f32; PANEL]],
 ) {
+    const VECTORS: usize = 2;
+    let first = 0;
     let shape = F::SHAPE;
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
     let Pace { mut lines, lines_each, mut stream, stream_each, mut later, later_each, .. } = *pace;
@@ -146,7 +148,7 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
             let header = weights;
             weights = weights.add(shape.header_bytes());
             for _ in 0..shape.shared {
-                if VECTORS == 2 {
+                if ROWS == STRIDE {
                     fetch::<F>(weights.wrapping_add(NEAR_BYTES));
                 }
                 for _ in 0..stream_each {
@@ -177,7 +179,7 @@ unsafe fn tile<F: Layout, const ROWS: usize, const VECTORS: usize>(
                     finish!(x, header, scales, first, 0, dots, sums);
                 }
                 weights = weights.add(shape.block_bytes());
-                x = x.add(ROWS * BLOCK_WORDS);
+                x = x.add(STRIDE * BLOCK_WORDS);
             }
         }
         (pace.lines, pace.stream, pace.later) = (lines, stream, later);
