@@ -46,10 +46,16 @@ multiversion! {
         for (out, gate_up) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(stride)) {
             let (gates, ups) = gate_up[..2 * width].split_at(width);
             for ((out, gate), up) in out.iter_mut().zip(gates).zip(ups) {
-                *out = gate / (1.0 + exp_fast(-gate)) * up;
+                *out = gated(*gate, *up);
             }
         }
     }
+}
+
+/// silu(gate) · up.
+#[inline(always)]
+pub(crate) fn gated(gate: f32, up: f32) -> f32 {
+    gate / (1.0 + exp_fast(-gate)) * up
 }
 
 /// x += added.

@@ -26,7 +26,7 @@ use std::ops::Range;
 pub(crate) use ahead::{Ahead, LINE_BYTES, fetch_lines};
 pub use amx::TileScratch;
 pub(crate) use amx::matmul_tiles_beside;
-use place::{Place, fetch, write};
+use place::{Place, fetch, pass_gates, write};
 
 use crate::isa::{Amx, Level};
 use crate::packed::{PANEL, PackedMatrix, formats};
@@ -152,9 +152,35 @@ pub(crate) fn matmul_beside(
         beside.ahead(worker, &at.piece_at(matrices.len()), ahead);
     };
     let first = (beside.tiles(), |worker| beside.tile(worker));
-    pieces(team, isa, matrices, x, first, prepare, |_, at, results| {
+    pieces(team, isa, matrices, x, first, prepare, |_, [at]: [&Located<'_>; 1], [results]| {
         beside.add(&at.piece_at(matrices.len()), results);
         write(isa, results, &place(at), accumulate, &out);
+    });
+}
+
+/// The rows silu(output of `gate`) · output of `up` of each row of `x`, in the forms that `out` keeps: to the bit what it takes from
+/// [`swiglu_rows`](crate::swiglu_rows) of the product; with what is beside it. A worker computes the same outputs of both, and
+/// what lies between never leaves its cache.
+pub(crate) fn matmul_gated_beside(
+    team: &Team<'_>,
+    isa: Isa,
+    [gate, up]: [&PackedMatrix; 2],
+    x: &QuantisedRows,
+    out: &mut QuantisedRows,
+    beside: &impl Beside,
+) {
+    assert!(gate.outputs() == up.outputs(), "{} gates of {} outputs", gate.outputs(), up.outputs());
+    let out = out.parts(x.rows(), gate.outputs());
+    let prepare = |worker, at: &Located<'_>, ahead: &mut Ahead| beside.ahead(worker, &at.piece_at(2), ahead);
+    let first = (beside.tiles(), |worker| beside.tile(worker));
+    pieces(team, isa, &[gate, up], x, first, prepare, |_, both: [&Located<'_>; 2], results| {
+        for (at, results) in both.iter().zip(&mut *results) {
+            beside.add(&at.piece_at(2), results);
+        }
+        let [at, _] = both;
+        pass_gates(isa, results, at.rows.len());
+        // SAFETY: each panel of outputs, which is a block of what is written, meets each panel of rows in one piece.
+        unsafe { out.write(isa, &at.rows, at.panel, results[0][..at.rows.len()].as_flattened()) };
     });
 }
 
@@ -201,7 +227,7 @@ pub fn matmul_each(
         x,
         (0, |_| {}),
         |_, _, _| {},
-        |worker, at, results| {
+        |worker, [at]: [&Located<'_>; 1], [results]| {
             let piece = Piece { results, rows: at.rows.len(), outputs: at.outputs.len() };
             consume(worker, at.rows.clone(), at.outputs.clone(), piece);
         },
@@ -234,16 +260,17 @@ impl Cut {
     }
 }
 
-/// Computes everything: `consume(worker, where, results)` for each piece, before it `prepare(worker, where, ahead)`, and before all of
-/// them `first.1(worker)`, `first.0` times.
-fn pieces(
+/// Computes everything: `consume(worker, where, results)` for the pieces of EACH matrices at the same place (of 1: of all of them; of 2:
+/// of both, which have equal outputs), before that `prepare(worker, where, ahead)` for each of them, and before all of them
+/// `first.1(worker)`, `first.0` times.
+fn pieces<const EACH: usize>(
     team: &Team<'_>,
     isa: Isa,
     matrices: &[&PackedMatrix],
     x: &QuantisedRows,
     (first_tiles, first_tile): (usize, impl Fn(usize) + Sync),
     prepare: impl Fn(usize, &Located<'_>, &mut Ahead) + Sync,
-    consume: impl Fn(usize, &Located<'_>, &mut Results) + Sync,
+    consume: impl Fn(usize, [&Located<'_>; EACH], &mut [Results; EACH]) + Sync,
 ) {
     for matrix in matrices {
         assert!(matrix.inputs() == x.width() || x.rows() == 0, "{} inputs, width {}", matrix.inputs(), x.width());
@@ -253,39 +280,60 @@ fn pieces(
     if panels == 0 || rows == 0 {
         return;
     }
-    let panel_bytes = matrices.iter().map(|matrix| matrix.memory_bytes()).sum::<usize>() / panels;
-    let cut = Cut::new(team.threads(), panels, panel_bytes, x.width(), rows);
-    let across = panels.div_ceil(cut.outputs);
+    // What is counted from here on is places: that of one panel, or of one of each matrix.
+    let places = panels / EACH;
+    let place_bytes = matrices.iter().map(|matrix| matrix.memory_bytes()).sum::<usize>() / places;
+    let cut = Cut::new(team.threads(), places, place_bytes, x.width() * EACH, rows);
+    let across = places.div_ceil(cut.outputs);
     let down = row_panels(rows).div_ceil(cut.rows);
     let (team_threads, row_panels) = (team.threads(), row_panels(rows));
+    let locate = |place: usize, of: usize| locate(matrices, of * places + place);
     team.tiles(first_tiles + across * down, |worker, tile| {
         let Some(tile) = tile.checked_sub(first_tiles) else { return first_tile(worker) };
-        let mut results: Results = [[0.0; PANEL]; PANEL_ROWS];
+        let mut results: [Results; EACH] = [[[0.0; PANEL]; PANEL_ROWS]; EACH];
         let mut ahead = Ahead::new();
         let first = tile % across * cut.outputs;
         let first_rows = tile / across * cut.rows;
         let last_rows = row_panels.min(first_rows + cut.rows);
-        let last = panels.min(first + cut.outputs);
-        for panel in first..last {
-            let Some(mut at) = locate(matrices, panel) else { return };
+        let last = places.min(first + cut.outputs);
+        for place in first..last {
+            let mut all = [const { None }; EACH];
+            (0..EACH).for_each(|of| all[of] = locate(place, of));
             // At the end of a tile a guess: where this thread goes on if all claim in turn.
-            let next = if panel + 1 < last { panel + 1 } else { first + team_threads * cut.outputs };
-            let next = locate(matrices, next).map(|next| next.matrix.panel(next.panel)).unwrap_or_default();
-            let mut nexts = next.chunks(next.len().div_ceil(last_rows - first_rows).next_multiple_of(64).max(64));
+            let next = if place + 1 < last { place + 1 } else { first + team_threads * cut.outputs };
+            let mut nexts: [_; EACH] = std::array::from_fn(|of| {
+                let next = Some(next).filter(|next| *next < places).and_then(|next| locate(next, of));
+                let next = next.map(|next| next.matrix.panel(next.panel)).unwrap_or_default();
+                next.chunks(next.len().div_ceil(last_rows - first_rows).next_multiple_of(64).max(64))
+            });
             for row_panel_index in first_rows..last_rows {
-                (at.row_panel, at.rows) = (row_panel_index, row_panel(rows, row_panel_index));
-                at.piece = panel * row_panels + row_panel_index;
-                ahead.clear();
-                prepare(worker, &at, &mut ahead);
-                let next = nexts.next().unwrap_or_default();
-                if at.rows.len() > STREAMED_ROWS_MAX {
-                    ahead.stream(next);
+                for of in 0..EACH {
+                    let Some(at) = &mut all[of] else { return };
+                    (at.row_panel, at.rows) = (row_panel_index, row_panel(rows, row_panel_index));
+                    at.piece = (of * places + place) * row_panels + row_panel_index;
+                    ahead.clear();
+                    prepare(worker, at, &mut ahead);
+                    let next = nexts[of].next().unwrap_or_default();
+                    if at.rows.len() > STREAMED_ROWS_MAX {
+                        ahead.stream(next);
+                    }
+                    multiply(isa, at.matrix, at.panel, x, &at.rows, &mut ahead, &mut results[of]);
                 }
-                multiply(isa, at.matrix, at.panel, x, &at.rows, &mut ahead, &mut results);
-                consume(worker, &at, &mut results);
+                let Some(all) = each(&all) else { return };
+                consume(worker, all, &mut results);
             }
         }
     });
+}
+
+/// All of them, if there are.
+fn each<T, const EACH: usize>(all: &[Option<T>; EACH]) -> Option<[&T; EACH]> {
+    let first = all[0].as_ref()?;
+    let mut each = [first; EACH];
+    for (each, one) in each.iter_mut().zip(all) {
+        *each = one.as_ref()?;
+    }
+    Some(each)
 }
 
 /// Where a piece is.

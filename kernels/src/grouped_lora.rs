@@ -36,8 +36,8 @@ pub use self::plan::LoraScratch;
 use self::plan::{Add, Item, Next, Part, Piece, Worker, recycled, share};
 use self::shrink::{Inputs, round, shrink};
 use crate::gemm::{
-    Ahead, Beside, LINE_BYTES, PieceAt, Results, TileScratch, fetch_lines, matmul_beside, matmul_packed, matmul_tiles,
-    matmul_tiles_beside,
+    Ahead, Beside, LINE_BYTES, PieceAt, Results, TileScratch, fetch_lines, matmul_beside, matmul_gated_beside,
+    matmul_packed, matmul_tiles, matmul_tiles_beside,
 };
 use crate::packed::PANEL;
 use crate::pool::SharedMut;
@@ -86,6 +86,29 @@ pub fn matmul_lora(
     }
     with_terms((team.threads(), isa), matrices, x, runs, scratch, |terms| {
         matmul_beside(team, isa, matrices, x, out, accumulate, terms)
+    });
+}
+
+/// What [`swiglu_rows`](crate::swiglu_rows) makes of the [`matmul_lora`] of these two, in the forms that `out` keeps and to the bit, in one
+/// operation. Module slot 0 is the gate.
+///
+/// # Panics
+/// If a shape is wrong, the outputs are no multiple of 32, or `x` does not keep the form that a matrix needs.
+pub fn matmul_lora_gated(
+    team: &Team<'_>,
+    isa: Isa,
+    gate_up: [&PackedMatrix; 2],
+    x: &QuantisedRows,
+    out: &mut QuantisedRows,
+    runs: &[LoraRun<'_>],
+    scratch: &mut LoraScratch,
+) {
+    if runs.is_empty() {
+        scratch.next.clear();
+        return matmul_gated_beside(team, isa, gate_up, x, out, &());
+    }
+    with_terms((team.threads(), isa), &gate_up, x, runs, scratch, |terms| {
+        matmul_gated_beside(team, isa, gate_up, x, out, terms);
     });
 }
 

@@ -61,7 +61,8 @@ pub use elementwise_rope::{HeadNorms, RopeRows, rope_rows};
 pub use exp::exp;
 pub use gemm::{Piece, TileScratch, matmul_each, matmul_packed, matmul_tiles, takes_tiles};
 pub use grouped_lora::{
-    LoraGroup, LoraRun, LoraScratch, LoraTermHead, LoraTermParts, SLOTS_MAX, matmul_lora, matmul_lora_tiles,
+    LoraGroup, LoraRun, LoraScratch, LoraTermHead, LoraTermParts, SLOTS_MAX, matmul_lora, matmul_lora_gated,
+    matmul_lora_tiles,
 };
 pub use isa::{Amx, Isa};
 pub use lm_head::{HEAD_TOP_MAX, HeadOutput, HeadRow, HeadWant, lm_head};

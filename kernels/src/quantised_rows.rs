@@ -112,47 +112,40 @@ impl QuantisedRows {
     /// # Panics
     /// If the lengths do not belong together or `width` is not a multiple of 32.
     pub fn fill(&mut self, team: &Team<'_>, isa: Isa, x: &[f32], rows: usize, width: usize) {
-        assert!(
-            width > 0 && width.is_multiple_of(BLOCK_VALUES) && rows * width == x.len(),
-            "{rows} x {width} of {}",
-            x.len()
-        );
-        (self.rows, self.width) = (rows, width);
-        let row_words = width / BLOCK_VALUES * BLOCK_WORDS;
-        self.words.resize(if self.forms.words { rows * row_words } else { 0 });
-        self.pairs.resize(if self.forms.pairs { rows * width / 2 } else { 0 });
-        self.floats.resize(if self.forms.floats { rows * width } else { 0 });
+        assert!(rows * width == x.len(), "{rows} x {width} of {}", x.len());
         // A tile is some blocks of one panel. The panels are about equal.
         let panels = row_panels(rows);
         let chunks = (rows * width).div_ceil(panels.max(1)).div_ceil(TILE_VALUES).max(1);
         let chunk_width = (width / BLOCK_VALUES).div_ceil(chunks) * BLOCK_VALUES;
-        let words = SharedMut::new(&mut self.words);
-        let pairs = SharedMut::new(&mut self.pairs);
-        let floats = SharedMut::new(&mut self.floats);
-        let forms = self.forms;
+        let parts = self.parts(rows, width);
         team.tiles(panels * chunks, |_, tile| {
             let at = row_panel(rows, tile / chunks);
             let from = width.min(tile % chunks * chunk_width);
             let to = width.min(from + chunk_width);
             let part = Part { x: &x[at.start * width..at.end * width], rows: at.len(), width, from, to };
-            // Of a form with `each` units for `values` values.
-            let range = |each: usize, values: usize| {
-                let start = (at.start * width + from * at.len()) / values * each;
-                start..start + (to - from) * at.len() / values * each
-            };
-            if forms.words {
-                // SAFETY: panels are disjoint ranges of rows, chunks are disjoint within them, and each is one tile's.
-                quantise(isa, &part, unsafe { words.slice(range(BLOCK_WORDS, BLOCK_VALUES)) });
-            }
-            if forms.pairs {
-                // SAFETY: as above.
-                round_pairs(isa, &part, unsafe { pairs.slice(range(1, 2)) });
-            }
-            if forms.floats {
-                // SAFETY: as above.
-                transpose(isa, &part, unsafe { floats.slice(range(1, 1)) });
-            }
+            // SAFETY: panels are disjoint ranges of rows, chunks are disjoint within them, and each is one tile's.
+            unsafe { parts.take(isa, &at, from / BLOCK_VALUES, &part) };
         });
+    }
+
+    /// Room for rows of this width, to be written in parts.
+    ///
+    /// # Panics
+    /// If `width` is not a multiple of 32.
+    pub(crate) fn parts(&mut self, rows: usize, width: usize) -> Parts<'_> {
+        assert!(width > 0 && width.is_multiple_of(BLOCK_VALUES), "rows of {width} values");
+        (self.rows, self.width) = (rows, width);
+        let row_words = width / BLOCK_VALUES * BLOCK_WORDS;
+        self.words.resize(if self.forms.words { rows * row_words } else { 0 });
+        self.pairs.resize(if self.forms.pairs { rows * width / 2 } else { 0 });
+        self.floats.resize(if self.forms.floats { rows * width } else { 0 });
+        Parts {
+            forms: self.forms,
+            width,
+            words: SharedMut::new(&mut self.words),
+            pairs: SharedMut::new(&mut self.pairs),
+            floats: SharedMut::new(&mut self.floats),
+        }
     }
 
     /// The int8 form of one panel.
@@ -181,6 +174,51 @@ impl QuantisedRows {
     pub(crate) fn floats(&self, rows: &Range<usize>) -> &[u32] {
         assert!(self.forms.floats, "rows are not kept as f32");
         &self.floats[rows.start * self.width..rows.end * self.width]
+    }
+}
+
+/// Rows that are being written, by several threads.
+pub(crate) struct Parts<'a> {
+    forms: Forms,
+    width: usize,
+    words: SharedMut<'a, u32>,
+    pairs: SharedMut<'a, u32>,
+    floats: SharedMut<'a, u32>,
+}
+
+impl Parts<'_> {
+    /// Takes one block of the rows of a panel: `x` is `[rows, 32]`.
+    ///
+    /// # Safety
+    /// Nobody else writes this block of these rows, and `rows` are a panel of all of them.
+    pub(crate) unsafe fn write(&self, isa: Isa, rows: &Range<usize>, block: usize, x: &[f32]) {
+        let part = Part { x, rows: rows.len(), width: BLOCK_VALUES, from: 0, to: BLOCK_VALUES };
+        // SAFETY: the caller's promise.
+        unsafe { self.take(isa, rows, block, &part) };
+    }
+
+    /// Takes a part of the rows of a panel, from a block on.
+    ///
+    /// # Safety
+    /// Nobody else writes these blocks of these rows, and `rows` are a panel of all of them.
+    unsafe fn take(&self, isa: Isa, rows: &Range<usize>, block: usize, part: &Part<'_>) {
+        // Of a form with `each` units for `values` values.
+        let range = |each: usize, values: usize| {
+            let start = (rows.start * self.width + block * BLOCK_VALUES * rows.len()) / values * each;
+            start..start + (part.to - part.from) * rows.len() / values * each
+        };
+        if self.forms.words {
+            // SAFETY: the caller's promise.
+            quantise(isa, part, unsafe { self.words.slice(range(BLOCK_WORDS, BLOCK_VALUES)) });
+        }
+        if self.forms.pairs {
+            // SAFETY: as above.
+            round_pairs(isa, part, unsafe { self.pairs.slice(range(1, 2)) });
+        }
+        if self.forms.floats {
+            // SAFETY: as above.
+            transpose(isa, part, unsafe { self.floats.slice(range(1, 1)) });
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where results go in the output of a whole product. Not here: how they are computed.
 
+use super::Results;
+use crate::elementwise::gated;
 use crate::isa::multiversion;
 use crate::packed::PANEL;
 use crate::pool::SharedMut;
@@ -37,11 +39,22 @@ multiversion! {
             // SAFETY: each row of each panel of outputs is in one piece, and the columns of panels are disjoint.
             let out = unsafe { out.slice(at..at + place.outputs) };
             match (out.first_chunk_mut::<PANEL>(), accumulate) {
-                (Some(out), true) => out.iter_mut().zip(results).for_each(|(out, result)| *out += result),
+                // The sums are made before any is written: the compiler does not see that the two places are apart.
+                (Some(out), true) => *out = std::array::from_fn(|at| out[at] + results[at]),
                 (Some(out), false) => *out = *results,
                 (None, true) => out.iter_mut().zip(results).for_each(|(out, result)| *out += result),
                 (None, false) => out.iter_mut().zip(results).for_each(|(out, result)| *out = *result),
             }
+        }
+    }
+}
+
+multiversion! {
+    /// Replaces the gates' values by what they let through.
+    pub(super) fn pass_gates(both: &mut [Results; 2], rows: usize) {
+        let [gates, ups] = both;
+        for (gates, ups) in gates.iter_mut().zip(ups).take(rows) {
+            *gates = std::array::from_fn(|at| gated(gates[at], ups[at]));
         }
     }
 }

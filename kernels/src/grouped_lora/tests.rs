@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::pack::{Codes, SCALE_BYTES, VECTOR, ZERO};
 use super::*;
 use crate::dot::tests::values;
-use crate::quantised_rows::quantise_block;
+use crate::quantised_rows::{quantise_block, row_panel, row_panels};
 use crate::{BLOCK_VALUES, BlockFormat, Floats, MappedPart, Pool};
 
 /// Numbers below `bound`, repeatable.
@@ -428,4 +428,60 @@ fn what_does_not_fit_is_refused() {
     assert!(LoraGroup::pack(32, &[]).is_none());
     assert!(LoraGroup::pack(32, &[good.clone(), good.clone()]).is_none());
     assert!(LoraGroup::pack(48, &[term(1, [0, 48, 4, 20], false)]).is_none());
+}
+
+/// All forms of all rows.
+fn forms(rows: &QuantisedRows) -> Vec<u32> {
+    let panels = || (0..row_panels(rows.rows())).map(|panel| row_panel(rows.rows(), panel));
+    let words = panels().flat_map(|panel| rows.words(&panel));
+    words
+        .chain(panels().flat_map(|panel| rows.pairs(&panel)))
+        .chain(panels().flat_map(|panel| rows.floats(&panel)))
+        .copied()
+        .collect()
+}
+
+#[test]
+fn what_gates_let_through_has_the_bits_of_the_product_and_the_gate_one_after_the_other() {
+    let pool = Pool::new(3).unwrap();
+    for (rows, inputs, outputs) in [(1, 64, 32), (2, 32, 96), (7, 160, 64), (12, 64, 32), (13, 64, 256), (40, 96, 96)] {
+        let matrices = [matrix(3, outputs, inputs), matrix(4, outputs, inputs)];
+        let terms = [term(5, [0, inputs, 16, outputs], false), term(6, [1, inputs, 5, outputs], rows == 7)];
+        let group = LoraGroup::pack(inputs, &terms).unwrap();
+        let run = |rows: Range<usize>, enabled| LoraRun { rows, group: &group, weight: -0.7, enabled };
+        let mut x = values(7, rows * inputs);
+        x[inputs - 1] = if rows == 2 { f32::NAN } else { 1e4 };
+        for runs in
+            [vec![], vec![run(0..rows, 3)], vec![run(0..1, 2), run(0..rows.div_ceil(2), 1), run(rows - 1..rows, 3)]]
+        {
+            for isa in Isa::available() {
+                let mut given = QuantisedRows::new();
+                given.fill(&Team::alone(), isa, &x, rows, inputs);
+                let mut product = vec![0.0; rows * 2 * outputs];
+                let (both, scratch) = ([&matrices[0], &matrices[1]], &mut LoraScratch::default());
+                matmul_lora(&Team::alone(), isa, &both, &given, &mut product, false, &runs, scratch);
+                let mut passed = vec![0.0; rows * outputs];
+                crate::swiglu_rows(&Team::alone(), isa, &product, outputs, &mut passed);
+                let mut expected = QuantisedRows::new();
+                expected.fill(&Team::alone(), isa, &passed, rows, outputs);
+                let expected = forms(&expected);
+                let mut gated = QuantisedRows::new();
+                let scratch = &mut LoraScratch::default();
+                matmul_lora_gated(&Team::alone(), isa, both, &given, &mut gated, &runs, scratch);
+                assert_eq!(forms(&gated), expected, "{isa:?} {rows} x {outputs}, {} runs", runs.len());
+                pool.step(|team| matmul_lora_gated(team, isa, both, &given, &mut gated, &runs, scratch));
+                assert_eq!(forms(&gated), expected, "{isa:?} {rows} x {outputs}, {} runs, threads", runs.len());
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "rows of 40 values")]
+fn gates_pass_whole_blocks() {
+    let matrices = [matrix(3, 40, 32), matrix(4, 40, 32)];
+    let mut x = QuantisedRows::new();
+    x.fill(&Team::alone(), Isa::plain(), &values(7, 32), 1, 32);
+    let (gated, scratch) = (&mut QuantisedRows::new(), &mut LoraScratch::default());
+    matmul_lora_gated(&Team::alone(), Isa::plain(), [&matrices[0], &matrices[1]], &x, gated, &[], scratch);
 }

@@ -86,10 +86,7 @@ unsafe fn quantise_four(x: *const f32, width: usize, stride: usize, words: *mut 
         let word = |word: usize, value| _mm_storeu_si128(words.add(word * stride).cast(), value);
         for half in 0..2 {
             // Word i of all rows in the low half, word i + 4 in the high one.
-            let pair = [
-                _mm256_unpacklo_epi64(ab[half], cd[half]),
-                _mm256_unpackhi_epi64(ab[half], cd[half]),
-            ];
+            let pair = [_mm256_unpacklo_epi64(ab[half], cd[half]), _mm256_unpackhi_epi64(ab[half], cd[half])];
             for (index, pair) in pair.into_iter().enumerate() {
                 word(Words::CODES + 2 * half + index, _mm256_castsi256_si128(pair));
                 word(Words::CODES + 4 + 2 * half + index, _mm256_extracti128_si256::<1>(pair));

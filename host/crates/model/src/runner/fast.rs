@@ -49,7 +49,7 @@ impl Fast {
         let weights = Weights::load(base)?;
         // Adapters are multiplied in int8, whatever the base is.
         let adapters = (config.adapter_slots > 0).then_some(BlockFormat::Q8_0);
-        let activations = QuantisedRows::for_formats(weights.formats().chain(adapters));
+        let activations = [(); 2].map(|()| QuantisedRows::for_formats(weights.formats().chain(adapters)));
         let amx = match config.prompts {
             Prompts::Auto if weights.take_tiles() => Amx::detect(),
             Prompts::Auto | Prompts::Int8 => None,

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use engine::{Batch, LoraSegment};
 use kernels::{
     Amx, AttentionScratch, AttentionSequence, Buffer, HeadNorms, Isa, LoraRun, LoraScratch, PackedMatrix, PagedKv,
-    QuantisedRows, RopeRows, Team, TileRows, TileScratch, embed_rows, matmul_lora, matmul_lora_tiles, paged_attention,
-    rms_norm_rows, rope_rows, swiglu_rows, takes_tiles,
+    QuantisedRows, RopeRows, Team, TileRows, TileScratch, embed_rows, matmul_lora, matmul_lora_gated,
+    matmul_lora_tiles, paged_attention, rms_norm_rows, rope_rows, swiglu_rows, takes_tiles,
 };
 use types::Module;
 
@@ -30,12 +30,14 @@ pub(super) struct Buffers {
     stream: Buffer<f32>,
     /// `[rows, hidden]`
     normed: Buffer<f32>,
-    /// `[rows, q + k + v]`, later `[rows, gate + up]`, each row [`padded`].
+    /// `[rows, q + k + v]`, later of asked rows in tiles `[rows, gate + up]`, each row [`padded`].
     wide: Buffer<f32>,
-    /// `[rows, heads, head_dim]`, later `[rows, intermediate]`.
+    /// `[rows, heads, head_dim]`, later of asked rows in tiles `[rows, intermediate]`.
     narrow: Buffer<f32>,
     /// The input of a linear layer in int8.
     activations: QuantisedRows,
+    /// What the gate lets through, of drawn tokens.
+    gated: QuantisedRows,
     /// The same in bf16, of asked tokens.
     tiles: TileRows,
     tile_scratch: TileScratch,
@@ -50,7 +52,7 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// Room for steps of this many rows.
-    pub(super) fn new(config: &ModelConfig, rows: usize, activations: QuantisedRows) -> Self {
+    pub(super) fn new(config: &ModelConfig, rows: usize, [activations, gated]: [QuantisedRows; 2]) -> Self {
         let queries = config.heads * config.head_dim;
         let projected = queries + 2 * config.kv_heads * config.head_dim;
         let room = |width: usize| Buffer::with_capacity(rows.min(ROWS_AT_ONCE).saturating_mul(width));
@@ -60,6 +62,7 @@ impl Buffers {
             wide: room(padded(projected.max(2 * config.intermediate))),
             narrow: room(queries.max(config.intermediate)),
             activations,
+            gated,
             tiles: TileRows::default(),
             tile_scratch: TileScratch::default(),
             places: Vec::with_capacity(rows),
@@ -177,18 +180,38 @@ impl Forward<'_> {
     fn feed_forward(&mut self, layer: usize) {
         let (config, weights, team, isa) = (self.config, &self.weights.layers[layer], self.team, self.isa);
         let rows = self.rows();
-        let Buffers { stream, normed, wide, narrow, .. } = &mut *self.buffers;
+        let Buffers { stream, normed, .. } = &mut *self.buffers;
         rms_norm_rows(team, isa, stream, &weights.feed_forward_norm, config.rms_epsilon, normed);
-        wide.resize(rows * padded(2 * config.intermediate));
-        narrow.resize(rows * config.intermediate);
-        self.linear(layer, Group::GateUp, Place::Normed, Place::Wide);
+        // Of drawn rows the gate and the up values stay where they are computed.
+        let asked = rows - self.drawn(self.tiles_of(layer, Group::GateUp));
+        let Buffers { wide, narrow, .. } = &mut *self.buffers;
+        wide.resize(asked * padded(2 * config.intermediate));
+        narrow.resize(asked * config.intermediate);
+        self.linear(layer, Group::GateUp, Place::Normed, Place::Gated);
         let Buffers { wide, narrow, .. } = &mut *self.buffers;
         swiglu_rows(team, isa, wide, config.intermediate, narrow);
-        self.linear(layer, Group::Down, Place::Narrow, Place::Stream);
+        self.linear(layer, Group::Down, Place::Gated, Place::Stream);
+    }
+
+    /// What asked rows are multiplied with in these layers, if not with what drawn ones are: the same in a whole feed-forward network,
+    /// as what lies between is kept in one form.
+    fn tiles_of(&self, layer: usize, group: Group) -> Option<Amx> {
+        let weights = &self.weights.layers[layer];
+        let takes = |group: Group| group.modules().iter().all(|module| takes_tiles(weights.module(*module).format()));
+        let groups: &[Group] = match group {
+            Group::GateUp | Group::Down => &[Group::GateUp, Group::Down],
+            _ => &[group],
+        };
+        self.amx.filter(|_| groups.iter().all(|group| takes(*group)))
+    }
+
+    /// The rows before the asked ones.
+    fn drawn(&self, tiles: Option<Amx>) -> usize {
+        tiles.map_or(self.rows(), |_| self.batch.drawn_rows as usize)
     }
 
     /// y = Wx + Σᵢ δᵢ(x) for modules of equal input, into `wide` or added to `stream`; their outputs lie one after the other
-    /// in each row. δᵢ is wᵢ·sᵢ·Bᵢ(Aᵢx), or what DoRA makes of it and of the plain Wx: no δ sees another's.
+    /// in each row. Of the gate and the up values only what the gate lets through is kept, of drawn rows: `gated`. δᵢ is wᵢ·sᵢ·Bᵢ(Aᵢx), or what DoRA makes of it and of the plain Wx: no δ sees another's.
     fn linear(&mut self, layer: usize, group: Group, from: Place, to: Place) {
         let (team, isa, rows) = (self.team, self.isa, self.batch.tokens.len());
         let weights = &self.weights.layers[layer];
@@ -196,30 +219,43 @@ impl Forward<'_> {
         let modules = group.modules();
         modules.iter().zip(&mut room).for_each(|(module, matrix)| *matrix = weights.module(*module));
         let matrices: &[&PackedMatrix] = &room[..modules.len()];
-        let Buffers { stream, normed, wide, narrow, activations, tiles, tile_scratch, runs, lora, .. } =
-            &mut *self.buffers;
-        let (x, y): (&[f32], &mut [f32]) = match (from, to) {
-            (Place::Normed, Place::Wide) => (normed, wide),
-            (_, Place::Stream) => (narrow, stream),
-            (_, _) => (narrow, wide),
-        };
-        let amx = self.amx.filter(|_| matrices.iter().all(|matrix| takes_tiles(matrix.format())));
-        let drawn = if amx.is_some() { self.batch.drawn_rows as usize } else { rows };
+        let amx = self.tiles_of(layer, group);
+        let drawn = self.drawn(amx);
         let inputs = matrices[0].inputs();
-        let (drawn_x, asked_x) = x.split_at(drawn * inputs);
-        let (drawn_y, asked_y) = y.split_at_mut(drawn * (y.len() / rows.max(1)));
+        let Buffers { stream, normed, wide, narrow, activations, gated, tiles, tile_scratch, runs, lora, .. } =
+            &mut *self.buffers;
+        let (drawn_x, asked_x): (&[f32], &[f32]) = match from {
+            Place::Gated => (&[], narrow),
+            Place::Normed => normed.split_at(drawn * inputs),
+            _ => narrow.split_at(drawn * inputs),
+        };
+        let (drawn_y, asked_y): (&mut [f32], &mut [f32]) = match to {
+            Place::Gated => (&mut [], wide),
+            Place::Stream => split_rows(stream, rows, drawn),
+            _ => split_rows(wide, rows, drawn),
+        };
         let accumulate = to == Place::Stream;
         let mut adding = recycled(std::mem::take(runs));
         let segments = || self.batch.segments.iter();
         if drawn > 0 {
-            activations.fill(team, isa, drawn_x, drawn, inputs);
+            if from != Place::Gated {
+                activations.fill(team, isa, drawn_x, drawn, inputs);
+            }
             team.upcoming(self.weights.after(layer, group));
             adding.extend(segments().filter_map(|segment| run(self.slots, segment, 0..drawn, layer, group)));
             let (next_layer, next) = group.after(layer);
             let next = segments().filter_map(|segment| run(self.slots, segment, 0..drawn, next_layer, next));
             let lora = &mut lora[0][group as usize];
             lora.upcoming(next.map(|run| run.group));
-            matmul_lora(team, isa, matrices, activations, drawn_y, accumulate, &adding, lora);
+            match (matrices, to) {
+                (&[gate, up], Place::Gated) => {
+                    matmul_lora_gated(team, isa, [gate, up], activations, gated, &adding, lora);
+                }
+                _ => {
+                    let x = if from == Place::Gated { &*gated } else { &*activations };
+                    matmul_lora(team, isa, matrices, x, drawn_y, accumulate, &adding, lora);
+                }
+            }
         }
         if let Some(amx) = amx.filter(|_| drawn < rows) {
             tiles.fill(team, amx, asked_x, rows - drawn, inputs);
@@ -242,6 +278,11 @@ const fn padded(width: usize) -> usize {
     (width.div_ceil(LINE_VALUES) | 1) * LINE_VALUES
 }
 
+/// So many of the rows, and the others.
+fn split_rows(values: &mut [f32], rows: usize, first: usize) -> (&mut [f32], &mut [f32]) {
+    values.split_at_mut(first * (values.len() / rows.max(1)))
+}
+
 /// What a linear layer reads or writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -249,6 +290,8 @@ enum Place {
     Narrow,
     Wide,
     Stream,
+    /// What the gate lets through: of drawn rows `gated`; of asked ones `wide` is written and `narrow` is read.
+    Gated,
 }
 
 /// What a segment's adapter adds to these modules in these rows, if it adds something; rows are counted from the first of them.
