@@ -54,7 +54,7 @@ fn bench(team: &Team<'_>, format: BlockFormat, peak: f64, bandwidth: f64) {
         layers.push(layer);
     }
     if std::env::var_os("APART").is_none() {
-        PackedMatrix::gather(layers.iter_mut().flatten().flat_map(|(group, _)| group));
+        PackedMatrix::gather(layers.iter_mut().flatten().flat_map(|(group, _)| group.chunks_mut(1)));
     }
     let values: f64 = layers
         .iter()

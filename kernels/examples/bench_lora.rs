@@ -70,7 +70,7 @@ fn base() -> Vec<Vec<PackedMatrix>> {
     let mut base: Vec<Vec<PackedMatrix>> = layers
         .map(|(inputs, outputs)| outputs.iter().filter_map(|outputs| matrix(inputs, outputs)).collect())
         .collect();
-    PackedMatrix::gather(base.iter_mut().flatten());
+    PackedMatrix::gather(base.iter_mut().flat_map(|layer| layer.chunks_mut(1)));
     base
 }
 

@@ -5,7 +5,6 @@ mod layout;
 
 pub(crate) use layout::{Layout, PANEL, formats, panel_bytes};
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Team;
@@ -23,8 +22,9 @@ pub struct PackedMatrix {
     format: BlockFormat,
     panel_bytes: usize,
     memory: Arc<Memory>,
-    /// In the memory; begins at a cache line.
-    range: Range<usize>,
+    /// Where the first panel is in the memory, and how far the others are from each other: whole cache lines.
+    first: usize,
+    stride: usize,
 }
 
 impl PackedMatrix {
@@ -45,28 +45,37 @@ impl PackedMatrix {
                 layout::write_row(format, panel, lane, row);
             }
         }
-        Some(Self { outputs, inputs, format, panel_bytes, memory: Arc::new(memory), range: 0..bytes })
+        Some(Self { outputs, inputs, format, panel_bytes, memory: Arc::new(memory), first: 0, stride: panel_bytes })
     }
 
     /// Moves matrices next to each other, in this order: to be called with those that a step reads one after the other, as
     /// many as there is memory for twice. Then they lie in huge pages, which few matrices fill alone, and the end of one is
-    /// read while the beginning of the next is fetched.
-    pub fn gather<'a>(matrices: impl IntoIterator<Item = &'a mut Self>) {
-        let matrices: Vec<&mut Self> = matrices.into_iter().collect();
-        let mut memory = Memory::new(matrices.iter().map(|matrix| matrix.range.len()).sum());
+    /// read while the beginning of the next is fetched. The panels of those that come together alternate, as
+    /// [`matmul_lora_gated`](crate::matmul_lora_gated) reads them.
+    ///
+    /// # Panics
+    /// If matrices that come together have different numbers of panels.
+    pub fn gather<'a>(matrices: impl IntoIterator<Item = &'a mut [Self]>) {
+        let groups: Vec<&mut [Self]> = matrices.into_iter().collect();
+        let mut memory = Memory::new(groups.iter().flat_map(|group| group.iter()).map(Self::memory_bytes).sum());
         let mut end = 0;
-        let ranges: Vec<Range<usize>> = matrices
-            .iter()
-            .map(|matrix| {
-                let range = end..end + matrix.range.len();
-                memory.bytes_mut()[range.clone()].copy_from_slice(matrix.bytes());
-                end = range.end;
-                range
-            })
-            .collect();
+        let mut firsts = Vec::with_capacity(groups.len());
+        for group in &groups {
+            firsts.push(end);
+            let panels = group.first().map_or(0, Self::panels);
+            assert!(group.iter().all(|matrix| matrix.panels() == panels), "{panels} panels and others");
+            for (panel, matrix) in (0..panels).flat_map(|panel| group.iter().map(move |matrix| (panel, matrix))) {
+                memory.bytes_mut()[end..end + matrix.panel_bytes].copy_from_slice(matrix.panel(panel));
+                end += matrix.panel_bytes;
+            }
+        }
         let memory = Arc::new(memory);
-        for (matrix, range) in matrices.into_iter().zip(ranges) {
-            (matrix.memory, matrix.range) = (Arc::clone(&memory), range);
+        for (group, mut first) in groups.into_iter().zip(firsts) {
+            let stride = group.iter().map(|matrix| matrix.panel_bytes).sum();
+            for matrix in group {
+                (matrix.memory, matrix.first, matrix.stride) = (Arc::clone(&memory), first, stride);
+                first += matrix.panel_bytes;
+            }
         }
     }
 
@@ -91,13 +100,15 @@ impl PackedMatrix {
     /// What it occupies: the blocks' own bytes, for a whole number of 32 outputs.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.range.len()
+        self.panels() * self.panel_bytes
     }
 
-    /// The packed weights in the order in which products read them: see [`crate::Team::upcoming`].
+    /// The packed weights in the order in which products read them, with those of other matrices that alternate with them: see
+    /// [`crate::Team::upcoming`].
     #[must_use]
     pub fn stream(&self) -> &[u8] {
-        self.bytes()
+        let len = self.panels().checked_sub(1).map_or(0, |last| last * self.stride + self.panel_bytes);
+        &self.memory.bytes()[self.first..][..len]
     }
 
     /// Copies one row as f32, with the same bits as [`crate::dequantise`] of the file's blocks: a token's embedding.
@@ -137,11 +148,8 @@ impl PackedMatrix {
 
     /// The stream of one panel, aligned to 64 bytes.
     pub(crate) fn panel(&self, index: usize) -> &[u8] {
-        &self.bytes()[index * self.panel_bytes..][..self.panel_bytes]
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.memory.bytes()[self.range.clone()]
+        assert!(index < self.panels());
+        &self.memory.bytes()[self.first + index * self.stride..][..self.panel_bytes]
     }
 }
 
@@ -204,16 +212,25 @@ mod tests {
             let blocks = random_blocks(BlockFormat::Q5_0, outputs * 3, outputs as u64);
             PackedMatrix::pack(outputs, 96, BlockFormat::Q5_0, &blocks).unwrap()
         };
-        let (mut some, same) = ([make(40), make(1), make(64)], [make(40), make(1), make(64)]);
-        PackedMatrix::gather(&mut some);
-        for (matrix, same) in some.iter().zip(&same) {
-            assert!(matrix.bytes() == same.bytes() && matrix.bytes().as_ptr().addr().is_multiple_of(64));
+        let (mut some, same) = ([40, 1, 64, 33].map(make), [40, 1, 64, 33].map(make));
+        let equal = |matrix: &PackedMatrix, same: &PackedMatrix| {
+            let panels = (0..same.panels()).map(|panel| (matrix.panel(panel), same.panel(panel)));
+            panels.into_iter().all(|(panel, same)| panel == same && panel.as_ptr().addr().is_multiple_of(64))
+                && matrix.memory_bytes() == same.memory_bytes()
+        };
+        let (apart, together) = some.split_at_mut(2);
+        PackedMatrix::gather(apart.chunks_mut(1).chain([together]));
+        assert!(some.iter().zip(&same).all(|(matrix, same)| equal(matrix, same)));
+        assert_eq!(some[0].stream().as_ptr_range().end, some[1].stream().as_ptr());
+        assert_eq!(some[1].stream().as_ptr_range().end, some[2].stream().as_ptr());
+        for panel in 0..2 {
+            assert_eq!(some[2].panel(panel).as_ptr_range().end, some[3].panel(panel).as_ptr());
         }
-        assert_eq!(some[0].bytes().as_ptr_range().end, some[1].bytes().as_ptr());
-        PackedMatrix::gather(&mut some[..0]);
-        let [_, mut one, _] = some;
-        PackedMatrix::gather([&mut one]);
-        assert!(one.bytes() == same[1].bytes());
+        assert_eq!(some[3].panel(0).as_ptr_range().end, some[2].panel(1).as_ptr());
+        PackedMatrix::gather([&mut some[..0]]);
+        let [_, mut one, _, mut other] = some;
+        PackedMatrix::gather([std::slice::from_mut(&mut one), std::slice::from_mut(&mut other)]);
+        assert!(equal(&one, &same[1]) && equal(&other, &same[3]));
     }
 
     #[test]

@@ -31,6 +31,13 @@ impl LayerWeights {
     pub(super) fn module(&self, module: Module) -> &PackedMatrix {
         &self.modules[module.index()]
     }
+
+    /// The matrices in the order in which a step reads them; gate and up are read together.
+    fn in_order(&mut self) -> [&mut [PackedMatrix]; 6] {
+        let [q, k, v, o, gate_up @ .., down] = &mut self.modules;
+        let one = std::slice::from_mut;
+        [one(q), one(k), one(v), one(o), gate_up, one(down)]
+    }
 }
 
 impl Weights {
@@ -46,7 +53,7 @@ impl Weights {
             apart_bytes += weights.modules.iter().map(PackedMatrix::memory_bytes).sum::<usize>();
             layers.push(weights);
             if apart_bytes >= GATHER_BYTES || layer + 1 == config.layers {
-                PackedMatrix::gather(layers[gathered..].iter_mut().flat_map(|layer| &mut layer.modules));
+                PackedMatrix::gather(layers[gathered..].iter_mut().flat_map(LayerWeights::in_order));
                 (gathered, apart_bytes) = (layers.len(), 0);
             }
         }
