@@ -211,7 +211,8 @@ impl Forward<'_> {
     }
 
     /// y = Wx + Σᵢ δᵢ(x) for modules of equal input, into `wide` or added to `stream`; their outputs lie one after the other
-    /// in each row. Of the gate and the up values only what the gate lets through is kept, of drawn rows: `gated`. δᵢ is wᵢ·sᵢ·Bᵢ(Aᵢx), or what DoRA makes of it and of the plain Wx: no δ sees another's.
+    /// in each row. δᵢ is wᵢ·sᵢ·Bᵢ(Aᵢx), or what DoRA makes of it and of the plain Wx: no δ sees another's. Of gate and up values
+    /// only what the gate lets through is kept of drawn rows, in `gated`.
     fn linear(&mut self, layer: usize, group: Group, from: Place, to: Place) {
         let (team, isa, rows) = (self.team, self.isa, self.batch.tokens.len());
         let weights = &self.weights.layers[layer];
