@@ -57,9 +57,8 @@ pub(crate) trait Beside: Sync {
 
 /// Outputs of a matrix for a panel of rows.
 pub(crate) struct PieceAt<'a> {
-    /// The number of the matrix, and how many there are.
+    /// The number of the matrix.
     pub(crate) matrix: usize,
-    pub(crate) matrices: usize,
     /// The number of the panel of rows, and its first row.
     pub(crate) row_panel: usize,
     pub(crate) first_row: usize,
@@ -149,11 +148,11 @@ pub(crate) fn matmul_beside(
     };
     let prepare = |worker, at: &Located<'_>, ahead: &mut Ahead| {
         fetch(&place(at), &out);
-        beside.ahead(worker, &at.piece_at(matrices.len()), ahead);
+        beside.ahead(worker, &at.piece_at(), ahead);
     };
     let first = (beside.tiles(), |worker| beside.tile(worker));
     pieces(team, isa, matrices, x, first, prepare, |_, [at]: [&Located<'_>; 1], [results]| {
-        beside.add(&at.piece_at(matrices.len()), results);
+        beside.add(&at.piece_at(), results);
         write(isa, results, &place(at), accumulate, &out);
     });
 }
@@ -171,11 +170,11 @@ pub(crate) fn matmul_gated_beside(
 ) {
     assert!(gate.outputs() == up.outputs(), "{} gates of {} outputs", gate.outputs(), up.outputs());
     let out = out.parts(x.rows(), gate.outputs());
-    let prepare = |worker, at: &Located<'_>, ahead: &mut Ahead| beside.ahead(worker, &at.piece_at(2), ahead);
+    let prepare = |worker, at: &Located<'_>, ahead: &mut Ahead| beside.ahead(worker, &at.piece_at(), ahead);
     let first = (beside.tiles(), |worker| beside.tile(worker));
     pieces(team, isa, &[gate, up], x, first, prepare, |_, both: [&Located<'_>; 2], results| {
         for (at, results) in both.iter().zip(&mut *results) {
-            beside.add(&at.piece_at(2), results);
+            beside.add(&at.piece_at(), results);
         }
         let [at, _] = both;
         pass_gates(isa, results, at.rows.len());
@@ -354,9 +353,9 @@ struct Located<'a> {
 }
 
 impl Located<'_> {
-    fn piece_at(&self, matrices: usize) -> PieceAt<'_> {
+    fn piece_at(&self) -> PieceAt<'_> {
         let Self { index: matrix, row_panel, rows, outputs, piece: number, .. } = self;
-        PieceAt { matrix: *matrix, matrices, row_panel: *row_panel, first_row: rows.start, outputs, number: *number }
+        PieceAt { matrix: *matrix, row_panel: *row_panel, first_row: rows.start, outputs, number: *number }
     }
 }
 

@@ -41,7 +41,7 @@ use crate::gemm::{
 };
 use crate::packed::PANEL;
 use crate::pool::SharedMut;
-use crate::quantised_rows::{PANEL_ROWS, row_panels};
+use crate::quantised_rows::PANEL_ROWS;
 use crate::{Amx, Isa, PackedMatrix, QuantisedRows, Team, TileRows};
 
 /// Modules that may share an input.
@@ -169,6 +169,7 @@ fn with_terms<'a>(
         adds_of,
         streams,
         added_rows,
+        row_panels,
         next,
         workers,
         sums,
@@ -178,7 +179,7 @@ fn with_terms<'a>(
         ..
     } = &mut *scratch;
     let (sums, shrunk, added) = (SharedMut::new(sums), SharedMut::new(shrunk), SharedMut::new(added));
-    let product_pieces = matrices.iter().map(|matrix| matrix.panels()).sum::<usize>() * row_panels(x.rows());
+    let product_pieces = matrices.iter().map(|matrix| matrix.panels()).sum::<usize>() * *row_panels;
     let next_lines = match *streams {
         true => next.iter().map(|next| next.lines).sum::<usize>().min(threads * streamed::LINES_MAX),
         false => next.last().map_or(0, |last| last.end),
@@ -195,6 +196,7 @@ fn with_terms<'a>(
         adds_of,
         streams: *streams,
         added_rows,
+        row_panels: *row_panels,
         added,
         columns,
         width,
@@ -225,6 +227,7 @@ struct Terms<'a> {
     streams: bool,
     /// To which rows of a panel, then.
     added_rows: &'a [Range<usize>],
+    row_panels: usize,
     /// What, for all rows and the outputs of all matrices.
     added: SharedMut<'a, f32>,
     /// Where the outputs of each matrix begin, and how many there are in all.
@@ -321,8 +324,7 @@ impl Beside for Terms<'_> {
 
 impl Terms<'_> {
     fn adds_of(&self, at: &PieceAt<'_>) -> &[Add<'_>] {
-        let row_panels = self.adds_of.len() / at.matrices;
-        &self.adds[self.adds_of[at.matrix * row_panels + at.row_panel].clone()]
+        &self.adds[self.adds_of[at.matrix * self.row_panels + at.row_panel].clone()]
     }
 
     /// Computes a part; `end` is that of the parts of the same worker.

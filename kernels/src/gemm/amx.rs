@@ -169,8 +169,8 @@ pub(crate) fn matmul_tiles_beside(
                 results[..range.len()].copy_from_slice(from);
                 let number = tile * row_panels(rows) + row_panel_index;
                 let (matrix, outputs) = (at.index, &at.outputs);
-                let (matrices, first_row) = (matrices.len(), range.start);
-                let piece = PieceAt { matrix, matrices, row_panel: row_panel_index, first_row, outputs, number };
+                let first_row = range.start;
+                let piece = PieceAt { matrix, row_panel: row_panel_index, first_row, outputs, number };
                 beside.add(&piece, &mut results);
                 place::write(isa, &results, &place(range.start, range.len()), accumulate, &out);
             }

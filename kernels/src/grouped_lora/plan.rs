@@ -13,8 +13,10 @@ use crate::{Buffer, PackedMatrix};
 
 /// What an item's numbers begin at a multiple of: a cache line, so that threads write to different ones.
 const ALIGNMENT: usize = 16;
-/// Rows of a part at most: half a panel, so that two threads share the beginning of an operation.
-const PART_ROWS_MAX: usize = PANEL_ROWS / 2;
+/// Rows of a part at most: each part reads all of A, and threads that have none begin with the product.
+const PART_ROWS_MAX: usize = 8;
+/// Rows of a piece on average up to which B is read in one go.
+const STREAMED_ROWS_MAX: usize = PANEL_ROWS / 2;
 /// Pieces for each thread from which on B is read in one go: with fewer, threads would wait for the one that has the last.
 const STREAMED_PIECES_MIN: usize = 2;
 
@@ -39,7 +41,7 @@ pub struct LoraScratch {
     pub(super) next: Vec<Next>,
     /// Of each worker, how many of its parts are taken, and how many lines of what is next it has fetched.
     pub(super) workers: Vec<Worker>,
-    row_panels: usize,
+    pub(super) row_panels: usize,
     /// What A makes of the inputs, item by item: `[rows, lanes]`.
     pub(super) sums: Buffer<f32>,
     /// The same in int8: `[rows, row_words]`.
@@ -241,7 +243,7 @@ impl LoraScratch {
         // B of few rows is best read in one go; of many by panels, each while its outputs are in the cache. DoRA needs these.
         let with_terms: usize = pieces.iter().map(|piece| piece.rows.len()).sum();
         *streams = pieces.len() >= STREAMED_PIECES_MIN * threads
-            && with_terms <= PART_ROWS_MAX * pieces.len()
+            && with_terms <= STREAMED_ROWS_MAX * pieces.len()
             && runs.iter().all(|run| !run.group.layout.grows);
         added.resize(if *streams { rows * width } else { 0 });
         workers.resize_with(threads, Worker::default);

@@ -88,7 +88,6 @@ impl Terms<'_> {
 
     /// The rows of a piece to which something is added, counted from its first.
     fn rows_of(&self, at: &PieceAt<'_>) -> &[Range<usize>] {
-        let row_panels = self.adds_of.len() / at.matrices;
-        &self.added_rows[self.adds_of[at.matrix * row_panels + at.row_panel].clone()]
+        &self.added_rows[self.adds_of[at.matrix * self.row_panels + at.row_panel].clone()]
     }
 }
