@@ -5,18 +5,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use super::expand::STREAMED_ROWS_MAX;
 use super::pack::{Codes, Layout, SCALE_BYTES, VECTOR, VECTOR_BYTES};
 use super::{LoraGroup, LoraRun};
 use crate::gemm::{LINE_BYTES, fetch_lines};
-use crate::quantised_rows::{PANEL_ROWS, row_panel};
+use crate::quantised_rows::row_panel;
 use crate::{Buffer, PackedMatrix};
 
 /// What an item's numbers begin at a multiple of: a cache line, so that threads write to different ones.
 const ALIGNMENT: usize = 16;
-/// Rows of a part at most: each part reads all of A, and threads that have none begin with the product.
+/// Rows of a part at most, but where B is read in one go: each part reads all of A, and threads that have none begin with the product.
 const PART_ROWS_MAX: usize = 8;
-/// Rows of a piece on average up to which B is read in one go.
-const STREAMED_ROWS_MAX: usize = PANEL_ROWS / 2;
 /// Pieces for each thread from which on B is read in one go: with fewer, threads would wait for the one that has the last.
 const STREAMED_PIECES_MIN: usize = 2;
 
@@ -226,7 +225,7 @@ impl LoraScratch {
         planned.outputs.extend(matrices.iter().map(|matrix| matrix.outputs()));
         (planned.rows, planned.inputs, planned.threads) = (rows, inputs, threads);
         let width: usize = planned.outputs.iter().sum();
-        let Self { pieces, items, sums, shrunk, streams, added, workers, .. } = self;
+        let Self { pieces, parts, items, sums, shrunk, streams, added, workers, .. } = self;
         let (mut sums_end, mut shrunk_end) = (0, 0);
         let place = |end: &mut usize, len: usize| {
             let start = *end;
@@ -245,6 +244,13 @@ impl LoraScratch {
         *streams = pieces.len() >= STREAMED_PIECES_MIN * threads
             && with_terms <= STREAMED_ROWS_MAX * pieces.len()
             && runs.iter().all(|run| !run.group.layout.grows);
+        let part_rows_max = if *streams { STREAMED_ROWS_MAX } else { PART_ROWS_MAX };
+        parts.clear();
+        for (number, piece) in pieces.iter().enumerate() {
+            let (rows, count) = (piece.rows.len(), piece.rows.len().div_ceil(part_rows_max));
+            let cut = |index: usize| rows * index / count;
+            parts.extend((0..count).map(|index| Part { piece: number, rows: cut(index)..cut(index + 1) }));
+        }
         added.resize(if *streams { rows * width } else { 0 });
         workers.resize_with(threads, Worker::default);
         sums.resize(sums_end);
@@ -262,13 +268,12 @@ impl LoraScratch {
         parts.iter().for_each(|part| *waiting[if *streams { 0 } else { part.piece }].get_mut() += 1);
     }
 
-    /// Makes the pieces, their parts, and the items without their places.
+    /// Makes the pieces, and the items without their places.
     fn cut(&mut self, runs: &[LoraRun<'_>], rows: usize) {
-        let Self { cuts, reach, pieces, parts, items, waiting, row_panels, .. } = self;
+        let Self { cuts, reach, pieces, items, waiting, row_panels, .. } = self;
         cuts.clear();
         reach.clear();
         pieces.clear();
-        parts.clear();
         items.clear();
         waiting.clear();
         *row_panels = crate::quantised_rows::row_panels(rows);
@@ -296,9 +301,6 @@ impl LoraScratch {
             while row_panel(rows, panel).end <= between.start {
                 panel += 1;
             }
-            let count = between.len().div_ceil(PART_ROWS_MAX);
-            let cut = |index: usize| between.len() * index / count;
-            parts.extend((0..count).map(|index| Part { piece: pieces.len(), rows: cut(index)..cut(index + 1) }));
             waiting.push(AtomicUsize::new(0));
             let first_item = items.len();
             items.extend(runs_over.map(|run| Item { run, sums: 0..0, shrunk: 0..0 }));
