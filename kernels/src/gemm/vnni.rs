@@ -1,5 +1,5 @@
-//! Integer formats with AVX-512 VNNI. A tile is up to 6 rows x 32 outputs or 12 rows x 16: an i32 and an f32 register for
-//! each row and 16 outputs (24), the codes of 4 inputs x 16 outputs, and a row's 4 inputs broadcast from memory.
+//! Integer formats with AVX-512 VNNI. A tile is up to 6 rows x 32 outputs: an i32 and an f32 register for each row and
+//! 16 outputs (24), the codes of 4 inputs x 32 outputs, and a row's 4 inputs broadcast from memory. More rows are two tiles.
 //!
 //! Per block, row and 16 outputs there are 8 VPDPBUSD, and 2 or 3 multiplications on the same two pipes: at most 80 % or
 //! 73 % of the machine's peak. Not here: the order of the arithmetic, which is written down in `gemm.rs`.
@@ -11,6 +11,8 @@ use super::ahead::{Ahead, LINE_BYTES, Pace};
 use crate::packed::{Layout, PANEL};
 use crate::quantised_rows::{BLOCK_WORDS, PANEL_ROWS, Words};
 
+/// Vectors of 16 outputs of a panel.
+const VECTORS: usize = PANEL / 16;
 /// How far ahead of its use the stream is fetched where few rows pass over it once: memory takes about 400 cycles.
 const NEAR_BYTES: usize = 4096;
 
@@ -53,7 +55,7 @@ pub(super) unsafe fn integers<F: Layout>(
 }
 
 // The parts of a tile are macros with indices, and no functions with iterators: the compiler keeps the sums in registers only
-// when it sees every index as a constant. F, ROWS and VECTORS are those of `tile`.
+// when it sees every index as a constant. F, ROWS and STRIDE are those of `tile`.
 
 /// A word of a row of the block at `x`, in all lanes.
 macro_rules! word {
@@ -98,13 +100,13 @@ macro_rules! step {
 
 /// Scales the sums of a block (Q6_K: of half a block) and adds them to the results.
 macro_rules! finish {
-    ($x:ident, $header:ident, $scales:ident, $first:ident, $half:literal, $dots:ident, $sums:ident) => {
+    ($x:ident, $header:ident, $scales:ident, $half:literal, $dots:ident, $sums:ident) => {
         let mut scale = [_mm512_setzero_ps(); VECTORS];
         let mut least = [_mm512_setzero_ps(); VECTORS];
         for vector in 0..VECTORS {
-            scale[vector] = scale_of::<F, $half>($header, $scales, $first + vector);
+            scale[vector] = scale_of::<F, $half>($header, $scales, vector);
             if F::SHAPE.minima {
-                least[vector] = least_of::<F>($header, $scales, $first + vector);
+                least[vector] = least_of::<F>($header, $scales, vector);
             }
         }
         for row in 0..ROWS {
@@ -122,11 +124,11 @@ macro_rules! finish {
     };
 }
 
-/// VECTORS vectors of 16 outputs from `first` on.
+/// ROWS rows of a panel of STRIDE.
 ///
 /// # Safety
-/// The machine has the features; `weights` has a panel of `blocks` blocks and `x` the words of ROWS rows of them;
-/// `first + VECTORS <= 2`.
+/// The machine has the features; `weights` has a panel of `blocks` blocks and `x` the words of STRIDE rows of them, from
+/// the first of the ROWS rows on; there are ROWS rows of results.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn tile<F: Layout, const ROWS: usize, const STRIDE: usize>(
     mut weights: *const u8,
@@ -135,8 +137,6 @@ unsafe fn tile<F: Layout, const ROWS: usize, const STRIDE: usize>(
     pace: &mut Pace<'_>,
     results: &mut [[f32; PANEL]],
 ) {
-    const VECTORS: usize = 2;
-    let first = 0;
     let shape = F::SHAPE;
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
     let Pace { mut lines, lines_each, mut stream, stream_each, mut later, later_each, .. } = *pace;
@@ -163,20 +163,20 @@ unsafe fn tile<F: Layout, const ROWS: usize, const STRIDE: usize>(
                     _mm_prefetch::<_MM_HINT_T1>(lines.read().cast());
                     lines = lines.add(1);
                 }
-                let codes = weights.add(first * shape.codes_bytes());
+                let codes = weights;
                 let scales = weights.add(2 * shape.codes_bytes());
                 let mut dots = [[_mm512_setzero_si512(); VECTORS]; ROWS];
                 if shape.bits == 6 {
                     start!(x, 0, dots);
                     step!(x, codes, dots, 0 1 2 3);
-                    finish!(x, header, scales, first, 0, dots, sums);
+                    finish!(x, header, scales, 0, dots, sums);
                     start!(x, 1, dots);
                     step!(x, codes, dots, 4 5 6 7);
-                    finish!(x, header, scales, first, 1, dots, sums);
+                    finish!(x, header, scales, 1, dots, sums);
                 } else {
                     start!(x, 0, dots);
                     step!(x, codes, dots, 0 4 1 5 2 6 3 7);
-                    finish!(x, header, scales, first, 0, dots, sums);
+                    finish!(x, header, scales, 0, dots, sums);
                 }
                 weights = weights.add(shape.block_bytes());
                 x = x.add(STRIDE * BLOCK_WORDS);
@@ -185,7 +185,7 @@ unsafe fn tile<F: Layout, const ROWS: usize, const STRIDE: usize>(
         (pace.lines, pace.stream, pace.later) = (lines, stream, later);
         for (results, sums) in results.iter_mut().zip(sums) {
             for (vector, sum) in sums.into_iter().enumerate() {
-                _mm512_storeu_ps(results.as_mut_ptr().add((first + vector) * 16), sum);
+                _mm512_storeu_ps(results.as_mut_ptr().add(vector * 16), sum);
             }
         }
     }

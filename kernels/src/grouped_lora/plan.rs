@@ -40,6 +40,7 @@ pub struct LoraScratch {
     pub(super) next: Vec<Next>,
     /// Of each worker, how many of its parts are taken, and how many lines of what is next it has fetched.
     pub(super) workers: Vec<Worker>,
+    /// Panels of the step's rows.
     pub(super) row_panels: usize,
     /// What A makes of the inputs, item by item: `[rows, lanes]`.
     pub(super) sums: Buffer<f32>,
