@@ -6,7 +6,9 @@
 //! the end of an epoch waits while that time lies ahead; one that answers before that never does.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::meter::wall_ns;
 
 /// One in so many cores is what guests may compute on average.
 const CORES_PER_SHARE: u64 = 4;
@@ -21,8 +23,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The share of all guests of one host.
 #[derive(Debug)]
 pub(crate) struct CpuShare {
-    began: Instant,
-    /// Nanoseconds from then on.
+    /// By the clock on the wall.
     earned_at_ns: AtomicU64,
     /// Thousandths of a core.
     rate: u64,
@@ -33,12 +34,7 @@ impl CpuShare {
     pub(crate) fn of(cores: usize) -> Self {
         let cores = u64::try_from(cores).unwrap_or(u64::MAX);
         let rate = (cores.saturating_mul(1000) / CORES_PER_SHARE).max(LEAST);
-        Self { began: Instant::now(), earned_at_ns: AtomicU64::new(0), rate }
-    }
-
-    /// A guest has computed for so long.
-    pub(crate) fn took(&self, cpu_ns: u64) {
-        self.took_at(self.now_ns(), cpu_ns);
+        Self { earned_at_ns: AtomicU64::new(0), rate }
     }
 
     /// Whether guests have computed more than their share.
@@ -48,10 +44,11 @@ impl CpuShare {
 
     /// How long a guest that would go on computing has to wait.
     pub(crate) fn pause(&self) -> Option<Duration> {
-        self.pause_at(self.now_ns())
+        self.pause_at(wall_ns())
     }
 
-    fn took_at(&self, now_ns: u64, cpu_ns: u64) {
+    /// A guest has computed for so long until now.
+    pub(crate) fn took(&self, now_ns: u64, cpu_ns: u64) {
         let earned_in = cpu_ns.saturating_mul(1000) / self.rate.max(1);
         let most = now_ns.saturating_add(u64::try_from((BURST + PAUSE_MAX).as_nanos()).unwrap_or(u64::MAX));
         let later = |earned_at: u64| Some(earned_at.max(now_ns).saturating_add(earned_in).min(most));
@@ -63,10 +60,6 @@ impl CpuShare {
         let ahead = self.earned_at_ns.load(Ordering::Relaxed).saturating_sub(now_ns);
         let over = Duration::from_nanos(ahead).checked_sub(BURST).filter(|over| !over.is_zero())?;
         Some(over.min(PAUSE_MAX))
-    }
-
-    fn now_ns(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -83,7 +76,7 @@ mod tests {
         while now_ns < 10_000 * MS {
             now_ns += 2 * MS;
             for _ in 0..threads {
-                share.took_at(now_ns, 2 * MS);
+                share.took(now_ns, 2 * MS);
                 computed_ns += 2 * MS;
             }
             now_ns += share.pause_at(now_ns).map_or(0, |pause| u64::try_from(pause.as_nanos()).expect("short"));
@@ -107,14 +100,14 @@ mod tests {
     #[test]
     fn a_burst_costs_nothing_and_what_is_idle_is_not_saved_up() {
         let share = CpuShare::of(4);
-        share.took_at(1000 * MS, 100 * MS);
+        share.took(1000 * MS, 100 * MS);
         assert_eq!(share.pause_at(1000 * MS), None);
-        share.took_at(1000 * MS, 10 * MS);
+        share.took(1000 * MS, 10 * MS);
         assert_eq!(share.pause_at(1000 * MS), Some(Duration::from_millis(10)));
-        share.took_at(1000 * MS, 500 * MS);
+        share.took(1000 * MS, 500 * MS);
         assert_eq!(share.pause_at(1000 * MS), Some(Duration::from_millis(510)));
         assert_eq!(share.pause_at(1610 * MS), None);
-        share.took_at(9000 * MS, 101 * MS);
+        share.took(9000 * MS, 101 * MS);
         assert_eq!(share.pause_at(9000 * MS), Some(Duration::from_millis(1)));
     }
 
@@ -123,7 +116,7 @@ mod tests {
         let share = CpuShare::of(4);
         // A minute at twice the rate, in calls that never wait.
         for ms in 0..60_000 {
-            share.took_at(ms * MS, 2 * MS);
+            share.took(ms * MS, 2 * MS);
         }
         assert_eq!(share.pause_at(60_000 * MS).map(|pause| pause <= PAUSE_MAX), Some(true));
         assert_eq!(share.pause_at(61_001 * MS), None);
