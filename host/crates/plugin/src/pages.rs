@@ -1,12 +1,14 @@
-//! Pages that the instances of a component write to, made theirs before they do. A memory begins as a private mapping of the component's
-//! file, and the first write to each page of it is a fault, in which the kernel copies that page: hundreds in each request of an
-//! interpreter, which are most of the time that it takes. The kernel tells which pages were written, and copies them when it is
-//! asked to (`MADV_POPULATE_WRITE`), all in one go and while nobody waits.
+//! Pages that the instances of a component touch, made ready before they do. A memory begins as a private mapping of the component's
+//! file. The first touch of each page of it is a fault, in which the kernel maps the page or, at a write, copies it: hundreds in each
+//! request of an interpreter, which are most of the time that it takes. The kernel tells which pages were touched and which of them
+//! were written, and maps and copies them when it is asked to (`MADV_POPULATE_READ`, `MADV_POPULATE_WRITE`), all in one go and
+//! while nobody waits.
 //!
 //! Nothing here changes what is in a memory: a page that is made a mapping's own has the content that it had. wasmtime does not tell where
 //! a memory lies, so they are found by the file that they begin with, and pages may be copied for an instance that does not need
 //! them, or for a place in wasmtime's pool that is free: that costs memory until the place is used again, which is why few pages in
-//! few places are (`PAGES_MAX`, `MAPPINGS_MAX`). Not here: when (`spares.rs`).
+//! few places are (`WRITTEN_MAX`, `MAPPINGS_MAX`); a page that is only mapped is the file's, and costs none. Not here: when
+//! (`spares.rs`).
 #![allow(
     unsafe_code,
     reason = "rustix offers advice on memory only as an unsafe function, since other advice drops pages"
@@ -23,11 +25,13 @@ use rustix::fs::{major, minor};
 use rustix::mm::{Advice, madvise};
 use rustix::param::page_size;
 
-/// Pages of one component: 2 MiB.
-const PAGES_MAX: usize = 512;
+/// Pages of one component that are copied: 2 MiB.
+const WRITTEN_MAX: usize = 512;
+/// Pages of one component that are mapped: 32 MiB.
+const TOUCHED_MAX: usize = 8192;
 /// Places with the component's memory, in use or not. With more of them none is looked at.
 const MAPPINGS_MAX: usize = 4;
-/// Times that it is looked which pages are written.
+/// Times that it is looked which pages are touched.
 const LOOKS_MAX: u32 = 4;
 /// Of the list of the process' mappings. A host with thousands of components at hand has a longer one, and goes without.
 const LIST_BYTES_MAX: u64 = 256 << 10;
@@ -50,46 +54,60 @@ impl ImageFile {
     }
 }
 
-/// The pages of one component that its instances write to.
+/// The pages of one component that its instances touch.
 #[derive(Debug, Default)]
-pub(crate) struct WrittenPages {
+pub(crate) struct Pages {
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// By their number in the file.
-    pages: BTreeSet<u64>,
+    touched: Touched,
     looks: u32,
 }
 
-impl WrittenPages {
-    /// Looks which pages of the component's instances that live have been written.
+/// Pages of a file, by their number in it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Touched {
+    /// Those that are there, written or not. The kernel maps the neighbours of a page that is read as well.
+    all: BTreeSet<u64>,
+    written: BTreeSet<u64>,
+}
+
+impl Pages {
+    /// Looks which pages of the component's instances that live have been touched.
     pub(crate) fn look(&self, image: ImageFile) -> io::Result<()> {
         if self.lock().looks >= LOOKS_MAX {
             return Ok(());
         }
-        let mut found = BTreeSet::new();
-        for mapping in few(mappings(image)?) {
-            found.extend(mapping.written()?);
-        }
+        let found: Vec<Touched> = few(mappings(image)?).iter().map(Mapping::touched).collect::<io::Result<_>>()?;
         let mut state = self.lock();
         state.looks += 1;
-        state.pages.extend(found);
-        if state.pages.len() > PAGES_MAX {
-            state.pages.clear();
+        for found in found {
+            state.touched.all.extend(found.all);
+            state.touched.written.extend(found.written);
+        }
+        if state.touched.written.len() > WRITTEN_MAX || state.touched.all.len() > TOUCHED_MAX {
+            state.touched = Touched::default();
             state.looks = LOOKS_MAX;
         }
         Ok(())
     }
 
-    /// Makes these pages their own in all places that have the component's memory.
+    /// Maps these pages in all places that have the component's memory, and makes those their own that are written to.
     pub(crate) fn populate(&self, image: ImageFile) -> io::Result<()> {
-        let runs = runs(&self.lock().pages);
-        if runs.is_empty() {
+        let (all, written) = {
+            let touched = &self.lock().touched;
+            (runs(&touched.all), runs(&touched.written))
+        };
+        if all.is_empty() {
             return Ok(());
         }
-        few(mappings(image)?).iter().try_for_each(|mapping| mapping.populate(&runs))
+        for mapping in few(mappings(image)?) {
+            mapping.populate(&written, Touch::Write)?;
+            mapping.populate(&all, Touch::Read)?;
+        }
+        Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -105,18 +123,29 @@ struct Mapping {
 }
 
 impl Mapping {
-    /// The pages that are no longer the file's, by their number in it.
-    fn written(&self) -> io::Result<BTreeSet<u64>> {
+    /// The pages that are there, and those of them that are no longer the file's.
+    fn touched(&self) -> io::Result<Touched> {
         let count = self.memory.end - self.memory.start;
         let mut entries = vec![0; usize::try_from(count * ENTRY_BYTES).unwrap_or(0)];
         File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, self.memory.start * ENTRY_BYTES)?;
         let (entries, _) = entries.as_chunks();
-        let is_written = |entry: &[u8; 8]| u64::from_ne_bytes(*entry) & (IS_PRESENT | IS_THE_FILES) == IS_PRESENT;
-        let pages = (self.in_file..).zip(entries).filter(|(_, entry)| is_written(entry));
-        Ok(pages.map(|(page, _)| page).collect())
+        let mut touched = Touched::default();
+        for (page, entry) in (self.in_file..).zip(entries).map(|(page, entry)| (page, u64::from_ne_bytes(*entry))) {
+            if entry & IS_PRESENT != 0 {
+                touched.all.insert(page);
+                if entry & IS_THE_FILES == 0 {
+                    touched.written.insert(page);
+                }
+            }
+        }
+        Ok(touched)
     }
 
-    fn populate(&self, runs: &[Range<u64>]) -> io::Result<()> {
+    fn populate(&self, runs: &[Range<u64>], touch: Touch) -> io::Result<()> {
+        let advice = match touch {
+            Touch::Read => Advice::LinuxPopulateRead,
+            Touch::Write => Advice::LinuxPopulateWrite,
+        };
         let size = page_size();
         let end = self.in_file + (self.memory.end - self.memory.start);
         for run in runs {
@@ -126,13 +155,20 @@ impl Mapping {
             }
             let address = usize::try_from(self.memory.start + (from - self.in_file)).unwrap_or(0) * size;
             let bytes = usize::try_from(to - from).unwrap_or(0) * size;
-            // SAFETY: this advice reads and writes no memory and unmaps none: as if a byte of each page were written with the
+            // SAFETY: either advice reads and writes no memory and unmaps none: as if a byte of each page were read, or written with the
             // value that it has. Whatever lies at the address by now, mapped by whomever, has the content that it had; where nothing is
             // mapped, or nothing may be written, it is an error.
-            unsafe { madvise(std::ptr::without_provenance_mut(address), bytes, Advice::LinuxPopulateWrite) }?;
+            unsafe { madvise(std::ptr::without_provenance_mut(address), bytes, advice) }?;
         }
         Ok(())
     }
+}
+
+/// What a page is made ready for.
+#[derive(Clone, Copy, Debug)]
+enum Touch {
+    Read,
+    Write,
 }
 
 fn few(mappings: Vec<Mapping>) -> Vec<Mapping> {
@@ -221,10 +257,18 @@ mod tests {
         for mapping in &found {
             let pages = mapping.memory.end - mapping.memory.start;
             let all = mapping.in_file..mapping.in_file + pages;
-            mapping.populate(&[0..all.start, all.clone(), all.end..u64::MAX]).expect("populated");
-            assert_eq!(mapping.written().expect("told"), all.collect());
+            let runs = [0..all.start, all.clone(), all.end..u64::MAX];
+            mapping.populate(&runs, Touch::Read).expect("populated");
+            let before = mapping.touched().expect("told");
+            assert_eq!(before.all, all.clone().collect());
+            mapping.populate(&runs, Touch::Write).expect("populated");
+            let after = mapping.touched().expect("told");
+            assert_eq!(after, Touched { all: all.clone().collect(), written: all.collect() });
+            assert!(before.written.is_subset(&after.written));
         }
         let gone = Mapping { memory: 0..1, in_file: 0 };
-        assert!(gone.populate(&runs(&BTreeSet::from([0]))).is_err(), "there is nothing at address 0");
+        for touch in [Touch::Read, Touch::Write] {
+            assert!(gone.populate(&runs(&BTreeSet::from([0])), touch).is_err(), "there is nothing at address 0");
+        }
     }
 }

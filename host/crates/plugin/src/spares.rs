@@ -14,7 +14,7 @@ use types::Digest;
 use crate::PluginLimits;
 use crate::guest::{Guest, Spare};
 use crate::host::{Prepared, Shared};
-use crate::pages::{ImageFile, WrittenPages};
+use crate::pages::{ImageFile, Pages};
 
 /// CPU time of a start from which on another one is made before it is asked for. In Rust it takes 10 to 20 us.
 const LONG_START: Duration = Duration::from_micros(100);
@@ -39,7 +39,7 @@ pub(crate) struct Starts {
     /// It asked the host for something, or failed.
     is_unfit: AtomicBool,
     is_being_made: AtomicBool,
-    written: WrittenPages,
+    pages: Pages,
 }
 
 impl Starts {
@@ -194,10 +194,10 @@ pub(crate) fn after_start(shared: &Arc<Shared>, prepared: &Prepared, guest: &Gue
     };
     let (making, prepared, limits) = (Arc::clone(shared), prepared.clone(), Arc::clone(limits));
     run(shared, async move {
-        let written = &prepared.starts.written;
+        let pages = &prepared.starts.pages;
         match Spare::start(&making, &prepared, limits, held).await {
             Some(spare) => {
-                note(prepared.image.map(|image| written.populate(image)));
+                note(prepared.image.map(|image| pages.populate(image)));
                 making.spares.put(digest, Box::new(spare));
                 sweep(&making);
             }
@@ -210,11 +210,11 @@ pub(crate) fn after_start(shared: &Arc<Shared>, prepared: &Prepared, guest: &Gue
 /// What fails here makes the next request as slow as it was.
 fn note(outcome: Option<std::io::Result<()>>) {
     if let Some(Err(error)) = outcome {
-        tracing::debug!(%error, "pages that a plugin will write to could not be made ready");
+        tracing::debug!(%error, "pages that a plugin will touch could not be made ready");
     }
 }
 
-/// Looks what an instance has written when it goes, if that is worth knowing: the next request will write there as well.
+/// Looks which pages an instance has touched when it goes, if that is worth knowing: the next request will touch them as well.
 pub(crate) struct LastLook {
     starts: Arc<Starts>,
     image: Option<ImageFile>,
@@ -229,7 +229,7 @@ impl LastLook {
 impl Drop for LastLook {
     fn drop(&mut self) {
         if self.starts.want_another() {
-            note(self.image.map(|image| self.starts.written.look(image)));
+            note(self.image.map(|image| self.starts.pages.look(image)));
         }
     }
 }
